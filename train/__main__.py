@@ -1,0 +1,87 @@
+"""The command line: python -m train CONFIG | resume | evaluate | predict | transfer."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import tyro
+
+from train import commands
+from train.checkpoint import CheckpointError
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from train.configs import CONFIGS, get_config
+from train.loop import NonFiniteLossError
+from zoo.registry import unknown
+
+COMMANDS = {
+    "resume": commands.resume,
+    "evaluate": commands.evaluate,
+    "predict": commands.predict,
+}
+
+# The usual recipe for a small set: a new head on frozen features (--freeze), a low
+# rate where the whole network is trained.
+TRANSFER = TrainConfig(
+    model=ModelConfig(name=""),
+    data=DataConfig(dataset="", batch_size=32),
+    optim=OptimConfig(learning_rate=0.01, schedule="cosine"),
+    epochs=20,
+    eval_every=5,
+    save_every=5,
+)
+
+
+def usage() -> str:
+    """Lists the commands and the experiments."""
+    lines = [
+        "usage: python -m train NAME [options]     train one of the experiments below",
+        "       python -m train resume RUN         go on with an interrupted run",
+        "       python -m train evaluate RUN       or --model, --weights and --dataset",
+        "       python -m train predict RUN IMAGE ...",
+        "       python -m train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
+        "       python -m train digits_transfer    the embedded transfer study",
+        "",
+        "Each has --help. The experiments; NAME_tiny is a few steps on digits:",
+    ]
+    return "\n".join([*lines, *(f"  {name}" for name in CONFIGS)])
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    prog = f"python -m train {name}"
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name in COMMANDS:
+        tyro.cli(COMMANDS[name], args=rest, prog=prog)
+    elif name == "digits_transfer":
+        tyro.cli(commands.digits_transfer, args=rest, prog=prog)
+    elif name == "transfer":
+        text = commands.transfer.__doc__
+        config = tyro.cli(
+            TrainConfig, default=TRANSFER, args=rest, prog=prog, description=text
+        )
+        commands.transfer(config)
+    elif name.removesuffix("_tiny") in CONFIGS:
+        config = tyro.cli(TrainConfig, default=get_config(name), args=rest, prog=prog)
+        commands.train(config, name)
+    else:
+        known = [*CONFIGS, *COMMANDS, "transfer", "digits_transfer"]
+        raise ValueError(unknown("command or experiment", name, known))
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled steps between runs, unless jax has been told where already."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
+
+
+if __name__ == "__main__":
+    use_compilation_cache()
+    try:
+        main(sys.argv[1:])
+    # What a user can put right is said in words; anything else is a bug and is shown.
+    except (ValueError, OSError, CheckpointError, NonFiniteLossError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,163 @@
+"""Checkpoints of a run: asynchronous, atomic, the last two and the best."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
+from orbax.checkpoint import checkpoint_managers
+
+from train.state import TrainState
+from zoo.spec import Card
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read."""
+
+
+class Checkpoints:
+    """The checkpoints of a run folder; close it, or use it as a context.
+
+    Each step's folder has the items `state`, `card` (see `zoo.spec.Card`), `data` (the
+    position of a streamed data set) and `metrics`. A save that is interrupted leaves a
+    temporary folder, which nobody reads.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.folder = (run_dir / "checkpoints").resolve()
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda m: m["accuracy"] if m else float("-inf"),
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [checkpoint_managers.LatestN(2), best]
+        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> Sequence[int]:
+        """Lists the steps that are completely saved, in rising order."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """Returns the last step that is completely saved."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        card: Card,
+        metrics: dict[str, float] | None = None,
+        batches: Any = None,
+    ) -> None:
+        """Starts to save; returns when the state is copied and may be donated.
+
+        Args:
+          state: At this step.
+          step: Must not be saved yet; a step that is, stays as it is.
+          card: What the variables are.
+          metrics: Of the evaluation at this step, if there was one.
+          batches: The iterator of a streamed data set, whose position is saved too.
+
+        Raises:
+          CheckpointError: This save or the one before it failed, for instance because
+            the disk is full; earlier checkpoints are as they were.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {
+            "state": ocp.args.StandardSave(_as_dict(state)),
+            "card": ocp.args.JsonSave(card.to_json()),
+        }
+        if batches is not None:
+            items["data"] = ocp.args.JsonSave(batches.get_state())
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk.
+
+        Raises:
+          CheckpointError: The save failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(None, error) from error
+
+    def restore(
+        self, like: TrainState, sharding: NamedSharding, step: int, batches: Any = None
+    ) -> TrainState:
+        """Reads a state, on whatever devices it was saved.
+
+        Args:
+          like: A state of the same structure, or its shapes.
+          sharding: Of the state that is returned.
+          step: Which one to read.
+          batches: The iterator to set to its saved position.
+
+        Raises:
+          CheckpointError: It is damaged, or was saved from another configuration.
+        """
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            _as_dict(like),
+        )
+        items = {"state": ocp.args.StandardRestore(abstract)}
+        if batches is not None:
+            items["data"] = ocp.args.JsonRestore()
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            others = [s for s in self.steps() if s != step]
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} cannot be read: "
+                f"{_first_line(error)}. Other complete steps: {others or 'none'}; "
+                "resume from one of them with --step."
+            ) from error
+        if batches is not None:
+            batches.set_state(found["data"])
+        # Empty collections leave no trace in a checkpoint.
+        return like.replace(**{k: found["state"][k] for k in _as_dict(like)})
+
+    def close(self) -> None:
+        """Waits for what is being saved and releases the folder."""
+        self._manager.close()
+
+    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        what = "saving" if step is None else f"saving step {step}"
+        last = self.latest()
+        good = f"{self.folder / str(last)}" if last is not None else "none"
+        return CheckpointError(
+            f"{what} in {self.folder} failed: {_first_line(error)}. "
+            f"The last good checkpoint is {good}."
+        )
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    values = {
+        "step": state.step,
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+        "ema": state.ema,
+    }
+    return {k: v for k, v in values.items() if jax.tree.leaves(v)}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"

@@ -1,0 +1,221 @@
+"""Frozen dataclasses that say all there is to say of a run.
+
+Each field is an option of the command line, with its docstring as the help.
+"""
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cattrs
+import tyro
+
+
+def _short(name: str) -> Any:
+    """Gives an option a second name, without its section's."""
+    return tyro.conf.arg(aliases=(f"--{name}",))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and what it starts from."""
+
+    name: str
+    """Registered name; `python -m zoo list` has them."""
+    weights: Annotated[str | None, _short("from")] = None
+    """Path or registered name of weights to start from; None for the initialisation."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters and statistics stay float32."""
+    options: tuple[str, ...] = ()
+    """More options of the model as name=value, such as shortcut=B or remat=True."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, in which batches."""
+
+    dataset: Annotated[str, _short("dataset")]
+    """digits, cifar10, cifar100, any TFDS name, or imagefolder:PATH (folder or zip)."""
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str = "test"
+    """Split to evaluate on."""
+    data_dir: Annotated[str | None, _short("data-dir")] = None
+    """Where TFDS keeps prepared data sets; None for its own default."""
+    classes: Annotated[tuple[str, ...], _short("classes")] = ()
+    """Names of the classes to keep; none for all."""
+    per_class: Annotated[int, _short("per-class")] = 0
+    """Training images of each class to keep; 0 for all."""
+    color: Annotated[Literal["as_stored", "rgb", "grey"], _short("color")] = "as_stored"
+    """Conversion of every image."""
+    batch_size: Annotated[int, _short("batch-size")] = 128
+    """Images per step, over all devices."""
+    eval_batch_size: int = 512
+    """Images per evaluation step, over all devices."""
+    augment: Annotated[tuple[str, ...], _short("augment")] = ()
+    """Augmentations in their order, such as pad_crop:4 flip."""
+    placement: Literal["auto", "device", "stream"] = "auto"
+    """Keep the whole set on the device, or stream it; auto: by its size."""
+    device_megabytes: int = 1024
+    """Largest training set, in megabytes, that auto keeps on the device."""
+    workers: int = 0
+    """Processes that read images when streaming; 0 for threads alone."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What to do about an unreadable image; skip counts and names them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd has coupled weight decay, as in the papers; adamw decoupled."""
+    learning_rate: Annotated[float, _short("learning-rate")] = 0.1
+    """Highest learning rate."""
+    momentum: float = 0.9
+    """Of sgd; the first moment's decay of adamw."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: Annotated[float, _short("weight-decay")] = 1e-4
+    """Factor of the weights that is added to the gradient (adamw: to the update)."""
+    decay: Literal["all", "kernels"] = "all"
+    """Which parameters are decayed: all, or those with more than one dimension."""
+    schedule: Annotated[
+        Literal["constant", "step", "cosine", "polynomial"],
+        _short("schedule"),
+    ] = "constant"
+    """How the learning rate falls after warm-up."""
+    boundaries: tuple[float, ...] = (0.5, 0.75)
+    """Of the step schedule: fractions of the whole training."""
+    factor: float = 0.1
+    """Of the step schedule: what the rate is multiplied by at a boundary."""
+    power: float = 0.9
+    """Of the polynomial schedule: the exponent."""
+    warmup_steps: int = 0
+    """Length of the warm-up, in steps."""
+    warmup_rate: float = 0.0
+    """Learning rate at the first step of the warm-up; it rises linearly."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; None for no clipping."""
+    accumulate: int = 1
+    """Parts into which a batch is split, one after the other, to save memory."""
+    label_smoothing: float = 0.0
+    """Probability that is spread over all classes."""
+    ema_decay: float | None = None
+    """Decay of the moving average of weights that is evaluated; None for none."""
+    freeze: Annotated[tuple[str, ...], _short("freeze")] = ()
+    """Path patterns of what is not trained, such as 'backbone/**'."""
+    unfreeze: Annotated[tuple[str, ...], _short("unfreeze")] = ()
+    """EPOCH:PATTERN of what is trained from an epoch on, 5:backbone/stage3/**."""
+    rates: Annotated[tuple[str, ...], _short("rates")] = ()
+    """PATTERN=FACTOR of the learning rate by path, such as 'backbone/**=0.1'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole experiment."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    epochs: int = 10
+    """Length in epochs, where steps is 0."""
+    steps: int = 0
+    """Length in steps; 0 for epochs."""
+    seed: int = 0
+    """Of the initialisation, the order of the images and the augmentation."""
+    eval_every: int = 1
+    """Epochs between evaluations."""
+    save_every: int = 1
+    """Epochs between checkpoints."""
+    log_every: int = 20
+    """Steps between logged training metrics; each is the mean since the last."""
+    run_dir: str = ""
+    """Run folder; empty for runs/NAME-TIME below the current folder."""
+
+    def __post_init__(self):
+        _check(self.data.batch_size > 0, "data.batch_size", self.data.batch_size, "> 0")
+        _check(
+            self.data.eval_batch_size > 0,
+            "data.eval_batch_size",
+            self.data.eval_batch_size,
+            "> 0",
+        )
+        accumulate, batch = self.optim.accumulate, self.data.batch_size
+        _check(
+            accumulate > 0 and batch % accumulate == 0,
+            "optim.accumulate",
+            accumulate,
+            f"a divisor of data.batch_size={batch}",
+        )
+        smoothing, ema = self.optim.label_smoothing, self.optim.ema_decay
+        _check(0 <= smoothing < 1, "optim.label_smoothing", smoothing, "in [0, 1)")
+        _check(ema is None or 0 < ema < 1, "optim.ema_decay", ema, "in (0, 1) or None")
+        _check(
+            all(0 < b < 1 for b in self.optim.boundaries)
+            and list(self.optim.boundaries) == sorted(self.optim.boundaries),
+            "optim.boundaries",
+            self.optim.boundaries,
+            "rising fractions between 0 and 1",
+        )
+        _check(self.epochs > 0, "epochs", self.epochs, "> 0")
+        _check(self.steps >= 0, "steps", self.steps, ">= 0")
+        for name in ("eval_every", "save_every", "log_every"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+
+
+def _check(fits: bool, name: str, value: Any, expected: str):
+    if not fits:
+        raise ValueError(f"{name} must be {expected}, got {value}.")
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Returns a config as plain JSON values."""
+    return _converter.unstructure(config)
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Writes a config as JSON."""
+    path.write_text(json.dumps(to_json(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Reads what `save_config` wrote.
+
+    Raises:
+      ValueError: The file is missing, or is no such config; names it and the reason.
+    """
+    try:
+        return _converter.structure(json.loads(path.read_text()), TrainConfig)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.parent} is no run folder: no {path.name}.") from error
+    except (json.JSONDecodeError, cattrs.BaseValidationError) as error:
+        reasons = (
+            cattrs.transform_error(error)
+            if isinstance(error, cattrs.BaseValidationError)
+            else [error]
+        )
+        raise ValueError(f"{path}: {'; '.join(str(r) for r in reasons)}") from error
+
+
+def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
+    """Reads name=value pairs; values are Python literals, or else text.
+
+    Raises:
+      ValueError: A pair has no equals sign.
+    """
+    out = {}
+    for option in options:
+        name, sign, text = option.partition("=")
+        if not sign:
+            raise ValueError(f"model option {option!r} must be name=value.")
+        try:
+            out[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            out[name] = text
+    return out

@@ -1,0 +1,31 @@
+"""Data sets as random access on the host, and batches from them.
+
+Nothing here needs TensorFlow: data sets are read through TFDS's data sources, and
+batches are made by grain. The names below are the room's public door.
+"""
+
+from train.data.decode import BadImage, decode_image
+from train.data.fit import (
+    fit_source,
+    load_resident,
+    resident_bytes,
+    skip_bad_images,
+)
+from train.data.pipeline import epoch_order, eval_batches, train_stream
+from train.data.source import Source, Subset, array_source, open_source
+
+__all__ = [
+    "BadImage",
+    "Source",
+    "Subset",
+    "array_source",
+    "decode_image",
+    "epoch_order",
+    "eval_batches",
+    "fit_source",
+    "load_resident",
+    "open_source",
+    "resident_bytes",
+    "skip_bad_images",
+    "train_stream",
+]

@@ -1,0 +1,101 @@
+"""From the bytes of an image file to uint8 pixels."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# A photograph of 50 megapixels is 150 MB once decoded. What claims to be more is
+# refused before its pixels are touched.
+MAX_PIXELS = 50_000_000
+
+COLORS = {"rgb": "RGB", "grey": "L"}
+_SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BadImage(ValueError):
+    """An image that cannot be read; the message names its file and the reason."""
+
+
+def check_color(color: str | None) -> None:
+    """Raises ValueError unless `color` is None, "rgb" or "grey"."""
+    if color is not None and color not in COLORS:
+        raise ValueError(
+            f"color={color!r}: expected 'rgb', 'grey', or None to keep what is stored."
+        )
+
+
+def decode_image(
+    data: bytes,
+    provenance: str,
+    *,
+    color: str | None = None,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Decodes an image file to 8 bits a channel, grey or RGB.
+
+    Grey (also with alpha, and black and white) stays grey; everything else (palette,
+    RGBA, CMYK, YCbCr) becomes RGB. Alpha is dropped, not composited, as Pillow's
+    `convert("RGB")` does. Of 16 bits the upper 8 are kept. Of an animation the first
+    frame is taken.
+
+    Args:
+      data: Contents of the file.
+      provenance: What to call the file in errors.
+      color: "rgb" or "grey" (ITU-R 601 luma) to convert; None to keep what is stored.
+      upright: Whether to turn the image as its EXIF orientation says.
+      max_pixels: Most pixels (height x width) that are decoded.
+
+    Returns:
+      uint8 [height, width, 1] or [height, width, 3].
+
+    Raises:
+      BadImage: The file is not an image, is truncated, or has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(
+                    f"{provenance}: {width} x {height} = {width * height} pixels, "
+                    f"more than the limit of {max_pixels}."
+                )
+            image.load()
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            array = np.asarray(_eight_bits(image, color))
+    except BadImage:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError,
+        # struct.error, zlib.error and more for what is one thing to a user.
+        reason = (
+            "not an image of a known format"
+            if isinstance(error, UnidentifiedImageError)
+            else f"{type(error).__name__}: {error}"
+        )
+        raise BadImage(f"{provenance}: cannot be read ({reason}).") from error
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _eight_bits(image: Image.Image, color: str | None) -> Image.Image:
+    """Converts any of Pillow's modes to "L" or "RGB"."""
+    if image.mode in _SIXTEEN_BITS:
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"mode {image.mode} with values {values.min()} to {values.max()}, "
+                "expected 0 to 65535"
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("mode F (floating point) has no range of its own")
+    elif image.mode in ("1", "LA", "La"):
+        image = image.convert("L")
+    elif image.mode in ("P", "PA"):
+        # By way of RGBA, or Pillow warns of palettes with transparency.
+        image = image.convert("RGBA").convert("RGB")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return image if color is None else image.convert(COLORS[color])

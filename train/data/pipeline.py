@@ -1,0 +1,242 @@
+"""Batches for a network from a source.
+
+A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `label` int32 [B],
+`index` int32 [B] (position in the source), and for evaluation `valid` bool [B].
+"""
+
+import weakref
+
+import grain
+import numpy as np
+from absl import flags
+
+from train.data.fit import FittedSource, fit_source
+from train.data.source import Source
+from zoo.spec import Preprocess
+
+Batch = dict[str, np.ndarray]
+
+# Batches that are ready before they are asked for, in each process. Each holds
+# B * H * W * C bytes, so grain's own default of 500 would fill the memory.
+_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+
+
+def epoch_order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
+    """Decides which examples are visited when.
+
+    Every epoch is a new permutation, cut into `n // batch_size` batches; the
+    `n % batch_size` examples at its end are dropped.
+
+    Args:
+      n: Number of examples.
+      batch_size: Number of examples in a global batch.
+      seed: Decides the permutations.
+
+    Returns:
+      A data set without end whose element s is the int [batch_size] positions of
+      global step s.
+
+    Raises:
+      ValueError: There are fewer examples than a batch takes.
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f"batch_size={batch_size} of a set of {n} examples: expected 1 to {n}."
+        )
+    return (
+        grain.MapDataset.range(n)
+        .seed(seed)
+        .shuffle()
+        .batch(batch_size, drop_remainder=True)
+        .repeat()
+    )
+
+
+class _Load:
+    """Reads one process's part of a batch."""
+
+    def __init__(self, source: Source, process_index: int, process_count: int):
+        self.source = source
+        self.process_index, self.process_count = process_index, process_count
+
+    def __call__(self, indices: np.ndarray) -> Batch:
+        share = len(indices) // self.process_count
+        mine = indices[share * self.process_index :][:share]
+        examples = [self.source[int(i)] for i in mine]
+        return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+
+class _TrainIterator(grain.DatasetIterator):
+    """Batches of step 0, 1, ..; its state is the step, whatever the workers."""
+
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        super().__init__()
+        self._batches, self._workers = batches, workers
+        self._step = 0
+        self._inner: list[grain.DatasetIterator] = []
+        # Workers that outlive the interpreter's end die noisily.
+        weakref.finalize(self, _close_all, self._inner)
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        if not self._inner:
+            self._inner.append(self._start())
+        batch = next(self._inner[0])
+        self._step += 1
+        if self._workers:
+            # A copy, for the workers' shared memory goes when the iterator is closed.
+            batch = {key: np.array(value) for key, value in batch.items()}
+        return batch
+
+    def _start(self) -> grain.DatasetIterator:
+        batches = self._batches[self._step :].to_iter_dataset(_AHEAD)
+        if self._workers:
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._workers, per_worker_buffer_size=2
+                )
+            )
+        return iter(batches)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        _close_all(self._inner)
+        self._step = int(state["next_index"])
+
+    def close(self) -> None:
+        super().close()
+        _close_all(self._inner)
+
+
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+class _TrainStream(grain.IterDataset):
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        super().__init__([])
+        self._batches, self._workers = batches, workers
+
+    def __iter__(self) -> _TrainIterator:
+        return _TrainIterator(self._batches, self._workers)
+
+
+def train_stream(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Streams training batches without end, in the order of `epoch_order`.
+
+    At step s the parts of all processes, one behind the other, are exactly the
+    examples that `epoch_order` names for s. The iterator's `get_state` and `set_state`
+    (which grain's checkpointing uses) say the step and nothing else: training goes on
+    exactly, with any number of workers. Close it when done.
+
+    Args:
+      source: The examples.
+      preprocess: What the network takes.
+      batch_size: Number of examples in a global batch, over all processes.
+      seed: Decides the order.
+      workers: Number of processes that read and decode; 0 reads in threads of this
+        process. They are spawned, thus a script needs `if __name__ == "__main__"`.
+      process_index: Which of the training processes this one is.
+      process_count: Number of training processes.
+
+    Returns:
+      A data set of batches of `batch_size // process_count` examples.
+
+    Raises:
+      ValueError: The batch size does not fit the set or the processes.
+    """
+    _check_processes(batch_size, process_index, process_count)
+    order = epoch_order(len(source), batch_size, seed)
+    _mark_flags_as_parsed()
+    load = _Load(fit_source(source, preprocess), process_index, process_count)
+    return _TrainStream(order.map(load), workers)
+
+
+class _LoadPadded:
+    """Reads one process's part of a batch of an evaluation."""
+
+    def __init__(self, source: FittedSource, batch_size: int, start: int, share: int):
+        self.source = source
+        self.batch_size, self.start, self.share = batch_size, start, share
+
+    def __call__(self, step: int) -> Batch:
+        first = step * self.batch_size + self.start
+        size, channels = self.source.preprocess.size, self.source.preprocess.channels
+        batch = {
+            "image": np.zeros((self.share, size, size, channels), np.uint8),
+            "label": np.zeros(self.share, np.int32),
+            "index": np.zeros(self.share, np.int32),
+            "valid": np.zeros(self.share, bool),
+        }
+        last = min(first + self.share, len(self.source))
+        for slot, index in enumerate(range(first, last)):
+            for key, value in self.source[index].items():
+                batch[key][slot] = value
+            batch["valid"][slot] = True
+        return batch
+
+
+def eval_batches(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Batches of every example once, in order, over all processes.
+
+    Args:
+      source: The examples.
+      preprocess: What the network takes.
+      batch_size: Number of examples in a global batch, over all processes.
+      process_index: Which of the processes this one is.
+      process_count: Number of processes.
+
+    Returns:
+      A data set of `ceil(N / batch_size)` batches, as many in each process. All have
+      `batch_size // process_count` slots; those at the end that hold no example are
+      zero and have `valid` False.
+
+    Raises:
+      ValueError: The batch size does not fit the processes.
+    """
+    _check_processes(batch_size, process_index, process_count)
+    _mark_flags_as_parsed()
+    share = batch_size // process_count
+    load = _LoadPadded(
+        fit_source(source, preprocess), batch_size, share * process_index, share
+    )
+    steps = -(-len(source) // batch_size)
+    return grain.MapDataset.range(steps).map(load).to_iter_dataset(_AHEAD)
+
+
+def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index={process_index}: expected 0 .. {process_count - 1} "
+            f"(process_count={process_count})."
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} cannot be divided over {process_count} "
+            "process(es)."
+        )
+
+
+def _mark_flags_as_parsed() -> None:
+    # grain reads absl's flags, which only absl's own `app.run` parses.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

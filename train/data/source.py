@@ -1,0 +1,282 @@
+"""Labelled images with random access."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from train.data.decode import check_color
+
+Example = dict[str, np.ndarray | np.int32]
+
+
+class Source:
+    """Labelled images of one split, each readable by its position.
+
+    A subclass sets `name`, `split`, `class_names` and `labels`, and implements
+    `image` and `provenance`. It can be pickled, so that worker processes can read it.
+
+    Attributes:
+      name: Name of the data set.
+      split: Name of the split.
+      class_names: In the order of the labels.
+      labels: int32 [N], each in `range(len(class_names))`; known without decoding.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns the image at a position: uint8 [height, width, 1 or 3]."""
+        raise NotImplementedError
+
+    def provenance(self, index: int) -> str:
+        """Returns where the example at a position comes from, such as its file."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example.
+
+        Args:
+          index: Position, 0 to N-1.
+
+        Returns:
+          `image` uint8 [height, width, 1 or 3] of the image's own size, `label` int32
+          and `index` int32, the position.
+
+        Raises:
+          BadImage: The image cannot be read.
+          IndexError: There is no such position.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"{self.name} {self.split} has {len(self)} examples, no #{index}."
+            )
+        return {
+            "image": self.image(index),
+            "label": np.int32(self.labels[index]),
+            "index": np.int32(index),
+        }
+
+
+class Subset(Source):
+    """Some examples of a source, with labels of their own.
+
+    Args:
+      source: What to choose from.
+      indices: int [M], positions in `source`.
+      labels: int32 [M], the new labels; those of `source` if None.
+      class_names: The new classes; those of `source` if None.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        labels: np.ndarray | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ):
+        self.name, self.split = source.name, source.split
+        self.class_names = source.class_names if class_names is None else class_names
+        self.labels = source.labels[indices] if labels is None else labels
+        self._source, self._indices = source, np.asarray(indices)
+
+    def image(self, index: int) -> np.ndarray:
+        return self._source.image(int(self._indices[index]))
+
+    def provenance(self, index: int) -> str:
+        return self._source.provenance(int(self._indices[index]))
+
+
+class _Arrays(Source):
+    """Images that are in memory already."""
+
+    def __init__(self, images, labels, class_names, name, split):
+        self.name, self.split, self.class_names = name, split, class_names
+        self.labels, self._images = labels, images
+
+    def image(self, index: int) -> np.ndarray:
+        return self._images[index]
+
+    def provenance(self, index: int) -> str:
+        return f"{self.name} {self.split} #{index}"
+
+
+def array_source(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str] | None = None,
+    *,
+    name: str = "arrays",
+    split: str = "train",
+) -> Source:
+    """Makes a source from arrays in memory, which are not copied.
+
+    Args:
+      images: uint8 [N, height, width, 1 or 3], or [N, height, width] if grey.
+      labels: Integers [N].
+      class_names: In the order of the labels; "0", "1", .. up to the largest label
+        if None.
+      name: What to call the data set.
+      split: What to call the split.
+
+    Returns:
+      The source.
+
+    Raises:
+      ValueError: A shape, a type or a label is not as above.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{name}: images must be uint8 [N, height, width, 1 or 3], got "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: labels must be integers [{len(images)}], one for each image, got "
+            f"{labels.dtype} {list(labels.shape)}."
+        )
+    if class_names is None:
+        class_names = map(str, range(int(labels.max(initial=-1)) + 1))
+    class_names = tuple(class_names)
+    check_labels(labels, len(class_names), f"{name} {split}")
+    return _Arrays(images, labels.astype(np.int32), class_names, name, split)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Raises ValueError with position and value of the first label out of range."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"{where} #{wrong[0]}: label {labels[wrong[0]]} is not in 0 .. "
+            f"{num_classes - 1} ({num_classes} classes)."
+        )
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Returns "; did you mean ..?" with the nearest known names, or nothing."""
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+
+
+def select(
+    source: Source,
+    *,
+    classes: Sequence[str] | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """Keeps some classes, or a few images of each.
+
+    Args:
+      source: What to choose from.
+      classes: Names of the classes to keep; they are relabelled 0, 1, .. in this
+        order. All, if None.
+      per_class: Number of images to keep of each class, drawn without replacement;
+        all, if None.
+      seed: Decides which images are drawn.
+
+    Returns:
+      The chosen examples, in the order of `source`.
+
+    Raises:
+      ValueError: A class is unknown or named twice, or has too few images.
+    """
+    if classes is not None:
+        source = _keep_classes(source, tuple(classes))
+    if per_class is not None:
+        source = _keep_few(source, per_class, seed)
+    return source
+
+
+def _keep_classes(source: Source, classes: tuple[str, ...]) -> Source:
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(
+            f"classes={classes!r}: expected names that differ, at least one."
+        )
+    new_label = np.full(len(source.class_names), -1, np.int32)
+    for label, name in enumerate(classes):
+        if name not in source.class_names:
+            raise ValueError(
+                f"{source.name} has no class {name!r}"
+                f"{nearest(name, source.class_names)} "
+                f"Its {len(source.class_names)} classes begin with "
+                f"{', '.join(source.class_names[:10])}."
+            )
+        new_label[source.class_names.index(name)] = label
+    labels = new_label[source.labels]
+    indices = np.flatnonzero(labels >= 0)
+    return Subset(source, indices, labels[indices], classes)
+
+
+def _keep_few(source: Source, per_class: int, seed: int) -> Source:
+    if per_class < 1:
+        raise ValueError(f"per_class={per_class}: expected at least 1.")
+    chosen = []
+    for label, name in enumerate(source.class_names):
+        # Seeded by class, so that dropping a class changes no other class's draw.
+        members = np.flatnonzero(source.labels == label)
+        if len(members) < per_class:
+            raise ValueError(
+                f"{source.name} {source.split}: class {name!r} has {len(members)} "
+                f"images, per_class={per_class} asks for more."
+            )
+        key = np.random.SeedSequence([seed, *name.encode()])
+        chosen.append(np.random.default_rng(key).choice(members, per_class, False))
+    return Subset(source, np.sort(np.concatenate(chosen)))
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+    color: str | None = None,
+) -> Source:
+    """Opens a data set by name, preparing it first where that is possible.
+
+    Args:
+      name: "digits" (from scikit-learn), "cifar10", "cifar100" (from their publisher's
+        archives), any data set of TFDS with an image and a label, or
+        "imagefolder:PATH", a folder or zip file with `split/class/image` or
+        `class/image`.
+      split: Such as "train" or "test"; "val", "valid" and "validation" are the same.
+        For data sets of TFDS also its slices, such as "train[:10%]".
+      data_dir: Where prepared data sets are kept; TFDS's own folder if None. A
+        relative PATH of "imagefolder:PATH" starts here.
+      classes: Names of the classes to keep; they are relabelled 0, 1, .. in this order.
+      per_class: Number of images to keep of each class.
+      seed: Decides which images `per_class` keeps.
+      color: "rgb" or "grey" to convert all images; None to keep what is stored.
+
+    Returns:
+      The source.
+
+    Raises:
+      ValueError: A name is unknown (the nearest are given), or the data set is not
+        as described above.
+    """
+    check_color(color)
+    if name.startswith("imagefolder:"):
+        from train.data.folder import open_folder
+
+        path = Path(data_dir or "") / Path(name.partition(":")[2]).expanduser()
+        source = open_folder(path, split, color=color)
+    else:
+        # Imported late: TFDS takes seconds, and image folders do without.
+        from train.data.prepared import open_prepared
+
+        source = open_prepared(name, split, data_dir=data_dir, color=color)
+    return select(source, classes=classes, per_class=per_class, seed=seed)

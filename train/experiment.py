@@ -1,0 +1,200 @@
+"""From a config to everything a run needs, checked before the first step."""
+
+import dataclasses
+import importlib.metadata
+import math
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+import zoo
+from train import optim
+from train.config import TrainConfig, parse_options
+from train.data import Source, fit_source, open_source
+from train.state import TrainState, create_state
+from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
+from train.tasks import Loss, make_loss
+from zoo.ops import augment
+from zoo.spec import Card, ModelSpec
+
+PACKAGES = ("canon-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run.
+
+    Attributes:
+      config: What was asked for.
+      spec: Facts of the network.
+      model: The network.
+      variables: It starts from.
+      card: What goes with its variables into checkpoints.
+      train_source: Images to train on.
+      eval_source: Images to evaluate on.
+      mesh: Devices.
+      loss: From logits and labels to losses.
+    """
+
+    config: TrainConfig
+    spec: ModelSpec
+    model: nn.Module
+    variables: dict[str, Any]
+    card: Card
+    train_source: Source
+    eval_source: Source
+    mesh: Mesh
+    loss: Loss
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training set."""
+        return len(self.train_source) // self.config.data.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the training."""
+        return self.config.steps or self.config.epochs * self.steps_per_epoch
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        return optim.make_schedule(self.config.optim, self.total_steps)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the trained parameters."""
+        return optim.make_optimizer(
+            self.config.optim, self.schedule, self.variables["params"]
+        )
+
+    def frozen(self, step: int) -> tuple[str, ...]:
+        """Lists the paths that are frozen at a step."""
+        epoch = step // self.steps_per_epoch
+        return optim.frozen_paths(self.config.optim, self.variables["params"], epoch)
+
+    def next_thaw(self, step: int) -> int | float:
+        """Returns the first step after this one at which something is unfrozen."""
+        starts = optim.parse_unfreeze(self.config.optim.unfreeze)
+        later = [e * self.steps_per_epoch for e, _ in starts]
+        return min([s for s in later if s > step], default=math.inf)
+
+    def create_state(self, step: int = 0) -> TrainState:
+        """Creates a state with the structure that it has at a step."""
+        return create_state(
+            self.variables,
+            self.optimizer,
+            frozen=self.frozen(step),
+            ema=self.config.optim.ema_decay is not None,
+        )
+
+    def make_step(self, step: int) -> Step:
+        """Makes the training step as it is at a step."""
+        config = self.config
+        fn = augment.compose(config.data.augment) if config.data.augment else None
+        return make_train_step(
+            self.model,
+            self.loss,
+            self.optimizer,
+            schedule=self.schedule,
+            prepare=make_prepare(self.card.preprocess, fn),
+            seed=config.seed,
+            frozen=self.frozen(step),
+            ema_decay=config.optim.ema_decay,
+            accumulate=config.optim.accumulate,
+        )
+
+
+def prepare_experiment(config: TrainConfig) -> Experiment:
+    """Opens the data, builds the model and checks that all of it fits together.
+
+    Raises:
+      ValueError: Anything in the config is unknown, out of range, or does not fit.
+    """
+    data = config.data
+    spec = zoo.get_spec(config.model.name)
+    mesh = make_mesh()
+    check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
+    check_divides("data.eval_batch_size", data.eval_batch_size, mesh)
+    train_source = open_split(config, data.train_split)
+    eval_source = open_split(config, data.eval_split)
+    if train_source.class_names != eval_source.class_names:
+        raise ValueError(
+            f"the splits {data.train_split} and {data.eval_split} of {data.dataset} "
+            f"differ in classes: {train_source.class_names}, {eval_source.class_names}."
+        )
+    model, variables, card = create_model(config, len(train_source.class_names))
+    card = dataclasses.replace(
+        card,
+        class_names=train_source.class_names,
+        source=f"trained on {data.dataset}, split {data.train_split}",
+        versions=versions(),
+    )
+    experiment = Experiment(
+        config=config,
+        spec=spec,
+        model=model,
+        variables=variables,
+        card=card,
+        train_source=fit_source(
+            train_source, card.preprocess, on_bad_image=data.on_bad_image
+        ),
+        eval_source=fit_source(
+            eval_source, card.preprocess, on_bad_image=data.on_bad_image
+        ),
+        mesh=mesh,
+        loss=make_loss(spec.loss, smoothing=config.optim.label_smoothing),
+    )
+    if not experiment.steps_per_epoch:
+        raise ValueError(
+            f"data.batch_size={data.batch_size} is more than the "
+            f"{len(train_source)} images of {train_source.name}, "
+            f"split {train_source.split}."
+        )
+    # What patterns and schedules refuse, they refuse here.
+    _ = experiment.optimizer, experiment.frozen(0)
+    return experiment
+
+
+def open_split(config: TrainConfig, split: str) -> Source:
+    """Opens one split as the config asks for; few-shot sampling is for training."""
+    data = config.data
+    few = data.per_class if split == data.train_split else 0
+    return open_source(
+        data.dataset,
+        split,
+        data_dir=data.data_dir,
+        classes=data.classes or None,
+        per_class=few or None,
+        seed=config.seed,
+        color=None if data.color == "as_stored" else data.color,
+    )
+
+
+def create_model(
+    config: TrainConfig, num_classes: int
+) -> tuple[nn.Module, dict[str, Any], Card]:
+    """Creates the network and what it starts from."""
+    options = parse_options(config.model.options)
+    if config.model.dtype != "float32":
+        options["dtype"] = getattr(jnp, config.model.dtype)
+    model, variables, card = zoo.create_with_card(
+        config.model.name,
+        weights=config.model.weights,
+        num_classes=num_classes,
+        key=jax.random.key(config.seed),
+        **options,
+    )
+    # The type of the computation is a choice of the run, not a fact of the weights.
+    overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
+    return model, variables, dataclasses.replace(card, overrides=overrides)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that matter to a result."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

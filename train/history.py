@@ -1,0 +1,70 @@
+"""The metrics of a run: JSON lines, and the same for TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+
+class History:
+    """Writes metrics.jsonl and TensorBoard events; close it, or use it as a context.
+
+    In a run of several processes the first one writes.
+
+    Args:
+      run_dir: Where to write.
+      resume_from: Step from which a run goes on; what was logged later is taken back.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_from: int | None = None):
+        self._file = self._events = None
+        if jax.process_index():
+            return
+        path = run_dir / "metrics.jsonl"
+        if resume_from is not None:
+            kept = [row for row in read_history(run_dir) if row["step"] <= resume_from]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(temporary, path)
+        self._file = path.open("a")
+        purge = None if resume_from is None else resume_from + 1
+        self._events = SummaryWriter(str(run_dir / "events"), purge_step=purge)
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file:
+            self._file.close()
+            self._events.close()
+
+    def log(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Writes one row.
+
+        Args:
+          kind: "train" or "eval".
+          step: Steps done.
+          epoch: The same in epochs.
+          values: By name.
+        """
+        if not self._file:
+            return
+        row = {"kind": kind, "step": step, "epoch": epoch, **values}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl; a last line that was cut off is left out."""
+    path, rows = run_dir / "metrics.jsonl", []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return rows

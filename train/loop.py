@@ -1,0 +1,283 @@
+"""The only loop: `fit` trains, and what it starts it can resume to the bit."""
+
+import contextlib
+import dataclasses
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm.auto import tqdm
+
+from train.checkpoint import CheckpointError, Checkpoints
+from train.config import TrainConfig, load_config, save_config
+from train.evaluate import Evaluator, Predictions
+from train.experiment import Experiment, prepare_experiment
+from train.feeds import make_feed
+from train.history import History
+from train.state import TrainState, change_frozen
+from train.steps import put_everywhere
+
+SECONDS_PER_CALL = 1.0  # Between two looks at the losses, the clock and the signals.
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+      run_dir: Its folder.
+      experiment: Its parts.
+      state: After the last step that was run.
+      finished: False where a signal ended it; `resume` goes on.
+      metrics: Of the last evaluation: accuracy, loss, count, correct, top5.
+      confusion: int32 [K, K], rows are true classes.
+      predictions: For each image of the evaluation set.
+      seconds: Wall time, compilation included.
+      first_step_seconds: From the call of `fit` until the first steps were done.
+    """
+
+    run_dir: Path
+    experiment: Experiment
+    state: TrainState
+    finished: bool
+    metrics: dict[str, float]
+    confusion: np.ndarray
+    predictions: Predictions
+    seconds: float
+    first_step_seconds: float
+
+
+def fit(
+    config: TrainConfig, run_dir: Path | str, *, resume: int | None = None
+) -> Result:
+    """Trains, evaluates, logs and saves.
+
+    Args:
+      config: What to do.
+      run_dir: Where to write; a new folder unless resuming.
+      resume: Step of the checkpoint to go on from; None to start.
+
+    Raises:
+      ValueError: The config does not fit together, or the folder is not new.
+      NonFiniteLossError: Names the step, the images and the last good checkpoint.
+      CheckpointError: A checkpoint cannot be written or read.
+    """
+    started = time.perf_counter()
+    run_dir = Path(run_dir)
+    # 1. Open data and model: what can be refused is refused before anything is written.
+    experiment = prepare_experiment(config)
+    everywhere = NamedSharding(experiment.mesh, P())
+    feed = make_feed(
+        config.data,
+        experiment.train_source,
+        experiment.card.preprocess,
+        experiment.mesh,
+        config.seed,
+    )
+    evaluate = Evaluator(
+        experiment.model,
+        experiment.loss,
+        experiment.eval_source,
+        experiment.card.preprocess,
+        experiment.mesh,
+        config.data.eval_batch_size,
+    )
+    if resume is None:
+        create_run_dir(run_dir, config)
+    evaluated = None
+    steps_per_epoch, total = feed.steps_per_epoch, experiment.total_steps
+    first_step_seconds = 0.0
+
+    with (
+        Checkpoints(run_dir) as checkpoints,
+        History(run_dir, resume_from=resume) as history,
+        catch_signals() as stopping,
+        _progress(total, resume or 0) as bar,
+    ):
+        # 2. Create or restore the state.
+        state = experiment.create_state(resume or 0)
+        if resume is not None:
+            state = checkpoints.restore(state, everywhere, resume, feed.batches)
+        else:
+            state = jax.tree.map(lambda x: put_everywhere(x, everywhere), state)
+        step, pace = resume or 0, 1
+        feed.bind(experiment.make_step(step))
+
+        while step < total:
+            # 3. Run some steps: about a second's, and not past the end of an epoch.
+            epoch_end = (step // steps_per_epoch + 1) * steps_per_epoch
+            count, stop = _agree(min(pace, epoch_end - step, total - step), stopping())
+            if stop:
+                break
+            before = time.perf_counter()
+            state, scalars = feed.run(state, step, count)
+            elapsed = time.perf_counter() - before
+            if first_step_seconds:
+                pace = max(1, round(count * SECONDS_PER_CALL / elapsed))
+            else:
+                first_step_seconds = time.perf_counter() - started
+
+            # 4. Refuse what is not finite, before it can be saved.
+            for i in np.flatnonzero(~np.isfinite(scalars["loss"]))[:1]:
+                raise _non_finite(step + i, scalars, feed, experiment, checkpoints)
+
+            # 5. Log.
+            rate = count * config.data.batch_size / elapsed
+            for i in range(count):
+                done = step + i + 1
+                if done % config.log_every == 0 or done == total:
+                    values = {k: float(v[i]) for k, v in scalars.items()}
+                    values["images_per_second"] = rate
+                    history.log("train", done, done / steps_per_epoch, values)
+            step += count
+            bar.update(count)
+            bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {rate:,.0f} images/s")
+
+            # 6. At the end of an epoch: thaw what is frozen no longer, with an
+            #    optimizer state that fits; evaluate; save.
+            epoch, left = divmod(step, steps_per_epoch)
+            if left == 0 and experiment.frozen(step) != experiment.frozen(step - 1):
+                state = change_frozen(
+                    state, experiment.optimizer, experiment.frozen(step)
+                )
+                state = jax.tree.map(lambda x: put_everywhere(x, everywhere), state)
+                feed.bind(experiment.make_step(step))
+            evaluated = None
+            if step == total or (left == 0 and epoch % config.eval_every == 0):
+                evaluated = evaluate(state.eval_variables())
+                history.log("eval", step, step / steps_per_epoch, evaluated[0])
+                bar.write(_eval_line(step / steps_per_epoch, evaluated[0]))
+            if step == total or (left == 0 and epoch % config.save_every == 0):
+                found = evaluated and evaluated[0]
+                checkpoints.save(state, step, experiment.card, found, feed.batches)
+
+        # 7. Save where a signal came, and wait for the disk.
+        if step < total:
+            checkpoints.save(state, step, experiment.card, None, feed.batches)
+        checkpoints.wait()
+    evaluated = evaluated or evaluate(state.eval_variables())
+    return Result(
+        run_dir,
+        experiment,
+        state,
+        step == total,
+        *evaluated,
+        time.perf_counter() - started,
+        first_step_seconds,
+    )
+
+
+def resume_run(run_dir: Path | str, *, step: int | None = None) -> Result:
+    """Goes on with a run, to the bit as if it had not been interrupted.
+
+    Args:
+      run_dir: Folder that `fit` made.
+      step: Of the checkpoint to go on from; None for the last one.
+
+    Raises:
+      ValueError: The folder is no run folder.
+      CheckpointError: There is no complete checkpoint, or it cannot be read.
+    """
+    run_dir = Path(run_dir)
+    config = load_config(run_dir / "config.json")
+    with Checkpoints(run_dir) as checkpoints:
+        steps = checkpoints.steps()
+    if step is None and not steps:
+        # It was interrupted before its first checkpoint: the start is the same.
+        shutil.rmtree(run_dir / "checkpoints")
+        return fit(config, run_dir, resume=0)
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
+    return fit(config, run_dir, resume=steps[-1] if step is None else step)
+
+
+def create_run_dir(run_dir: Path, config: TrainConfig) -> None:
+    """Makes a new run folder with the config in it.
+
+    Raises:
+      ValueError: The folder has a run already, or cannot be written.
+    """
+    if (run_dir / "config.json").exists():
+        raise ValueError(
+            f"{run_dir} has a run already; go on with `python -m train resume "
+            f"{run_dir}`, or choose another --run-dir."
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            save_config(config, run_dir / "config.json")
+    except OSError as error:
+        raise ValueError(f"cannot write the run folder {run_dir}: {error}.") from error
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop looks at."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        # Python allows handlers in the main thread alone.
+        yield flag.is_set
+        return
+
+    def handle(number, frame):
+        if flag.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield flag.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _agree(count: int, stop: bool) -> tuple[int, bool]:
+    """Lets all processes run the same number of steps, and stop together."""
+    if jax.process_count() == 1:
+        return count, stop
+    both = multihost_utils.process_allgather(np.array([-count, stop]))
+    count, stop = np.abs(both.max(axis=0))
+    return int(count), bool(stop)
+
+
+def _progress(total: int, done: int) -> tqdm:
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="step",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+    )
+
+
+def _eval_line(epoch: float, found: dict[str, float]) -> str:
+    return (
+        f"epoch {epoch:g}: {found['accuracy']:.2%} of {found['count']} right, "
+        f"loss {found['loss']:.4f}"
+    )
+
+
+def _non_finite(step, scalars, feed, experiment, checkpoints) -> NonFiniteLossError:
+    checkpoints.wait()
+    source, indices = experiment.train_source, feed.indices(step)
+    images = ", ".join(source.provenance(int(i)) for i in indices[:5])
+    last = checkpoints.latest()
+    good = "none" if last is None else checkpoints.folder / str(last)
+    return NonFiniteLossError(
+        f"the loss is not finite at step {step} (counted from 0). Its batch of "
+        f"{len(indices)} images begins with {images}. "
+        f"The last good checkpoint is {good}."
+    )

@@ -1,0 +1,142 @@
+"""Schedules, optimizers, and which parameters they train."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import OptimConfig
+from zoo.paths import flatten, match_paths, unflatten
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Makes the learning rate as a function of the step.
+
+    Args:
+      config: `schedule` and what belongs to it.
+      total_steps: Length of the training, in steps, warm-up included.
+
+    Raises:
+      ValueError: The warm-up is as long as the training.
+    """
+    warmup, rate = config.warmup_steps, config.learning_rate
+    if warmup >= total_steps:
+        raise ValueError(
+            f"optim.warmup_steps must be less than the {total_steps} steps of the "
+            f"training, got {warmup}."
+        )
+    if config.schedule == "step":
+        # Boundaries are counted from the first step, as papers do.
+        drops = {
+            round(b * total_steps) - warmup: config.factor for b in config.boundaries
+        }
+        after = optax.piecewise_constant_schedule(rate, drops)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, total_steps - warmup)
+    elif config.schedule == "polynomial":
+        after = optax.polynomial_schedule(rate, 0.0, config.power, total_steps - warmup)
+    else:
+        after = optax.constant_schedule(rate)
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(config.warmup_rate, rate, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
+    """Makes the optimizer of the trained parameters.
+
+    Args:
+      config: Kind and constants.
+      schedule: Learning rate by step.
+      params: All parameters, or their shapes; the patterns of `config.rates` must
+        match some of them.
+
+    Raises:
+      ValueError: A pattern matches nothing, or a rate is no number.
+    """
+    mask = None
+    if config.decay == "kernels":
+        mask = _more_than_one_dimension
+    decay = optax.add_decayed_weights(config.weight_decay, mask)
+    parts = []
+    if config.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.name == "sgd":
+        parts += [decay, optax.trace(config.momentum, nesterov=config.nesterov)]
+    else:
+        adam = optax.scale_by_adam(b1=config.momentum, nesterov=config.nesterov)
+        parts += [adam, decay]
+    if config.rates:
+        parts.append(_scale_by_path(parse_rates(config.rates, params)))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _more_than_one_dimension(params: Any) -> Any:
+    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+
+
+def parse_rates(rates: tuple[str, ...], params: Any) -> dict[str, float]:
+    """Reads PATTERN=FACTOR pairs into a factor for each path that they name.
+
+    Where several patterns match a path, the last one's factor stands.
+    """
+    factors = {}
+    for text in rates:
+        pattern, _, number = text.rpartition("=")
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = -1.0
+        if not pattern or factor < 0:
+            raise ValueError(
+                f"rates must be PATTERN=FACTOR with FACTOR >= 0, got {text!r}."
+            )
+        factors |= dict.fromkeys(match_paths([*flatten(params)], [pattern]), factor)
+    return factors
+
+
+def _scale_by_path(factors: dict[str, float]) -> optax.GradientTransformation:
+    def update(updates, params=None):
+        flat = flatten(updates)
+        return unflatten({k: v * factors.get(k, 1.0) for k, v in flat.items()})
+
+    return optax.stateless(update)
+
+
+def frozen_paths(config: OptimConfig, params: Any, epoch: int) -> tuple[str, ...]:
+    """Lists the parameters that are frozen in an epoch.
+
+    Args:
+      config: `freeze` and `unfreeze`.
+      params: All parameters, or their shapes.
+      epoch: Counted from 0.
+
+    Raises:
+      ValueError: A pattern matches nothing, or an entry is no EPOCH:PATTERN.
+    """
+    paths = [*flatten(params)]
+    frozen = match_paths(paths, config.freeze)
+    for start, pattern in parse_unfreeze(config.unfreeze):
+        thawed = match_paths(paths, [pattern])
+        if start <= epoch:
+            frozen -= thawed
+    return tuple(sorted(frozen))
+
+
+def parse_unfreeze(entries: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Reads EPOCH:PATTERN entries.
+
+    Raises:
+      ValueError: An entry has another form.
+    """
+    out = []
+    for entry in entries:
+        start, _, pattern = entry.partition(":")
+        if not (start.isdigit() and pattern):
+            raise ValueError(f"unfreeze must be EPOCH:PATTERN, got {entry!r}.")
+        out.append((int(start), pattern))
+    return out

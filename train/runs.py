@@ -1,0 +1,114 @@
+"""From a config to a finished run folder, and what to say about it."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import zoo
+from train.config import TrainConfig, to_json
+from train.history import read_history
+from train.loop import Result, fit
+from train.report import Evaluation, Mistake, Section, write_report
+
+SHOWN_MISTAKES = 24
+
+
+def run(config: TrainConfig, name: str = "run") -> Result:
+    """Trains in a new folder and writes its report.
+
+    Args:
+      config: What to do; without a `run_dir` the folder is runs/NAME-TIME below the
+        current one.
+      name: Of the experiment.
+    """
+    run_dir = Path(config.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    config = dataclasses.replace(config, run_dir=str(run_dir))
+    result = fit(config, run_dir)
+    report(result)
+    return result
+
+
+def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
+    """Writes report.html into the run folder; the first process does.
+
+    Args:
+      result: Of `fit`.
+      sections: What to show beside what every report has.
+    """
+    if jax.process_index():
+        return None
+    experiment = result.experiment
+    card, config = experiment.card, experiment.config
+    history = read_history(result.run_dir)
+    done = "finished" if result.finished else "interrupted; `resume` goes on"
+    step = int(result.state.step)
+    minutes, seconds = divmod(round(result.seconds), 60)
+    summary = {
+        "model": f"{card.model}, {card.num_classes} classes",
+        "data": f"{config.data.dataset}, {len(experiment.train_source):,} to train",
+        "state": f"step {step:,} of {experiment.total_steps:,}; {done}",
+        "wall time": f"{minutes} min {seconds} s, "
+        f"{result.first_step_seconds:.1f} s of it until the first step was done",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        **card.versions,
+    }
+    return write_report(
+        result.run_dir,
+        title=f"{card.model} on {config.data.dataset}",
+        summary=summary,
+        config=to_json(config),
+        model_table=zoo.describe(
+            card.model, num_classes=card.num_classes, **card.overrides
+        ),
+        history=history,
+        evaluation=Evaluation(
+            class_names=card.class_names,
+            confusion=result.confusion,
+            loss=result.metrics["loss"],
+            mistakes=worst_mistakes(result),
+        ),
+        sections=sections,
+    )
+
+
+def worst_mistakes(result: Result) -> list[Mistake]:
+    """Lists the images that the network is most sure and wrong about."""
+    source, predictions = result.experiment.eval_source, result.predictions
+    wrong = np.flatnonzero(predictions.predicted != source.labels)
+    worst = wrong[np.argsort(-predictions.probability[wrong], kind="stable")]
+    return [
+        Mistake(
+            image=source.image(int(i)),
+            label=int(source.labels[i]),
+            predicted=int(predictions.predicted[i]),
+            probability=float(predictions.probability[i]),
+            provenance=source.provenance(int(i)),
+        )
+        for i in worst[:SHOWN_MISTAKES]
+    ]
+
+
+def next_steps(result: Result) -> str:
+    """Says what came out, where it is and what can be done with it."""
+    run_dir, found = result.run_dir, result.metrics
+    if not result.finished:
+        return (
+            f"Stopped after step {int(result.state.step)}; the state is saved.\n"
+            f"Go on with:  python -m train resume {run_dir}"
+        )
+    return (
+        f"{found['accuracy']:.2%} right ({found['correct']} of {found['count']} images "
+        f"of the split {result.experiment.eval_source.split!r}).\n"
+        f"The run is in {run_dir}; open {run_dir / 'report.html'} in a browser.\n"
+        "Next:\n"
+        f"  python -m train evaluate {run_dir}\n"
+        f"  python -m train predict {run_dir} IMAGE.png\n"
+        f"  python -m train transfer --from {run_dir} --dataset imagefolder:PATH "
+        "--freeze 'backbone/**'\n"
+        "and in Python:\n"
+        f'  zoo.create("{result.experiment.card.model}", weights="{run_dir}")'
+    )

@@ -1,0 +1,106 @@
+"""The state of a training run, as a value."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.transfer import merge, split
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes from step to step.
+
+    Random numbers are not in it: they follow from the seed and the step.
+
+    Attributes:
+      step: int32, steps done.
+      params: All parameters, frozen ones among them.
+      batch_stats: Running averages of batch norm; empty without batch norm.
+      opt_state: The optimizer's slots, of trained parameters alone.
+      ema: Moving averages {"params": trained ones, "batch_stats": ...}, or None.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: Any
+    ema: dict[str, Any] | None
+
+    def variables(self) -> dict[str, Any]:
+        """The model's variables as they are trained."""
+        return _variables(self.params, self.batch_stats)
+
+    def eval_variables(self) -> dict[str, Any]:
+        """The model's variables to evaluate: moving averages where there are any."""
+        if self.ema is None:
+            return self.variables()
+        # Frozen leaves have no average; they are what they were.
+        params = merge(self.params, self.ema["params"])
+        return _variables(params, self.ema["batch_stats"])
+
+
+def _variables(params: dict, batch_stats: dict) -> dict[str, Any]:
+    stats = {"batch_stats": batch_stats} if batch_stats else {}
+    return {"params": params, **stats}
+
+
+def create_state(
+    variables: dict[str, Any],
+    tx: optax.GradientTransformation,
+    *,
+    frozen: tuple[str, ...] = (),
+    ema: bool = False,
+) -> TrainState:
+    """Creates the state before the first step.
+
+    Args:
+      variables: Of the model.
+      tx: Optimizer of the trained parameters.
+      frozen: Paths or path patterns of what is not trained.
+      ema: Whether to keep a moving average of what is trained.
+    """
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    trained, _ = split(params, frozen)
+    averages = {"params": trained, "batch_stats": batch_stats}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(trained),
+        # Copies: the step donates its buffers, and one may not be given twice.
+        ema=jax.tree.map(jnp.copy, averages) if ema else None,
+    )
+
+
+def change_frozen(
+    state: TrainState, tx: optax.GradientTransformation, frozen: tuple[str, ...]
+) -> TrainState:
+    """Returns the state for another set of frozen parameters.
+
+    Slots and averages of parameters that stay trained are kept; those of newly trained
+    ones start as at the first step.
+    """
+    fresh = create_state(
+        state.variables(), tx, frozen=frozen, ema=state.ema is not None
+    )
+    return TrainState(
+        step=state.step,
+        params=state.params,
+        batch_stats=state.batch_stats,
+        opt_state=_take_known(fresh.opt_state, state.opt_state),
+        ema=_take_known(fresh.ema, state.ema),
+    )
+
+
+def _take_known(fresh: Any, old: Any) -> Any:
+    known = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(old)
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: known.get(jax.tree_util.keystr(path), leaf), fresh
+    )

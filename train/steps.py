@@ -1,0 +1,208 @@
+"""The jitted steps: training over a mesh, whole epochs in one call, evaluation."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train.state import TrainState
+from train.tasks import Loss
+from zoo.metrics import classification as metrics
+from zoo.preprocess import normalize
+from zoo.spec import Preprocess
+from zoo.transfer import freeze_statistics, frozen_modules, merge, split
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh of one axis, "data", over all devices of all processes."""
+    return Mesh(np.asarray(devices or jax.devices()), ("data",))
+
+
+def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises where a batch cannot be spread evenly over the devices.
+
+    Raises:
+      ValueError: Names the setting, the batch and the number of devices.
+    """
+    if batch_size % (mesh.size * parts):
+        split_in = f", each of {parts} accumulated parts" if parts > 1 else ""
+        raise ValueError(
+            f"{name}={batch_size} does not divide by the {mesh.size} devices"
+            f"{split_in}; take a multiple of {mesh.size * parts}."
+        )
+
+
+def make_prepare(
+    preprocess: Preprocess, augment: Callable[[jax.Array, jax.Array], jax.Array] | None
+) -> Callable[[jax.Array, Batch], jax.Array]:
+    """Makes the function from a batch of uint8 images to the network's input.
+
+    Each image's random numbers follow from the key and its index in the data set, so
+    that they are the same on any number of devices and processes.
+
+    Args:
+      preprocess: Of the network.
+      augment: From a key and one uint8 image [H, W, C] to another; None for none.
+    """
+
+    def prepare(key: jax.Array, batch: Batch) -> jax.Array:
+        images = batch["image"]
+        if augment is not None:
+            keys = jax.vmap(partial(jax.random.fold_in, key))(batch["index"])
+            images = jax.vmap(augment)(keys, images)
+        return normalize(images, preprocess)
+
+    return prepare
+
+
+def make_train_step(
+    model: nn.Module,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    schedule: optax.Schedule,
+    prepare: Callable[[jax.Array, Batch], jax.Array],
+    seed: int,
+    frozen: tuple[str, ...] = (),
+    ema_decay: float | None = None,
+    accumulate: int = 1,
+) -> Step:
+    """Makes the pure function of one training step.
+
+    Args:
+      model: The network.
+      loss: From logits and labels to losses [B].
+      tx: Optimizer of the trained parameters.
+      schedule: Learning rate by step, for the log.
+      prepare: From `make_prepare`.
+      seed: Of augmentation and dropout.
+      frozen: Paths or patterns of what is not trained.
+      ema_decay: Of the moving average; None for none.
+      accumulate: Parts into which the batch is split, one after the other.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`,
+      `accuracy`, `grad_norm` and `learning_rate`.
+    """
+
+    def gradients(trained, kept, batch_stats, key, batch):
+        key_images, key_dropout = jax.random.split(key)
+        images = prepare(key_images, batch)
+        still = frozen_modules(merge(trained, kept), frozen)
+
+        def objective(trained):
+            variables = {"params": merge(trained, kept), "batch_stats": batch_stats}
+            with freeze_statistics(still):
+                logits, updated = model.apply(
+                    variables,
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": key_dropout},
+                )
+            losses = loss(logits, batch["label"])
+            hits = logits.argmax(-1) == batch["label"]
+            return losses.mean(), (updated.get("batch_stats", {}), hits.mean())
+
+        (value, (stats, accuracy)), grads = jax.value_and_grad(objective, has_aux=True)(
+            trained
+        )
+        return grads, stats, {"loss": value, "accuracy": accuracy}
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        trained, kept = split(state.params, frozen)
+        if accumulate == 1:
+            grads, stats, scalars = gradients(
+                trained, kept, state.batch_stats, key, batch
+            )
+        else:
+            grads, stats, scalars = _accumulate(
+                partial(gradients, trained, kept),
+                state.batch_stats,
+                key,
+                batch,
+                accumulate,
+            )
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            new = {"params": trained, "batch_stats": stats}
+            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+        scalars |= {
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        state = TrainState(state.step + 1, merge(kept, trained), stats, opt_state, ema)
+        return state, scalars
+
+    return step
+
+
+def _accumulate(gradients, batch_stats, key, batch, parts):
+    """Averages gradients over parts of the batch; statistics go from part to part."""
+    grads = scalars = None
+    for i in range(parts):
+        # Every parts-th image, so that each device keeps the images it has.
+        part = {k: v[i::parts] for k, v in batch.items()}
+        new, batch_stats, values = gradients(
+            batch_stats, jax.random.fold_in(key, i), part
+        )
+        if grads is None:
+            grads, scalars = new, values
+        else:
+            grads, scalars = jax.tree.map(jnp.add, (grads, scalars), (new, values))
+    grads, scalars = jax.tree.map(lambda x: x / parts, (grads, scalars))
+    return grads, batch_stats, scalars
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
+    """Puts this process's part of a batch on its devices."""
+    return {
+        k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()
+    }
+
+
+def put_everywhere(value: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts a value that all processes have on all devices."""
+    value = np.asarray(value)
+    return jax.make_array_from_process_local_data(sharding, value, value.shape)
+
+
+def make_eval_step(
+    model: nn.Module, loss: Loss, preprocess: Preprocess, mesh: Mesh
+) -> Callable[[Any, metrics.State, Batch], tuple[metrics.State, Metrics]]:
+    """Makes the jitted evaluation of one batch.
+
+    Returns:
+      `step(variables, state, batch) -> (state, each)`; `each` has, for each image,
+      `predicted` int32, `probability` float32 of the predicted class, `loss`, and the
+      batch's `index` and `valid`.
+    """
+
+    def step(variables, state, batch):
+        logits = model.apply(variables, normalize(batch["image"], preprocess))
+        losses = loss(logits, batch["label"])
+        state = metrics.update(state, logits, batch["label"], losses, batch["valid"])
+        each = {
+            "predicted": logits.argmax(-1),
+            "probability": jax.nn.softmax(logits).max(-1),
+            "loss": losses,
+            "index": batch["index"],
+            "valid": batch["valid"],
+        }
+        return state, each
+
+    return jax.jit(step, out_shardings=NamedSharding(mesh, P()))

@@ -1,0 +1,28 @@
+"""The networks that made computer vision, as pure Flax modules.
+
+model, variables = zoo.create("cifar_resnet20", num_classes=10)
+logits = jax.jit(model.apply)(variables, images)
+"""
+
+from zoo import transfer, weights
+from zoo.api import create, create_with_card, features
+from zoo.preprocess import fit_image, normalize
+from zoo.registry import build, get_spec, list_models, list_options
+from zoo.summary import describe, list_endpoints, list_layers
+
+__all__ = [
+    "build",
+    "create",
+    "create_with_card",
+    "describe",
+    "features",
+    "fit_image",
+    "get_spec",
+    "list_endpoints",
+    "list_layers",
+    "list_models",
+    "list_options",
+    "normalize",
+    "transfer",
+    "weights",
+]

@@ -1,0 +1,130 @@
+"""The public door: from a name to a model with its variables."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo import weights as weights_io
+from zoo.registry import build, get_spec, unknown
+from zoo.spec import Card
+from zoo.transfer import replace_head
+
+logger = logging.getLogger("zoo")
+
+
+def create(
+    name: str,
+    *,
+    weights: str | None = None,
+    num_classes: int | None = None,
+    key: jax.Array | None = None,
+    **overrides: Any,
+) -> tuple[nn.Module, dict]:
+    """Creates a model and its variables.
+
+    Args:
+      name: Of the model, one of `list_models()`.
+      weights: None for the paper's initialisation; else a registered name, or the
+        path of a safetensors or torch file, of a run folder or of a checkpoint.
+      num_classes: None for the weights' number or, without weights, the paper's.
+        Another number than the weights' gives a new head, and the log says so. 0
+        gives no head: the output is the last endpoint.
+      key: For the initialisation; `jax.random.key(0)` where None.
+      **overrides: Options of the model, such as `dtype=jnp.bfloat16`; `describe`
+        lists them.
+
+    Returns:
+      `(module, variables)`: a Linen module and {"params": ..., "batch_stats": ...},
+      with batch statistics where the network has batch norm.
+
+    Raises:
+      ValueError: The model, an option or the weights are unknown or do not fit.
+    """
+    model, variables, _ = create_with_card(
+        name, weights=weights, num_classes=num_classes, key=key, **overrides
+    )
+    return model, variables
+
+
+def create_with_card(
+    name: str,
+    *,
+    weights: str | None = None,
+    num_classes: int | None = None,
+    key: jax.Array | None = None,
+    **overrides: Any,
+) -> tuple[nn.Module, dict, Card]:
+    """Does what `create` does, and returns also what the variables expect.
+
+    Returns:
+      `(module, variables, card)`; the card has the preprocessing and, where they are
+      known, the names of the classes.
+    """
+    spec = get_spec(name)
+    key = jax.random.key(0) if key is None else key
+    if weights is None:
+        if num_classes is None:
+            num_classes = spec.num_classes
+        model = build(name, num_classes=num_classes, **overrides)
+        pre = spec.preprocess
+        images = jnp.zeros((1, pre.size, pre.size, pre.channels))
+        card = Card(name, num_classes, overrides, pre, source="initialised")
+        return model, jax.jit(model.init)(key, images), card
+
+    loaded = weights_io.load(name, weights, **overrides)
+    card = loaded.card
+    options = {**card.overrides, **overrides}
+    model = build(name, num_classes=card.num_classes, **options)
+    variables = jax.tree.map(jnp.asarray, loaded.variables)
+    if num_classes is None or num_classes == card.num_classes:
+        return model, variables, card
+    old, card = (
+        card.num_classes,
+        dataclasses.replace(card, num_classes=num_classes, class_names=()),
+    )
+    if num_classes == 0:
+        params = {k: v for k, v in variables["params"].items() if k != "head"}
+        return model.clone(head=None), {**variables, "params": params}, card
+    logger.warning(
+        "%s: the weights have %d classes; the head for %d is new and untrained.",
+        name,
+        old,
+        num_classes,
+    )
+    return *replace_head(model, variables, num_classes, key=key), card
+
+
+def features(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    names: Sequence[str],
+    *,
+    train: bool = False,
+) -> dict[str, jax.Array]:
+    """Computes named endpoints; under `jit`, nothing beyond them is computed.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      names: Of the endpoints; `list_endpoints` has them.
+      train: As in the model's own call.
+
+    Returns:
+      The activations by name, in the order of `names`.
+
+    Raises:
+      ValueError: An endpoint is unknown.
+    """
+    names = [names] if isinstance(names, str) else [*names]
+    out = model.apply(variables, images, train, method="endpoints")
+    for name in names:
+        if name not in out:
+            raise ValueError(unknown("endpoint", name, out))
+    return {name: out[name] for name in names}

@@ -1,0 +1,1 @@
+"""The classification networks, one file a family."""

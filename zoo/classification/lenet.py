@@ -1,0 +1,310 @@
+"""LeNet-5 as published in 1998, and the form in which it is used today.
+
+Reference:
+  LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document
+  Recognition, Proceedings of the IEEE 86(11), 1998.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo.layers import Classifier, check_images, initializer, make_head, max_pool
+from zoo.spec import ModelSpec, Preprocess, TorchRule
+
+Array = jax.Array
+
+PAPER = (
+    "LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document "
+    "Recognition, 1998"
+)
+
+# Table I: the maps of S2 that each of C3's 16 maps reads.
+C3_TABLE = (
+    (0, 1, 2),
+    (1, 2, 3),
+    (2, 3, 4),
+    (3, 4, 5),
+    (0, 4, 5),
+    (0, 1, 5),
+    (0, 1, 2, 3),
+    (1, 2, 3, 4),
+    (2, 3, 4, 5),
+    (0, 3, 4, 5),
+    (0, 1, 4, 5),
+    (0, 1, 2, 5),
+    (0, 1, 3, 4),
+    (1, 2, 4, 5),
+    (0, 2, 3, 5),
+    (0, 1, 2, 3, 4, 5),
+)
+
+# Figure 3: the targets of F6, bitmaps 7 wide and 12 high, decoded from a print.
+_GLYPHS = """
+.......  ..###..  .......  .......  .......  .......  ..###..  .......  .#####.  ..###..
+.......  .####..  .......  #######  .......  .......  .##....  #######  ##...##  .##.##.
+..###..  ...##..  .#####.  .....##  .##..##  #######  ##.....  .....##  ##...##  ##...##
+.##.##.  ...##..  ##...##  ....##.  ##...##  ##.....  ##.....  .....##  ##...##  ##...##
+##...##  ...##..  .....##  ...##..  ##...##  ##.....  ######.  ....##.  .#####.  ##..###
+##...##  ...##..  ....##.  ..####.  ##...##  #####..  ###..##  ...##..  ##...##  .######
+##...##  ...##..  ..###..  .....##  ##...##  .#####.  ##...##  ...##..  ##...##  .....##
+##...##  ...##..  .##....  .....##  ##..###  ....###  ##...##  ..##...  ##...##  .....##
+.##.##.  ...##..  ##.....  ##...##  .######  ##...##  ###..##  ..##...  ##...##  ....##.
+..###..  .######  #######  .#####.  .....##  .#####.  .#####.  ..##...  .#####.  .####..
+.......  .......  .......  .......  .....##  .......  .......  .......  .......  .......
+.......  .......  .......  .......  .....##  .......  .......  .......  .......  .......
+"""
+
+
+def rbf_codes(num_classes: int) -> np.ndarray:
+    """The fixed +-1 target codes of the output layer, float32 [84, num_classes].
+
+    The first ten are the paper's digits; further classes, which the paper drew as
+    other characters, get fixed random codes.
+    """
+    rows = [line.split() for line in _GLYPHS.strip().splitlines()]
+    digits = [[c == "#" for row in rows for c in row[digit]] for digit in range(10)]
+    others = np.random.RandomState(1998).rand(max(num_classes - 10, 0), 84) < 0.5
+    codes = np.concatenate([np.array(digits), others])[:num_classes]
+    return np.where(codes.T, 1.0, -1.0).astype(np.float32)
+
+
+def squash(x: Array) -> Array:
+    """The scaled hyperbolic tangent 1.7159 tanh(2/3 x), for which f(+-1) = +-1."""
+    return 1.7159 * jnp.tanh(2 / 3 * x)
+
+
+def lecun_uniform_98(fan_in: int | np.ndarray) -> Callable:
+    """Uniform within +-2.4 / fan-in (the paper's appendix A)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1, 1) * jnp.asarray(
+            2.4 / fan_in, dtype
+        )
+
+    return init
+
+
+class Convolution(nn.Module):
+    """5x5 convolution without padding, over all maps or over those of a table."""
+
+    features: int
+    table: tuple[tuple[int, ...], ...] | None = None
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        maps = x.shape[-1]
+        table = self.table or (tuple(range(maps)),) * self.features
+        # One 5x5 kernel for each link between an input and an output map.
+        inputs = np.array([i for links in table for i in links])
+        outputs = np.array([o for o, links in enumerate(table) for _ in links])
+        fan_in = np.array([25 * len(links) for links in table])
+
+        kernel = self.param(
+            "kernel",
+            lecun_uniform_98(fan_in[outputs]),
+            (5, 5, len(inputs)),
+            self.param_dtype,
+        )
+        bias = self.param(
+            "bias", lecun_uniform_98(fan_in), (self.features,), self.param_dtype
+        )
+        dense = jnp.zeros((5, 5, maps, self.features), kernel.dtype)
+        dense = dense.at[:, :, inputs, outputs].set(kernel)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            dense.astype(self.dtype),
+            window_strides=(1, 1),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + bias.astype(self.dtype)
+
+
+class Subsampling(nn.Module):
+    """The sum of each 2x2 patch times a trainable coefficient, plus a bias, per map."""
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape, init = (x.shape[-1],), lecun_uniform_98(4)
+        coefficient = self.param("coefficient", init, shape, self.param_dtype)
+        bias = self.param("bias", init, shape, self.param_dtype)
+        total = 4 * nn.avg_pool(x, (2, 2), (2, 2))
+        return total * coefficient.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class LeNet5Backbone(nn.Module):
+    """C1 to F6 of the paper's figure 2, from 32x32 grey images to 84 features."""
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        check_images(images, "lenet5", 32, None)
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        out = {}
+        x = out["c1"] = squash(Convolution(6, name="c1", **types)(images))
+        x = out["s2"] = squash(Subsampling(name="s2", **types)(x))
+        x = out["c3"] = squash(Convolution(16, C3_TABLE, name="c3", **types)(x))
+        x = out["s4"] = squash(Subsampling(name="s4", **types)(x))
+        x = out["c5"] = squash(Convolution(120, name="c5", **types)(x))
+        init = lecun_uniform_98(120)
+        f6 = nn.Dense(84, kernel_init=init, bias_init=init, name="f6", **types)
+        out["f6"] = squash(f6(x.reshape(x.shape[0], -1)))
+        return out
+
+
+class RBFHead(nn.Module):
+    """Minus the squared distance of the features to each class's fixed code."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        codes = jnp.asarray(rbf_codes(self.num_classes))
+        difference = features.astype(jnp.float32)[..., None] - codes
+        return -jnp.square(difference).sum(axis=-2)
+
+    def macs(self) -> int:
+        """Multiply-adds for one image: one for each element of the codes."""
+        return 84 * self.num_classes
+
+
+def lenet5(
+    *, num_classes: int = 10, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
+) -> Classifier:
+    """Builds LeNet-5 as published; 32x32 grey images, RBF outputs.
+
+    Args:
+      num_classes: 0 for no head.
+      dtype: Of the computation up to F6.
+      param_dtype: Of the parameters.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    head = RBFHead(num_classes) if num_classes else None
+    return Classifier(LeNet5Backbone(dtype=dtype, param_dtype=param_dtype), head)
+
+
+class LeNet5ModernBackbone(nn.Module):
+    """Two convolutions with max pooling and a dense layer, for 28x28 images."""
+
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        check_images(images, "lenet5_modern", 28, None)
+        types = dict(
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        out = {}
+        x = nn.Conv(20, (5, 5), padding="VALID", name="conv1", **types)(images)
+        out["conv1"] = x
+        x = out["pool1"] = max_pool(x, 2, 2)
+        x = out["conv2"] = nn.Conv(50, (5, 5), padding="VALID", name="conv2", **types)(
+            x
+        )
+        x = out["pool2"] = max_pool(x, 2, 2)
+        x = nn.Dense(500, name="ip1", **types)(x.reshape(x.shape[0], -1))
+        out["ip1"] = nn.relu(x)
+        return out
+
+
+def lenet5_modern(
+    *,
+    num_classes: int = 10,
+    init: str = "caffe_xavier",
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> Classifier:
+    """Builds the LeNet of Caffe's MNIST example; 28x28 grey images, softmax.
+
+    Args:
+      num_classes: 0 for no head.
+      init: A name of `zoo.layers.INITIALIZERS`.
+      dtype: Of the computation.
+      param_dtype: Of the parameters.
+    """
+    kernel_init = initializer(init)
+    types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
+    head = make_head(num_classes, layer="ip2", **types)
+    return Classifier(LeNet5ModernBackbone(**types), head)
+
+
+def _same_names(*modules: str) -> Callable[[Classifier], tuple[TorchRule, ...]]:
+    def rules(model: Classifier) -> tuple[TorchRule, ...]:
+        return tuple(TorchRule(m, m.rsplit("/", 1)[-1]) for m in modules)
+
+    return rules
+
+
+def _modern_torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
+    return (
+        TorchRule("backbone/conv1", "conv1"),
+        TorchRule("backbone/conv2", "conv2"),
+        TorchRule("backbone/ip1", "ip1", flatten=(50, 4, 4)),
+        TorchRule("head/ip2", "ip2"),
+    )
+
+
+SPECS = (
+    ModelSpec(
+        name="lenet5",
+        task="classification",
+        build=lenet5,
+        paper=PAPER,
+        num_classes=10,
+        # Background -0.1, foreground 1.175 (section II.B).
+        preprocess=Preprocess(
+            size=32, channels=1, mean=(0.1 / 1.275,), std=(1 / 1.275,)
+        ),
+        params=60_000,
+        macs=326_520,
+        torch_rules=_same_names(
+            *(f"backbone/{n}" for n in "c1 s2 c3 s4 c5 f6".split())
+        ),
+        loss="lenet_map",
+        init="uniform within +-2.4 / fan-in",
+        published=(
+            "MNIST test error 0.95 %, without distortions",
+            "MNIST test error 0.8 %, trained with distortions",
+        ),
+        deviations=(
+            "the digit codes of the output layer are decoded from the printed figure",
+            "the paper prints no value for the constant j of its loss: 1",
+            "trained by SGD with momentum instead of stochastic diagonal "
+            "Levenberg-Marquardt",
+        ),
+    ),
+    ModelSpec(
+        name="lenet5_modern",
+        task="classification",
+        build=lenet5_modern,
+        paper="Caffe's MNIST example, after " + PAPER,
+        num_classes=10,
+        preprocess=Preprocess(size=28, channels=1, mean=(0.0,), std=(256 / 255,)),
+        params=431_080,
+        macs=2_293_000,
+        torch_rules=_modern_torch_rules,
+        init="Caffe's xavier: uniform of variance 1 / fan-in",
+        published=("MNIST test accuracy about 99.1 %",),
+        deviations=(
+            "20 and 50 maps, max pooling, ReLU and softmax in place of the paper's "
+            "layers, as in Caffe",
+        ),
+    ),
+)

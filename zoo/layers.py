@@ -1,0 +1,185 @@
+"""The few Linen parts that several families share."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+
+# `normal` is untruncated: jax's `he_normal` cuts at two standard deviations.
+INITIALIZERS: dict[str, Callable] = {
+    "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+    "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "caffe_xavier": nn.initializers.variance_scaling(1.0, "fan_in", "uniform"),
+    "glorot": nn.initializers.glorot_uniform(),
+    "gaussian_0.01": nn.initializers.normal(0.01),
+}
+
+
+def initializer(name: str) -> Callable:
+    """Looks up an initialiser of kernels by name.
+
+    Args:
+      name: "he_fan_in" and "he_fan_out" (He et al. 2015, untruncated normal),
+        "glorot" (Glorot and Bengio 2010, uniform), "caffe_xavier" (uniform, by
+        fan-in), "gaussian_0.01".
+
+    Raises:
+      ValueError: There is none of that name.
+    """
+    if name not in INITIALIZERS:
+        raise ValueError(f"init={name!r} is unknown; choose from {[*INITIALIZERS]}.")
+    return INITIALIZERS[name]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last.
+
+    The batch is normalised by its biased variance, and the running average takes the
+    unbiased one, as in the paper's algorithm 2 and in PyTorch (Flax's own layer keeps
+    the biased one). Statistics are float32 whatever `dtype` is. Under `jit` over a
+    mesh the statistics are those of the whole batch; inside `shard_map` or `pmap`
+    give `axis_name`.
+
+    Attributes:
+      momentum: What the running averages keep at a step; PyTorch's `1 - momentum`.
+      epsilon: Added to the variance, inside the root.
+      axis_name: Mapped axis over which to average the statistics.
+
+    Reference:
+      Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+        x = x.astype(jnp.float32)
+        if train and not self.is_initializing():
+            mean, var, count = self._batch_statistics(x)
+            keep = self.momentum
+            unbiased = var * (count / (count - 1))
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype)
+
+    def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
+        average, devices = jnp.asarray, 1
+        if self.axis_name is not None:
+            average = partial(jax.lax.pmean, axis_name=self.axis_name)
+            devices = jax.lax.psum(1, self.axis_name)
+        count = x.size // x.shape[-1] * devices
+        if count < 2:
+            raise ValueError(
+                f"{'/'.join(self.path)}: batch statistics need more than one value per "
+                f"channel, got the input {list(x.shape)}."
+            )
+        axes = tuple(range(x.ndim - 1))
+        mean = average(x.mean(axes))
+        return mean, average(jnp.square(x - mean).mean(axes)), count
+
+
+class LinearHead(nn.Module):
+    """A dense layer from features [B, F] to float32 logits [B, K]."""
+
+    num_classes: int
+    layer: str = "fc"
+    kernel_init: Callable = INITIALIZERS["gaussian_0.01"]
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        logits = nn.Dense(
+            self.num_classes,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=self.layer,
+        )(features)
+        return logits.astype(jnp.float32)
+
+
+class Classifier(nn.Module):
+    """A backbone and a head: the shape of every classification network of the zoo.
+
+    Attributes:
+      backbone: Called with `(images, train=...)`; returns a dict of named endpoints,
+        the last of which is what the head reads.
+      head: From features to logits, or None for a network without classes, whose
+        output is the last endpoint.
+    """
+
+    backbone: nn.Module
+    head: nn.Module | None
+
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Computes the logits.
+
+        Args:
+          images: float32 [B, H, W, C], preprocessed.
+          train: Whether batch norm uses the batch and dropout is active.
+
+        Returns:
+          float32 [B, num_classes].
+        """
+        return [*self.endpoints(images, train).values()][-1]
+
+    def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
+        """Computes every named activation, in the order of the network."""
+        features = self.backbone(images, train=train)
+        if self.head is None:
+            return features
+        return {**features, "logits": self.head([*features.values()][-1])}
+
+    def with_head(self, head: nn.Module | None) -> "Classifier":
+        """Returns this network with another head."""
+        return dataclasses.replace(self, head=head, parent=None, name=None)
+
+
+def make_head(num_classes: int, **options) -> LinearHead | None:
+    """Builds the usual head; none for `num_classes=0`."""
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    return LinearHead(num_classes, **options) if num_classes else None
+
+
+def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
+    """Max pooling of [B, H, W, C] with symmetric explicit padding, rounded down."""
+    pads = ((padding, padding), (padding, padding))
+    return nn.max_pool(x, (window, window), (stride, stride), pads)
+
+
+def check_images(images: Array, name: str, size: int | None, channels: int | None):
+    """Raises where a network that has one input size is given another.
+
+    Raises:
+      ValueError: Names the network, the shape and what was expected.
+    """
+    shape = images.shape
+    want = f"[B, {size or 'H'}, {size or 'W'}, {channels or 'C'}]"
+    fits = (
+        len(shape) == 4
+        and (size is None or shape[1:3] == (size, size))
+        and (channels is None or shape[3] == channels)
+    )
+    if not fits:
+        raise ValueError(f"{name} takes images {want}, got {list(shape)}.")

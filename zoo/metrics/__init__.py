@@ -1,0 +1,1 @@
+"""Metrics as values: `empty`, `update`, `merge`, `compute`."""

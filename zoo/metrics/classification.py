@@ -1,0 +1,81 @@
+"""Top-k accuracy, mean loss and the confusion matrix of a classifier."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class State(NamedTuple):
+    """Sums over the examples seen so far.
+
+    Attributes:
+      confusion: int32 [K, K], rows are the true classes.
+      top5: int32, examples whose label is among the five highest logits.
+      loss: float32, sum of the losses.
+    """
+
+    confusion: jax.Array
+    top5: jax.Array
+    loss: jax.Array
+
+
+def empty(num_classes: int) -> State:
+    """Returns the state before any example."""
+    return State(
+        jnp.zeros((num_classes, num_classes), jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.float32),
+    )
+
+
+def update(
+    state: State, logits: jax.Array, labels: jax.Array, losses: jax.Array, valid
+) -> State:
+    """Adds a batch.
+
+    Args:
+      state: Sums so far.
+      logits: float32 [B, K].
+      labels: int32 [B], 0 to K - 1.
+      losses: float32 [B].
+      valid: bool [B]; examples that are padding are not counted.
+    """
+    predicted = logits.argmax(-1)
+    right = jnp.take_along_axis(logits, labels[:, None], -1)
+    # Strictly greater: a tie at the fifth place counts as a hit, as if sorted stably.
+    rank = (logits > right).sum(-1)
+    return State(
+        state.confusion.at[labels, predicted].add(valid.astype(jnp.int32)),
+        state.top5 + (valid & (rank < 5)).sum(dtype=jnp.int32),
+        state.loss + jnp.where(valid, losses, 0).sum(),
+    )
+
+
+def merge(a: State, b: State) -> State:
+    """Joins the sums of two disjoint sets of examples."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def compute(state: State) -> dict[str, float]:
+    """Returns `count`, `correct`, `accuracy`, `loss` and, from 6 classes on, `top5`.
+
+    Accuracies are fractions, the loss is the mean.
+
+    Raises:
+      ValueError: No example was seen.
+    """
+    confusion = np.asarray(state.confusion)
+    count, correct = int(confusion.sum()), int(np.trace(confusion))
+    if not count:
+        raise ValueError("no example was evaluated.")
+    out = {
+        "count": count,
+        "correct": correct,
+        "accuracy": correct / count,
+        "loss": float(state.loss) / count,
+    }
+    if len(confusion) > 5:
+        out["top5"] = int(state.top5) / count
+    return out

@@ -1,0 +1,1 @@
+"""Pure functions on arrays, static shapes, one example and `vmap`."""

@@ -1,0 +1,182 @@
+"""Random changes of training images, on the device.
+
+Each takes a key first and one image [height, width, channels] of any numeric type, and
+returns an image of the same shape and type; `jax.vmap` does a batch, with a key for
+each image. What comes from outside of the image is `fill`, in the image's own units.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def pad_crop(
+    key: jax.Array, image: jax.Array, *, padding: int, fill: float = 0
+) -> jax.Array:
+    """Pads all sides and cuts out the image's size at a random place.
+
+    In other words, shifts the image by -padding .. padding whole pixels down and right.
+
+    Args:
+      key: Random key.
+      image: [height, width, channels].
+      padding: Pixels on each side.
+      fill: Value of the padding.
+
+    Returns:
+      [height, width, channels].
+
+    Reference: He et al., Deep Residual Learning for Image Recognition, 2016, 4.2.
+    """
+    if padding < 0:
+        raise ValueError(f"pad_crop: padding={padding}, expected 0 or more.")
+    sides = ((padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(image, sides, constant_values=fill)
+    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def flip(key: jax.Array, image: jax.Array, *, p: float = 0.5) -> jax.Array:
+    """Mirrors left and right with probability `p`.
+
+    Args:
+      key: Random key.
+      image: [height, width, channels].
+      p: Probability, 0 to 1.
+
+    Returns:
+      [height, width, channels].
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"flip: p={p}, expected 0 to 1.")
+    return jnp.where(jax.random.bernoulli(key, p), image[:, ::-1], image)
+
+
+def affine(
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    degrees: float = 10,
+    shift: float = 0.1,
+    scale: float = 0.1,
+    fill: float = 0,
+) -> jax.Array:
+    """Turns, scales and shifts a little, with bilinear interpolation.
+
+    Every amount is drawn uniformly: the angle from -degrees .. degrees, the factor from
+    1 - scale .. 1 + scale, and each shift from -shift .. shift of the image's side.
+
+    Args:
+      key: Random key.
+      image: [height, width, channels].
+      degrees: Largest angle, about the image's centre.
+      shift: Largest shift down and right, as a share of height and width.
+      scale: Largest change of size, as a share; below 1.
+      fill: Value outside of the image.
+
+    Returns:
+      [height, width, channels]; integers are rounded.
+    """
+    if min(degrees, shift, scale) < 0 or scale >= 1:
+        raise ValueError(
+            f"affine: degrees={degrees}, shift={shift}, scale={scale}; expected 0 or "
+            "more, and scale below 1."
+        )
+    turn, grow, down, right = jax.random.uniform(key, (4,), minval=-1.0)
+    angle, factor = jnp.deg2rad(turn * degrees), 1 + grow * scale
+    height, width, _ = image.shape
+    offset = jnp.array([down * height, right * width]) * shift
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    return _resample(image, angle, factor, centre, offset, fill)
+
+
+def _resample(image, angle, factor, centre, offset, fill):
+    """Looks up, for each output pixel, the place in the image that it comes from."""
+    rows, columns = jnp.indices(image.shape[:2])
+    y, x = rows - centre[0] - offset[0], columns - centre[1] - offset[1]
+    cos, sin = jnp.cos(angle) / factor, jnp.sin(angle) / factor
+    places = [cos * y + sin * x + centre[0], cos * x - sin * y + centre[1]]
+
+    def channel(values):
+        return map_coordinates(values, places, order=1, cval=fill)
+
+    out = jax.vmap(channel, -1, -1)(image.astype(jnp.float32))
+    if jnp.issubdtype(image.dtype, jnp.integer):
+        out = jnp.round(out)
+    return out.astype(image.dtype)
+
+
+AUGMENTS: dict[str, Callable] = {"pad_crop": pad_crop, "flip": flip, "affine": affine}
+
+
+def parse_augment(text: str) -> Augment:
+    """Reads an augmentation and its numbers, such as "pad_crop:4" or "flip".
+
+    Args:
+      text: A name of `AUGMENTS`, then its options in their order, each after a colon:
+        "affine:15:0.1:0" is 15 degrees, shift 0.1, scale 0.
+
+    Returns:
+      A function of a key and an image.
+
+    Raises:
+      ValueError: The name is unknown, or the numbers do not fit it.
+    """
+    name, *values = text.split(":")
+    if name not in AUGMENTS:
+        close = difflib.get_close_matches(name, AUGMENTS, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(
+            f"unknown augmentation {name!r}{hint} There are {', '.join(AUGMENTS)}."
+        )
+    parameters = inspect.signature(AUGMENTS[name]).parameters.values()
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    usage = ":".join(
+        [name]
+        + [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in options]
+    )
+    required = sum(p.default is p.empty for p in options)
+    if not required <= len(values) <= len(options):
+        raise ValueError(
+            f"augmentation {text!r} has {len(values)} number(s); expected {usage}."
+        )
+    chosen = {}
+    for option, value in zip(options, values, strict=False):
+        try:
+            chosen[option.name] = option.annotation(value)
+        except ValueError as error:
+            raise ValueError(
+                f"augmentation {text!r}: {option.name} cannot be {value!r}, expected "
+                f"{option.annotation.__name__}, as in {usage}."
+            ) from error
+    function = AUGMENTS[name]
+    return lambda key, image: function(key, image, **chosen)
+
+
+def compose(augments: Sequence[str]) -> Augment:
+    """Applies augmentations one after the other, each with a key of its own.
+
+    Args:
+      augments: As `parse_augment` reads them, such as ("pad_crop:4", "flip"); none
+        leave the image as it is.
+
+    Returns:
+      A function of a key and an image [height, width, channels].
+
+    Raises:
+      ValueError: See `parse_augment`.
+    """
+    functions = [parse_augment(text) for text in augments]
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        for i, function in enumerate(functions):
+            image = function(jax.random.fold_in(key, i), image)
+        return image
+
+    return apply

@@ -1,0 +1,78 @@
+"""Patterns over the paths of a variables tree, such as "backbone/{stem,stage1}/**"."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Tree = Mapping[str, Any]
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Flattens nested dicts to {"backbone/stem/conv/kernel": leaf, ...}."""
+    return flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return unflatten_dict(dict(flat), sep="/")
+
+
+def compile_pattern(pattern: str) -> re.Pattern:
+    """Compiles a path pattern.
+
+    `**` stands for any number of whole parts, `*` for anything and `?` for one
+    character within a part, `{a,b}` for either of the parts a and b.
+
+    Raises:
+      ValueError: The pattern is empty or its braces do not close.
+    """
+    if not pattern or re.sub(r"\{[^{}]*\}", "", pattern).strip("{}") != re.sub(
+        r"\{[^{}]*\}", "", pattern
+    ):
+        raise ValueError(
+            f"pattern {pattern!r} is empty or has braces that do not close."
+        )
+    tokens = re.split(r"(/\*\*$|\*\*/|\*\*|\*|\?|\{[^{}]*\})", pattern)
+    out = []
+    for token in tokens:
+        match token:
+            case "/**":
+                out.append("/.+")
+            case "**/":
+                out.append("(?:.+/)?")
+            case "**":
+                out.append(".*")
+            case "*":
+                out.append("[^/]*")
+            case "?":
+                out.append("[^/]")
+            case _ if token.startswith("{"):
+                choices = (re.escape(c.strip()) for c in token[1:-1].split(","))
+                out.append(f"(?:{'|'.join(choices)})")
+            case _:
+                out.append(re.escape(token))
+    return re.compile("".join(out))
+
+
+def match_paths(paths: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """Selects the paths that any of the patterns matches.
+
+    Raises:
+      ValueError: A pattern matches nothing; the message has the nearest paths.
+    """
+    selected = set()
+    for pattern in patterns:
+        matched = {p for p in paths if compile_pattern(pattern).fullmatch(p)}
+        if not matched:
+            parents = {"/".join(p.split("/")[:i]) for p in paths for i in (1, 2, 3)}
+            known = sorted({*paths, *parents})
+            near = difflib.get_close_matches(pattern.rstrip("/*"), known, n=3, cutoff=0)
+            raise ValueError(
+                f"pattern {pattern!r} matches no parameter; the nearest of the "
+                f"{len(paths)} paths are {near}."
+            )
+        selected |= matched
+    return selected

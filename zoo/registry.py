@@ -1,0 +1,83 @@
+"""From a name to what is known of it."""
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from zoo.classification import lenet, resnet
+from zoo.spec import ModelSpec
+
+_SPECS: dict[str, ModelSpec] = {
+    spec.name: spec for spec in (*lenet.SPECS, *resnet.SPECS)
+}
+
+
+def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
+    """Lists the names of the registered models.
+
+    Args:
+      pattern: Shell pattern that the name must match, such as "*resnet*".
+      task: "classification", "detection", "segmentation" or "face"; None for all.
+
+    Raises:
+      ValueError: No model has this task.
+    """
+    tasks = sorted({spec.task for spec in _SPECS.values()})
+    if task is not None and task not in tasks:
+        raise ValueError(unknown("task", task, tasks))
+    return [
+        name
+        for name, spec in _SPECS.items()
+        if fnmatch.fnmatch(name, pattern) and task in (None, spec.task)
+    ]
+
+
+def get_spec(name: str) -> ModelSpec:
+    """Returns the facts of the model `name`.
+
+    Raises:
+      ValueError: There is no such model; the message has the nearest names.
+    """
+    if name not in _SPECS:
+        raise ValueError(unknown("model", name, _SPECS))
+    return _SPECS[name]
+
+
+def build(name: str, *, num_classes: int | None = None, **overrides: Any):
+    """Builds the Linen module of the model `name`, without variables.
+
+    Args:
+      name: Of the model.
+      num_classes: 0 for no head; None for the paper's number.
+      **overrides: Options of the family's builder, such as `dtype` or `shortcut`.
+
+    Raises:
+      ValueError: The model or an option is unknown, or a value is out of range.
+    """
+    spec = get_spec(name)
+    options = list_options(name)
+    for option in overrides:
+        if option not in options:
+            raise ValueError(unknown(f"option of {name}", option, options))
+    if num_classes is None:
+        num_classes = spec.num_classes
+    return spec.build(num_classes=num_classes, **overrides)
+
+
+def list_options(name: str) -> dict[str, Any]:
+    """Lists the options of a model's builder with their defaults."""
+    spec = get_spec(name)
+    # What the spec has already fixed is a fact of the model, not an option.
+    fixed = {"num_classes", *getattr(spec.build, "keywords", {})}
+    parameters = inspect.signature(spec.build).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in fixed}
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Words the error for an unknown name: the nearest ones, or all there are."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {known}."
+    return f"unknown {kind} {name!r}; {hint}"

@@ -1,0 +1,165 @@
+"""Frozen facts about networks: what they are called, what they take and promise."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How a uint8 image becomes a network's input.
+
+    The image is resized so that its shorter side is `resize` pixels, its centre of
+    `size` x `size` pixels is cut out, and each channel becomes
+    `(value / 255 - mean) / std`.
+
+    Attributes:
+      size: Height and width of the network's input, in pixels.
+      channels: 3 for RGB, 1 for grey.
+      mean: Per channel, in units of the full range (0 to 1).
+      std: Per channel, in units of the full range (0 to 1).
+      resize: Length of the shorter side before the crop, in pixels; `size` if None.
+      interpolation: Name of the Pillow filter, "bilinear" or "bicubic".
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"Preprocess: mean {self.mean} and std {self.std} must have one value "
+                f"for each of the {self.channels} channels."
+            )
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"Preprocess: std must be positive, got {self.std}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A published set of weights for one network.
+
+    Attributes:
+      name: What to pass as `weights=` to `zoo.create`.
+      url: Where the publisher keeps the file.
+      sha256: Hash of the file in hexadecimal digits, or its beginning where the
+        publisher states no more.
+      preprocess: What the weights expect; the model's own where None.
+      accuracy: Published top-1 accuracy in percent, and on what.
+      source: Who trained them.
+      licence: SPDX name.
+      class_names: In the order of the logits.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    accuracy: str
+    source: str
+    licence: str
+    preprocess: Preprocess | None = None
+    class_names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchRule:
+    """Where a module's parameters live in a PyTorch state dict.
+
+    Attributes:
+      module: Path of the Linen module, such as "backbone/stage1/block1/conv1".
+      key: Path of the torch module, such as "layer1.0.conv1".
+      flatten: `(channels, height, width)` for a dense layer that follows a flattened
+        convolution: torch flattens in that order, this zoo in height, width, channels.
+    """
+
+    module: str
+    key: str
+    flatten: tuple[int, int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """One network of the zoo: how to build it and what is known of it.
+
+    Attributes:
+      name: The name under which `zoo.create` finds it.
+      task: "classification", "detection", "segmentation" or "face".
+      build: Called with `num_classes=` and overrides; returns the Linen module.
+      paper: Authors, title, year, and the section or table that was followed.
+      num_classes: The paper's number of classes.
+      preprocess: The paper's preprocessing.
+      params: Exact number of trainable parameters at `num_classes` classes.
+      macs: Exact number of multiply-adds of convolutions and dense layers for one
+        image of `preprocess.size`, biases excluded.
+      torch_rules: Called with the module; returns the `TorchRule`s of its weights.
+      weights: Published weights.
+      loss: Name of the paper's loss (see `train/tasks.py`).
+      init: The paper's initialisation, in words.
+      published: Published results, each with its protocol.
+      deviations: Each way in which this network differs from its paper.
+    """
+
+    name: str
+    task: str
+    build: Callable[..., Any]
+    paper: str
+    num_classes: int
+    preprocess: Preprocess
+    params: int
+    macs: int
+    torch_rules: Callable[[Any], tuple[TorchRule, ...]]
+    weights: tuple[Weights, ...] = ()
+    loss: str = "softmax_cross_entropy"
+    init: str = ""
+    published: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What must be known beside the numbers to use a set of variables.
+
+    It is stored in every checkpoint and exported file.
+
+    Attributes:
+      model: Registered name.
+      num_classes: Of the head.
+      overrides: Options the model was built with, by name; strings and numbers.
+      preprocess: What the variables expect.
+      class_names: In the order of the logits; empty where unknown.
+      source: Where the variables come from, in words.
+      versions: Of the packages that wrote them.
+    """
+
+    model: str
+    num_classes: int
+    overrides: dict[str, Any]
+    preprocess: Preprocess
+    class_names: tuple[str, ...] = ()
+    source: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the card as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Card":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ValueError: A field is missing or unknown.
+        """
+        try:
+            preprocess = dict(values["preprocess"])
+            preprocess["mean"] = tuple(preprocess["mean"])
+            preprocess["std"] = tuple(preprocess["std"])
+            names = tuple(values.get("class_names", ()))
+            rest = {**values, "preprocess": Preprocess(**preprocess)}
+            return cls(**{**rest, "class_names": names})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a model card: {error}; got {values}.") from error

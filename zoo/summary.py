@@ -1,0 +1,160 @@
+"""What a network consists of, found from shapes alone: nothing is computed."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo.paths import flatten
+from zoo.registry import build, get_spec, list_options
+
+
+class Layer(NamedTuple):
+    """One row of the table of layers.
+
+    Attributes:
+      path: Of the module, such as "backbone/stage1/block1/conv1".
+      kind: Name of the module's class.
+      shape: Of the output for one image.
+      params: Number of trainable parameters.
+      macs: Multiply-adds of a convolution or dense layer for one image.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    params: int
+    macs: int
+
+
+def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+    """Returns the variables' shapes and dtypes, without allocating them.
+
+    Args:
+      model: A network of the zoo.
+      image_shape: (H, W, C).
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
+    """Lists the layers in the order in which they run.
+
+    Args:
+      model: A network of the zoo.
+      image_shape: (H, W, C).
+    """
+    variables = abstract_variables(model, image_shape)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    params = flatten(variables["params"])
+    layers = []
+
+    def record(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        module, path = context.module, "/".join(context.module.path)
+        own = {k: v for k, v in params.items() if k.rsplit("/", 1)[0] == path}
+        is_call = context.method_name == "__call__"
+        if is_call and (own or hasattr(module, "macs")):
+            count = sum(v.size for v in own.values())
+            macs = _macs(module, own.get(f"{path}/kernel"), out.shape)
+            layers.append(
+                Layer(path, type(module).__name__, out.shape[1:], count, macs)
+            )
+        return out
+
+    def run(variables, images):
+        with nn.intercept_methods(record):
+            return model.apply(variables, images)
+
+    jax.eval_shape(run, variables, images)
+    return layers
+
+
+def _macs(module: nn.Module, kernel: Any, shape: tuple[int, ...]) -> int:
+    if hasattr(module, "macs"):
+        return module.macs()
+    return kernel.size * math.prod(shape[1:-1]) if kernel is not None else 0
+
+
+def list_endpoints(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Lists the endpoints' names and their shapes for one image, in order."""
+    variables = abstract_variables(model, image_shape)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = {}
+
+    def run(variables, images):
+        out = model.apply(variables, images, method="endpoints")
+        # Noted while tracing: what jax returns is sorted by name.
+        shapes.update({name: value.shape[1:] for name, value in out.items()})
+        return out
+
+    jax.eval_shape(run, variables, images)
+    return shapes
+
+
+def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> str:
+    """Describes a model: paper, layers, parameters, MACs, endpoints, weights.
+
+    Args:
+      name: Of the model.
+      num_classes: The paper's number where None.
+      **overrides: Options as for `zoo.create`.
+
+    Returns:
+      Text for a person; print it.
+
+    Raises:
+      ValueError: The model or an option is unknown.
+    """
+    spec = get_spec(name)
+    model = build(name, num_classes=num_classes, **overrides)
+    pre = spec.preprocess
+    shape = (pre.size, pre.size, pre.channels)
+    layers = list_layers(model, shape)
+    endpoints = list_endpoints(model, shape)
+    params, macs = (sum(getattr(r, f) for r in layers) for f in ("params", "macs"))
+    rows = [("layer", "kind", "output", "parameters", "MACs")]
+    rows += [
+        (r.path, r.kind, _dims(r.shape), f"{r.params:,}", f"{r.macs:,}") for r in layers
+    ]
+    options = {k: getattr(v, "__name__", v) for k, v in list_options(name).items()}
+    facts = {
+        "paper": [spec.paper],
+        "task": [f"{spec.task}, {spec.num_classes} classes"],
+        "input": [f"{_dims(shape)}, mean {pre.mean}, std {pre.std} of the full range"],
+        "parameters": [f"{params:,}"],
+        "MACs": [f"{macs:,} for one image"],
+        "init": [spec.init],
+        "loss": [spec.loss],
+        "endpoints": [", ".join(f"{k} {_dims(v)}" for k, v in endpoints.items())],
+        "options": [", ".join(f"{k}={v}" for k, v in options.items())],
+        "published": spec.published,
+        "weights": [f"{w.name}: {w.accuracy}; {w.source}" for w in spec.weights],
+        "deviations": spec.deviations,
+    }
+    lines = [name, "=" * len(name)]
+    for title, values in facts.items():
+        for i, value in enumerate(values or ["none"]):
+            lines.append(f"{title if i == 0 else '':<12}{value}")
+    return "\n".join([*lines, "", *_table(rows)])
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    # Names to the left, numbers to the right.
+    return [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,25 @@
+"""Weights: read, fetched and converted both ways.
+
+loaded = zoo.weights.load("cifar_resnet20", "resnet20.th")
+model = zoo.build("cifar_resnet20", num_classes=loaded.card.num_classes)
+logits = model.apply(loaded.variables, images)
+"""
+
+from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.download import fetch
+from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
+from zoo.weights.loading import Loaded, convert, load
+from zoo.weights.torch_format import from_torch, to_torch
+
+__all__ = [
+    "Loaded",
+    "convert",
+    "fetch",
+    "from_torch",
+    "load",
+    "load_safetensors",
+    "read_checkpoint",
+    "read_state_dict",
+    "save_safetensors",
+    "to_torch",
+]

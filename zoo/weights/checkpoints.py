@@ -1,0 +1,129 @@
+"""The variables to evaluate out of a training run's checkpoints."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.spec import Card
+from zoo.transfer import merge
+
+
+def read_checkpoint(
+    path: str | os.PathLike, step: int | None = None
+) -> tuple[dict[str, Any], Card, int]:
+    """Reads the variables that evaluation used, on any number of devices.
+
+    Where the run kept moving averages, these are the variables; what was frozen has no
+    average and is as it was.
+
+    Args:
+      path: A run folder, its folder `checkpoints`, or the folder of one step in it.
+      step: Which one; None for the one of the best accuracy or, where no accuracy was
+        stored, the last one.
+
+    Returns:
+      `(variables, card, step)`: numpy arrays, what must be known of them, and the step.
+
+    Raises:
+      FileNotFoundError: There is no such folder, no checkpoint in it, or no such step.
+      ValueError: The checkpoint is damaged; the message names those that are not.
+    """
+    root, own = _find_steps_folder(Path(path).expanduser().resolve())
+    # Orbax gives a step its plain number when it is complete.
+    steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(f"{root} holds no complete checkpoint.")
+    choices = steps if own is None else [own]
+    if step is None:
+        step = _choose(root, choices)
+    elif step not in choices:
+        raise FileNotFoundError(f"{path} has no step {step}; there are: {choices}.")
+    try:
+        return (*_read_step(root / str(step)), step)
+    except Exception as error:
+        # Orbax raises what its parts raise, of every type.
+        others = [s for s in steps if s != step and _is_readable(root / str(s))]
+        hint = f"undamaged steps: {others}" if others else "no other step is undamaged"
+        raise ValueError(
+            f"{root / str(step)} is damaged; {hint}. {_reason(error)}"
+        ) from error
+
+
+def _find_steps_folder(path: Path) -> tuple[Path, int | None]:
+    """Returns the folder of the steps' folders, and the step that `path` itself is."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}.")
+    if path.name.isdigit() and (path / "card").is_dir():
+        return path.parent, int(path.name)
+    return (path / "checkpoints" if (path / "checkpoints").is_dir() else path), None
+
+
+def _choose(root: Path, steps: list[int]) -> int:
+    accuracies = {}
+    for step in steps:
+        file = root / str(step) / "metrics" / "metrics"
+        if file.is_file():
+            accuracies[step] = _read_json(file).get("accuracy")
+    known = [step for step in steps if accuracies.get(step) is not None]
+    return max(known, key=lambda step: (accuracies[step], step)) if known else steps[-1]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not whole: {error}.") from error
+
+
+def _read_step(folder: Path) -> tuple[dict[str, Any], Card]:
+    card = Card.from_json(_read_json(folder / "card" / "metadata"))
+    state = _read_arrays(folder / "state")
+    averages = state.get("ema") or {}
+    params = merge(state["params"], averages.get("params") or {})
+    variables = {"params": params}
+    if "batch_stats" in state:
+        statistics = averages.get("batch_stats") or {}
+        variables["batch_stats"] = merge(state["batch_stats"], statistics)
+    return variables, card
+
+
+def _read_arrays(folder: Path) -> dict[str, Any]:
+    """Reads the model's part of a saved state, and leaves the optimizer's."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    directory = epath.Path(folder)
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        saved = handler.metadata(directory).tree
+        wanted = {k: saved[k] for k in ("params", "batch_stats", "ema") if saved.get(k)}
+        # As numpy: the devices that the state was saved from may not be here.
+        args = ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), wanted),
+            restore_args=jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+            ),
+            partial_restore=True,
+        )
+        return handler.restore(directory, args=args)
+    finally:
+        handler.close()
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        _read_step(folder)
+    except Exception:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, without the page of settings behind it."""
+    text = re.split(r" \[tensorstore_spec|\n", str(error))[0]
+    return f"{type(error).__name__}: {text[:500]}"

@@ -1,0 +1,208 @@
+"""Weights files: safetensors with a card, and PyTorch's own."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from zoo.paths import flatten, unflatten
+from zoo.spec import Card
+from zoo.weights.torch_format import from_torch, to_numpy, to_torch
+
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
+LAYOUTS = ("zoo", "torch")
+_COLLECTIONS = ("params/", "batch_stats/")
+_CARD_KEY = "zoo"
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the named arrays of a weights file.
+
+    Args:
+      path: A .safetensors file, or a .pt, .pth, .th or .bin file, for which torch must
+        be installed. Of a PyTorch checkpoint its "state_dict" or "model" is taken.
+
+    Returns:
+      Arrays by the file's own names.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ImportError: The file needs torch, which is not installed.
+      ValueError: The file is of another kind, damaged, or holds more than tensors.
+    """
+    path = check_file(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    return _read_torch(path)
+
+
+def check_file(path: str | os.PathLike) -> Path:
+    """Checks that `path` is a file of a kind that can be read.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It is of another kind.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    suffixes = (".safetensors", *TORCH_SUFFIXES)
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"{path}: weights files end in {', '.join(suffixes)}, got {path.suffix!r}."
+        )
+    return path
+
+
+def save_safetensors(
+    path: str | os.PathLike,
+    variables: Mapping[str, Any],
+    card: Card,
+    *,
+    layout: str = "zoo",
+) -> None:
+    """Writes variables and their card into one file, all of it or nothing.
+
+    Args:
+      path: Ends in .safetensors; its folder is made where it does not exist.
+      variables: {"params": ..., "batch_stats": ...} of arrays.
+      card: Stored as JSON in the file's metadata.
+      layout: "zoo" for our names and axes, such as "params/backbone/stem/conv/kernel";
+        "torch" for those of a PyTorch state dict.
+
+    Raises:
+      ValueError: The path's suffix or the layout is another, the variables do not fit
+        the card's model, or the card has a value that JSON does not know.
+      OSError: The file cannot be written; what was there before is still there.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: must end in .safetensors, got {path.suffix!r}.")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}.")
+    try:
+        metadata = {_CARD_KEY: json.dumps(card.to_json())}
+    except TypeError as error:
+        raise ValueError(f"{path}: the card is not plain JSON: {error}.") from error
+    if layout == "torch":
+        metadata["format"] = "pt"
+        options = {"num_classes": card.num_classes, **card.overrides}
+        arrays = to_torch(card.model, variables, **options)
+    else:
+        arrays = flatten(variables)
+    # The writer copies memory as it lies, so the order must be C.
+    arrays = {key: np.array(value, order="C") for key, value in arrays.items()}
+    data = safetensors.numpy.save(arrays, metadata)
+    with write_whole(path) as file:
+        file.write(data)
+
+
+def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], Card | None]:
+    """Reads what `save_safetensors` wrote, in either layout.
+
+    Returns:
+      `(variables, card)`: numpy arrays, and None where the file has no card.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: The file is damaged or has neither a card nor our names.
+    """
+    path = check_file(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: must end in .safetensors, got {path.suffix!r}.")
+    arrays, card = read_safetensors(path)
+    if has_our_names(arrays):
+        return unflatten(arrays), card
+    if card is None:
+        raise ValueError(
+            f"{path}: {next(iter(arrays))!r} is no name of the zoo, and no card says "
+            "which model it belongs to; give the file to `load` with a model."
+        )
+    options = {"num_classes": card.num_classes, **card.overrides}
+    return from_torch(card.model, arrays, **options), card
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
+    """Reads a file's arrays by their own names, and its card where it has one.
+
+    Raises:
+      ValueError: The file is damaged or empty.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
+    if not arrays:
+        raise ValueError(f"{path} holds no arrays.")
+    if _CARD_KEY not in metadata:
+        return arrays, None
+    try:
+        return arrays, Card.from_json(json.loads(metadata[_CARD_KEY]))
+    except ValueError as error:
+        raise ValueError(f"{path}: its card cannot be read: {error}") from error
+
+
+def has_our_names(arrays: Mapping[str, Any]) -> bool:
+    """Whether the names are paths of a variables dict."""
+    return all(key.startswith(_COLLECTIONS) for key in arrays)
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that replaces `path` if the block succeeds and else leaves no trace.
+
+    Raises:
+      OSError: The file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a file can only be moved as a whole within its file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading {path.suffix} files needs torch; "
+            "`pip install 'canon-zoo[torch]'`, or use a .safetensors file."
+        ) from error
+    try:
+        # `weights_only`: a pickle may name any function to call, and is refused then.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # For what is wrong torch has many types, and pages of advice.
+        reason = str(error).strip()
+        if "Unsupported" in reason:
+            named = reason[reason.index("Unsupported") :].splitlines()[0]
+            raise ValueError(
+                f"{path} holds more than tensors, which could run code when it is "
+                f"opened, and is refused: {named[:200]}"
+            ) from error
+        reason = reason.splitlines()[0][:200] if reason else type(error).__name__
+        raise ValueError(f"{path} is no whole PyTorch file: {reason}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path}: no state dict, but {type(content).__name__}.")
+    try:
+        return {key: to_numpy(value, key) for key, value in content.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,72 @@
+"""Whether given arrays are those that a network needs: all, no others, same shapes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.paths import flatten
+from zoo.registry import get_spec
+
+_SHOWN = 10
+
+
+def expected_shapes(name: str, module: Any) -> dict[str, tuple[int, ...]]:
+    """Lists the variables of a network by path, without computing them.
+
+    Args:
+      name: Of the model, whose preprocessing tells the size of the images.
+      module: The model, as `zoo.registry.build` makes it.
+
+    Returns:
+      Shapes by path, such as {"params/backbone/stem/conv/kernel": (3, 3, 3, 16)}.
+    """
+    pre = get_spec(name).preprocess
+    images = jax.ShapeDtypeStruct((1, pre.size, pre.size, pre.channels), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in flatten(variables).items()}
+
+
+def require_fit(
+    what: str,
+    needed: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, np.ndarray],
+) -> None:
+    """Checks that `given` fills `needed` exactly.
+
+    Args:
+      what: Begins the error: whose arrays these are, and for which network.
+      needed: Shapes by name.
+      given: Arrays by name.
+
+    Raises:
+      ValueError: An array is missing, unexpected, of another shape or not of floating
+        point; one message lists all of them.
+    """
+    both = [key for key in needed if key in given]
+    problems = {
+        "missing": [f"{k} {[*v]}" for k, v in needed.items() if k not in given],
+        "unexpected": [
+            f"{k} {[*v.shape]}" for k, v in given.items() if k not in needed
+        ],
+        "other shape": [
+            f"{k} is {[*given[k].shape]}, the network needs {[*needed[k]]}"
+            for k in both
+            if given[k].shape != needed[k]
+        ],
+        "not floating point": [
+            f"{k} is {given[k].dtype}"
+            for k in both
+            if not jnp.issubdtype(given[k].dtype, jnp.floating)
+        ],
+    }
+    lines = [_line(title, found) for title, found in problems.items() if found]
+    if lines:
+        raise ValueError("\n  ".join([f"{what}:", *lines]))
+
+
+def _line(title: str, found: Sequence[str]) -> str:
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{title} ({len(found)}): {'; '.join(found[:_SHOWN])}{more}"

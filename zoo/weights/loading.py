@@ -1,0 +1,182 @@
+"""From a model's name and a source of weights to variables that fit the model."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from zoo.paths import flatten, unflatten
+from zoo.registry import build, get_spec, list_options, unknown
+from zoo.spec import Card
+from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.download import fetch, file_sha256
+from zoo.weights.files import (
+    check_file,
+    has_our_names,
+    read_safetensors,
+    read_state_dict,
+    save_safetensors,
+)
+from zoo.weights.fit import expected_shapes, require_fit
+from zoo.weights.torch_format import count_classes, from_torch
+
+# They say how to compute or to train, not what the parameters mean.
+_FREE_OPTIONS = ("dtype", "param_dtype", "remat", "init", "momentum")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Variables, and what must be known to use them.
+
+    Attributes:
+      variables: {"params": ..., "batch_stats": ...} of numpy arrays.
+      card: Their model, its options, preprocessing, class names and origin.
+    """
+
+    variables: dict[str, Any]
+    card: Card
+
+
+def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
+    """Loads the variables of a model from wherever they are.
+
+    Args:
+      name: Of the model.
+      source: A name of published weights, which are downloaded once; or the path of a
+        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th or .bin
+        file, of a run folder or of a checkpoint. A name goes before a path; write
+        "./cifar10" for a file called as published weights are.
+      **overrides: Options of the model, and `num_classes`. A source with a card says
+        itself which it was made with. `dtype` and other options that do not change what
+        the parameters mean may differ from the card's.
+
+    Raises:
+      FileNotFoundError: A folder has no checkpoint, or a download is forbidden.
+      ConnectionError: A download failed.
+      ValueError: The model, an option or the source is unknown; the source is damaged,
+        is another model's, or was made with other options; or its arrays are not
+        exactly those of the model.
+    """
+    build(name, **overrides)  # An unknown option is an error before any download.
+    path = _find(name, source)
+    if path.is_dir():
+        variables, card, _ = read_checkpoint(path)
+        _check_card(card, name, path, overrides)
+        _check_variables(variables, card, path)
+        return Loaded(variables, card)
+
+    if check_file(path).suffix == ".safetensors":
+        arrays, card = read_safetensors(path)
+    else:
+        arrays, card = read_state_dict(path), None
+    options = overrides
+    if card is not None:
+        _check_card(card, name, path, overrides)
+        options = {"num_classes": card.num_classes, **card.overrides}
+    if has_our_names(arrays):
+        variables = unflatten(arrays)
+    else:
+        try:
+            variables = from_torch(name, arrays, **options)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    card = card or _make_card(name, path, variables, overrides)
+    _check_variables(variables, card, path)
+    return Loaded(variables, card)
+
+
+def convert(
+    name: str,
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    layout: str = "zoo",
+    **overrides: Any,
+) -> None:
+    """Writes the weights that `load` finds into one safetensors file.
+
+    Args:
+      name: Of the model.
+      source: As in `load`.
+      target: Path that ends in .safetensors.
+      layout: "zoo" or "torch", as in `save_safetensors`.
+      **overrides: As in `load`.
+
+    Raises:
+      ValueError: As in `load` and `save_safetensors`.
+      OSError: `target` cannot be written.
+    """
+    loaded = load(name, source, **overrides)
+    save_safetensors(target, loaded.variables, loaded.card, layout=layout)
+
+
+def _find(name: str, source: str | os.PathLike) -> Path:
+    published = {weights.name: weights for weights in get_spec(name).weights}
+    if source in published:
+        return fetch(published[source])
+    path = Path(source).expanduser()
+    if not path.exists():
+        names = unknown(f"weights of {name}", str(source), published)
+        raise ValueError(f"{names} Nor is there a file or folder of that path.")
+    return path
+
+
+def _check_card(
+    card: Card, name: str, path: Path, overrides: Mapping[str, Any]
+) -> None:
+    """Checks that a source was made for this model with these options."""
+    if card.model != name:
+        raise ValueError(f"{path} holds weights of {card.model}, not of {name}.")
+    made_with = {
+        **list_options(name),
+        **card.overrides,
+        "num_classes": card.num_classes,
+    }
+    for option, value in overrides.items():
+        known = made_with[option]
+        if option not in _FREE_OPTIONS and value not in (None, known):
+            raise ValueError(
+                f"{path} was made with {option}={known!r}, which contradicts "
+                f"{option}={value!r}."
+            )
+
+
+def _check_variables(variables: Mapping[str, Any], card: Card, path: Path) -> None:
+    module = build(card.model, num_classes=card.num_classes, **card.overrides)
+    require_fit(
+        f"{path} does not fit {card.model} with {card.num_classes} classes",
+        expected_shapes(card.model, module),
+        flatten(variables),
+    )
+
+
+def _make_card(
+    name: str, path: Path, variables: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Card:
+    """Writes the card of a file that has none, from what is published of it."""
+    spec = get_spec(name)
+    options = {k: _as_json(v) for k, v in overrides.items() if k != "num_classes"}
+    num_classes = overrides.get("num_classes")
+    if num_classes is None:
+        num_classes = count_classes(name, variables, **options)
+    digest = file_sha256(path)
+    matches = [w for w in spec.weights if digest.startswith(w.sha256)]
+    published = matches[0] if matches else None
+    return Card(
+        model=name,
+        num_classes=spec.num_classes if num_classes is None else num_classes,
+        overrides=options,
+        preprocess=(published and published.preprocess) or spec.preprocess,
+        class_names=published.class_names if published else (),
+        source=published.source if published else f"file {path.name}",
+    )
+
+
+def _as_json(value: Any) -> Any:
+    """A type as its name, such as "bfloat16"; anything else as it is."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return jnp.dtype(value).name

@@ -1,0 +1,200 @@
+"""Between a Linen variables dict and the state dict of the same network in PyTorch."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.paths import flatten, unflatten
+from zoo.registry import build, get_spec
+from zoo.spec import TorchRule
+from zoo.weights.fit import expected_shapes, require_fit
+
+_NAMES = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """One array of the network, and where PyTorch keeps it.
+
+    Attributes:
+      path: Ours, such as "params/backbone/stem/conv/kernel".
+      shape: Ours.
+      rule: Of the module that it belongs to.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    rule: TorchRule
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether PyTorch has it as a `weight` with its axes in another order."""
+        return self.path.endswith("/kernel") and len(self.shape) in (2, 4)
+
+    @property
+    def key(self) -> str:
+        """Its name in the state dict, such as "layer1.0.conv1.weight"."""
+        name = self.path.rsplit("/", 1)[-1]
+        name = "weight" if self.is_kernel else _NAMES.get(name, name)
+        return f"{self.rule.key}.{name}"
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """Its shape in the state dict."""
+        if not self.is_kernel:
+            return self.shape
+        *window, inputs, outputs = self.shape
+        return (outputs, inputs, *window)
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """Brings the array of the state dict into our order of axes."""
+        if self.is_kernel and self.rule.flatten:
+            array = array.reshape(-1, *self.rule.flatten)  # out, C, H, W
+        if self.is_kernel:
+            array = _inputs_then_outputs(array)
+        # A copy, in C order: the result must not change with the caller's tensors.
+        return np.array(array, order="C").reshape(self.shape)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `to_ours`."""
+        if self.is_kernel and self.rule.flatten:
+            channels, *window = self.rule.flatten
+            array = array.reshape(*window, channels, -1)
+        if self.is_kernel:
+            array = _outputs_then_inputs(array)
+        return np.array(array, order="C").reshape(self.torch_shape)
+
+
+def _inputs_then_outputs(array: np.ndarray) -> np.ndarray:
+    """[out, in, H, W] or [out, in] -> [H, W, in, out] or [in, out]."""
+    return array.transpose(*range(2, array.ndim), 1, 0)
+
+
+def _outputs_then_inputs(array: np.ndarray) -> np.ndarray:
+    """[H, W, in, out] or [in, out] -> [out, in, H, W] or [out, in]."""
+    last = array.ndim - 1
+    return array.transpose(last, last - 1, *range(last - 1))
+
+
+def from_torch(
+    name: str, state_dict: Mapping[str, Any], **overrides: Any
+) -> dict[str, Any]:
+    """Converts a PyTorch state dict to variables of the same network here.
+
+    Every tensor must be used and every variable filled; only `num_batches_tracked`,
+    for which batch norm has no use here, is dropped. A prefix `module.`, which
+    DataParallel puts before every key, is removed.
+
+    Args:
+      name: Of the model.
+      state_dict: Tensors or numpy arrays by name.
+      **overrides: Options of the model. `num_classes` follows from the head's weights
+        where it is not given.
+
+    Returns:
+      {"params": ..., "batch_stats": ...} of numpy arrays, in the tensors' dtypes.
+
+    Raises:
+      ValueError: The model or an option is unknown, or the tensors do not fit; the
+        message lists what is missing, unexpected or of another shape.
+    """
+    given = {key: to_numpy(value, key) for key, value in state_dict.items()}
+    if given and all(key.startswith("module.") for key in given):
+        given = {key.removeprefix("module."): value for key, value in given.items()}
+    given = {k: v for k, v in given.items() if not k.endswith("num_batches_tracked")}
+
+    if "num_classes" not in overrides:
+        heads = [f"{rule.key}.weight" for rule in _head_rules(name, overrides)]
+        rows = [given[key].shape[0] for key in heads if key in given]
+        overrides["num_classes"] = rows[-1] if rows else None
+    leaves = _list_leaves(name, overrides)
+    require_fit(
+        f"{name}: the state dict does not fit the network",
+        {leaf.key: leaf.torch_shape for leaf in leaves},
+        given,
+    )
+    return unflatten({leaf.path: leaf.to_ours(given[leaf.key]) for leaf in leaves})
+
+
+def to_torch(
+    name: str, variables: Mapping[str, Any], **overrides: Any
+) -> dict[str, np.ndarray]:
+    """Converts variables to a PyTorch state dict; the inverse of `from_torch`.
+
+    Args:
+      name: Of the model.
+      variables: {"params": ..., "batch_stats": ...} of arrays.
+      **overrides: Options of the model. `num_classes` follows from the head's
+        parameters where it is not given.
+
+    Returns:
+      Arrays by PyTorch's names, in the variables' dtypes.
+
+    Raises:
+      ValueError: The model or an option is unknown, or the variables do not fit.
+    """
+    given = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
+    if "num_classes" not in overrides:
+        overrides["num_classes"] = count_classes(name, variables, **overrides)
+    leaves = _list_leaves(name, overrides)
+    require_fit(
+        f"{name}: the variables do not fit the network",
+        {leaf.path: leaf.shape for leaf in leaves},
+        given,
+    )
+    return {leaf.key: leaf.to_torch(given[leaf.path]) for leaf in leaves}
+
+
+def count_classes(
+    name: str, variables: Mapping[str, Any], **overrides: Any
+) -> int | None:
+    """Reads the number of classes off the head's kernel; None where there is none."""
+    flat = flatten(variables)
+    heads = [f"params/{r.module}/kernel" for r in _head_rules(name, overrides)]
+    columns = [np.shape(flat[path])[-1] for path in heads if path in flat]
+    return columns[-1] if columns else None
+
+
+def to_numpy(value: Any, key: str) -> np.ndarray:
+    """Reads a tensor as numpy, without importing the package that it comes from.
+
+    Raises:
+      ValueError: `value` is not an array of numbers.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # numpy has no such type of its own
+            return value.float().numpy().astype(jnp.bfloat16)
+        value = value.numpy()
+    array = np.asarray(value)
+    if array.dtype.kind in "OUSMm":
+        raise ValueError(f"{key!r} must be a tensor, got {type(value).__name__}.")
+    return array
+
+
+def _head_rules(name: str, overrides: Mapping[str, Any]) -> list[TorchRule]:
+    rules = get_spec(name).torch_rules(build(name, **overrides))
+    return [rule for rule in rules if rule.module.startswith("head/")]
+
+
+def _list_leaves(name: str, overrides: Mapping[str, Any]) -> list[_Leaf]:
+    """Pairs every variable of a network with the rule of its module."""
+    module = build(name, **overrides)
+    rules = {rule.module: rule for rule in get_spec(name).torch_rules(module)}
+    leaves = []
+    for path, shape in expected_shapes(name, module).items():
+        owner = path.split("/", 1)[1].rsplit("/", 1)[0]
+        if owner not in rules:
+            raise ValueError(f"{name} has no rule for the PyTorch name of {path}.")
+        leaf = _Leaf(path, shape, rules[owner])
+        flat = leaf.rule.flatten
+        if leaf.is_kernel and flat and math.prod(flat) != shape[0]:
+            raise ValueError(
+                f"{name}: {path} has {shape[0]} rows, its rule says {flat}."
+            )
+        leaves.append(leaf)
+    return leaves
