@@ -99,10 +99,7 @@ def test_hold_out_is_stratified_fixed_and_complete():
     moved = find_layout([f"top/{p}" for p in reversed(paths)], "y")
     assert [(n, p.removeprefix("top/")) for n, p in moved["test"]] == test
     # Golden: the split of today is the split of every later version.
-    assert [p for n, p in test if n == "a"] == GOLDEN
-
-
-GOLDEN = ["a/?.png"]
+    assert [p for n, p in test if n == "a"] == ["a/0.png", "a/8.png"]
 
 
 def test_what_is_no_image_is_left_alone(tmp_path):
@@ -180,7 +177,7 @@ def test_corrupt_deflate_stream_is_a_bad_image(tmp_path):
     start = 30 + len("cat/1.png")
     raw[start : start + 20] = b"\xff" * 20
     path.write_bytes(raw)
-    with pytest.raises(BadImage, match=r"cat/1\.png: cannot be unpacked"):
+    with pytest.raises(BadImage, match=r"cat/1\.png: cannot be read"):
         open_source(f"imagefolder:{path}", "all")[0]
 
 

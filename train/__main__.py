@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": commands.resume,
     "evaluate": commands.evaluate,
     "predict": commands.predict,
+    "digits_transfer": commands.digits_transfer,
 }
 
 # The usual recipe for a small set: a new head on frozen features (--freeze), a low
@@ -55,8 +56,6 @@ def main(arguments: list[str]) -> None:
         print(usage())
     elif name in COMMANDS:
         tyro.cli(COMMANDS[name], args=rest, prog=prog)
-    elif name == "digits_transfer":
-        tyro.cli(commands.digits_transfer, args=rest, prog=prog)
     elif name == "transfer":
         text = commands.transfer.__doc__
         config = tyro.cli(
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> None:
         config = tyro.cli(TrainConfig, default=get_config(name), args=rest, prog=prog)
         commands.train(config, name)
     else:
-        known = [*CONFIGS, *COMMANDS, "transfer", "digits_transfer"]
+        known = [*CONFIGS, *COMMANDS, "transfer"]
         raise ValueError(unknown("command or experiment", name, known))
 
 
@@ -76,6 +75,8 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
+        # Small steps too: a run of a tiny network is mostly compilation.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if __name__ == "__main__":

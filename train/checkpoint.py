@@ -35,7 +35,12 @@ class Checkpoints:
         policy = checkpoint_managers.AnyPreservationPolicy(
             [checkpoint_managers.LatestN(2), best]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            # Not for its choice, which the policy makes: without it orbax does not
+            # write the metrics, and the best step is forgotten when a run resumes.
+            best_fn=lambda metrics: metrics["accuracy"],
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":

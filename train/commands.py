@@ -7,13 +7,14 @@ import jax
 import numpy as np
 
 import zoo
+from train import transfer_study
 from train.config import TrainConfig, load_config, parse_options
 from train.data import decode_image, fit_source, open_source
 from train.evaluate import Evaluator
 from train.figures import draw_prediction
 from train.loop import resume_run
 from train.report import confidence_interval
-from train.runs import next_steps, report, run
+from train.runs import new_run_dir, next_steps, report, run
 from train.steps import make_mesh
 from train.tasks import make_loss
 
@@ -89,10 +90,13 @@ def evaluate(
             f"trained on {card.num_classes}."
         )
     if card.class_names and source.class_names != card.class_names:
-        raise ValueError(
-            f"{dataset} has the classes {source.class_names}, and {weights} was "
-            f"trained on {card.class_names}."
-        )
+        if set(source.class_names) == set(card.class_names):
+            raise ValueError(
+                f"{dataset} has the classes in another order, {source.class_names}, "
+                f"than {weights}, {card.class_names}."
+            )
+        print(f"Classes are matched by number: {source.class_names} are not called")
+        print(f"as those that {weights} was trained on, {card.class_names}.")
     evaluator = Evaluator(
         module,
         make_loss(zoo.get_spec(model).loss),
@@ -104,10 +108,9 @@ def evaluate(
     found, _, _ = evaluator(variables)
     low, high = confidence_interval(found["correct"], found["count"])
     print(f"{model} ({card.source}) on {dataset}, split {split}:")
-    print(
-        f"  accuracy  {found['accuracy']:.2%} ({found['correct']} of {found['count']}), "
-        f"95 % interval {low:.2%} to {high:.2%}"
-    )
+    right = f"{found['correct']} of {found['count']}"
+    print(f"  accuracy  {found['accuracy']:.2%} ({right})")
+    print(f"  interval  {low:.2%} to {high:.2%} at 95 %")
     if "top5" in found:
         print(f"  top-5     {found['top5']:.2%}")
     print(f"  loss      {found['loss']:.4f}")
@@ -155,6 +158,21 @@ def transfer(config: TrainConfig) -> None:
         model = dataclasses.replace(config.model, name=card.model)
         config = dataclasses.replace(config, model=model)
     train(config, f"transfer-{config.model.name}")
+
+
+def digits_transfer(run_dir: Path | None = None, *, seeds: int = 3) -> None:
+    """Compares frozen, fine-tuned and untrained features on few images of new digits.
+
+    Args:
+      run_dir: Folder of the study; runs/digits_transfer-TIME if not given.
+      seeds: Choices of training images for each point.
+    """
+    run_dir = run_dir or new_run_dir("digits_transfer")
+    _, accuracy = transfer_study.digits_transfer(run_dir, seeds=seeds)
+    print("images a class   " + "".join(f"{n:>8}" for n in transfer_study.PER_CLASS))
+    for method, values in accuracy.items():
+        print(f"{method:<17}" + "".join(f"{v:>8.1%}" for v in values.mean(axis=1)))
+    print(f"The table and the plot are in {run_dir / 'report.html'}.")
 
 
 def _devices() -> str:

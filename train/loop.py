@@ -60,7 +60,11 @@ class Result:
 
 
 def fit(
-    config: TrainConfig, run_dir: Path | str, *, resume: int | None = None
+    config: TrainConfig,
+    run_dir: Path | str,
+    *,
+    resume: int | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Trains, evaluates, logs and saves.
 
@@ -68,6 +72,7 @@ def fit(
       config: What to do.
       run_dir: Where to write; a new folder unless resuming.
       resume: Step of the checkpoint to go on from; None to start.
+      quiet: Show no progress bar and no evaluations.
 
     Raises:
       ValueError: The config does not fit together, or the folder is not new.
@@ -104,7 +109,7 @@ def fit(
         Checkpoints(run_dir) as checkpoints,
         History(run_dir, resume_from=resume) as history,
         catch_signals() as stopping,
-        _progress(total, resume or 0) as bar,
+        _progress(total, resume or 0, quiet) as bar,
     ):
         # 2. Create or restore the state.
         state = experiment.create_state(resume or 0)
@@ -158,7 +163,8 @@ def fit(
             if step == total or (left == 0 and epoch % config.eval_every == 0):
                 evaluated = evaluate(state.eval_variables())
                 history.log("eval", step, step / steps_per_epoch, evaluated[0])
-                bar.write(_eval_line(step / steps_per_epoch, evaluated[0]))
+                if not bar.disable:
+                    bar.write(_eval_line(step / steps_per_epoch, evaluated[0]))
             if step == total or (left == 0 and epoch % config.save_every == 0):
                 found = evaluated and evaluated[0]
                 checkpoints.save(state, step, experiment.card, found, feed.batches)
@@ -253,13 +259,13 @@ def _agree(count: int, stop: bool) -> tuple[int, bool]:
     return int(count), bool(stop)
 
 
-def _progress(total: int, done: int) -> tqdm:
+def _progress(total: int, done: int, quiet: bool) -> tqdm:
     return tqdm(
         total=total,
         initial=done,
         unit="step",
         dynamic_ncols=True,
-        disable=jax.process_index() != 0,
+        disable=quiet or jax.process_index() != 0,
     )
 
 

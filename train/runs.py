@@ -25,11 +25,16 @@ def run(config: TrainConfig, name: str = "run") -> Result:
         current one.
       name: Of the experiment.
     """
-    run_dir = Path(config.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
     config = dataclasses.replace(config, run_dir=str(run_dir))
     result = fit(config, run_dir)
     report(result)
     return result
+
+
+def new_run_dir(name: str) -> Path:
+    """Returns the folder of a new run: runs/NAME-TIME below the current folder."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:

@@ -16,9 +16,9 @@ def config() -> TrainConfig:
         model=ModelConfig("lenet5"),
         data=DataConfig("digits", batch_size=32, augment=("affine",)),
         optim=OptimConfig(
-            learning_rate=0.005, momentum=0.9, weight_decay=0.0, schedule="cosine"
+            learning_rate=5e-4, momentum=0.9, weight_decay=0.0, schedule="cosine"
         ),
-        epochs=40,
+        epochs=60,
         eval_every=5,
         save_every=5,
     )

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -33,6 +34,8 @@ SAME_SPLIT = ("val", "valid", "validation")
 HELD_OUT = 0.2
 # A zip member that claims to be larger than this once unpacked is refused.
 MAX_MEMBER_BYTES = 256 * 2**20
+# RuntimeError is zipfile's word for an encrypted member.
+_UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 _LAYOUTS = (
     "expected split/class/image (splits: train, val, test) or class/image, with "
@@ -75,15 +78,8 @@ class FolderSource(Source):
                 if self._zipped
                 else (self._path / member).read_bytes()
             )
-        except BadImage:
-            raise
-        except (OSError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
-            # RuntimeError is zipfile's word for an encrypted member.
+        except _UNREADABLE as error:
             raise BadImage(f"{provenance}: cannot be read ({error}).") from error
-        except Exception as error:
-            if type(error).__module__ != "zlib":
-                raise
-            raise BadImage(f"{provenance}: cannot be unpacked ({error}).") from error
         return decode_image(data, provenance, color=self._color, upright=True)
 
     def provenance(self, index: int) -> str:

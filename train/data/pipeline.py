@@ -4,6 +4,7 @@ A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `label` int32
 `index` int32 [B] (position in the source), and for evaluation `valid` bool [B].
 """
 
+import functools
 import weakref
 
 import grain
@@ -19,6 +20,32 @@ Batch = dict[str, np.ndarray]
 # Batches that are ready before they are asked for, in each process. Each holds
 # B * H * W * C bytes, so grain's own default of 500 would fill the memory.
 _AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+_ENDLESS = 2**62
+
+
+class _Order:
+    """Step -> positions; see `epoch_order`."""
+
+    def __init__(self, n: int, batch_size: int, seed: int):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+
+    def __call__(self, step: int) -> np.ndarray:
+        epoch, batch = divmod(step, self.n // self.batch_size)
+        order = _permutation(self.n, self.seed, epoch)
+        return order[batch * self.batch_size :][: self.batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Sorts random numbers, whose stream numpy promises never to change.
+
+    grain's own shuffle takes 10 to 40 microseconds for each position (more in small
+    sets), which is longer than a small network takes to train on the image.
+    """
+    numbers = np.random.Philox(key=[seed, epoch]).random_raw(n)
+    order = np.argsort(numbers, kind="stable").astype(np.int32)
+    order.flags.writeable = False  # every caller gets this same array
+    return order
 
 
 def epoch_order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
@@ -30,26 +57,22 @@ def epoch_order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
     Args:
       n: Number of examples.
       batch_size: Number of examples in a global batch.
-      seed: Decides the permutations.
+      seed: Decides the permutations, 0 or more.
 
     Returns:
-      A data set without end whose element s is the int [batch_size] positions of
+      A data set without end whose element s is the int32 [batch_size] positions of
       global step s.
 
     Raises:
-      ValueError: There are fewer examples than a batch takes.
+      ValueError: There are fewer examples than a batch takes, or the seed is negative.
     """
     if not 1 <= batch_size <= n:
         raise ValueError(
             f"batch_size={batch_size} of a set of {n} examples: expected 1 to {n}."
         )
-    return (
-        grain.MapDataset.range(n)
-        .seed(seed)
-        .shuffle()
-        .batch(batch_size, drop_remainder=True)
-        .repeat()
-    )
+    if seed < 0:
+        raise ValueError(f"seed={seed}: expected 0 or more.")
+    return grain.MapDataset.range(_ENDLESS).map(_Order(n, batch_size, seed))
 
 
 class _Load:

@@ -285,7 +285,7 @@ SPECS = (
         ),
         deviations=(
             "the digit codes of the output layer are decoded from the printed figure",
-            "the paper prints no value for the constant j of its loss: 1",
+            "the paper prints no value for the constant j of its loss: 10",
             "trained by SGD with momentum instead of stochastic diagonal "
             "Levenberg-Marquardt",
         ),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def lenet_map_loss(logits: jax.Array, labels: jax.Array, j: float = 1.0) -> jax.Array:
+def lenet_map_loss(logits: jax.Array, labels: jax.Array, j: float = 10.0) -> jax.Array:
     """LeNet-5's discriminative criterion, against a constant "rubbish" class.
 
     With penalties `y = -logits` it is `y[label] + log(exp(-j) + sum_i exp(-y[i]))`:
@@ -13,7 +13,8 @@ def lenet_map_loss(logits: jax.Array, labels: jax.Array, j: float = 1.0) -> jax.
     Args:
       logits: float32 [..., K], the negative RBF outputs.
       labels: int32 [...], 0 to K - 1.
-      j: Penalty of the rubbish class, positive. The paper prints no value.
+      j: Penalty of the rubbish class, positive. The paper prints no value; of 1, 10 and
+        30, 10 gives the best accuracy on small digits.
 
     Returns:
       float32 [...].

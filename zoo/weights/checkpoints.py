@@ -97,6 +97,7 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
     from etils import epath
 
+    _check_store(folder)
     directory = epath.Path(folder)
     handler = ocp.PyTreeCheckpointHandler()
     try:
@@ -113,6 +114,20 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
         return handler.restore(directory, args=args)
     finally:
         handler.close()
+
+
+def _check_store(folder: Path) -> None:
+    """Reads every stored value once, one after the other.
+
+    Orbax reads them at the same time, and when one is damaged, each of the others
+    prints a page of its own.
+    """
+    import tensorstore
+
+    files = {"driver": "file", "path": f"{folder}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": files}).result()
+    for key in store.list().result():
+        store.read(key).result()
 
 
 def _is_readable(folder: Path) -> bool:

@@ -1,11 +1,13 @@
 """Published weights: from their URL into a folder of verified files."""
 
 import hashlib
+import http.client
 import logging
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -74,7 +76,8 @@ def _download(weights: Weights, path: Path) -> None:
             )
 
 
-def _read_url(url: str, name: str):
+def _read_url(url: str, name: str) -> Iterator[bytes]:
+    """Yields the content in pieces, and shows how far it is under `name`."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
             length = response.headers.get("Content-Length")
@@ -95,7 +98,7 @@ def _read_url(url: str, name: str):
             ) from error
     except urllib.error.URLError as error:
         raise ConnectionError(f"{url} cannot be reached: {error.reason}.") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(f"{url}: the connection broke: {error}.") from error
     if total is not None and received != total:
         raise ConnectionError(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -188,12 +189,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # For what is wrong torch has many types, and pages of advice.
-        reason = str(error).strip()
-        if "Unsupported" in reason:
-            named = reason[reason.index("Unsupported") :].splitlines()[0]
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip()
+        if named := re.search(r"GLOBAL (\S+)", reason):
             raise ValueError(
-                f"{path} holds more than tensors, which could run code when it is "
-                f"opened, and is refused: {named[:200]}"
+                f"{path} is refused: it holds more than tensors, and opening it could "
+                f"run code ({named[1]})."
             ) from error
         reason = reason.splitlines()[0][:200] if reason else type(error).__name__
         raise ValueError(f"{path} is no whole PyTorch file: {reason}") from error

@@ -1,0 +1,137 @@
+"""How many images does a new class need? Transfer from digits 0-4 to digits 5-9.
+
+    python -m train digits_transfer
+
+A network that knows the digits 0 to 4 learns 5 to 9 from a few images of each: with
+its features frozen and a new head, fine-tuned as a whole, and, to compare, from
+scratch. Every point is the mean over several choices of images.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from train.loop import Result, fit
+from train.report import Section, plot_section, table_section
+from train.runs import report
+
+PER_CLASS = (1, 5, 10, 50)
+METHODS = ("frozen features", "fine-tuned", "from scratch")
+
+
+def base_config(epochs: int = 20) -> TrainConfig:
+    """The network that knows the digits 0 to 4."""
+    return TrainConfig(
+        model=ModelConfig("lenet5_modern"),
+        data=DataConfig(
+            "digits",
+            classes=("0", "1", "2", "3", "4"),
+            batch_size=32,
+            augment=("affine",),
+        ),
+        optim=OptimConfig(learning_rate=0.01, weight_decay=5e-4, schedule="cosine"),
+        epochs=epochs,
+        eval_every=epochs,
+        save_every=epochs,
+    )
+
+
+def transfer_config(
+    method: str, per_class: int, seed: int, weights: Path, steps: int = 100
+) -> TrainConfig:
+    """Learns the digits 5 to 9 from `per_class` images of each.
+
+    Args:
+      method: One of `METHODS`.
+      per_class: Images of each class.
+      seed: Of the choice of images, and of what is initialised.
+      weights: Run folder of the base network.
+      steps: Length of the training, the same for all.
+    """
+    base = base_config()
+    scratch, frozen = method == "from scratch", method == "frozen features"
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(
+            base.model, weights=None if scratch else str(weights)
+        ),
+        data=dataclasses.replace(
+            base.data,
+            classes=("5", "6", "7", "8", "9"),
+            per_class=per_class,
+            batch_size=min(32, 5 * per_class),
+        ),
+        optim=dataclasses.replace(
+            base.optim, freeze=("backbone/**",) if frozen else ()
+        ),
+        steps=steps,
+        seed=seed,
+        # One evaluation and one checkpoint, at the end.
+        eval_every=steps,
+        save_every=steps,
+    )
+
+
+def digits_transfer(
+    run_dir: Path,
+    *,
+    seeds: int = 3,
+    steps: int = 100,
+    epochs: int = 20,
+    per_class: tuple[int, ...] = PER_CLASS,
+) -> tuple[Result, dict[str, np.ndarray]]:
+    """Runs the study and writes its report.
+
+    Args:
+      run_dir: New folder, for the base network's run and the others below it.
+      seeds: Choices of images for each point.
+      steps: Length of each transfer.
+      epochs: Length of the base network's training.
+      per_class: Numbers of images of each class.
+
+    Returns:
+      The base network's result, and for each method the accuracies [points, seeds].
+    """
+    base = fit(base_config(epochs), run_dir)
+    accuracy = {m: np.zeros((len(per_class), seeds)) for m in METHODS}
+    tasks = [
+        (m, i, s) for m in METHODS for i in range(len(per_class)) for s in range(seeds)
+    ]
+    for method, i, seed in tqdm(tasks, desc="transfers", unit="run"):
+        config = transfer_config(method, per_class[i], seed, run_dir, steps)
+        folder = (
+            run_dir / "transfers" / f"{method}-{per_class[i]}-{seed}".replace(" ", "-")
+        )
+        accuracy[method][i, seed] = fit(config, folder, quiet=True).metrics["accuracy"]
+    report(base, sections(accuracy, per_class))
+    return base, accuracy
+
+
+def sections(
+    accuracy: dict[str, np.ndarray], per_class: tuple[int, ...]
+) -> list[Section]:
+    """Makes the table and the plot of the report."""
+    seeds = next(iter(accuracy.values())).shape[1]
+    note = (
+        f"Accuracy on the held-out images of the digits 5 to 9: mean and standard "
+        f"deviation over {seeds} choices of training images."
+    )
+    rows = [
+        (str(n), *(f"{a[i].mean():.1%} ± {a[i].std():.1%}" for a in accuracy.values()))
+        for i, n in enumerate(per_class)
+    ]
+    curves = {m: (list(per_class), [*a.mean(axis=1)]) for m, a in accuracy.items()}
+    return [
+        table_section("Transfer to 5-9", ("images a class", *accuracy), rows, note),
+        plot_section(
+            "Accuracy by number of images",
+            curves,
+            "training images of each class",
+            "accuracy",
+            note,
+            log_x=True,
+        ),
+    ]

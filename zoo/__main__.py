@@ -1,0 +1,139 @@
+"""The command line: python -m zoo list | describe | convert | doctor."""
+
+import importlib.metadata
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+import zoo
+from zoo.registry import unknown
+
+
+def list_(pattern: tyro.conf.Positional[str] = "*", *, task: str | None = None) -> None:
+    """Lists the models with their parameters, MACs and published weights.
+
+    Args:
+      pattern: Shell pattern, such as '*resnet*'.
+      task: classification, detection, segmentation or face; all if not given.
+    """
+    names = zoo.list_models(pattern, task=task)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}.")
+    rows = [("model", "parameters", "MACs", "input", "weights")]
+    for name in names:
+        spec = zoo.get_spec(name)
+        pre = spec.preprocess
+        size = f"{pre.size}x{pre.size}x{pre.channels}"
+        weights = ", ".join(w.name for w in spec.weights) or "-"
+        rows.append((name, f"{spec.params:,}", f"{spec.macs:,}", size, weights))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for name, params, macs, size, weights in rows:
+        print(
+            f"{name:<{widths[0]}}  {params:>{widths[1]}}  {macs:>{widths[2]}}  "
+            f"{size:>{widths[3]}}  {weights}"
+        )
+
+
+def describe(
+    name: tyro.conf.Positional[str], *, num_classes: int | None = None
+) -> None:
+    """Describes a model: paper, layers, parameters, MACs, endpoints, weights.
+
+    Args:
+      name: Of the model.
+      num_classes: The paper's number if not given.
+    """
+    print(zoo.describe(name, num_classes=num_classes))
+
+
+def convert(
+    name: tyro.conf.Positional[str],
+    source: tyro.conf.Positional[str],
+    target: tyro.conf.Positional[Path],
+    *,
+    layout: Literal["zoo", "torch"] = "zoo",
+) -> None:
+    """Writes weights into one safetensors file, with the zoo's or PyTorch's names.
+
+    Args:
+      name: Of the model.
+      source: Safetensors or torch file, run folder, checkpoint, or a published name.
+      target: File to write; ends in .safetensors.
+      layout: zoo or torch.
+    """
+    zoo.weights.convert(name, source, target, layout=layout)
+    print(f"wrote {target}")
+
+
+def doctor() -> None:
+    """Says what jax runs on here, and warns where an accelerator lies idle."""
+    print("python     ", sys.version.split()[0])
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        print(f"{package:<12}{importlib.metadata.version(package)}")
+    devices = jax.devices()
+    for device in devices:
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        memory = f", {limit / 2**30:.1f} GiB" if limit else ""
+        print(f"device      {device.device_kind} ({device.platform}){memory}")
+    print(f"processes   {jax.process_count()}")
+    print(f"precision   {_precision()}")
+    print(f"compilation cache  {jax.config.jax_compilation_cache_dir or 'none'}")
+    idle = idle_accelerator()
+    if idle and devices[0].platform == "cpu":
+        print(
+            f"\nWARNING: {idle}, but jax runs on the CPU. Install jax for it, such as "
+            "pip install 'jax[cuda13]' or 'jax[tpu]', and look at JAX_PLATFORMS."
+        )
+
+
+def _precision() -> str:
+    # A sum of products that tensor cores in reduced precision cannot have exactly.
+    x = jnp.full((128, 128), 1 + 2**-12, jnp.float32)
+    error = float(jnp.abs(x @ x / 128 - (1 + 2**-12) ** 2).max())
+    kind = "full float32" if error < 1e-6 else "reduced (TF32 or bfloat16)"
+    setting = jax.config.jax_default_matmul_precision or "default"
+    return f"float32 products are {kind}; jax_default_matmul_precision={setting}"
+
+
+def idle_accelerator() -> str | None:
+    """Names the accelerator that this machine has, whether or not jax uses it."""
+    dev = Path("/dev")
+    if shutil.which("nvidia-smi") and any(dev.glob("nvidia[0-9]*")):
+        return "an NVIDIA GPU is present"
+    if any(dev.glob("accel[0-9]*")) or any(dev.glob("vfio/[0-9]*")):
+        return "a TPU seems to be present"
+    return None
+
+
+COMMANDS = {
+    "list": list_,
+    "describe": describe,
+    "convert": convert,
+    "doctor": doctor,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print("usage: python -m zoo COMMAND; each has --help\n")
+        for command, function in COMMANDS.items():
+            print(f"  {command:<10}{function.__doc__.splitlines()[0]}")
+    elif name in COMMANDS:
+        tyro.cli(COMMANDS[name], args=rest, prog=f"python -m zoo {name}")
+    else:
+        raise ValueError(unknown("command", name, COMMANDS))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    # What a user can put right is said in words; anything else is a bug and is shown.
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
