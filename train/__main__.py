@@ -1,5 +1,6 @@
 """The command line: python -m train CONFIG | resume | evaluate | predict | transfer."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,10 @@ def usage() -> str:
         "       python -m train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       python -m train digits_transfer    the embedded transfer study",
         "",
+        "--distributed before any of them joins the other processes of a run. Slurm,",
+        "Open MPI, Kubernetes and TPUs say themselves who they are; elsewhere set",
+        "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+        "",
         "Each has --help. The experiments; NAME_tiny is a few steps on digits:",
     ]
     return "\n".join([*lines, *(f"  {name}" for name in CONFIGS)])
@@ -70,6 +75,23 @@ def main(arguments: list[str]) -> None:
         raise ValueError(unknown("command or experiment", name, known))
 
 
+def join_processes() -> None:
+    """Makes this process one of several that train together.
+
+    Raises:
+      ValueError: Nothing says how many there are, or which one this is.
+    """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    try:
+        count, index = (int(os.environ[n]) if n in os.environ else None for n in names)
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            f"{' and '.join(names)} where no cluster does."
+        ) from error
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled steps between runs, unless jax has been told where already."""
     if jax.config.jax_compilation_cache_dir is None:
@@ -81,8 +103,14 @@ def use_compilation_cache() -> None:
 
 if __name__ == "__main__":
     use_compilation_cache()
+    # Orbax warns of each save that follows no evaluation.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        main(sys.argv[1:])
+        arguments = sys.argv[1:]
+        if arguments[:1] == ["--distributed"]:
+            join_processes()
+            arguments = arguments[1:]
+        main(arguments)
     # What a user can put right is said in words; anything else is a bug and is shown.
     except (ValueError, OSError, CheckpointError, NonFiniteLossError) as error:
         sys.exit(f"error: {error}")

@@ -138,6 +138,12 @@ class Checkpoints:
         # Empty collections leave no trace in a checkpoint.
         return like.replace(**{k: found["state"][k] for k in _as_dict(like)})
 
+    def drop_after(self, step: int) -> None:
+        """Deletes what was saved after a step from which the run goes on anew."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
     def close(self) -> None:
         """Waits for what is being saved and releases the folder."""
         self._manager.close()

@@ -131,39 +131,43 @@ class TrainConfig:
     save_every: int = 1
     """Epochs between checkpoints."""
     log_every: int = 20
-    """Steps between logged training metrics; each is the mean since the last."""
+    """Steps between logged training metrics, each of its own step alone."""
     run_dir: str = ""
     """Run folder; empty for runs/NAME-TIME below the current folder."""
 
     def __post_init__(self):
-        _check(self.data.batch_size > 0, "data.batch_size", self.data.batch_size, "> 0")
+        data, optim = self.data, self.optim
+        for name in ("batch_size", "eval_batch_size"):
+            _check(getattr(data, name) > 0, f"data.{name}", getattr(data, name), "> 0")
+        for name in ("per_class", "workers", "device_megabytes"):
+            value = getattr(data, name)
+            _check(value >= 0, f"data.{name}", value, ">= 0")
         _check(
-            self.data.eval_batch_size > 0,
-            "data.eval_batch_size",
-            self.data.eval_batch_size,
-            "> 0",
-        )
-        accumulate, batch = self.optim.accumulate, self.data.batch_size
-        _check(
-            accumulate > 0 and batch % accumulate == 0,
+            optim.accumulate > 0 and data.batch_size % optim.accumulate == 0,
             "optim.accumulate",
-            accumulate,
-            f"a divisor of data.batch_size={batch}",
+            optim.accumulate,
+            f"a divisor of data.batch_size={data.batch_size}",
         )
-        smoothing, ema = self.optim.label_smoothing, self.optim.ema_decay
-        _check(0 <= smoothing < 1, "optim.label_smoothing", smoothing, "in [0, 1)")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "warmup_rate"):
+            value = getattr(optim, name)
+            _check(value >= 0, f"optim.{name}", value, ">= 0")
+        for name in ("momentum", "label_smoothing"):
+            value = getattr(optim, name)
+            _check(0 <= value < 1, f"optim.{name}", value, "in [0, 1)")
+        clip, ema = optim.clip_norm, optim.ema_decay
+        _check(clip is None or clip > 0, "optim.clip_norm", clip, "> 0 or None")
         _check(ema is None or 0 < ema < 1, "optim.ema_decay", ema, "in (0, 1) or None")
         _check(
-            all(0 < b < 1 for b in self.optim.boundaries)
-            and list(self.optim.boundaries) == sorted(self.optim.boundaries),
+            all(0 < b < 1 for b in optim.boundaries)
+            and list(optim.boundaries) == sorted(optim.boundaries),
             "optim.boundaries",
-            self.optim.boundaries,
+            optim.boundaries,
             "rising fractions between 0 and 1",
         )
-        _check(self.epochs > 0, "epochs", self.epochs, "> 0")
-        _check(self.steps >= 0, "steps", self.steps, ">= 0")
-        for name in ("eval_every", "save_every", "log_every"):
+        for name in ("epochs", "eval_every", "save_every", "log_every"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+        for name in ("steps", "seed"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
 
 
 def _check(fits: bool, name: str, value: Any, expected: str):

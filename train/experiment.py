@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import math
 from functools import cached_property
 from typing import Any
 
@@ -78,12 +77,6 @@ class Experiment:
         epoch = step // self.steps_per_epoch
         return optim.frozen_paths(self.config.optim, self.variables["params"], epoch)
 
-    def next_thaw(self, step: int) -> int | float:
-        """Returns the first step after this one at which something is unfrozen."""
-        starts = optim.parse_unfreeze(self.config.optim.unfreeze)
-        later = [e * self.steps_per_epoch for e, _ in starts]
-        return min([s for s in later if s > step], default=math.inf)
-
     def create_state(self, step: int = 0) -> TrainState:
         """Creates a state with the structure that it has at a step."""
         return create_state(
@@ -156,8 +149,8 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
             f"{len(train_source)} images of {train_source.name}, "
             f"split {train_source.split}."
         )
-    # What patterns and schedules refuse, they refuse here.
-    _ = experiment.optimizer, experiment.frozen(0)
+    # What patterns, schedules and augmentations refuse, they refuse here.
+    _ = experiment.make_step(0), jax.eval_shape(experiment.create_state)
     return experiment
 
 

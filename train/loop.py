@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import signal
 import threading
 import time
@@ -71,7 +70,8 @@ def fit(
     Args:
       config: What to do.
       run_dir: Where to write; a new folder unless resuming.
-      resume: Step of the checkpoint to go on from; None to start.
+      resume: Step of the checkpoint to go on from, and 0 for the start where there is
+        none; None for a new run.
       quiet: Show no progress bar and no evaluations.
 
     Raises:
@@ -113,8 +113,10 @@ def fit(
     ):
         # 2. Create or restore the state.
         state = experiment.create_state(resume or 0)
-        if resume is not None:
+        # A run that was interrupted before its first checkpoint starts anew.
+        if resume or resume in checkpoints.steps():
             state = checkpoints.restore(state, everywhere, resume, feed.batches)
+            checkpoints.drop_after(resume)
         else:
             state = jax.tree.map(lambda x: put_everywhere(x, everywhere), state)
         step, pace = resume or 0, 1
@@ -135,8 +137,9 @@ def fit(
                 first_step_seconds = time.perf_counter() - started
 
             # 4. Refuse what is not finite, before it can be saved.
-            for i in np.flatnonzero(~np.isfinite(scalars["loss"]))[:1]:
-                raise _non_finite(step + i, scalars, feed, experiment, checkpoints)
+            finite = np.isfinite(scalars["loss"]) & np.isfinite(scalars["grad_norm"])
+            for i in np.flatnonzero(~finite)[:1]:
+                raise _non_finite(step + i, feed, experiment, checkpoints)
 
             # 5. Log.
             rate = count * config.data.batch_size / elapsed
@@ -162,6 +165,8 @@ def fit(
             evaluated = None
             if step == total or (left == 0 and epoch % config.eval_every == 0):
                 evaluated = evaluate(state.eval_variables())
+                if not np.isfinite(evaluated[0]["loss"]):
+                    raise _non_finite(step - 1, feed, experiment, checkpoints)
                 history.log("eval", step, step / steps_per_epoch, evaluated[0])
                 if not bar.disable:
                     bar.write(_eval_line(step / steps_per_epoch, evaluated[0]))
@@ -194,19 +199,17 @@ def resume_run(run_dir: Path | str, *, step: int | None = None) -> Result:
 
     Raises:
       ValueError: The folder is no run folder.
-      CheckpointError: There is no complete checkpoint, or it cannot be read.
+      CheckpointError: There is no such checkpoint, or it cannot be read.
     """
     run_dir = Path(run_dir)
     config = load_config(run_dir / "config.json")
     with Checkpoints(run_dir) as checkpoints:
         steps = checkpoints.steps()
-    if step is None and not steps:
-        # It was interrupted before its first checkpoint: the start is the same.
-        shutil.rmtree(run_dir / "checkpoints")
-        return fit(config, run_dir, resume=0)
-    if step is not None and step not in steps:
+    if step is None:
+        step = steps[-1] if steps else 0
+    elif step not in steps:
         raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
-    return fit(config, run_dir, resume=steps[-1] if step is None else step)
+    return fit(config, run_dir, resume=step)
 
 
 def create_run_dir(run_dir: Path, config: TrainConfig) -> None:
@@ -215,7 +218,11 @@ def create_run_dir(run_dir: Path, config: TrainConfig) -> None:
     Raises:
       ValueError: The folder has a run already, or cannot be written.
     """
-    if (run_dir / "config.json").exists():
+    taken = (run_dir / "config.json").exists()
+    if jax.process_count() > 1:
+        # All look before the first one writes.
+        multihost_utils.sync_global_devices("create_run_dir")
+    if taken:
         raise ValueError(
             f"{run_dir} has a run already; go on with `python -m train resume "
             f"{run_dir}`, or choose another --run-dir."
@@ -276,14 +283,15 @@ def _eval_line(epoch: float, found: dict[str, float]) -> str:
     )
 
 
-def _non_finite(step, scalars, feed, experiment, checkpoints) -> NonFiniteLossError:
+def _non_finite(step, feed, experiment, checkpoints) -> NonFiniteLossError:
     checkpoints.wait()
     source, indices = experiment.train_source, feed.indices(step)
     images = ", ".join(source.provenance(int(i)) for i in indices[:5])
     last = checkpoints.latest()
     good = "none" if last is None else checkpoints.folder / str(last)
     return NonFiniteLossError(
-        f"the loss is not finite at step {step} (counted from 0). Its batch of "
+        f"the loss, its gradient or what came of it is not finite at step {step} "
+        f"(counted from 0) of {experiment.total_steps}. Its batch of "
         f"{len(indices)} images begins with {images}. "
         f"The last good checkpoint is {good}."
     )

@@ -28,9 +28,10 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
         )
     if config.schedule == "step":
         # Boundaries are counted from the first step, as papers do.
-        drops = {
-            round(b * total_steps) - warmup: config.factor for b in config.boundaries
-        }
+        drops = {}
+        for boundary in config.boundaries:
+            step = round(boundary * total_steps) - warmup
+            drops[step] = drops.get(step, 1.0) * config.factor
         after = optax.piecewise_constant_schedule(rate, drops)
     elif config.schedule == "cosine":
         after = optax.cosine_decay_schedule(rate, total_steps - warmup)

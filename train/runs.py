@@ -25,6 +25,8 @@ def run(config: TrainConfig, name: str = "run") -> Result:
         current one.
       name: Of the experiment.
     """
+    if jax.process_count() > 1 and not config.run_dir:
+        raise ValueError("a run of several processes needs --run-dir, the same in all.")
     run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
     config = dataclasses.replace(config, run_dir=str(run_dir))
     result = fit(config, run_dir)
@@ -49,15 +51,13 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
     experiment = result.experiment
     card, config = experiment.card, experiment.config
     history = read_history(result.run_dir)
-    done = "finished" if result.finished else "interrupted; `resume` goes on"
-    step = int(result.state.step)
-    minutes, seconds = divmod(round(result.seconds), 60)
+    step, total = int(result.state.step), experiment.total_steps
     summary = {
-        "model": f"{card.model}, {card.num_classes} classes",
-        "data": f"{config.data.dataset}, {len(experiment.train_source):,} to train",
-        "state": f"step {step:,} of {experiment.total_steps:,}; {done}",
-        "wall time": f"{minutes} min {seconds} s, "
-        f"{result.first_step_seconds:.1f} s of it until the first step was done",
+        "model": card.model,
+        "training images": f"{len(experiment.train_source):,}",
+        "steps": f"{step:,}" if result.finished else f"{step:,} of {total:,}",
+        "wall time": _duration(result.seconds),
+        "until the first step": _duration(result.first_step_seconds),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **card.versions,
     }
@@ -78,6 +78,12 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
         ),
         sections=sections,
     )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60} s"
 
 
 def worst_mistakes(result: Result) -> list[Mistake]:

@@ -139,8 +139,12 @@ def make_train_step(
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema_decay is not None:
-            new = {"params": trained, "batch_stats": stats}
-            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+            # In this form an average of what stands still stands still, to the bit.
+            ema = jax.tree.map(
+                lambda old, new: old + (1 - ema_decay) * (new - old),
+                ema,
+                {"params": trained, "batch_stats": stats},
+            )
         scalars |= {
             "grad_norm": optax.global_norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),

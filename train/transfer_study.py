@@ -8,6 +8,7 @@ scratch. Every point is the mean over several choices of images.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -52,21 +53,18 @@ def transfer_config(
       steps: Length of the training, the same for all.
     """
     base = base_config()
-    scratch, frozen = method == "from scratch", method == "frozen features"
+    frozen = ("backbone/**",) if method == "frozen features" else ()
+    start = None if method == "from scratch" else str(weights)
     return dataclasses.replace(
         base,
-        model=dataclasses.replace(
-            base.model, weights=None if scratch else str(weights)
-        ),
+        model=dataclasses.replace(base.model, weights=start),
         data=dataclasses.replace(
             base.data,
             classes=("5", "6", "7", "8", "9"),
             per_class=per_class,
             batch_size=min(32, 5 * per_class),
         ),
-        optim=dataclasses.replace(
-            base.optim, freeze=("backbone/**",) if frozen else ()
-        ),
+        optim=dataclasses.replace(base.optim, freeze=frozen),
         steps=steps,
         seed=seed,
         # One evaluation and one checkpoint, at the end.
@@ -97,15 +95,12 @@ def digits_transfer(
     """
     base = fit(base_config(epochs), run_dir)
     accuracy = {m: np.zeros((len(per_class), seeds)) for m in METHODS}
-    tasks = [
-        (m, i, s) for m in METHODS for i in range(len(per_class)) for s in range(seeds)
-    ]
-    for method, i, seed in tqdm(tasks, desc="transfers", unit="run"):
+    points = [*itertools.product(METHODS, range(len(per_class)), range(seeds))]
+    for method, i, seed in tqdm(points, desc="transfers", unit="run"):
         config = transfer_config(method, per_class[i], seed, run_dir, steps)
-        folder = (
-            run_dir / "transfers" / f"{method}-{per_class[i]}-{seed}".replace(" ", "-")
-        )
-        accuracy[method][i, seed] = fit(config, folder, quiet=True).metrics["accuracy"]
+        name = f"{method}-{per_class[i]}-{seed}".replace(" ", "-")
+        result = fit(config, run_dir / "transfers" / name, quiet=True)
+        accuracy[method][i, seed] = result.metrics["accuracy"]
     report(base, sections(accuracy, per_class))
     return base, accuracy
 

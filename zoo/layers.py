@@ -78,7 +78,8 @@ class BatchNorm(nn.Module):
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        y = (x - per_channel(mean, x)) * per_channel(factor, x) + per_channel(bias, x)
         return y.astype(self.dtype)
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
@@ -94,7 +95,7 @@ class BatchNorm(nn.Module):
             )
         axes = tuple(range(x.ndim - 1))
         mean = average(x.mean(axes))
-        return mean, average(jnp.square(x - mean).mean(axes)), count
+        return mean, average(jnp.square(x - per_channel(mean, x)).mean(axes)), count
 
 
 class LinearHead(nn.Module):
@@ -160,6 +161,11 @@ def make_head(num_classes: int, **options) -> LinearHead | None:
     if num_classes < 0:
         raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
     return LinearHead(num_classes, **options) if num_classes else None
+
+
+def per_channel(values: Array, x: Array) -> Array:
+    """Shapes values [C] to the rank of `x` [..., C], so that both broadcast."""
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:

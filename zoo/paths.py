@@ -29,9 +29,7 @@ def compile_pattern(pattern: str) -> re.Pattern:
     Raises:
       ValueError: The pattern is empty or its braces do not close.
     """
-    if not pattern or re.sub(r"\{[^{}]*\}", "", pattern).strip("{}") != re.sub(
-        r"\{[^{}]*\}", "", pattern
-    ):
+    if not pattern or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
         raise ValueError(
             f"pattern {pattern!r} is empty or has braces that do not close."
         )
@@ -57,12 +55,17 @@ def compile_pattern(pattern: str) -> re.Pattern:
     return re.compile("".join(out))
 
 
-def match_paths(paths: Sequence[str], patterns: Sequence[str]) -> set[str]:
+def match_paths(paths: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
     """Selects the paths that any of the patterns matches.
+
+    Args:
+      paths: Such as the keys of `flatten`.
+      patterns: One, or several; none selects nothing.
 
     Raises:
       ValueError: A pattern matches nothing; the message has the nearest paths.
     """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     selected = set()
     for pattern in patterns:
         matched = {p for p in paths if compile_pattern(pattern).fullmatch(p)}

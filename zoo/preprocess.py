@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from zoo.layers import per_channel
 from zoo.spec import Preprocess
 
 _FILTERS = {
@@ -17,7 +18,7 @@ MODES = {1: "L", 3: "RGB"}
 def fit_image(image: np.ndarray | Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Resizes the shorter side with Pillow's antialiased filter and crops the centre.
 
-    An image that already has the network's size is returned as it is.
+    An image whose shorter side has that length is not resampled.
 
     Args:
       image: uint8 [h, w, channels], or a Pillow image of mode "L" or "RGB".
@@ -27,8 +28,14 @@ def fit_image(image: np.ndarray | Image.Image, preprocess: Preprocess) -> np.nda
       uint8 [size, size, channels].
 
     Raises:
-      ValueError: The image has another number of channels than the network takes.
+      ValueError: The image is of another type, or has another number of channels than
+        the network takes.
     """
+    if isinstance(image, Image.Image) and image.mode not in MODES.values():
+        raise ValueError(
+            f"a Pillow image must be of mode 'L' or 'RGB', got {image.mode!r}; call "
+            "its convert method."
+        )
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -70,6 +77,6 @@ def normalize(images: jax.Array, preprocess: Preprocess) -> jax.Array:
     Returns:
       float32 [..., H, W, channels], `(images / 255 - mean) / std`.
     """
-    mean = jnp.asarray(preprocess.mean, jnp.float32)
-    std = jnp.asarray(preprocess.std, jnp.float32)
+    mean = per_channel(jnp.asarray(preprocess.mean, jnp.float32), images)
+    std = per_channel(jnp.asarray(preprocess.std, jnp.float32), images)
     return (images.astype(jnp.float32) / 255 - mean) / std

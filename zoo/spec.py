@@ -37,6 +37,16 @@ class Preprocess:
             )
         if any(s <= 0 for s in self.std):
             raise ValueError(f"Preprocess: std must be positive, got {self.std}.")
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(
+                f"Preprocess: resize={self.resize} must be at least size={self.size}, "
+                "which is cut out of the resized image."
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                "Preprocess: interpolation must be 'bilinear' or 'bicubic', got "
+                f"{self.interpolation!r}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from zoo.layers import BatchNorm, Classifier
@@ -88,7 +89,8 @@ def graft(
         such as `{"backbone": "encoder"}`.
       keep: Patterns of paths that stay as the target has them, such as `"head/**"`,
         whatever the source has there.
-      ignore: Patterns of the source's paths that the target has no place for.
+      ignore: Patterns of paths that the target has no place for, as the source has
+        them.
 
     Returns:
       New variables of the target's structure, in the target's dtypes.
@@ -96,17 +98,16 @@ def graft(
     Raises:
       ValueError: A leaf of the target is not filled, a leaf of the source is not
         used, or shapes differ, and nobody named it; both sides are listed. Or a
-        pattern matches nothing.
+        pattern or prefix matches nothing, or `rename` gives two leaves one path.
     """
     ours = _with_collections(target)
-    theirs = {
-        (collection, _rename(path, rename or {})): leaf
-        for (collection, path), leaf in _with_collections(source).items()
-    }
-    kept = match_paths([path for _, path in (*ours, *theirs)], keep)
+    theirs = _with_collections(source)
     ignored = match_paths([path for _, path in theirs], ignore)
+    theirs = {k: leaf for k, leaf in theirs.items() if k[1] not in ignored}
+    theirs = _rename(theirs, rename or {})
+    kept = match_paths([path for _, path in (*ours, *theirs)], keep)
     wanted = {k for k in ours if k[1] not in kept}
-    offered = {k for k in theirs if k[1] not in kept | ignored}
+    offered = {k for k in theirs if k[1] not in kept}
     differ = {k for k in wanted & offered if jnp.shape(ours[k]) != jnp.shape(theirs[k])}
     if wanted - offered or offered - wanted or differ:
         raise ValueError(
@@ -149,10 +150,13 @@ def replace_head(
       The model with its new head, and its variables.
 
     Raises:
-      ValueError: The model has no head, or a class number is out of range.
+      ValueError: The model has no head, or a class number is out of range, or classes
+        shall change their numbers in a head whose codes are fixed.
     """
     if model.head is None:
         raise ValueError("replace_head: the model has no head; create it with one.")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
     old = model.head.num_classes
     for new_class, old_class in (shared or {}).items():
         if not (0 <= new_class < num_classes and 0 <= old_class < old):
@@ -173,15 +177,20 @@ def replace_head(
                 kept = jnp.asarray(before[path])[..., jnp.array(source)]
                 after[path] = leaf.at[..., jnp.array(rows)].set(kept)
         params["head"] = unflatten(after)
+    elif any(new_class != old_class for new_class, old_class in (shared or {}).items()):
+        raise ValueError(
+            f"replace_head: shared={shared} moves classes, but the head has no weights "
+            "to move: each class's code is fixed."
+        )
     return model, {**variables, "params": params}
 
 
 def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:
     """Adapts the first convolution to images with another number of channels.
 
-    For one channel the kernel is summed over its inputs, so that a grey image gives
-    what it gave as an RGB image with three equal channels. For more, the input planes
-    are repeated in turn and scaled so that such an image keeps its response.
+    For fewer channels the kernel's input planes are summed, for more they are repeated
+    in turn and scaled: an image whose channels are equal keeps its response, so that a
+    grey image gives what it gave as an RGB image.
 
     Args:
       variables: Of a model; they are left as they are.
@@ -203,12 +212,12 @@ def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:
         raise ValueError(f"channels must be at least 1, got {channels}.")
     kernel = jnp.asarray(flat[path])
     old = kernel.shape[2]
-    if channels == 1:
-        kernel = kernel.sum(axis=2, keepdims=True)
-    else:
-        kernel = kernel[:, :, jnp.arange(channels) % old]
-        copies = jnp.bincount(jnp.arange(channels) % old, length=old)
-        kernel = kernel / copies[jnp.arange(channels) % old, None]
+    # Input plane i of either kernel is made from, or goes to, every i-th one in turn.
+    turn = np.arange(max(old, channels))
+    scale = 1 / np.bincount(turn % old)[turn % old]
+    planes = kernel[:, :, turn % old] * scale[None, None, :, None].astype(kernel.dtype)
+    shape = (*kernel.shape[:2], channels, kernel.shape[3])
+    kernel = jnp.zeros(shape, kernel.dtype).at[:, :, turn % channels].add(planes)
     return {**variables, "params": unflatten({**flat, path: kernel})}
 
 
@@ -220,11 +229,23 @@ def _with_collections(variables: Tree) -> dict[tuple[str, str], Any]:
     }
 
 
-def _rename(path: str, prefixes: Mapping[str, str]) -> str:
-    for old, new in prefixes.items():
-        if path == old or path.startswith(f"{old}/"):
-            return new + path[len(old) :]
-    return path
+def _rename(leaves: Mapping, prefixes: Mapping[str, str]) -> dict:
+    out, used = {}, set()
+    for (collection, path), leaf in leaves.items():
+        hit = [p for p in prefixes if path == p or path.startswith(f"{p}/")]
+        old = max(hit, key=len, default="")
+        key = (collection, prefixes.get(old, "") + path[len(old) :])
+        if key in out:
+            raise ValueError(f"graft: rename gives two leaves the path {key[1]!r}.")
+        out[key] = leaf
+        used |= {*hit}
+    if {*prefixes} - used:
+        parts = sorted({path.split("/")[0] for _, path in leaves})
+        raise ValueError(
+            f"graft: rename has {sorted({*prefixes} - used)}, but the source's paths "
+            f"begin with {parts}."
+        )
+    return out
 
 
 def _listing(title: str, keys: set, leaves: Mapping) -> str:

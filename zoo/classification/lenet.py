@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import Classifier, check_images, initializer, make_head, max_pool
+from zoo.layers import (
+    Classifier,
+    check_images,
+    initializer,
+    make_head,
+    max_pool,
+    per_channel,
+)
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -82,9 +89,8 @@ def lecun_uniform_98(fan_in: int | np.ndarray) -> Callable:
     """Uniform within +-2.4 / fan-in (the paper's appendix A)."""
 
     def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -1, 1) * jnp.asarray(
-            2.4 / fan_in, dtype
-        )
+        bound = np.broadcast_to(2.4 / fan_in, shape)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
@@ -124,7 +130,7 @@ class Convolution(nn.Module):
             padding="VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(self.dtype)
+        return y + per_channel(bias, y).astype(self.dtype)
 
 
 class Subsampling(nn.Module):
@@ -139,7 +145,10 @@ class Subsampling(nn.Module):
         coefficient = self.param("coefficient", init, shape, self.param_dtype)
         bias = self.param("bias", init, shape, self.param_dtype)
         total = 4 * nn.avg_pool(x, (2, 2), (2, 2))
-        return total * coefficient.astype(self.dtype) + bias.astype(self.dtype)
+        coefficient, bias = (
+            per_channel(v, x).astype(self.dtype) for v in (coefficient, bias)
+        )
+        return total * coefficient + bias
 
 
 class LeNet5Backbone(nn.Module):
@@ -172,8 +181,8 @@ class RBFHead(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         codes = jnp.asarray(rbf_codes(self.num_classes))
-        difference = features.astype(jnp.float32)[..., None] - codes
-        return -jnp.square(difference).sum(axis=-2)
+        difference = features.astype(jnp.float32)[:, :, None] - codes[None]
+        return -jnp.square(difference).sum(axis=1)
 
     def macs(self) -> int:
         """Multiply-adds for one image: one for each element of the codes."""

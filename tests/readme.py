@@ -1,0 +1,48 @@
+"""Writes the tables of README.md from what the zoo and the benchmark say.
+
+python tests/readme.py
+"""
+
+import re
+from pathlib import Path
+
+import zoo
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def model_table() -> str:
+    """Makes the table of models."""
+    rows = ["| model | paper | parameters | MACs | input | weights |"]
+    rows += ["| --- | --- | ---: | ---: | --- | --- |"]
+    for name in zoo.list_models():
+        spec = zoo.get_spec(name)
+        pre = spec.preprocess
+        authors, year = spec.paper.split(":")[0], re.findall(r"\d{4}", spec.paper)[-1]
+        weights = "; ".join(f"`{w.name}`: {w.accuracy}" for w in spec.weights)
+        rows.append(
+            f"| `{name}` | {authors}, {year} | {spec.params:,} | {spec.macs:,} | "
+            f"{pre.size}x{pre.size}x{pre.channels} | {weights or '-'} |"
+        )
+    return "\n".join(rows)
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """Replaces what stands between the marks of a block.
+
+    Raises:
+      ValueError: The marks are missing.
+    """
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    if not re.search(pattern, text, re.S):
+        raise ValueError(f"README.md has no block {name!r}.")
+    return re.sub(pattern, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.S)
+
+
+def updated() -> str:
+    """Returns README.md with fresh tables."""
+    return replace_block(README.read_text(), "models", model_table())
+
+
+if __name__ == "__main__":
+    README.write_text(updated())
