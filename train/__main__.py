@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from pathlib import Path
 
 import jax
 import tyro
@@ -13,6 +12,7 @@ from train.checkpoint import CheckpointError
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.configs import CONFIGS, get_config
 from train.loop import NonFiniteLossError
+from train.runs import use_compilation_cache
 from zoo.registry import unknown
 
 COMMANDS = {
@@ -90,15 +90,6 @@ def join_processes() -> None:
             f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             f"{' and '.join(names)} where no cluster does."
         ) from error
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled steps between runs, unless jax has been told where already."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
-        # Small steps too: a run of a tiny network is mostly compilation.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if __name__ == "__main__":

@@ -103,8 +103,15 @@ class Experiment:
         )
 
 
-def prepare_experiment(config: TrainConfig) -> Experiment:
+def prepare_experiment(
+    config: TrainConfig, sources: tuple[Source, Source] | None = None
+) -> Experiment:
     """Opens the data, builds the model and checks that all of it fits together.
+
+    Args:
+      config: What was asked for.
+      sources: Images to train and to evaluate on, such as `array_source` makes them;
+        None to open what `config.data` names.
 
     Raises:
       ValueError: Anything in the config is unknown, out of range, or does not fit.
@@ -114,8 +121,10 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
     mesh = make_mesh()
     check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
     check_divides("data.eval_batch_size", data.eval_batch_size, mesh)
-    train_source = open_split(config, data.train_split)
-    eval_source = open_split(config, data.eval_split)
+    if sources is None:
+        splits = data.train_split, data.eval_split
+        sources = tuple(open_split(config, split) for split in splits)
+    train_source, eval_source = sources
     if train_source.class_names != eval_source.class_names:
         raise ValueError(
             f"the splits {data.train_split} and {data.eval_split} of {data.dataset} "

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from train.checkpoint import CheckpointError, Checkpoints
 from train.config import TrainConfig, load_config, save_config
+from train.data import Source
 from train.evaluate import Evaluator, Predictions
 from train.experiment import Experiment, prepare_experiment
 from train.feeds import make_feed
@@ -63,6 +64,7 @@ def fit(
     run_dir: Path | str,
     *,
     resume: int | None = None,
+    sources: tuple[Source, Source] | None = None,
     quiet: bool = False,
 ) -> Result:
     """Trains, evaluates, logs and saves.
@@ -72,6 +74,7 @@ def fit(
       run_dir: Where to write; a new folder unless resuming.
       resume: Step of the checkpoint to go on from, and 0 for the start where there is
         none; None for a new run.
+      sources: Images to train and to evaluate on; None to open what the config names.
       quiet: Show no progress bar and no evaluations.
 
     Raises:
@@ -82,7 +85,7 @@ def fit(
     started = time.perf_counter()
     run_dir = Path(run_dir)
     # 1. Open data and model: what can be refused is refused before anything is written.
-    experiment = prepare_experiment(config)
+    experiment = prepare_experiment(config, sources)
     everywhere = NamedSharding(experiment.mesh, P())
     feed = make_feed(
         config.data,
@@ -190,12 +193,18 @@ def fit(
     )
 
 
-def resume_run(run_dir: Path | str, *, step: int | None = None) -> Result:
+def resume_run(
+    run_dir: Path | str,
+    *,
+    step: int | None = None,
+    sources: tuple[Source, Source] | None = None,
+) -> Result:
     """Goes on with a run, to the bit as if it had not been interrupted.
 
     Args:
       run_dir: Folder that `fit` made.
       step: Of the checkpoint to go on from; None for the last one.
+      sources: The same that `fit` was given, if it was given any.
 
     Raises:
       ValueError: The folder is no run folder.
@@ -209,7 +218,7 @@ def resume_run(run_dir: Path | str, *, step: int | None = None) -> Result:
         step = steps[-1] if steps else 0
     elif step not in steps:
         raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
-    return fit(config, run_dir, resume=step)
+    return fit(config, run_dir, resume=step, sources=sources)
 
 
 def create_run_dir(run_dir: Path, config: TrainConfig) -> None:

@@ -1,6 +1,7 @@
 """From a config to a finished run folder, and what to say about it."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 import zoo
 from train.config import TrainConfig, to_json
+from train.data import Source
 from train.history import read_history
 from train.loop import Result, fit
 from train.report import Evaluation, Mistake, Section, write_report
@@ -17,21 +19,41 @@ from train.report import Evaluation, Mistake, Section, write_report
 SHOWN_MISTAKES = 24
 
 
-def run(config: TrainConfig, name: str = "run") -> Result:
+def run(
+    config: TrainConfig,
+    name: str = "run",
+    *,
+    sources: tuple[Source, Source] | None = None,
+) -> Result:
     """Trains in a new folder and writes its report.
 
     Args:
       config: What to do; without a `run_dir` the folder is runs/NAME-TIME below the
         current one.
       name: Of the experiment.
+      sources: Images to train and to evaluate on, such as `array_source` makes them;
+        None to open what the config names.
     """
+    use_compilation_cache()
     if jax.process_count() > 1 and not config.run_dir:
         raise ValueError("a run of several processes needs --run-dir, the same in all.")
     run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    result = fit(config, run_dir)
+    result = fit(config, run_dir, sources=sources)
     report(result)
     return result
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled steps between runs, unless jax has been told where already.
+
+    They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
+        # Small steps too: a run of a tiny network is mostly compilation.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def new_run_dir(name: str) -> Path:

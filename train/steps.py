@@ -146,7 +146,7 @@ def make_train_step(
                 {"params": trained, "batch_stats": stats},
             )
         scalars |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         state = TrainState(state.step + 1, merge(kept, trained), stats, opt_state, ema)

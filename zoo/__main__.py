@@ -1,6 +1,7 @@
 """The command line: python -m zoo list | describe | convert | doctor."""
 
 import importlib.metadata
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -72,17 +73,21 @@ def convert(
 
 def doctor() -> None:
     """Says what jax runs on here, and warns where an accelerator lies idle."""
-    print("python     ", sys.version.split()[0])
+    rows = {"python": sys.version.split()[0]}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
-        print(f"{package:<12}{importlib.metadata.version(package)}")
+        rows[package] = importlib.metadata.version(package)
     devices = jax.devices()
-    for device in devices:
+    for i, device in enumerate(devices):
         limit = (device.memory_stats() or {}).get("bytes_limit")
         memory = f", {limit / 2**30:.1f} GiB" if limit else ""
-        print(f"device      {device.device_kind} ({device.platform}){memory}")
-    print(f"processes   {jax.process_count()}")
-    print(f"precision   {_precision()}")
-    print(f"compilation cache  {jax.config.jax_compilation_cache_dir or 'none'}")
+        rows[f"device {i}"] = f"{device.device_kind} ({device.platform}){memory}"
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    rows["host"] = f"{os.cpu_count()} cores, {host / 2**30:.1f} GiB"
+    rows["processes"] = str(jax.process_count())
+    rows["precision"] = _precision()
+    rows["compilation cache"] = jax.config.jax_compilation_cache_dir or "none set"
+    for name, value in rows.items():
+        print(f"{name:<19}{value}")
     idle = idle_accelerator()
     if idle and devices[0].platform == "cpu":
         print(

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from zoo import weights as weights_io
 from zoo.registry import build, get_spec, unknown
-from zoo.spec import Card
+from zoo.spec import Card, plain_options
 from zoo.transfer import replace_head
 
 logger = logging.getLogger("zoo")
@@ -73,7 +73,8 @@ def create_with_card(
         model = build(name, num_classes=num_classes, **overrides)
         pre = spec.preprocess
         images = jnp.zeros((1, pre.size, pre.size, pre.channels))
-        card = Card(name, num_classes, overrides, pre, source="initialised")
+        options = plain_options(overrides)
+        card = Card(name, num_classes, options, pre, source="initialised")
         return model, jax.jit(model.init)(key, images), card
 
     loaded = weights_io.load(name, weights, **overrides)

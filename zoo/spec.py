@@ -1,8 +1,10 @@
 """Frozen facts about networks: what they are called, what they take and promise."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +129,15 @@ class ModelSpec:
     init: str = ""
     published: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options as JSON has them: a type by its name, such as "bfloat16"."""
+    plain = (str, int, float, bool, type(None))
+    return {
+        name: value if isinstance(value, plain) else np.dtype(value).name
+        for name, value in options.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""Every registered network against its paper: counts, names and facts.
+
+The numbers are written here by hand, and not taken from the specs that they check.
+"""
+
+import jax.numpy as jnp
+import pytest
+
+import zoo
+from zoo.spec import Preprocess
+from zoo.summary import list_endpoints, list_layers
+
+# Trainable parameters and multiply-adds at the paper's number of classes.
+LEDGER = {
+    "lenet5": (60_000, 326_520),
+    "lenet5_modern": (431_080, 2_293_000),
+    "cifar_resnet20": (269_722, 40_551_040),
+    "cifar_resnet32": (464_154, 68_862_592),
+    "cifar_resnet44": (658_586, 97_174_144),
+    "cifar_resnet56": (853_018, 125_485_696),
+    "cifar_resnet110": (1_727_962, 252_887_680),
+    "cifar_resnet1202": (19_421_274, 2_829_238_912),
+    "cifar_plain20": (269_722, 40_551_040),
+    "cifar_plain32": (464_154, 68_862_592),
+    "cifar_plain44": (658_586, 97_174_144),
+    "cifar_plain56": (853_018, 125_485_696),
+    "cifar_plain110": (1_727_962, 252_887_680),
+}
+OPTION_B = {20: 272_474, 32: 466_906, 44: 661_338, 56: 855_770, 110: 1_730_714}
+ENDPOINTS = {
+    "lenet5": "c1 s2 c3 s4 c5 f6 logits",
+    "lenet5_modern": "conv1 pool1 conv2 pool2 ip1 logits",
+    "cifar": "stem stage1 stage2 stage3 pool logits",
+}
+
+
+# Tracing 1202 layers takes a third of a minute.
+QUICK = [n for n in LEDGER if n != "cifar_resnet1202"]
+
+
+def count(name, **options):
+    pre = zoo.get_spec(name).preprocess
+    model = zoo.build(name, **options)
+    layers = list_layers(model, (pre.size, pre.size, pre.channels))
+    return sum(r.params for r in layers), sum(r.macs for r in layers)
+
+
+@pytest.mark.quick
+def test_every_model_is_in_the_ledger():
+    assert {*zoo.list_models()} == {*LEDGER}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", QUICK)
+def test_parameters_and_multiply_adds(name):
+    spec = zoo.get_spec(name)
+    assert (spec.params, spec.macs) == LEDGER[name]
+    assert count(name) == LEDGER[name]
+
+
+@pytest.mark.slow
+def test_parameters_and_multiply_adds_of_the_deepest():
+    test_parameters_and_multiply_adds("cifar_resnet1202")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("depth", OPTION_B)
+def test_parameters_with_projections(depth):
+    # Two projections, 1x1 from 16 to 32 and from 32 to 64 channels, at 16x16 and 8x8.
+    macs = LEDGER[f"cifar_resnet{depth}"][1] + 16 * 32 * 16**2 + 32 * 64 * 8**2
+    assert count(f"cifar_resnet{depth}", shortcut="B") == (OPTION_B[depth], macs)
+
+
+@pytest.mark.quick
+def test_parameters_without_a_head():
+    assert count("cifar_resnet20", num_classes=0)[0] == 269_722 - 65 * 10
+    assert count("cifar_resnet20", num_classes=100)[0] == 269_722 + 65 * 90
+    assert count("lenet5_modern", num_classes=0)[0] == 431_080 - 5_010
+    assert count("lenet5", num_classes=0) == (60_000, 326_520 - 840)
+
+
+@pytest.mark.quick
+def test_parameters_of_each_layer_of_lenet5():
+    layers = list_layers(zoo.build("lenet5"), (32, 32, 1))
+    assert [(r.path, r.params, r.shape) for r in layers] == [
+        ("backbone/c1", 156, (28, 28, 6)),
+        ("backbone/s2", 12, (14, 14, 6)),
+        ("backbone/c3", 1_516, (10, 10, 16)),
+        ("backbone/s4", 32, (5, 5, 16)),
+        ("backbone/c5", 48_120, (1, 1, 120)),
+        ("backbone/f6", 10_164, (84,)),
+        ("head", 0, (10,)),
+    ]
+
+
+@pytest.mark.quick
+def test_parameters_of_each_layer_of_lenet5_modern():
+    layers = list_layers(zoo.build("lenet5_modern"), (28, 28, 1))
+    assert [(r.path, r.params) for r in layers] == [
+        ("backbone/conv1", 520),
+        ("backbone/conv2", 25_050),
+        ("backbone/ip1", 400_500),
+        ("head/ip2", 5_010),
+    ]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", LEDGER)
+def test_facts_are_complete(name):
+    spec = zoo.get_spec(name)
+    assert spec.name == name
+    assert spec.task == "classification"
+    assert isinstance(spec.preprocess, Preprocess)
+    assert spec.num_classes == 10
+    assert spec.loss in ("softmax_cross_entropy", "lenet_map")
+    for fact in ("paper", "init", "published", "deviations"):
+        assert getattr(spec, fact), f"{name} has no {fact}"
+    for fact in ("published", "deviations"):
+        # A forgotten comma would make one string of the tuple.
+        assert isinstance(getattr(spec, fact), tuple), fact
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
+def test_published_weights_are_complete(depth):
+    (weights,) = zoo.get_spec(f"cifar_resnet{depth}").weights
+    assert weights.name == "cifar10"
+    assert weights.url.startswith("https://")
+    assert weights.url.endswith(f"resnet{depth}-{weights.sha256}.th")
+    assert len(weights.class_names) == 10
+    assert weights.preprocess.std == (0.229, 0.224, 0.225)
+    assert all((weights.accuracy, weights.source, weights.licence))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "name",
+    ["lenet5", "lenet5_modern", "cifar_resnet20", "cifar_plain20", "cifar_resnet56"],
+)
+def test_endpoints_have_the_same_names_at_each_depth_and_type(name, dtype):
+    pre = zoo.get_spec(name).preprocess
+    shape = (pre.size, pre.size, pre.channels)
+    found = list_endpoints(zoo.build(name, dtype=dtype), shape)
+    expected = ENDPOINTS["cifar" if "cifar" in name else name].split()
+    assert [*found] == expected
+    assert found["logits"] == (10,)
+    bare = list_endpoints(zoo.build(name, dtype=dtype, num_classes=0), shape)
+    assert [*bare] == expected[:-1]
+
+
+@pytest.mark.quick
+def test_shapes_of_the_endpoints():
+    found = list_endpoints(zoo.build("cifar_resnet20"), (32, 32, 3))
+    assert [*found.values()] == [
+        (32, 32, 16),
+        (32, 32, 16),
+        (16, 16, 32),
+        (8, 8, 64),
+        (64,),
+        (10,),
+    ]
