@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path.relative_to(ROOT)
-    for folder in ("zoo", "train", "tests", "colab")
+    for folder in ("zoo", "train", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
 CODE = [path for path in FILES if path.parts[0] in ("zoo", "train")]

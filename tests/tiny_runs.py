@@ -1,14 +1,19 @@
 """Small sets of images and small runs for the tests of training."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from PIL import Image
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -16,6 +21,27 @@ from train.history import read_history
 from zoo.paths import flatten
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def compiled_once(tmp_path_factory):
+    """Keeps what is compiled, for the same networks are made again and again."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = {
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir,
+        "jax_persistent_cache_min_compile_time_secs": (
+            jax.config.jax_persistent_cache_min_compile_time_secs
+        ),
+    }
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def write_images(
@@ -50,12 +76,12 @@ def write_images(
 def make_config(images: Path, **changes) -> TrainConfig:
     """LeNet on a folder of images; changes are fields of any part of the config."""
     parts = {
-        "model": ModelConfig("lenet5_modern"),
+        "model": changes.pop("model", ModelConfig("lenet5_modern")),
         "data": DataConfig(f"imagefolder:{images}", batch_size=8, eval_batch_size=8),
         "optim": OptimConfig(learning_rate=0.02),
     }
     for name, part in parts.items():
-        names = {f.name for f in dataclasses.fields(part)} & changes.keys() - {"name"}
+        names = {f.name for f in dataclasses.fields(part)} & changes.keys()
         own = {n: changes.pop(n) for n in names}
         parts[name] = dataclasses.replace(part, **own)
     return TrainConfig(**{"epochs": 3, "log_every": 1, **parts, **changes})
@@ -66,8 +92,6 @@ def read_arrays(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     folder = run_dir / "checkpoints" / str(step) / "state"
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree
-    import jax
-
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     args = ocp.args.PyTreeRestore(restore_args=as_numpy)
     found = handler.restore(folder, args=args)
@@ -119,3 +143,22 @@ def to_file(config: TrainConfig, path: Path) -> Path:
     """Writes a config where `train.config.load_config` reads it."""
     path.write_text(json.dumps(dataclasses.asdict(config)))
     return path
+
+
+def run_command(*arguments: str) -> tuple[int, str, str]:
+    """Runs `python -m train` in this process; returns exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["train", *map(str, arguments)]
+    code = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_module("train", run_name="__main__")
+    except SystemExit as stop:
+        # As the interpreter does: a text goes to stderr, and the exit code is 1.
+        code = stop.code or 0
+        if isinstance(code, str):
+            err.write(f"{code}\n")
+            code = 1
+    finally:
+        sys.argv = before
+    return code, out.getvalue(), err.getvalue()

@@ -1,5 +1,7 @@
 """Checkpoints of a run: asynchronous, atomic, the last two and the best."""
 
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from train.state import TrainState
 from zoo.spec import Card
+from zoo.weights.checkpoints import _check_store as check_store
 
 
 class CheckpointError(RuntimeError):
@@ -27,6 +30,12 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path):
         self.folder = (run_dir / "checkpoints").resolve()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.folder}: {error}.") from error
+        # Orbax logs pages of tracebacks for what it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda m: m["accuracy"] if m else float("-inf"),
             n=1,
@@ -89,7 +98,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Waits until what was saved is on the disk.
@@ -101,7 +110,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._failed(None, error) from error
+            raise self._failed(error) from error
 
     def restore(
         self, like: TrainState, sharding: NamedSharding, step: int, batches: Any = None
@@ -125,6 +134,7 @@ class Checkpoints:
         if batches is not None:
             items["data"] = ocp.args.JsonRestore()
         try:
+            check_store(self.folder / str(step) / "state")
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             others = [s for s in self.steps() if s != step]
@@ -148,12 +158,11 @@ class Checkpoints:
         """Waits for what is being saved and releases the folder."""
         self._manager.close()
 
-    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        what = "saving" if step is None else f"saving step {step}"
+    def _failed(self, error: Exception) -> CheckpointError:
         last = self.latest()
         good = f"{self.folder / str(last)}" if last is not None else "none"
         return CheckpointError(
-            f"{what} in {self.folder} failed: {_first_line(error)}. "
+            f"saving in {self.folder} failed: {_first_line(error)}. "
             f"The last good checkpoint is {good}."
         )
 
@@ -170,5 +179,6 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    # Without the page of settings that tensorstore puts behind its reason.
+    text = re.split(r" \[tensorstore_spec|\n", str(error).strip())[0]
+    return f"{type(error).__name__}: {text[:600]}"

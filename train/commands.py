@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tyro.conf import Positional
 
 import zoo
 from train import transfer_study
@@ -25,7 +26,7 @@ def train(config: TrainConfig, name: str) -> None:
     print(next_steps(run(config, name)))
 
 
-def resume(run_dir: Path, step: int | None = None) -> None:
+def resume(run_dir: Positional[Path], step: int | None = None) -> None:
     """Goes on with an interrupted run, to the bit as if nothing had happened.
 
     Args:
@@ -38,7 +39,7 @@ def resume(run_dir: Path, step: int | None = None) -> None:
 
 
 def evaluate(
-    run_dir: Path | None = None,
+    run_dir: Positional[Path | None] = None,
     *,
     model: str | None = None,
     weights: str | None = None,
@@ -116,7 +117,11 @@ def evaluate(
     print(f"  loss      {found['loss']:.4f}")
 
 
-def predict(run_dir: Path, images: tuple[Path, ...], out: Path | None = None) -> None:
+def predict(
+    run_dir: Positional[Path],
+    images: Positional[tuple[Path, ...]],
+    out: Path | None = None,
+) -> None:
     """Classifies images with the network of a run, and draws what it says.
 
     Args:

@@ -200,11 +200,17 @@ def load_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path.parent} is no run folder: no {path.name}.") from error
     except (json.JSONDecodeError, cattrs.BaseValidationError) as error:
         reasons = (
-            cattrs.transform_error(error)
+            cattrs.transform_error(error, format_exception=_reason)
             if isinstance(error, cattrs.BaseValidationError)
             else [error]
         )
         raise ValueError(f"{path}: {'; '.join(str(r) for r in reasons)}") from error
+
+
+def _reason(error: BaseException, kind: type) -> str:
+    reason = cattrs.v.format_exception(error, kind)
+    # A ValueError has the words of `_check`, or those of `float`.
+    return f"{reason}: {error}" if isinstance(error, ValueError) else reason
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Evaluation: every image exactly once, whatever the batch and the devices."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -46,12 +46,13 @@ class Evaluator:
     ):
         check_divides("eval_batch_size", batch_size, mesh)
         self.source = source
-        self._small = resident_bytes(source, preprocess) <= KEPT_MEGABYTES * 2**20
-        self._kept: list[Batch] = []
         self._everywhere = NamedSharding(mesh, P())
         self._batched = NamedSharding(mesh, P("data"))
         self._step = make_eval_step(model, loss, preprocess, mesh)
         self._preprocess, self._batch_size = preprocess, batch_size
+        small = resident_bytes(source, preprocess) <= KEPT_MEGABYTES * 2**20
+        # Read at once, so that a bad image is met before a network is trained.
+        self._kept = [*self._read()] if small else None
 
     def __call__(
         self, variables: Any
@@ -75,7 +76,7 @@ class Evaluator:
             np.zeros(count, np.float32),
             np.zeros(count, np.float32),
         )
-        for batch in self._batches():
+        for batch in self._kept or self._read():
             state, each = self._step(variables, state, batch)
             each = jax.device_get(each)
             where = each["index"][each["valid"]]
@@ -83,9 +84,7 @@ class Evaluator:
                 values[where] = each[name][each["valid"]]
         return metrics.compute(state), np.asarray(state.confusion), out
 
-    def _batches(self) -> Iterable[Batch]:
-        if self._kept:
-            return self._kept
+    def _read(self) -> Iterator[Batch]:
         batches = eval_batches(
             self.source,
             self._preprocess,
@@ -93,8 +92,4 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        put = (put_batch(batch, self._batched) for batch in batches)
-        if self._small:
-            self._kept = [*put]
-            return self._kept
-        return put
+        return (put_batch(batch, self._batched) for batch in batches)

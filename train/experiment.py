@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import logging
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,9 @@ from train.steps import Step, check_divides, make_mesh, make_prepare, make_train
 from train.tasks import Loss, make_loss
 from zoo.ops import augment
 from zoo.spec import Card, ModelSpec
+from zoo.transfer import replace_head
+
+logger = logging.getLogger("train")
 
 PACKAGES = ("canon-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -130,7 +134,7 @@ def prepare_experiment(
             f"the splits {data.train_split} and {data.eval_split} of {data.dataset} "
             f"differ in classes: {train_source.class_names}, {eval_source.class_names}."
         )
-    model, variables, card = create_model(config, len(train_source.class_names))
+    model, variables, card = create_model(config, train_source.class_names)
     card = dataclasses.replace(
         card,
         class_names=train_source.class_names,
@@ -160,6 +164,9 @@ def prepare_experiment(
         )
     # What patterns, schedules and augmentations refuse, they refuse here.
     _ = experiment.make_step(0), jax.eval_shape(experiment.create_state)
+    size, channels = card.preprocess.size, card.preprocess.channels
+    image = jax.ShapeDtypeStruct((size, size, channels), "uint8")
+    jax.eval_shape(augment.compose(data.augment), jax.random.key(0), image)
     return experiment
 
 
@@ -179,22 +186,41 @@ def open_split(config: TrainConfig, split: str) -> Source:
 
 
 def create_model(
-    config: TrainConfig, num_classes: int
+    config: TrainConfig, class_names: tuple[str, ...]
 ) -> tuple[nn.Module, dict[str, Any], Card]:
-    """Creates the network and what it starts from."""
+    """Creates the network for these classes, and what it starts from.
+
+    Where weights were trained on other classes the head is new; what it knows of the
+    classes that both have, it keeps.
+    """
+    name, weights = config.model.name, config.model.weights
     options = parse_options(config.model.options)
     if config.model.dtype != "float32":
-        options["dtype"] = getattr(jnp, config.model.dtype)
+        options["dtype"] = config.model.dtype
+    key, count = jax.random.key(config.seed), len(class_names)
     model, variables, card = zoo.create_with_card(
-        config.model.name,
-        weights=config.model.weights,
-        num_classes=num_classes,
-        key=jax.random.key(config.seed),
+        name,
+        weights=weights,
+        num_classes=None if weights else count,
+        key=key,
         **options,
     )
+    known = card.class_names
+    if weights and (card.num_classes != count or (known and known != class_names)):
+        shared = {i: known.index(c) for i, c in enumerate(class_names) if c in known}
+        logger.warning(
+            "%s has %d classes of its own; the head for %d is new, but for the %d that "
+            "both have.",
+            weights,
+            card.num_classes,
+            count,
+            len(shared),
+        )
+        model, variables = replace_head(model, variables, count, key=key, shared=shared)
     # The type of the computation is a choice of the run, not a fact of the weights.
     overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
-    return model, variables, dataclasses.replace(card, overrides=overrides)
+    card = dataclasses.replace(card, num_classes=count, overrides=overrides)
+    return model, variables, card
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ def run(
     name: str = "run",
     *,
     sources: tuple[Source, Source] | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Trains in a new folder and writes its report.
 
@@ -33,13 +34,14 @@ def run(
       name: Of the experiment.
       sources: Images to train and to evaluate on, such as `array_source` makes them;
         None to open what the config names.
+      quiet: Show no progress bar and no evaluations.
     """
     use_compilation_cache()
     if jax.process_count() > 1 and not config.run_dir:
         raise ValueError("a run of several processes needs --run-dir, the same in all.")
     run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    result = fit(config, run_dir, sources=sources)
+    result = fit(config, run_dir, sources=sources, quiet=quiet)
     report(result)
     return result
 

@@ -41,7 +41,7 @@ def base_config(epochs: int = 20) -> TrainConfig:
 
 
 def transfer_config(
-    method: str, per_class: int, seed: int, weights: Path, steps: int = 100
+    method: str, per_class: int, seed: int, weights: Path, steps: int = 40
 ) -> TrainConfig:
     """Learns the digits 5 to 9 from `per_class` images of each.
 
@@ -77,7 +77,7 @@ def digits_transfer(
     run_dir: Path,
     *,
     seeds: int = 3,
-    steps: int = 100,
+    steps: int = 40,
     epochs: int = 20,
     per_class: tuple[int, ...] = PER_CLASS,
 ) -> tuple[Result, dict[str, np.ndarray]]:

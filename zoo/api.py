@@ -118,7 +118,7 @@ def features(
       train: As in the model's own call.
 
     Returns:
-      The activations by name, in the order of `names`.
+      The activations by name (a dict that `jit` returns is sorted by name).
 
     Raises:
       ValueError: An endpoint is unknown.

@@ -126,7 +126,10 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
     facts = {
         "paper": [spec.paper],
         "task": [f"{spec.task}, {spec.num_classes} classes"],
-        "input": [f"{_dims(shape)}, mean {pre.mean}, std {pre.std} of the full range"],
+        "input": [
+            f"{_dims(shape)}, mean {_values(pre.mean)}, std {_values(pre.std)} of the "
+            "full range"
+        ],
         "parameters": [f"{params:,}"],
         "MACs": [f"{macs:,} for one image"],
         "init": [spec.init],
@@ -146,6 +149,10 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
 
 def _dims(shape: tuple[int, ...]) -> str:
     return "x".join(str(n) for n in shape)
+
+
+def _values(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{n:.4g}" for n in numbers)
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,0 +1,98 @@
+"""Makes the notebooks: each .py beside this file becomes an executed .ipynb.
+
+    python colab/build.py             execute all in smoke mode and write them
+    python colab/build.py NAME ...    the same for some of them
+    python colab/build.py --check     only say whether the written ones are current
+
+The sources are in jupytext's percent format. The notebooks keep the outputs of smoke
+mode, without what differs from run to run: progress bars, execution counts, and what
+a cell tagged `clear-output` shows.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent
+NOTEBOOKS = ("00_quickstart", "01_transfer_learning")
+TIMEOUT = 600  # Seconds for one cell.
+
+
+def read_source(name: str) -> nbformat.NotebookNode:
+    """Reads a source as a notebook without outputs.
+
+    Args:
+      name: One of `NOTEBOOKS`.
+
+    Returns:
+      The notebook; its cells have their position as id, so that it is always the same.
+    """
+    notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
+    keep = ("accelerator", "colab", "kernelspec")
+    notebook.metadata = {k: notebook.metadata[k] for k in keep}
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i:02}"
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """Runs a notebook, with `folder` as the current one.
+
+    Raises:
+      nbclient.exceptions.CellExecutionError: A cell failed.
+    """
+    resources = {"metadata": {"path": str(folder)}}
+    return NotebookClient(notebook, timeout=TIMEOUT, resources=resources).execute()
+
+
+def tidy(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Takes away what differs from run to run and says nothing."""
+    # The kernel's version, and the times of each cell, are the executing machine's.
+    executed.metadata.pop("language_info", None)
+    for cell in executed.cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        if cell.cell_type != "code":
+            continue
+        cell.execution_count = None
+        if "clear-output" in cell.metadata.get("tags", ()):
+            cell.outputs = []
+        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        for out in cell.outputs:
+            if "execution_count" in out:
+                out.execution_count = None
+    return executed
+
+
+def is_current(name: str) -> bool:
+    """Whether the written notebook has the cells and metadata of its source."""
+    path = FOLDER / f"{name}.ipynb"
+    if not path.exists():
+        return False
+    written = nbformat.read(path, as_version=4)
+    for cell in written.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    return written == read_source(name)
+
+
+def main(arguments: list[str]) -> None:
+    """Builds all notebooks or those that are named; --check builds nothing."""
+    if arguments == ["--check"]:
+        stale = [name for name in NOTEBOOKS if not is_current(name)]
+        if stale:
+            sys.exit(f"{stale} differ from their sources: run python colab/build.py")
+        return
+    for name in arguments or NOTEBOOKS:
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = tidy(execute(read_source(name), Path(folder)))
+        nbformat.write(notebook, FOLDER / f"{name}.ipynb")
+        print(f"{name}.ipynb: {(FOLDER / f'{name}.ipynb').stat().st_size / 1e3:.0f} KB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

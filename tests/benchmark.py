@@ -1,0 +1,265 @@
+"""Measures training and inference of ResNet-20, beside PyTorch on the same machine.
+
+python tests/benchmark.py           # about 8 minutes on two cores; writes the numbers
+python tests/benchmark.py --table   # prints the table of README.md from them
+python tests/benchmark.py --readme  # writes it there
+
+The sides take turns in rounds and are alone on the machine, with as many threads as
+there are cores; nothing else should run. Numbers go to tests/benchmarks.json.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import benchmark_table
+import jax
+import numpy as np
+import readme
+from benchmark_zoo import (
+    ACCELERATOR,
+    FULL,
+    QUICK,
+    BareStep,
+    Inference,
+    Plan,
+    make_config,
+    measure_accelerator,
+    measure_start,
+    time_fit,
+    train_cifar10,
+    write_images,
+)
+
+import zoo
+from train.experiment import prepare_experiment, versions
+
+OUT = Path(__file__).parent / "benchmarks.json"
+Call = Callable[..., Any]
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, or shows what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
+    add("--table", action="store_true", help="print the table and measure nothing")
+    add("--readme", action="store_true", help="write it to README.md instead")
+    add("--quick", action="store_true", help="few small steps: a test of the plumbing")
+    add(
+        "--train-cifar10",
+        metavar="DIR",
+        help="on an accelerator: also the paper's schedule on CIFAR-10 in DIR",
+    )
+    options = parser.parse_args(arguments)
+    if options.table or options.readme:
+        table = benchmark_table.render(json.loads(options.out.read_text()))
+        if options.readme:
+            text = readme.README.read_text()
+            readme.README.write_text(readme.replace_block(text, "benchmark", table))
+        else:
+            print(table)
+        return
+    on_cpu = jax.default_backend() == "cpu"
+    if options.train_cifar10 and on_cpu:
+        parser.error("--train-cifar10 takes 12 hours on two cores; use an accelerator.")
+    plan = QUICK if options.quick else FULL if on_cpu else ACCELERATOR
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(plan, Path(folder), options.train_cifar10)
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    say(f"wrote {options.out}")
+
+
+def measure(plan: Plan, folder: Path, cifar10: str | None) -> dict[str, Any]:
+    """Measures everything.
+
+    Args:
+      plan: How much.
+      folder: Empty; for the images and the runs.
+      cifar10: Where CIFAR-10 is, to train with the paper's schedule too.
+    """
+    began = time.perf_counter()
+    on_cpu = jax.default_backend() == "cpu"
+    found = {"machine": machine(), "plan": dataclasses.asdict(plan), "absent": {}}
+    data = write_images(folder / "images.zip", plan)
+    start = measure_start(plan, data, folder)
+    bare = BareStep(prepare_experiment(make_config(20, data, plan)), plan)
+    found["start"] = start | bare.compilation()
+    with contextlib.ExitStack() as stack:
+        theirs = None
+        if not on_cpu:
+            found["absent"]["torch"] = "compared on the CPU alone"
+        elif importlib.util.find_spec("torch") is None:
+            found["absent"]["torch"] = "not installed"
+        else:
+            theirs = stack.enter_context(torch_process())
+            found["same_network"] = check_same_network(theirs, bare)
+            found["machine"]["torch"] = found["same_network"].pop("version")
+        found |= measure_rounds(plan, data, folder, bare, theirs)
+    if on_cpu:
+        found["absent"]["accelerator"] = "no GPU or TPU here"
+    else:
+        found["accelerator"] = measure_accelerator(plan, data, folder)
+    if cifar10:
+        found["cifar10"] = train_cifar10(cifar10, folder)
+    found["minutes"] = (time.perf_counter() - began) / 60
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """States what was measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        # Others' work: the numbers are worth nothing where this is not near 0.
+        "load_before": os.getloadavg()[0],
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "python": platform.python_version(),
+        **versions(),
+    }
+
+
+@contextlib.contextmanager
+def torch_process() -> Iterator[Call]:
+    """Starts the PyTorch side; yields what calls a function of `benchmark_torch`."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        yield lambda *arguments: pool.submit(_call_torch, *arguments).result()
+
+
+def _call_torch(name: str, *arguments: Any) -> Any:
+    # Imported in the other process alone.
+    return getattr(importlib.import_module("benchmark_torch"), name)(*arguments)
+
+
+def check_same_network(theirs: Call, bare: BareStep) -> dict[str, Any]:
+    """Starts the PyTorch side with equal weights and holds the first losses together.
+
+    Raises:
+      AssertionError: The parameters or the losses of two steps differ.
+    """
+    experiment = bare.experiment
+    optim, preprocess = experiment.config.optim, experiment.card.preprocess
+    weights = zoo.weights.to_torch(experiment.card.model, experiment.variables)
+    facts = {
+        "blocks": experiment.model.backbone.blocks,
+        "threads": bare.plan.threads,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "lr": optim.learning_rate,
+        "momentum": optim.momentum,
+        "weight_decay": optim.weight_decay,
+    }
+    arrays = bare.arrays
+    version, params = theirs("start", weights, arrays["image"], arrays["label"], facts)
+    our_params = sum(p.size for p in jax.tree.leaves(experiment.variables["params"]))
+    assert params == our_params, f"{params} parameters in PyTorch, {our_params} here"
+    losses = {
+        "zoo": bare.losses(2),
+        "torch": theirs("call", "losses", bare.orders[0], 2),
+    }
+    # The first loss says that the networks are equal, the second one the updates.
+    np.testing.assert_allclose(losses["torch"], losses["zoo"], rtol=1e-3)
+    np.testing.assert_allclose(losses["torch"][0], losses["zoo"][0], rtol=1e-5)
+    return {"version": version, "parameters": params, "losses": losses}
+
+
+def measure_rounds(
+    plan: Plan,
+    data: Path,
+    folder: Path,
+    bare: BareStep,
+    theirs: Call | None,
+) -> dict[str, Any]:
+    """Lets the sides take turns; returns the numbers of training and inference."""
+    experiment = bare.experiment
+    config = make_config(20, data, plan)
+    inference = Inference(experiment, bare.arrays["image"])
+    sizes = dict(zip((1, plan.batch_size), plan.calls, strict=True))
+    eager = ("torch_eager", "torch_eager_channels_last") if theirs else ()
+    trained = (*eager, "torch_compile") if theirs and plan.compiled else eager
+    groups = {"train": {}, **{f"inference_{size}": {} for size in sizes}}
+
+    def note(group: str, side: str, seconds: float) -> None:
+        groups[group].setdefault(side, []).append(seconds)
+        say(f"round {i + 1}/{plan.rounds} {group} {side}: {seconds * 1e3:.2f} ms")
+
+    for i in range(plan.rounds):
+        note("train", "fit", time_fit(config, folder / f"fit{i}"))
+        note("train", "step", bare.time())
+        for side in trained:
+            note("train", side, theirs("call", "train", side, bare.orders))
+        for size, calls in sizes.items():
+            group = f"inference_{size}"
+            note(group, "zoo", inference.time(size, calls))
+            for side in eager:
+                note(group, side, theirs("call", "infer", side, size, calls))
+    return {
+        "train": summarize(groups["train"], plan.batch_size, "fit"),
+        "inference": {
+            str(size): summarize(groups[f"inference_{size}"], size, "zoo")
+            for size in sizes
+        },
+    }
+
+
+def summarize(
+    seconds: dict[str, list[float]], images: int, ours: str
+) -> dict[str, dict[str, Any]]:
+    """Turns the seconds of each side into images per second and ratios.
+
+    Args:
+      seconds: Of a step or call, by side and round.
+      images: In a step or call.
+      ours: The side whose speed is divided by that of each other side.
+
+    Returns:
+      `seconds`, `images_per_second` and `ratio`, by side; the last two have the
+      `median` and the `best` of the rounds.
+    """
+    kinds = {"median": statistics.median, "best": min}
+    times = {
+        side: {kind: fn(values) for kind, fn in kinds.items()}
+        for side, values in seconds.items()
+    }
+    return {
+        "seconds": seconds,
+        "images_per_second": {
+            side: {kind: images / t for kind, t in found.items()}
+            for side, found in times.items()
+        },
+        "ratio": {
+            side: {kind: t / times[ours][kind] for kind, t in found.items()}
+            for side, found in times.items()
+            if side != ours
+        },
+    }
+
+
+def say(text: str) -> None:
+    """Reports progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,105 @@
+"""The notebooks: current, ready for Colab, and running from beginning to end."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
+
+FOLDER = Path(__file__).parents[1] / "colab"
+_spec = importlib.util.spec_from_file_location("colab_build", FOLDER / "build.py")
+build = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(build)
+
+REPOSITORY, TAG = "https://github.com/canon-zoo/canon-zoo", "v0.1.0"
+MACHINE_PATH = re.compile(r"/(root|home|tmp|opt|work|usr|content|Users)/|[A-Z]:\\")
+
+pytestmark = pytest.mark.parametrize("name", build.NOTEBOOKS)
+
+
+def written(name: str):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook) -> list:
+    return [out for cell in notebook.cells for out in cell.get("outputs", ())]
+
+
+def count_pictures(notebook) -> int:
+    return sum("image/png" in out.get("data", {}) for out in outputs(notebook))
+
+
+def test_notebook_is_made_from_its_source(name):
+    source = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
+    cells = [(cell.cell_type, cell.source) for cell in source.cells]
+    assert cells == [(cell.cell_type, cell.source) for cell in written(name).cells]
+    assert build.is_current(name)
+
+
+def test_a_changed_cell_is_noticed(name, tmp_path, monkeypatch):
+    notebook = written(name)
+    notebook.cells[-1].source += "\n1"
+    nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    (tmp_path / f"{name}.py").write_text((FOLDER / f"{name}.py").read_text())
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert not build.is_current(name)
+
+
+def test_notebook_is_ready_for_colab(name):
+    notebook = written(name)
+    title, install, mode = notebook.cells[:3]
+    page = REPOSITORY.removeprefix("https://").replace("github.com", "github")
+    page = f"{page}/blob/{TAG}/colab/{name}.ipynb"
+    assert title.source.startswith("# ")
+    assert f"(https://colab.research.google.com/{page})" in title.source
+    assert "colab-badge.svg" in title.source
+    requirement = f'"canon-zoo[train] @ git+{REPOSITORY}@{TAG}"'
+    assert f"    %pip install -q {requirement}" in install.source.splitlines()
+    assert mode.source == 'MODE = "smoke"  # or "full"'
+    assert notebook.metadata.accelerator == "TPU"
+    assert notebook.metadata.colab == {"gpuType": "V5E1"}
+
+
+def test_notebook_leaves_the_runtime_as_it_is(name):
+    code = [c.source for c in written(name).cells if c.cell_type == "code"]
+    assert sum("install -q" in source for source in code) == 1
+    for word in ("XLA_FLAGS", "jax[", "install -U", "--upgrade", "JAX_PLATFORMS"):
+        assert not any(word in source for source in code), word
+    # A package that is imported before the installation would stay as it was.
+    assert not any("import jax" in source for source in code[:2])
+
+
+def test_written_outputs_are_clean(name):
+    notebook = written(name)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 600_000
+    assert count_pictures(notebook) >= 5
+    for out in outputs(notebook):
+        assert out.output_type in ("stream", "display_data", "execute_result")
+        assert out.get("name", "stdout") == "stdout"
+        data = {k: v for k, v in out.get("data", {}).items() if k != "image/png"}
+        text = json.dumps([out.get("text", ""), data])
+        assert not MACHINE_PATH.search(text), text
+        assert "it/s" not in text
+        assert "images/s" not in text
+
+
+@pytest.mark.slow
+def test_notebook_runs_in_smoke_mode(name, tmp_path, monkeypatch):
+    # The kernel shall tell of nothing but the notebook, and write nowhere else.
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    folder = tmp_path / "current"
+    folder.mkdir()
+    executed = build.execute(build.read_source(name), folder)
+    assert count_pictures(executed) == count_pictures(written(name))
+    assert sorted(path.name for path in folder.iterdir()) == ["data", "runs"]
+    assert (folder / "data" / "digits").is_dir()
+    errors = [out.text for out in outputs(executed) if out.get("name") == "stderr"]
+    # Colab has ipywidgets, for which tqdm looks.
+    assert [text for text in errors if "IProgress" not in text] == []

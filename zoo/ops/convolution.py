@@ -1,0 +1,283 @@
+"""The convolution of the zoo: the same function everywhere, a faster form on CPUs.
+
+On accelerators `convolve` is `lax.conv_general_dilated`. XLA's CPU compiler, however,
+computes the gradient of a kernel as a convolution whose window is the whole image, for
+which it first transposes both operands from NHWC to CHWN, and it has no parallel code
+for groups. Equal formulations avoid both:
+
+* 1x1: a matrix product.
+* k x k: the convolution of XLA; its kernel's gradient is a sum over few images at a
+  time of patches times cotangents, so that the patches stay in the cache.
+* groups: one convolution each, concatenated; with one input channel a group
+  (depthwise): a sum over taps of shifted products.
+* transposed, stride s: a convolution to s * s as many channels, interleaved.
+
+A formulation is chosen by platform when the program is lowered, from static shapes.
+Tests hold all of them, and their derivatives of both orders, to XLA's; the command
+tests/benchmark_convolution.py measures them.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+Array = jax.Array
+Pair = tuple[int, int]
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Patches of the images that are handled together: about a core's share of the cache.
+PATCH_BYTES = 4 * 2**20
+
+
+class Window(NamedTuple):
+    """How a kernel moves; hashable, hence static under `jit`."""
+
+    strides: Pair
+    padding: tuple[Pair, Pair]
+    dilation: Pair
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: Pair = (1, 1),
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """Cross-correlates images with a kernel, as every framework's convolution does.
+
+    All derivatives are defined, forward and reverse; only `jax.linear_transpose` of
+    the function itself is not (take `jax.vjp`).
+
+    Args:
+      x: [B, H, W, I], floating.
+      kernel: [kh, kw, I / groups, O], of the type of `x`; the output channels of a
+        group are neighbours.
+      strides: Of rows and of columns.
+      padding: Zeros ((above, below), (left, right)).
+      dilation: Distance between neighbouring taps, of rows and of columns.
+      groups: Into how many independent parts the channels fall.
+
+    Returns:
+      [B, (H + above + below - (kh - 1) * dilation - 1) // stride + 1, ..., O], of the
+      type of `x`; sums are float32 or wider.
+
+    Raises:
+      ValueError: The kernel does not fit the channels, or the padded image.
+    """
+    window = Window(tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
+    _check(x, kernel, window, groups)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_convolve_on_cpu, window=window, groups=groups),
+        default=partial(_convolve_by_xla, window=window, groups=groups),
+    )
+
+
+def convolve_transposed(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: Pair = (1, 1),
+    crop: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+) -> Array:
+    """Paints the kernel, times each pixel, at `strides` times the pixel's position.
+
+    It is the adjoint of `convolve`, and "deconvolution" in Caffe. PyTorch's
+    `padding=p, output_padding=q` is the crop (p, p - q), its weights (I, O, kh, kw) are
+    the kernel transposed by (2, 3, 0, 1).
+
+    Args:
+      x: [B, H, W, I], floating.
+      kernel: [kh, kw, I, O], of the type of `x`.
+      strides: Of rows and of columns.
+      crop: Rows and columns cut off ((above, below), (left, right)); negative numbers
+        add zeros.
+
+    Returns:
+      [B, (H - 1) * stride + kh - above - below, ..., O], of the type of `x`.
+
+    Raises:
+      ValueError: The kernel does not fit the channels.
+    """
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
+        raise ValueError(
+            "convolve_transposed takes x [B, H, W, I] and a kernel [kh, kw, I, O], got "
+            f"{list(x.shape)} and {list(kernel.shape)}."
+        )
+    options = dict(strides=tuple(strides), crop=tuple(map(tuple, crop)))
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_interleave, **options),
+        default=partial(_dilate_and_convolve, **options),
+    )
+
+
+def _convolve_by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.strides,
+        window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=LAYOUT,
+        feature_group_count=groups,
+    )
+
+
+def _convolve_on_cpu(x: Array, kernel: Array, window: Window, groups: int) -> Array:
+    if groups == 1:
+        pointwise = kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0))
+        return (_pointwise if pointwise else _dense)(x, kernel, window)
+    if kernel.shape[2] == 1:
+        return _depthwise(x, kernel, window)
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate(
+        [_convolve_on_cpu(*part, window, groups=1) for part in parts], -1
+    )
+
+
+def _pointwise(x: Array, kernel: Array, window: Window) -> Array:
+    """A 1x1 convolution as a product of matrices."""
+    x = x[:, :: window.strides[0], :: window.strides[1]]
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    # XLA would fuse what makes the cotangent into the products, and make it twice.
+    return lax.optimization_barrier(y.reshape(*x.shape[:3], kernel.shape[-1]))
+
+
+def _depthwise(x: Array, kernel: Array, window: Window) -> Array:
+    """A convolution with one input channel a group: products, no sum over channels."""
+    wide = _wide(x)
+    taps = kernel.astype(wide).reshape(-1, 1, 1, 1, kernel.shape[-1])
+    x = jnp.repeat(x.astype(wide), kernel.shape[-1] // x.shape[-1], axis=-1)
+    shifted = _shifts(x, kernel.shape[:2], window)
+    y = sum(part * tap for part, tap in zip(shifted, taps, strict=True))
+    return y.astype(kernel.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _dense(x: Array, kernel: Array, window: Window) -> Array:
+    """XLA's convolution; differentiated by the kernel it is `_by_patches`.
+
+    The two are one function, linear in the kernel. Reverse mode transposes the
+    tangent's formulation, and a transposed sum of patches is a sum of patches.
+    """
+    return _convolve_by_xla(x, kernel, window)
+
+
+@partial(_dense.defjvp, symbolic_zeros=True)
+def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    x, kernel = primals
+    dx, dkernel = tangents
+    y = _dense(x, kernel, window)
+    dy = jnp.zeros_like(y)
+    if not isinstance(dx, SymbolicZero):
+        dy = _convolve_by_xla(dx, kernel, window)
+    if not isinstance(dkernel, SymbolicZero):
+        dy = dy + _by_patches(x, dkernel, window)
+    return y, dy
+
+
+def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
+    """Multiplies every patch of an image with the kernel, few images at a time."""
+    kh, kw, _, features = kernel.shape
+    wide = _wide(x)
+    matrix = kernel.astype(wide).reshape(-1, features)
+
+    # Else the patches of the whole batch would be kept for the backward pass.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def of_image(image: Array, matrix: Array) -> Array:
+        shifted = _shifts(image[None].astype(wide), (kh, kw), window)
+        patches = jnp.concatenate([*shifted], axis=-1)[0]
+        y = patches.reshape(-1, len(matrix)) @ matrix
+        return y.reshape(*patches.shape[:2], features)
+
+    size = jax.eval_shape(partial(_convolve_by_xla, window=window), x[:1], kernel).size
+    image_bytes = size // features * len(matrix) * wide.itemsize
+    images = max(1, min(len(x), PATCH_BYTES // max(1, image_bytes)))
+    y = lax.map(lambda image: of_image(image, matrix), x, batch_size=images)
+    return y.astype(x.dtype)
+
+
+def _shifts(x: Array, size: Pair, window: Window):
+    """Yields, tap by tap, the pixels of `x` [B, H, W, C] that the tap meets."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *_lows(window), (0, 0, 0)))
+    spans = [(k - 1) * d for k, d in zip(size, window.dilation, strict=True)]
+    ends = [n - span for n, span in zip(x.shape[1:3], spans, strict=True)]
+    for i in range(0, spans[0] + 1, window.dilation[0]):
+        for j in range(0, spans[1] + 1, window.dilation[1]):
+            rows = slice(i, i + ends[0], window.strides[0])
+            columns = slice(j, j + ends[1], window.strides[1])
+            yield x[:, rows, columns]
+
+
+def _lows(window: Window) -> tuple[tuple[int, int, int], ...]:
+    return tuple((low, high, 0) for low, high in window.padding)
+
+
+def _interleave(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
+    """A transposed convolution as a convolution: output row `s * q + r` is row q of
+    phase r, to which the taps r, r + s, r + 2s, ... contribute."""
+    kh, kw, channels, features = kernel.shape
+    (sh, sw), (b, h, w, _) = strides, x.shape
+    mh, mw = math.ceil(kh / sh), math.ceil(kw / sw)
+    kernel = jnp.pad(kernel, ((0, mh * sh - kh), (0, mw * sw - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(mh, sh, mw, sw, channels, features)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
+    window = Window((1, 1), ((mh - 1, mh - 1), (mw - 1, mw - 1)), (1, 1))
+    y = _convolve_on_cpu(x, kernel, window, groups=1)
+    y = y.reshape(b, h + mh - 1, w + mw - 1, sh, sw, features)
+    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h + mh - 1) * sh, -1, features)
+    (top, bottom), (left, right) = crop
+    cuts = (-top, kh - mh * sh - bottom, 0), (-left, kw - mw * sw - right, 0)
+    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *cuts, (0, 0, 0)))
+
+
+def _dilate_and_convolve(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
+    """A transposed convolution as XLA has it: zeros between the pixels."""
+    sizes = zip(kernel.shape[:2], crop, strict=True)
+    padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
+    return lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        (1, 1),
+        padding,
+        lhs_dilation=strides,
+        dimension_numbers=LAYOUT,
+    )
+
+
+def _wide(x: Array) -> jnp.dtype:
+    """The type that sums are made in."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _check(x: Array, kernel: Array, window: Window, groups: int) -> None:
+    if x.ndim != 4 or kernel.ndim != 4 or x.dtype != kernel.dtype:
+        raise ValueError(
+            "convolve takes x [B, H, W, I] and a kernel [kh, kw, I / groups, O] of one "
+            f"type, got {x.dtype}{list(x.shape)} and {kernel.dtype}"
+            f"{list(kernel.shape)}."
+        )
+    if kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
+        raise ValueError(
+            f"The kernel {list(kernel.shape)} with groups={groups} takes "
+            f"{kernel.shape[2] * groups} channels and makes a multiple of {groups}, "
+            f"but x is {list(x.shape)}."
+        )
+    for axis, (low, high) in enumerate(window.padding):
+        reach = (kernel.shape[axis] - 1) * window.dilation[axis] + 1
+        if x.shape[axis + 1] + low + high < reach:
+            raise ValueError(
+                f"The kernel {list(kernel.shape)} with dilation {window.dilation} is "
+                f"larger than x {list(x.shape)} with padding {window.padding}."
+            )
