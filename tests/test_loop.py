@@ -4,7 +4,6 @@ import dataclasses
 import json
 import signal
 
-import jax
 import numpy as np
 import pytest
 from tiny_runs import (  # noqa: F401
@@ -17,7 +16,6 @@ from tiny_runs import (  # noqa: F401
 )
 
 import zoo
-from train import loop
 from train.checkpoint import Checkpoints
 from train.config import ModelConfig, load_config
 from train.history import History, read_history
@@ -206,11 +204,3 @@ def test_history_takes_back_what_came_after_and_what_was_cut_off(tmp_path):
         history.log("train", 3, 1.5, {"loss": 9.0})
     rows = read_history(tmp_path)
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 0.5), (3, 9.0)]
-
-
-@pytest.mark.quick
-def test_steps_of_a_call_follow_the_clock(monkeypatch):
-    # One process agrees with itself.
-    assert jax.process_count() == 1
-    assert loop._agree(7, False) == (7, False)
-    assert loop._agree(3, True) == (3, True)

@@ -13,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from train.state import TrainState
 from zoo.spec import Card
-from zoo.weights.checkpoints import _check_store as check_store
+from zoo.weights.checkpoints import check_store
 
 
 class CheckpointError(RuntimeError):

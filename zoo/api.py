@@ -75,7 +75,7 @@ def create_with_card(
         images = jnp.zeros((1, pre.size, pre.size, pre.channels))
         options = plain_options(overrides)
         card = Card(name, num_classes, options, pre, source="initialised")
-        return model, jax.jit(model.init)(key, images), card
+        return model, _initialise(model, key, images), card
 
     loaded = weights_io.load(name, weights, **overrides)
     card = loaded.card
@@ -100,13 +100,22 @@ def create_with_card(
     return *replace_head(model, variables, num_classes, key=key), card
 
 
+def _initialise(model: nn.Module, key: jax.Array, images: jax.Array) -> dict:
+    # It runs once, so that on the CPU most of its time would go into optimising it.
+    options = None
+    if jax.default_backend() == "cpu":
+        options = {
+            "xla_backend_optimization_level": 0,
+            "xla_llvm_disable_expensive_passes": True,
+        }
+    return jax.jit(model.init, compiler_options=options)(key, images)
+
+
 def features(
     model: nn.Module,
     variables: Mapping[str, Any],
     images: jax.Array,
     names: Sequence[str],
-    *,
-    train: bool = False,
 ) -> dict[str, jax.Array]:
     """Computes named endpoints; under `jit`, nothing beyond them is computed.
 
@@ -115,7 +124,6 @@ def features(
       variables: Of the model.
       images: float32 [B, H, W, C], preprocessed.
       names: Of the endpoints; `list_endpoints` has them.
-      train: As in the model's own call.
 
     Returns:
       The activations by name (a dict that `jit` returns is sorted by name).
@@ -124,7 +132,7 @@ def features(
       ValueError: An endpoint is unknown.
     """
     names = [names] if isinstance(names, str) else [*names]
-    out = model.apply(variables, images, train, method="endpoints")
+    out = model.apply(variables, images, method="endpoints")
     for name in names:
         if name not in out:
             raise ValueError(unknown("endpoint", name, out))

@@ -1,6 +1,5 @@
 """The few Linen parts that several families share."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -150,10 +149,6 @@ class Classifier(nn.Module):
         if self.head is None:
             return features
         return {**features, "logits": self.head([*features.values()][-1])}
-
-    def with_head(self, head: nn.Module | None) -> "Classifier":
-        """Returns this network with another head."""
-        return dataclasses.replace(self, head=head, parent=None, name=None)
 
 
 def make_head(num_classes: int, **options) -> LinearHead | None:

@@ -235,8 +235,9 @@ def _interleave(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
     window = Window((1, 1), ((mh - 1, mh - 1), (mw - 1, mw - 1)), (1, 1))
     y = _convolve_on_cpu(x, kernel, window, groups=1)
-    y = y.reshape(b, h + mh - 1, w + mw - 1, sh, sw, features)
-    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h + mh - 1) * sh, -1, features)
+    h, w = h + mh - 1, w + mw - 1
+    y = y.reshape(b, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(b, h * sh, w * sw, features)
     (top, bottom), (left, right) = crop
     cuts = (-top, kh - mh * sh - bottom, 0), (-left, kw - mw * sw - right, 0)
     return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *cuts, (0, 0, 0)))

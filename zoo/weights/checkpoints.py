@@ -97,7 +97,7 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
     from etils import epath
 
-    _check_store(folder)
+    check_store(folder)
     directory = epath.Path(folder)
     handler = ocp.PyTreeCheckpointHandler()
     try:
@@ -116,7 +116,7 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
         handler.close()
 
 
-def _check_store(folder: Path) -> None:
+def check_store(folder: Path) -> None:
     """Reads every stored value once, one after the other.
 
     Orbax reads them at the same time, and when one is damaged, each of the others

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from zoo.paths import flatten, unflatten
 from zoo.registry import build, get_spec, list_options, unknown
-from zoo.spec import Card
+from zoo.spec import Card, plain_options
 from zoo.weights.checkpoints import read_checkpoint
 from zoo.weights.download import fetch, file_sha256
 from zoo.weights.files import (
@@ -158,7 +156,8 @@ def _make_card(
 ) -> Card:
     """Writes the card of a file that has none, from what is published of it."""
     spec = get_spec(name)
-    options = {k: _as_json(v) for k, v in overrides.items() if k != "num_classes"}
+    options = {k: v for k, v in overrides.items() if k != "num_classes"}
+    options = plain_options(options)
     num_classes = overrides.get("num_classes")
     if num_classes is None:
         num_classes = count_classes(name, variables, **options)
@@ -173,10 +172,3 @@ def _make_card(
         class_names=published.class_names if published else (),
         source=published.source if published else f"file {path.name}",
     )
-
-
-def _as_json(value: Any) -> Any:
-    """A type as its name, such as "bfloat16"; anything else as it is."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return jnp.dtype(value).name

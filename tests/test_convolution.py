@@ -1,0 +1,354 @@
+"""The zoo's convolution and its derivatives, held to XLA's own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from zoo.ops.convolution import convolve, convolve_transposed
+
+ROOT = Path(__file__).parents[1]
+
+
+def pad(number):
+    return ((number, number), (number, number))
+
+
+# name: (x shape, kernel shape, options)
+CASES = {
+    "1x1": ((2, 5, 6, 7), (1, 1, 7, 4), {}),
+    "1x1_stride_2": ((2, 5, 6, 7), (1, 1, 7, 4), dict(strides=(2, 2))),
+    "1x1_padded": ((2, 5, 6, 3), (1, 1, 3, 4), dict(padding=pad(1))),
+    "3x3": ((3, 6, 5, 4), (3, 3, 4, 5), dict(padding=pad(1))),
+    "3x3_stride_2_even": (
+        (2, 8, 8, 4),
+        (3, 3, 4, 5),
+        dict(padding=pad(1), strides=(2, 2)),
+    ),
+    "3x3_stride_2_odd": (
+        (2, 7, 9, 4),
+        (3, 3, 4, 5),
+        dict(padding=pad(1), strides=(2, 2)),
+    ),
+    "7x7_stride_2": (
+        (2, 16, 15, 3),
+        (7, 7, 3, 8),
+        dict(padding=pad(3), strides=(2,) * 2),
+    ),
+    "11x11_stride_4": ((2, 31, 31, 3), (11, 11, 3, 4), dict(strides=(4, 4))),
+    "5x5_groups_2": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
+    "3x3_groups_32": (
+        (2, 5, 5, 64),
+        (3, 3, 2, 64),
+        dict(padding=pad(1), strides=(2, 2), groups=32),
+    ),
+    "1x1_groups_2": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),
+    "depthwise": ((2, 6, 7, 5), (3, 3, 1, 5), dict(padding=pad(1), groups=5)),
+    "depthwise_twice": (
+        (2, 6, 7, 5),
+        (3, 3, 1, 10),
+        dict(padding=pad(1), strides=(2, 2), groups=5),
+    ),
+    "dilation_2": ((2, 9, 9, 3), (3, 3, 3, 4), dict(padding=pad(2), dilation=(2, 2))),
+    "dilation_4": (
+        (2, 13, 12, 3),
+        (3, 2, 3, 4),
+        dict(padding=pad(4), dilation=(4, 3), strides=(2, 1)),
+    ),
+    "asymmetric": (
+        (2, 6, 7, 3),
+        (3, 2, 3, 4),
+        dict(padding=((0, 1), (2, 0)), strides=(2, 1)),
+    ),
+    "negative_padding": ((2, 8, 8, 3), (3, 3, 3, 4), dict(padding=((-1, 0), (2, -2)))),
+    "batch_1_channel_1": ((1, 8, 8, 1), (3, 3, 1, 1), dict(padding=pad(1))),
+    "all_of_the_image": ((3, 4, 4, 2), (4, 4, 2, 3), {}),
+    "empty_batch": ((0, 6, 6, 3), (3, 3, 3, 4), dict(padding=pad(1))),
+    "empty_batch_1x1": ((0, 6, 6, 3), (1, 1, 3, 4), {}),
+    "prime_batch": ((7, 5, 5, 3), (3, 3, 3, 4), {}),
+}
+TRANSPOSED = {
+    "2x2_stride_2": ((2, 4, 5, 6), (2, 2, 6, 3), dict(strides=(2, 2))),
+    "4x4_stride_2": ((2, 5, 4, 3), (4, 4, 3, 5), dict(strides=(2, 2), crop=pad(1))),
+    "3x3_stride_2": (
+        (2, 5, 4, 3),
+        (3, 3, 3, 2),
+        dict(strides=(2, 2), crop=((1, 0), (1, 0))),
+    ),
+    "stride_1": ((2, 5, 5, 3), (3, 3, 3, 2), dict(crop=pad(1))),
+    "stride_above_kernel": ((2, 3, 3, 2), (1, 2, 2, 3), dict(strides=(3, 3))),
+    "rows_differ": (
+        (1, 3, 4, 1),
+        (5, 2, 1, 2),
+        dict(strides=(3, 1), crop=((2, 1), (0, 1))),
+    ),
+    "negative_crop": (
+        (2, 3, 3, 2),
+        (2, 2, 2, 3),
+        dict(strides=(2, 2), crop=((0, -1),) * 2),
+    ),
+    "empty_batch": ((0, 4, 4, 2), (2, 2, 2, 3), dict(strides=(2, 2))),
+}
+SMALL = ("1x1_stride_2", "3x3_stride_2_even", "5x5_groups_2", "depthwise_twice")
+
+
+def by_xla(x, kernel, strides=(1, 1), padding=pad(0), dilation=(1, 1), groups=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def transposed_by_xla(x, kernel, strides=(1, 1), crop=pad(0)):
+    """The adjoint of a convolution; negative crops are zeros beyond its image."""
+    (kh, kw), (h, w) = kernel.shape[:2], x.shape[1:3]
+    full = (len(x), (h - 1) * strides[0] + kh, (w - 1) * strides[1] + kw)
+    shape = (*full, kernel.shape[3])
+
+    def forward(image):
+        return by_xla(image, kernel.transpose(0, 1, 3, 2), strides)
+
+    y = jax.vjp(forward, jnp.zeros(shape, x.dtype))[1](x)[0]
+    cuts = [(0, 0, 0), *((-low, -high, 0) for low, high in crop), (0, 0, 0)]
+    return lax.pad(y, jnp.zeros((), x.dtype), cuts)
+
+
+def make_arrays(case, dtype=jnp.float32):
+    """Returns x, the kernel, a change of each, and random numbers for the output."""
+    random = np.random.default_rng(0)
+    shapes = [case[0], case[1]] * 2
+    x, kernel, dx, dkernel = (
+        jnp.asarray(random.normal(size=shape), dtype) for shape in shapes
+    )
+    return x, kernel, dx, dkernel
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    """Compares trees of arrays, relative to the largest number of each array."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        scale = np.abs(b).max(initial=1e-30)
+        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=tolerance)
+
+
+def pairs(case, names):
+    """The function of a case, ours and XLA's."""
+    if names is CASES:
+        return partial(convolve, **case[2]), partial(by_xla, **case[2])
+    return partial(convolve_transposed, **case[2]), partial(
+        transposed_by_xla, **case[2]
+    )
+
+
+def both(names):
+    return pytest.mark.parametrize(
+        ("names", "name"), [(names, name) for name in names], ids=[*names]
+    )
+
+
+ALL = [(CASES, name) for name in CASES] + [(TRANSPOSED, name) for name in TRANSPOSED]
+every_case = pytest.mark.parametrize(
+    ("names", "name"), ALL, ids=[f"{'t_' * (n is TRANSPOSED)}{name}" for n, name in ALL]
+)
+
+
+def derivatives(f, x, kernel, dx, dkernel):
+    """The value, its tangent, its gradients, and a product of its Hessian."""
+    y, dy = jax.jvp(f, (x, kernel), (dx, dkernel))
+    weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.square(f(x, kernel)).astype(jnp.float32) * weights)
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    forward_over_reverse = jax.jvp(gradient, (x, kernel), (dx, dkernel))
+
+    def along(x, kernel):
+        gx, gkernel = gradient(x, kernel)
+        return jnp.sum(gx * dx) + jnp.sum(gkernel * dkernel)
+
+    reverse_over_reverse = jax.grad(along, argnums=(0, 1))(x, kernel)
+    return y, dy, forward_over_reverse, reverse_over_reverse
+
+
+@every_case
+def test_values_and_derivatives_are_xlas(names, name):
+    ours, theirs = pairs(names[name], names)
+    arrays = make_arrays(names[name])
+    found = jax.jit(partial(derivatives, ours))(*arrays)
+    assert_close(found, jax.jit(partial(derivatives, theirs))(*arrays))
+
+
+@pytest.mark.quick
+def test_random_windows_are_xlas():
+    random = np.random.default_rng(1)
+    for _ in range(12):
+        size, strides, dilation = random.integers(1, 4, (3, 2)).tolist()
+        groups, per_group = random.integers(1, 4, 2).tolist()
+        padding = random.integers(0, 3, (2, 2)).tolist()
+        kernel = (*size, per_group, groups * 2)
+        options = dict(strides=strides, dilation=dilation, padding=padding)
+        case = ((2, 9, 8, groups * per_group), kernel, dict(**options, groups=groups))
+        ours, theirs = pairs(case, CASES)
+        arrays = make_arrays(case)
+        found = jax.jit(partial(derivatives, ours))(*arrays)
+        assert_close(found, jax.jit(partial(derivatives, theirs))(*arrays))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, 0)], ids=str)
+def test_vmap(name, axes):
+    ours, theirs = pairs(CASES[name], CASES)
+    x, kernel, _, _ = make_arrays(CASES[name])
+    x, kernel = (
+        a if axis is None else jnp.stack([a, a + 1, 2 * a], axis)
+        for a, axis in zip((x, kernel), axes, strict=True)
+    )
+
+    def gradients(f):
+        def loss(x, kernel):
+            return jnp.sum(jnp.square(jax.vmap(f, axes)(x, kernel)))
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel)
+
+    assert_close(gradients(ours), gradients(theirs))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_without_jit_and_with_remat(name):
+    ours, theirs = pairs(CASES[name], CASES)
+    x, kernel, _, _ = make_arrays(CASES[name])
+
+    def gradients(f):
+        return jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1))(x, kernel)
+
+    assert_close(gradients(ours), gradients(theirs))
+    assert_close(gradients(jax.checkpoint(ours)), gradients(theirs))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_is_summed_in_float32(name):
+    shape, kernel, options = CASES[name]
+    case = ((64, *shape[1:]), kernel, options)
+    ours, theirs = pairs(case, CASES)
+    x, kernel, _, _ = make_arrays(case, jnp.bfloat16)
+
+    def gradients(f, *arrays):
+        loss = lambda *a: jnp.sum(f(*a).astype(jnp.float32))  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1)))(*arrays)
+
+    found = (ours(x, kernel), *gradients(ours, x, kernel))
+    assert {a.dtype for a in found} == {jnp.dtype(jnp.bfloat16)}
+    wide = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    exact = (theirs(*wide), *gradients(theirs, *wide))
+    # One rounding to 8 bits; sums of bfloat16 would be wrong by several percent.
+    assert_close(found, [a.astype(jnp.bfloat16) for a in exact], 2**-7)
+
+
+def test_an_accelerator_gets_xlas_convolution():
+    x, kernel, _, _ = make_arrays(CASES["3x3"])
+
+    def gradient(f):
+        loss = jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1))
+        traced = jax.jit(loss).trace(x, kernel)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    ours, theirs = (gradient(f) for f in pairs(CASES["3x3"], CASES))
+    assert "stablehlo.while" not in ours
+    assert ours.count("stablehlo.convolution") == theirs.count("stablehlo.convolution")
+
+
+def test_torch_agrees_on_transposed_convolutions():
+    torch = pytest.importorskip("torch")
+    x, kernel, _, _ = make_arrays(((2, 5, 6, 4), (3, 3, 4, 3)))
+    found = convolve_transposed(x, kernel, strides=(2, 2), crop=((1, 0), (1, 0)))
+    expected = torch.nn.functional.conv_transpose2d(
+        torch.tensor(np.asarray(x.transpose(0, 3, 1, 2))),
+        torch.tensor(np.asarray(kernel.transpose(2, 3, 0, 1))),
+        stride=2,
+        padding=1,
+        output_padding=1,
+    )
+    assert_close(found, expected.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "message"),
+    [
+        ((3, 3, 4, 5), {}, "takes 4 channels"),
+        ((3, 3, 3, 5), dict(groups=2), "takes 6 channels"),
+        ((9, 9, 3, 5), {}, "larger than x"),
+        ((3, 3, 3), {}, "takes x"),
+    ],
+)
+def test_errors_say_what_does_not_fit(kernel, options, message):
+    with pytest.raises(ValueError, match=message):
+        convolve(jnp.zeros((1, 8, 8, 3)), jnp.zeros(kernel), **options)
+
+
+PARALLEL = """
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from zoo.ops.convolution import convolve
+
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(8, 6, 6, 4)), jnp.float32)
+    kernels = [
+        jnp.asarray(random.normal(size=shape), jnp.float32)
+        for shape in [(3, 3, 4, 4), (1, 1, 4, 4), (3, 3, 2, 4), (3, 3, 1, 4)]
+    ]
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            padding = ((kernel.shape[0] // 2,) * 2,) * 2
+            groups = 4 // kernel.shape[2]
+            x = jnp.tanh(convolve(x, kernel, padding=padding, groups=groups))
+        return jnp.sum(x)
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    one = step(kernels, x)
+    sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+    replicated = jax.device_put(kernels, NamedSharding(mesh, P()))
+    by_gspmd = step(replicated, sharded)
+
+    def local(kernels, x):
+        value, (dkernels, dx) = jax.value_and_grad(loss, argnums=(0, 1))(kernels, x)
+        return jax.lax.psum(value, "data"), (dkernels, dx)
+
+    specs = dict(in_specs=(P(), P("data")), out_specs=(P(), (P(), P("data"))))
+    by_shard_map = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(replicated, sharded)
+    for many in (by_gspmd, by_shard_map):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    print("agree on", len(jax.devices()))
+"""
+
+
+@pytest.mark.slow
+def test_data_parallel_gradients_are_those_of_one_device():
+    flags = "--xla_force_host_platform_device_count=4"
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PARALLEL)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.stdout == "agree on 4\n", ran.stderr
