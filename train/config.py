@@ -185,7 +185,9 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes a config as JSON."""
-    path.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.ops.convolution import convolve
+
 Array = jax.Array
 
 # `normal` is untruncated: jax's `he_normal` cuts at two standard deviations.
@@ -34,6 +36,52 @@ def initializer(name: str) -> Callable:
     if name not in INITIALIZERS:
         raise ValueError(f"init={name!r} is unknown; choose from {[*INITIALIZERS]}.")
     return INITIALIZERS[name]
+
+
+class Conv(nn.Module):
+    """A convolution of [B, H, W, C] with explicit padding.
+
+    Its parameters are those of `flax.linen.Conv`: `kernel` [k, k, C / groups, features]
+    and `bias` [features].
+
+    Attributes:
+      features: Output channels.
+      kernel: Height and width of the window.
+      stride: Between windows.
+      padding: Zeros on each of the four sides.
+      dilation: Distance between neighbouring taps.
+      groups: Into how many independent parts the channels fall.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=(self.stride, self.stride),
+            padding=((self.padding, self.padding),) * 2,
+            dilation=(self.dilation, self.dilation),
+            groups=self.groups,
+        )
+        if not self.use_bias:
+            return y
+        shape = (self.features,)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        return y + per_channel(bias.astype(self.dtype), y)
 
 
 class BatchNorm(nn.Module):

@@ -15,12 +15,14 @@ from flax import linen as nn
 
 from zoo.layers import (
     Classifier,
+    Conv,
     check_images,
     initializer,
     make_head,
     max_pool,
     per_channel,
 )
+from zoo.ops.convolution import convolve
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -123,13 +125,7 @@ class Convolution(nn.Module):
         )
         dense = jnp.zeros((5, 5, maps, self.features), kernel.dtype)
         dense = dense.at[:, :, inputs, outputs].set(kernel)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            dense.astype(self.dtype),
-            window_strides=(1, 1),
-            padding="VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(x.astype(self.dtype), dense.astype(self.dtype))
         return y + per_channel(bias, y).astype(self.dtype)
 
 
@@ -221,12 +217,10 @@ class LeNet5ModernBackbone(nn.Module):
             param_dtype=self.param_dtype,
         )
         out = {}
-        x = nn.Conv(20, (5, 5), padding="VALID", name="conv1", **types)(images)
+        x = Conv(20, 5, name="conv1", **types)(images)
         out["conv1"] = x
         x = out["pool1"] = max_pool(x, 2, 2)
-        x = out["conv2"] = nn.Conv(50, (5, 5), padding="VALID", name="conv2", **types)(
-            x
-        )
+        x = out["conv2"] = Conv(50, 5, name="conv2", **types)(x)
         x = out["pool2"] = max_pool(x, 2, 2)
         x = nn.Dense(500, name="ip1", **types)(x.reshape(x.shape[0], -1))
         out["ip1"] = nn.relu(x)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier, check_images, initializer, make_head
+from zoo.layers import BatchNorm, Classifier, Conv, check_images, initializer, make_head
 from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
 
 Array = jax.Array
@@ -40,8 +40,8 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        conv = partial(self.conv, self.features, (3, 3), padding=((1, 1), (1, 1)))
-        y = conv(strides=self.stride, name="conv1")(x)
+        conv = partial(self.conv, self.features, 3, padding=1)
+        y = conv(stride=self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = conv(name="conv2")(y)
         y = self.norm(name="bn2")(y, train=train)
@@ -57,9 +57,7 @@ class BasicBlock(nn.Module):
             extra = self.features - x.shape[-1]
             zeros = (extra // 2, extra - extra // 2)
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), zeros))
-        x = self.conv(
-            self.features, (1, 1), strides=self.stride, padding=0, name="shortcut_conv"
-        )(x)
+        x = self.conv(self.features, 1, stride=self.stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_bn")(x, train=train)
 
 
@@ -71,7 +69,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = self.conv(16, (3, 3), padding=((1, 1), (1, 1)), name="conv")(x)
+        x = self.conv(16, 3, padding=1, name="conv")(x)
         return nn.relu(self.norm(name="bn")(x, train=train))
 
 
@@ -112,7 +110,7 @@ class CifarBackbone(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         check_images(images, f"cifar_resnet{6 * self.blocks + 2}", None, None)
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = partial(nn.Conv, use_bias=False, kernel_init=self.kernel_init, **types)
+        conv = partial(Conv, use_bias=False, kernel_init=self.kernel_init, **types)
         norm = partial(BatchNorm, momentum=self.momentum, **types)
         cls = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
         block = partial(

@@ -31,7 +31,7 @@ Pair = tuple[int, int]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Patches of the images that are handled together: about a core's share of the cache.
-PATCH_BYTES = 4 * 2**20
+PATCH_BYTES = 2 * 2**20
 
 
 class Window(NamedTuple):
@@ -183,13 +183,19 @@ def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, 
     if not isinstance(dx, SymbolicZero):
         dy = _convolve_by_xla(dx, kernel, window)
     if not isinstance(dkernel, SymbolicZero):
-        dy = dy + _by_patches(x, dkernel, window)
+        apply = partial(_by_patches, x, window=window)
+        # As itself, jax 0.7 could not transpose the loop; as a derivative it can.
+        dy = dy + jax.jvp(apply, (jnp.zeros_like(kernel),), (dkernel,))[1]
     return y, dy
 
 
 def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
     """Multiplies every patch of an image with the kernel, few images at a time."""
     kh, kw, _, features = kernel.shape
+    pixels = jax.eval_shape(partial(_convolve_by_xla, window=window), x[:1], kernel)
+    image_bytes = pixels.size // features * kernel[..., 0].size * 4
+    if 2 * image_bytes > PATCH_BYTES or not x.size:
+        return _convolve_by_xla(x, kernel, window)
     wide = _wide(x)
     matrix = kernel.astype(wide).reshape(-1, features)
 
@@ -201,9 +207,7 @@ def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
         y = patches.reshape(-1, len(matrix)) @ matrix
         return y.reshape(*patches.shape[:2], features)
 
-    size = jax.eval_shape(partial(_convolve_by_xla, window=window), x[:1], kernel).size
-    image_bytes = size // features * len(matrix) * wide.itemsize
-    images = max(1, min(len(x), PATCH_BYTES // max(1, image_bytes)))
+    images = min(len(x), PATCH_BYTES // image_bytes)
     y = lax.map(lambda image: of_image(image, matrix), x, batch_size=images)
     return y.astype(x.dtype)
 
