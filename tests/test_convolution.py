@@ -22,6 +22,9 @@ def pad(number):
     return ((number, number), (number, number))
 
 
+NONE = pad(0)
+
+
 # name: (x shape, kernel shape, options)
 CASES = {
     "1x1": ((2, 5, 6, 7), (1, 1, 7, 4), {}),
@@ -73,6 +76,7 @@ CASES = {
     "all_of_the_image": ((3, 4, 4, 2), (4, 4, 2, 3), {}),
     "empty_batch": ((0, 6, 6, 3), (3, 3, 3, 4), dict(padding=pad(1))),
     "empty_batch_1x1": ((0, 6, 6, 3), (1, 1, 3, 4), {}),
+    "much_padded": ((2, 5, 4, 3), (2, 3, 3, 4), dict(padding=pad(3))),
     "prime_batch": ((7, 5, 5, 3), (3, 3, 3, 4), {}),
 }
 TRANSPOSED = {
@@ -100,7 +104,7 @@ TRANSPOSED = {
 SMALL = ("1x1_stride_2", "3x3_stride_2_even", "5x5_groups_2", "depthwise_twice")
 
 
-def by_xla(x, kernel, strides=(1, 1), padding=pad(0), dilation=(1, 1), groups=1):
+def by_xla(x, kernel, strides=(1, 1), padding=NONE, dilation=(1, 1), groups=1):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -112,7 +116,7 @@ def by_xla(x, kernel, strides=(1, 1), padding=pad(0), dilation=(1, 1), groups=1)
     )
 
 
-def transposed_by_xla(x, kernel, strides=(1, 1), crop=pad(0)):
+def transposed_by_xla(x, kernel, strides=(1, 1), crop=NONE):
     """The adjoint of a convolution; negative crops are zeros beyond its image."""
     (kh, kw), (h, w) = kernel.shape[:2], x.shape[1:3]
     full = (len(x), (h - 1) * strides[0] + kh, (w - 1) * strides[1] + kw)
@@ -152,12 +156,6 @@ def pairs(case, names):
         return partial(convolve, **case[2]), partial(by_xla, **case[2])
     return partial(convolve_transposed, **case[2]), partial(
         transposed_by_xla, **case[2]
-    )
-
-
-def both(names):
-    return pytest.mark.parametrize(
-        ("names", "name"), [(names, name) for name in names], ids=[*names]
     )
 
 
@@ -332,7 +330,8 @@ PARALLEL = """
         return jax.lax.psum(value, "data"), (dkernels, dx)
 
     specs = dict(in_specs=(P(), P("data")), out_specs=(P(), (P(), P("data"))))
-    by_shard_map = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(replicated, sharded)
+    mapped = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
+    by_shard_map = mapped(replicated, sharded)
     for many in (by_gspmd, by_shard_map):
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -138,14 +138,16 @@ def predict(
     out = out or run_dir / "predictions"
     out.mkdir(parents=True, exist_ok=True)
     color = {1: "grey", 3: "rgb"}[card.preprocess.channels]
-    for path in images:
+    for i, path in enumerate(images):
         image = decode_image(path.read_bytes(), str(path), color=color)
         fitted = zoo.fit_image(image, card.preprocess)[None]
         logits = apply(
             variables, zoo.normalize(jax.numpy.asarray(fitted), card.preprocess)
         )
         probabilities = np.asarray(jax.nn.softmax(logits)[0])
-        picture = out / f"{path.stem}.png"
+        # Two folders may have a file of the same name.
+        number = sum(other.stem == path.stem for other in images[:i])
+        picture = out / f"{path.stem}{f'-{number}' if number else ''}.png"
         draw_prediction(image, names, probabilities).save(picture)
         best = int(probabilities.argmax())
         print(f"{path}: {names[best]} {probabilities[best]:.1%}  ({picture})")

@@ -6,8 +6,8 @@ which it first transposes both operands from NHWC to CHWN, and it has no paralle
 for groups. Equal formulations avoid both:
 
 * 1x1: a matrix product.
-* k x k: the convolution of XLA; its kernel's gradient is a sum over few images at a
-  time of patches times cotangents, so that the patches stay in the cache.
+* k x k on small or much padded images: the convolution of XLA; its kernel's gradient
+  is a sum, over few images at a time, of patches times cotangents.
 * groups: one convolution each, concatenated; with one input channel a group
   (depthwise): a sum over taps of shifted products.
 * transposed, stride s: a convolution to s * s as many channels, interleaved.
@@ -30,8 +30,10 @@ Array = jax.Array
 Pair = tuple[int, int]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Patches of the images that are handled together: about a core's share of the cache.
-PATCH_BYTES = 2 * 2**20
+# A kernel's gradient is summed over up to so many images at a time, where the patches
+# of one take no more than so many bytes. Beyond, XLA's own is as fast (measured).
+PATCH_IMAGES = 4
+PATCH_BYTES = 3 * 2**18
 
 
 class Window(NamedTuple):
@@ -136,8 +138,10 @@ def _convolve_by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -
 
 def _convolve_on_cpu(x: Array, kernel: Array, window: Window, groups: int) -> Array:
     if groups == 1:
-        pointwise = kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0))
-        return (_pointwise if pointwise else _dense)(x, kernel, window)
+        if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
+            return _pointwise(x, kernel, window)
+        by_patches = x.size and _prefers_patches(x, kernel, window)
+        return (_dense if by_patches else _convolve_by_xla)(x, kernel, window)
     if kernel.shape[2] == 1:
         return _depthwise(x, kernel, window)
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
@@ -192,24 +196,31 @@ def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, 
 def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
     """Multiplies every patch of an image with the kernel, few images at a time."""
     kh, kw, _, features = kernel.shape
-    pixels = jax.eval_shape(partial(_convolve_by_xla, window=window), x[:1], kernel)
-    image_bytes = pixels.size // features * kernel[..., 0].size * 4
-    if 2 * image_bytes > PATCH_BYTES or not x.size:
-        return _convolve_by_xla(x, kernel, window)
     wide = _wide(x)
     matrix = kernel.astype(wide).reshape(-1, features)
 
     # Else the patches of the whole batch would be kept for the backward pass.
     @partial(jax.checkpoint, prevent_cse=False)
-    def of_image(image: Array, matrix: Array) -> Array:
-        shifted = _shifts(image[None].astype(wide), (kh, kw), window)
-        patches = jnp.concatenate([*shifted], axis=-1)[0]
+    def of_few(images: Array, matrix: Array) -> Array:
+        shifted = _shifts(images.astype(wide), (kh, kw), window)
+        patches = jnp.concatenate([*shifted], axis=-1)
         y = patches.reshape(-1, len(matrix)) @ matrix
-        return y.reshape(*patches.shape[:2], features)
+        return y.reshape(*patches.shape[:3], features)
 
-    images = min(len(x), PATCH_BYTES // image_bytes)
-    y = lax.map(lambda image: of_image(image, matrix), x, batch_size=images)
-    return y.astype(x.dtype)
+    few = math.gcd(len(x), PATCH_IMAGES)
+    groups = x.reshape(-1, few, *x.shape[1:])
+    y = lax.map(lambda images: of_few(images, matrix), groups)
+    return y.reshape(len(x), *y.shape[2:]).astype(x.dtype)
+
+
+def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
+    """Whether patches make the kernel's gradient faster than XLA's own."""
+    y = jax.eval_shape(partial(_convolve_by_xla, window=window), x, kernel)
+    kh, kw, channels, _ = kernel.shape
+    image_bytes = math.prod((*y.shape[1:3], kh, kw, channels)) * _wide(x).itemsize
+    # XLA slides the cotangent over the image; it is 20 times slower where that is larger.
+    sizes = zip(y.shape[1:3], window.strides, x.shape[1:3], strict=True)
+    return image_bytes <= PATCH_BYTES or any((n - 1) * s + 1 > m for n, s, m in sizes)
 
 
 def _shifts(x: Array, size: Pair, window: Window):
