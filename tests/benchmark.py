@@ -1,6 +1,6 @@
 """Measures training and inference of ResNet-20, beside PyTorch on the same machine.
 
-python tests/benchmark.py           # about 8 minutes on two cores; writes the numbers
+python tests/benchmark.py           # about 5 minutes on two cores; writes the numbers
 python tests/benchmark.py --table   # prints the table of README.md from them
 python tests/benchmark.py --readme  # writes it there
 

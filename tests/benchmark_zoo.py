@@ -49,12 +49,12 @@ class Plan:
       compiled: Whether to measure torch.compile.
     """
 
-    rounds: int = 4
-    steps: int = 20
+    rounds: int = 3
+    steps: int = 10
     batches: int = 50
     batch_size: int = 128
-    calls: tuple[int, int] = (200, 10)
-    starts: int = 2
+    calls: tuple[int, int] = (100, 5)
+    starts: int = 1
     threads: int = os.cpu_count()
     compiled: bool = True
 

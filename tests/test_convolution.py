@@ -23,6 +23,7 @@ def pad(number):
 
 
 NONE = pad(0)
+HALVED = dict(padding=pad(1), strides=(2, 2))
 
 
 # name: (x shape, kernel shape, options)
@@ -31,16 +32,8 @@ CASES = {
     "1x1_stride_2": ((2, 5, 6, 7), (1, 1, 7, 4), dict(strides=(2, 2))),
     "1x1_padded": ((2, 5, 6, 3), (1, 1, 3, 4), dict(padding=pad(1))),
     "3x3": ((3, 6, 5, 4), (3, 3, 4, 5), dict(padding=pad(1))),
-    "3x3_stride_2_even": (
-        (2, 8, 8, 4),
-        (3, 3, 4, 5),
-        dict(padding=pad(1), strides=(2, 2)),
-    ),
-    "3x3_stride_2_odd": (
-        (2, 7, 9, 4),
-        (3, 3, 4, 5),
-        dict(padding=pad(1), strides=(2, 2)),
-    ),
+    "3x3_stride_2_even": ((2, 8, 8, 4), (3, 3, 4, 5), HALVED),
+    "3x3_stride_2_odd": ((2, 7, 9, 4), (3, 3, 4, 5), HALVED),
     "7x7_stride_2": (
         (2, 16, 15, 3),
         (7, 7, 3, 8),
@@ -48,18 +41,10 @@ CASES = {
     ),
     "11x11_stride_4": ((2, 31, 31, 3), (11, 11, 3, 4), dict(strides=(4, 4))),
     "5x5_groups_2": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
-    "3x3_groups_32": (
-        (2, 5, 5, 64),
-        (3, 3, 2, 64),
-        dict(padding=pad(1), strides=(2, 2), groups=32),
-    ),
+    "3x3_groups_32": ((2, 5, 5, 64), (3, 3, 2, 64), dict(**HALVED, groups=32)),
     "1x1_groups_2": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),
     "depthwise": ((2, 6, 7, 5), (3, 3, 1, 5), dict(padding=pad(1), groups=5)),
-    "depthwise_twice": (
-        (2, 6, 7, 5),
-        (3, 3, 1, 10),
-        dict(padding=pad(1), strides=(2, 2), groups=5),
-    ),
+    "depthwise_twice": ((2, 6, 7, 5), (3, 3, 1, 10), dict(**HALVED, groups=5)),
     "dilation_2": ((2, 9, 9, 3), (3, 3, 3, 4), dict(padding=pad(2), dilation=(2, 2))),
     "dilation_4": (
         (2, 13, 12, 3),
@@ -184,16 +169,21 @@ def derivatives(f, x, kernel, dx, dkernel):
     return y, dy, forward_over_reverse, reverse_over_reverse
 
 
+def assert_same_derivatives(case, names, jit):
+    arrays = make_arrays(case)
+    found, expected = (
+        jit(partial(derivatives, f))(*arrays) for f in pairs(case, names)
+    )
+    assert_close(found, expected)
+
+
 @every_case
-def test_values_and_derivatives_are_xlas(names, name):
-    ours, theirs = pairs(names[name], names)
-    arrays = make_arrays(names[name])
-    found = jax.jit(partial(derivatives, ours))(*arrays)
-    assert_close(found, jax.jit(partial(derivatives, theirs))(*arrays))
+def test_values_and_derivatives_are_xlas(names, name, cheap_jit):
+    assert_same_derivatives(names[name], names, cheap_jit)
 
 
 @pytest.mark.quick
-def test_random_windows_are_xlas():
+def test_random_windows_are_xlas(cheap_jit):
     random = np.random.default_rng(1)
     for _ in range(12):
         size, strides, dilation = random.integers(1, 4, (3, 2)).tolist()
@@ -202,10 +192,7 @@ def test_random_windows_are_xlas():
         kernel = (*size, per_group, groups * 2)
         options = dict(strides=strides, dilation=dilation, padding=padding)
         case = ((2, 9, 8, groups * per_group), kernel, dict(**options, groups=groups))
-        ours, theirs = pairs(case, CASES)
-        arrays = make_arrays(case)
-        found = jax.jit(partial(derivatives, ours))(*arrays)
-        assert_close(found, jax.jit(partial(derivatives, theirs))(*arrays))
+        assert_same_derivatives(case, CASES, cheap_jit)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -218,7 +218,7 @@ def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
     y = jax.eval_shape(partial(_convolve_by_xla, window=window), x, kernel)
     kh, kw, channels, _ = kernel.shape
     image_bytes = math.prod((*y.shape[1:3], kh, kw, channels)) * _wide(x).itemsize
-    # XLA slides the cotangent over the image; it is 20 times slower where that is larger.
+    # XLA slides the cotangent over the image: 20 times slower where that is larger.
     sizes = zip(y.shape[1:3], window.strides, x.shape[1:3], strict=True)
     return image_bytes <= PATCH_BYTES or any((n - 1) * s + 1 > m for n, s, m in sizes)
 
