@@ -14,6 +14,8 @@ from zoo.summary import list_endpoints, list_layers
 LEDGER = {
     "lenet5": (60_000, 326_520),
     "lenet5_modern": (431_080, 2_293_000),
+    "alexnet": (60_965_224, 724_406_816),
+    "alexnet_tv": (61_100_840, 714_188_480),
     "cifar_resnet20": (269_722, 40_551_040),
     "cifar_resnet32": (464_154, 68_862_592),
     "cifar_resnet44": (658_586, 97_174_144),
@@ -111,7 +113,7 @@ def test_facts_are_complete(name):
     assert spec.name == name
     assert spec.task == "classification"
     assert isinstance(spec.preprocess, Preprocess)
-    assert spec.num_classes == 10
+    assert spec.num_classes == (10 if spec.preprocess.size < 64 else 1000)
     assert spec.loss in ("softmax_cross_entropy", "lenet_map")
     for fact in ("paper", "init", "published", "deviations"):
         assert getattr(spec, fact), f"{name} has no {fact}"

@@ -19,6 +19,9 @@ INITIALIZERS: dict[str, Callable] = {
     "caffe_xavier": nn.initializers.variance_scaling(1.0, "fan_in", "uniform"),
     "glorot": nn.initializers.glorot_uniform(),
     "gaussian_0.01": nn.initializers.normal(0.01),
+    "gaussian_0.1": nn.initializers.normal(0.1),
+    "truncated_0.01": nn.initializers.truncated_normal(0.01),
+    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
 
 
@@ -28,7 +31,9 @@ def initializer(name: str) -> Callable:
     Args:
       name: "he_fan_in" and "he_fan_out" (He et al. 2015, untruncated normal),
         "glorot" (Glorot and Bengio 2010, uniform), "caffe_xavier" (uniform, by
-        fan-in), "gaussian_0.01".
+        fan-in), "torch" (PyTorch's own, uniform within 1 / sqrt(fan-in)),
+        "gaussian_0.01", "gaussian_0.1" and "truncated_0.01" (normal of that standard
+        deviation; the last cut at two of them).
 
     Raises:
       ValueError: There is none of that name.
@@ -68,6 +73,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        _check_kernel(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         y = convolve(
             x.astype(self.dtype),
@@ -81,6 +87,41 @@ class Conv(nn.Module):
             return y
         shape = (self.features,)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        return y + per_channel(bias.astype(self.dtype), y)
+
+
+class FullyConnected(nn.Module):
+    """The dense layer that follows a convolutional map, such as fc6.
+
+    Attributes:
+      features: Output channels.
+      window: Height and width of the map that it reads at once, in pixels.
+      everywhere: False for a map of exactly that size, and features [B, features];
+        True to read each window of a larger map, and features [B, H', W', features].
+        The parameters are the same: `kernel` [window * window * C, features], whose
+        rows are in the order height, width, channel, and `bias` [features].
+    """
+
+    features: int
+    window: int
+    everywhere: bool = False
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        window, channels = (self.window, self.window), x.shape[-1]
+        shape = (self.window**2 * channels, self.features)
+        _check_kernel(self, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.everywhere:
+            y = convolve(x, kernel.reshape(*window, channels, self.features))
+        else:
+            y = x.reshape(len(x), -1) @ kernel
         return y + per_channel(bias.astype(self.dtype), y)
 
 
@@ -192,11 +233,23 @@ class Classifier(nn.Module):
         return [*self.endpoints(images, train).values()][-1]
 
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """Computes every named activation, in the order of the network."""
+        """Computes every named activation, in the order of the network.
+
+        Where the last features are a map [B, H, W, F], as of a network that reads
+        images of any size by its dense layers, the logits are the mean over the map.
+        """
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images must be preprocessed floating point, got {images.dtype}; "
+                "zoo.normalize makes them of uint8."
+            )
         features = self.backbone(images, train=train)
         if self.head is None:
             return features
-        return {**features, "logits": self.head([*features.values()][-1])}
+        logits = self.head([*features.values()][-1])
+        if logits.ndim == 4:
+            logits = logits.mean(axis=(1, 2))
+        return {**features, "logits": logits}
 
 
 def make_head(num_classes: int, **options) -> LinearHead | None:
@@ -206,29 +259,82 @@ def make_head(num_classes: int, **options) -> LinearHead | None:
     return LinearHead(num_classes, **options) if num_classes else None
 
 
+def remat_stage(stage: Callable, remat: bool) -> Callable:
+    """Lets the backward pass compute a stage's activations again, to save memory.
+
+    Args:
+      stage: Called with the module that it is a part of and an array; returns a dict of
+        endpoints.
+      remat: False to leave it as it is.
+
+    Returns:
+      A function like `stage`. (`nn.remat` alone would sort the dict by name.)
+    """
+    if not remat:
+        return stage
+
+    def call(module: nn.Module, x: Array) -> dict[str, Array]:
+        names = []
+
+        def values(module: nn.Module, x: Array) -> tuple[Array, ...]:
+            out = stage(module, x)
+            names[:] = out
+            return tuple(out.values())
+
+        return dict(zip(names, nn.remat(values)(module, x), strict=True))
+
+    return call
+
+
 def per_channel(values: Array, x: Array) -> Array:
     """Shapes values [C] to the rank of `x` [..., C], so that both broadcast."""
     return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
-    """Max pooling of [B, H, W, C] with symmetric explicit padding, rounded down."""
-    pads = ((padding, padding), (padding, padding))
-    return nn.max_pool(x, (window, window), (stride, stride), pads)
+def _check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises where the features do not fit the parameters that a layer has already."""
+    if module.has_variable("params", "kernel"):
+        found = module.get_variable("params", "kernel").shape
+        if found != shape:
+            raise ValueError(
+                f"{'/'.join(module.path)}: the kernel is {list(found)}, and its input "
+                f"wants {list(shape)}; look at the images' size and channels."
+            )
 
 
-def check_images(images: Array, name: str, size: int | None, channels: int | None):
-    """Raises where a network that has one input size is given another.
+def check_images(
+    images: Array,
+    name: str,
+    *,
+    size: int | None = None,
+    min_size: int = 1,
+    channels: int | None = None,
+):
+    """Raises where a network is given images of a shape that it cannot take.
+
+    Args:
+      images: What was given.
+      name: Of the network.
+      size: The one height and width that it takes; None for any.
+      min_size: Smallest height and width that it takes.
+      channels: The number that it takes; None for any.
 
     Raises:
       ValueError: Names the network, the shape and what was expected.
     """
     shape = images.shape
-    want = f"[B, {size or 'H'}, {size or 'W'}, {channels or 'C'}]"
-    fits = (
-        len(shape) == 4
-        and (size is None or shape[1:3] == (size, size))
-        and (channels is None or shape[3] == channels)
-    )
-    if not fits:
-        raise ValueError(f"{name} takes images {want}, got {list(shape)}.")
+    if len(shape) != 4 or (channels and shape[3] != channels):
+        raise ValueError(
+            f"{name} takes images [B, {size or 'H'}, {size or 'W'}, {channels or 'C'}],"
+            f" got {list(shape)}."
+        )
+    if size is not None and shape[1:3] != (size, size):
+        raise ValueError(
+            f"{name} takes images [B, {size}, {size}, {channels or 'C'}], got "
+            f"{list(shape)}."
+        )
+    if min(shape[1:3]) < min_size:
+        raise ValueError(
+            f"{name} takes images of {min_size} x {min_size} pixels or more, got "
+            f"{list(shape)}."
+        )

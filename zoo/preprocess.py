@@ -75,8 +75,10 @@ def normalize(images: jax.Array, preprocess: Preprocess) -> jax.Array:
       preprocess: What the network takes.
 
     Returns:
-      float32 [..., H, W, channels], `(images / 255 - mean) / std`.
+      float32 [..., H, W, channels], `(images / 255 - mean) / std`, in the order of
+      channels that the network takes.
     """
     mean = per_channel(jnp.asarray(preprocess.mean, jnp.float32), images)
     std = per_channel(jnp.asarray(preprocess.std, jnp.float32), images)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    images = (images.astype(jnp.float32) / 255 - mean) / std
+    return images[..., ::-1] if preprocess.channel_order == "bgr" else images

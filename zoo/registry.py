@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.classification import lenet, resnet
+from zoo.classification import alexnet, lenet, resnet
 from zoo.spec import ModelSpec
 
 _SPECS: dict[str, ModelSpec] = {
-    spec.name: spec for spec in (*lenet.SPECS, *resnet.SPECS)
+    spec.name: spec for spec in (*lenet.SPECS, *alexnet.SPECS, *resnet.SPECS)
 }
 
 

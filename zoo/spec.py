@@ -13,15 +13,17 @@ class Preprocess:
 
     The image is resized so that its shorter side is `resize` pixels, its centre of
     `size` x `size` pixels is cut out, and each channel becomes
-    `(value / 255 - mean) / std`.
+    `(value / 255 - mean) / std`. Networks that came from Caffe take 0 to 255 with only
+    a mean subtracted, which is `std=1/255`, and the channels as blue, green, red.
 
     Attributes:
       size: Height and width of the network's input, in pixels.
       channels: 3 for RGB, 1 for grey.
-      mean: Per channel, in units of the full range (0 to 1).
-      std: Per channel, in units of the full range (0 to 1).
+      mean: Per channel, in units of the full range (0 to 1), for RGB in this order.
+      std: Per channel, in units of the full range (0 to 1), for RGB in this order.
       resize: Length of the shorter side before the crop, in pixels; `size` if None.
       interpolation: Name of the Pillow filter, "bilinear" or "bicubic".
+      channel_order: "rgb", or "bgr" where the network takes blue first.
     """
 
     size: int
@@ -30,6 +32,7 @@ class Preprocess:
     std: tuple[float, ...]
     resize: int | None = None
     interpolation: str = "bilinear"
+    channel_order: str = "rgb"
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.channels:
@@ -48,6 +51,11 @@ class Preprocess:
             raise ValueError(
                 "Preprocess: interpolation must be 'bilinear' or 'bicubic', got "
                 f"{self.interpolation!r}."
+            )
+        if self.channel_order not in ("rgb", "bgr"):
+            raise ValueError(
+                "Preprocess: channel_order must be 'rgb' or 'bgr', got "
+                f"{self.channel_order!r}."
             )
 
 
@@ -82,13 +90,14 @@ class TorchRule:
     """Where a module's parameters live in a PyTorch state dict.
 
     Attributes:
-      module: Path of the Linen module, such as "backbone/stage1/block1/conv1".
+      module: Path of the Linen module, such as "backbone/stage1/block1/conv1"; None
+        for what the network has no place for, such as heads that only training used.
       key: Path of the torch module, such as "layer1.0.conv1".
       flatten: `(channels, height, width)` for a dense layer that follows a flattened
         convolution: torch flattens in that order, this zoo in height, width, channels.
     """
 
-    module: str
+    module: str | None
     key: str
     flatten: tuple[int, int, int] | None = None
 
@@ -110,6 +119,8 @@ class ModelSpec:
       torch_rules: Called with the module; returns the `TorchRule`s of its weights.
       weights: Published weights.
       loss: Name of the paper's loss (see `train/tasks.py`).
+      aux_losses: Endpoints with logits of their own that training adds to the loss, and
+        the factor of each, where the network was built to have them.
       init: The paper's initialisation, in words.
       published: Published results, each with its protocol.
       deviations: Each way in which this network differs from its paper.
@@ -126,6 +137,7 @@ class ModelSpec:
     torch_rules: Callable[[Any], tuple[TorchRule, ...]]
     weights: tuple[Weights, ...] = ()
     loss: str = "softmax_cross_entropy"
+    aux_losses: tuple[tuple[str, float], ...] = ()
     init: str = ""
     published: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()

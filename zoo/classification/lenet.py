@@ -19,10 +19,10 @@ from zoo.layers import (
     check_images,
     initializer,
     make_head,
-    max_pool,
     per_channel,
 )
 from zoo.ops.convolution import convolve
+from zoo.ops.pooling import max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -155,7 +155,7 @@ class LeNet5Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, "lenet5", 32, None)
+        check_images(images, "lenet5", size=32)
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         out = {}
         x = out["c1"] = squash(Convolution(6, name="c1", **types)(images))
@@ -210,7 +210,7 @@ class LeNet5ModernBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, "lenet5_modern", 28, None)
+        check_images(images, "lenet5_modern", size=28)
         types = dict(
             kernel_init=self.kernel_init,
             dtype=self.dtype,

@@ -108,7 +108,7 @@ class CifarBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, f"cifar_resnet{6 * self.blocks + 2}", None, None)
+        check_images(images, f"cifar_resnet{6 * self.blocks + 2}")
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         conv = partial(Conv, use_bias=False, kernel_init=self.kernel_init, **types)
         norm = partial(BatchNorm, momentum=self.momentum, **types)

@@ -86,7 +86,8 @@ def from_torch(
     """Converts a PyTorch state dict to variables of the same network here.
 
     Every tensor must be used and every variable filled; only `num_batches_tracked`,
-    for which batch norm has no use here, is dropped. A prefix `module.`, which
+    for which batch norm has no use here, and what the network's rules name as unused
+    are dropped. A prefix `module.`, which
     DataParallel puts before every key, is removed.
 
     Args:
@@ -106,6 +107,8 @@ def from_torch(
     if given and all(key.startswith("module.") for key in given):
         given = {key.removeprefix("module."): value for key, value in given.items()}
     given = {k: v for k, v in given.items() if not k.endswith("num_batches_tracked")}
+    unused = _unused_keys(name, overrides)
+    given = {k: v for k, v in given.items() if not k.startswith(unused)}
 
     if "num_classes" not in overrides:
         heads = [f"{rule.key}.weight" for rule in _head_rules(name, overrides)]
@@ -178,13 +181,18 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
 
 def _head_rules(name: str, overrides: Mapping[str, Any]) -> list[TorchRule]:
     rules = get_spec(name).torch_rules(build(name, **overrides))
-    return [rule for rule in rules if rule.module.startswith("head/")]
+    return [rule for rule in rules if rule.module and rule.module.startswith("head/")]
+
+
+def _unused_keys(name: str, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    rules = get_spec(name).torch_rules(build(name, **overrides))
+    return tuple(f"{rule.key}." for rule in rules if rule.module is None)
 
 
 def _list_leaves(name: str, overrides: Mapping[str, Any]) -> list[_Leaf]:
     """Pairs every variable of a network with the rule of its module."""
     module = build(name, **overrides)
-    rules = {rule.module: rule for rule in get_spec(name).torch_rules(module)}
+    rules = {r.module: r for r in get_spec(name).torch_rules(module) if r.module}
     leaves = []
     for path, shape in expected_shapes(name, module).items():
         owner = path.split("/", 1)[1].rsplit("/", 1)[0]
