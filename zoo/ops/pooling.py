@@ -1,9 +1,11 @@
 """Pooling with the frameworks' own rules for borders."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -26,10 +28,11 @@ def max_pool(
       [B, H', W', C].
 
     Raises:
-      ValueError: The window is larger than the padded image.
+      ValueError: The window does not fit into the padded image, or lies in the padding.
     """
     pads = _pads(x, window, stride, padding, ceil)
-    lowest = jnp.array(-jnp.inf, x.dtype)
+    # Of numpy: where jit makes it a tracer, the window has no derivative.
+    lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(
         x, lowest, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
     )
@@ -59,11 +62,11 @@ def avg_pool(
       [B, H', W', C].
 
     Raises:
-      ValueError: The window is larger than the padded image.
+      ValueError: The window does not fit into the padded image, or lies in the padding.
     """
     pads = _pads(x, window, stride, padding, ceil)
     shape, strides = (1, window, window, 1), (1, stride, stride, 1)
-    zero = jnp.zeros((), x.dtype)
+    zero = np.zeros((), x.dtype)
     total = lax.reduce_window(x, zero, lax.add, shape, strides, pads)
     counted = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
     if count_padding:
@@ -74,10 +77,116 @@ def avg_pool(
     return total / lax.reduce_window(counted, zero, lax.add, shape, strides, pads)
 
 
+def adaptive_max_pool(x: Array, size: int) -> Array:
+    """Takes the largest value of each of `size` x `size` bins that cover the image.
+
+    Bin i of n begins at row `floor(i * H / n)` and ends before `ceil((i + 1) * H / n)`,
+    as in PyTorch: where H is no multiple of n, neighbours share a row.
+
+    Args:
+      x: [B, H, W, C], floating.
+      size: Bins in each direction.
+
+    Returns:
+      [B, size, size, C].
+    """
+    bins = spatial_pyramid_pool(x, (size,))
+    return bins.reshape(x.shape[0], size, size, x.shape[3])
+
+
+def adaptive_avg_pool(x: Array, size: int) -> Array:
+    """Takes the mean of each of `size` x `size` bins, see `adaptive_max_pool`.
+
+    Args:
+      x: [B, H, W, C], floating.
+      size: Bins in each direction.
+
+    Returns:
+      [B, size, size, C], of the type of `x`; sums are float32 or wider.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    means = []
+    for length in x.shape[1:3]:
+        starts, ends = _bins(length, size)
+        pixels = np.arange(length)
+        inside = (starts[:, None] <= pixels) & (pixels < ends[:, None])
+        means.append((inside / (ends - starts)[:, None]).astype(wide.dtype))
+    y = jnp.einsum("ph,qw,bhwc->bpqc", *means, wide, precision=lax.Precision.HIGHEST)
+    return y.astype(x.dtype)
+
+
+def spatial_pyramid_pool(
+    x: Array, levels: Sequence[int], *, window: int | None = None
+) -> Array:
+    """Takes the largest value of each bin of several grids that cover the image.
+
+    The result is as long for an image of any size.
+
+    Args:
+      x: [B, H, W, C], floating.
+      levels: Bins in each direction, for each grid; (3, 1) makes 9 + 1 bins.
+      window: None to cover the image once; else the height and width, in pixels, of
+        what is covered, at each place of the image where that fits.
+
+    Returns:
+      [B, bins, C], or with `window` [B, H', W', bins, C]; grid by grid, and row by row
+      within a grid. Bins are those of `adaptive_max_pool`.
+
+    Raises:
+      ValueError: The window is larger than the image.
+
+    Reference:
+      He, Zhang, Ren, Sun, Spatial Pyramid Pooling in Deep Convolutional Networks for
+      Visual Recognition, 2014, section 2 and appendix A.
+    """
+    batch, height, width, channels = x.shape
+    if window is not None and window > min(height, width):
+        raise ValueError(f"a {window}x{window} window does not fit into {[*x.shape]}.")
+    places = [1 if window is None else n - window + 1 for n in (height, width)]
+    grids = []
+    for level in levels:
+        # Every bin as long as the longest, by repeating its last pixel: then one
+        # pooling takes all of them, and its gradient goes to the first of equals.
+        rows = (
+            _bin_pixels(window or height, level) + np.arange(places[0])[:, None, None]
+        )
+        columns = (
+            _bin_pixels(window or width, level) + np.arange(places[1])[:, None, None]
+        )
+        y = jnp.take(x, rows.reshape(-1), axis=1, mode="clip")
+        y = jnp.take(y, columns.reshape(-1), axis=2, mode="clip")
+        shape = (1, rows.shape[-1], columns.shape[-1], 1)
+        lowest = np.array(-np.inf, x.dtype)
+        y = lax.reduce_window(y, lowest, lax.max, shape, shape, "VALID")
+        y = y.reshape(batch, places[0], level, places[1], level, channels)
+        y = y.transpose(0, 1, 3, 2, 4, 5)
+        grids.append(y.reshape(batch, *places, level**2, channels))
+    bins = jnp.concatenate(grids, axis=3)
+    return bins if window is not None else bins[:, 0, 0]
+
+
+def _bins(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each of `count` bins that cover `length` pixels begins and ends."""
+    index = np.arange(count)
+    return index * length // count, -(-(index + 1) * length // count)
+
+
+def _bin_pixels(length: int, count: int) -> np.ndarray:
+    """The pixels of each bin [count, longest], its last one as often as it needs."""
+    starts, ends = _bins(length, count)
+    pixels = starts[:, None] + np.arange((ends - starts).max())
+    return np.minimum(pixels, ends[:, None] - 1)
+
+
 def _pads(
     x: Array, window: int, stride: int, padding: int, ceil: bool
 ) -> list[tuple[int, int]]:
-    """The padding of each axis, with which windows fit without a rest."""
+    """The padding of each axis; a rest that no window reaches is left over."""
+    if padding >= window:
+        raise ValueError(
+            f"a {window}x{window} window needs less padding than {window}, got "
+            f"{padding}."
+        )
     pads = [(0, 0)]
     for axis, size in zip("HW", x.shape[1:3], strict=True):
         room = size + 2 * padding - window
@@ -89,5 +198,7 @@ def _pads(
         count = (math.ceil(room / stride) if ceil else room // stride) + 1
         if ceil and (count - 1) * stride >= size + padding:
             count -= 1
-        pads.append((padding, (count - 1) * stride + window - size - padding))
+        # Not less than the padding: JAX has no gradient for a window on less.
+        high = (count - 1) * stride + window - size - padding
+        pads.append((padding, max(high, padding)))
     return [*pads, (0, 0)]
