@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from zoo.classification.resnet import cifar_resnet
+from zoo.classification.cifar_resnet import cifar_resnet
 from zoo.paths import flatten
 
 RNG = np.random.default_rng(0)
@@ -19,7 +19,7 @@ NETWORKS = {
     "resnet20 B": {"depth": 20, "shortcut": "B"},
     # A deep plain network is chaotic: one activation on the other side of zero by
     # rounding, and its gradients differ in the third digit.
-    "plain8": {"depth": 8, "residual": False},
+    "plain8": {"depth": 8, "shortcut": None},
 }
 
 
@@ -29,12 +29,12 @@ class TorchNet:
     It reads the leaves of the Flax variables as float64 tensors, by path.
     """
 
-    def __init__(self, variables, depth, residual=True, shortcut="A"):
+    def __init__(self, variables, depth, shortcut="A"):
         import torch
 
         self.torch, self.f = torch, torch.nn.functional
         self.blocks = {8: 1, 20: 3}[depth]
-        self.residual, self.shortcut = residual, shortcut
+        self.shortcut = shortcut
         self.leaves = {
             path: torch.tensor(np.array(leaf, np.float64))
             for path, leaf in flatten(variables).items()
@@ -65,7 +65,7 @@ class TorchNet:
         y = self.conv(x, f"{path}/conv1", stride)
         y = self.norm(y, f"{path}/bn1", train).relu()
         y = self.norm(self.conv(y, f"{path}/conv2"), f"{path}/bn2", train)
-        if self.residual:
+        if self.shortcut is not None:
             if stride > 1 and self.shortcut == "A":
                 extra = (channels - x.shape[1]) // 2
                 x = self.f.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
@@ -235,8 +235,8 @@ def test_depths_of_other_forms_are_refused(depth):
 
 @pytest.mark.quick
 def test_unknown_options_are_refused():
-    with pytest.raises(ValueError, match="shortcut must be 'A' or 'B', got 'C'"):
-        cifar_resnet(depth=8, shortcut="C")
+    with pytest.raises(ValueError, match="shortcut must be 'A', 'B' or 'C', got 'D'"):
+        cifar_resnet(depth=8, shortcut="D")
     with pytest.raises(ValueError, match="init='he' is unknown; choose from"):
         cifar_resnet(depth=8, init="he")
     with pytest.raises(ValueError, match=r"0 \(no head\) or more, got -1"):

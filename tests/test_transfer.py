@@ -9,7 +9,7 @@ from flax import linen as nn
 
 import zoo
 from zoo import transfer
-from zoo.classification.resnet import cifar_resnet
+from zoo.classification.cifar_resnet import cifar_resnet
 from zoo.paths import flatten
 
 pytestmark = pytest.mark.quick

@@ -1,290 +1,235 @@
-"""Residual networks and the plain networks they are compared with.
+"""Residual networks for ImageNet, and the plain networks they are compared with.
 
 Reference:
   He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier, Conv, check_images, initializer, make_head
-from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
-
-Array = jax.Array
+from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weights
+from zoo.classification.residual import (
+    BasicBlock,
+    Bottleneck,
+    make_classifier,
+    torch_rules,
+)
+from zoo.layers import Classifier
+from zoo.spec import ModelSpec
 
 PAPER = "He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015"
+INIT = "He et al. 2015, normal of variance 2 / (k * k * output channels)"
+ZERO_CHANNELS = (
+    "the paper does not say where option A puts its zero channels: half before and "
+    "half after the input's, as public weights for CIFAR-10 have it"
+)
+LAST_LAYER = (
+    "the paper does not state the last layer's initialisation: normal, std 0.01, as in "
+    "the paper it cites for the convolutions"
+)
+
+_DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the input is added before the last activation.
-
-    Attributes:
-      features: Channels of both convolutions.
-      stride: Of the first convolution.
-      shortcut: What stands in the input's place where its shape changes: "A" the
-        subsampled input between zero channels, "B" a 1x1 convolution.
-      residual: False for a plain network, which adds nothing.
-    """
-
-    features: int
-    stride: int
-    shortcut: str
-    residual: bool
-    conv: Callable
-    norm: Callable
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        conv = partial(self.conv, self.features, 3, padding=1)
-        y = conv(stride=self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = conv(name="conv2")(y)
-        y = self.norm(name="bn2")(y, train=train)
-        if self.residual:
-            y = y + self._shortcut(x, train)
-        return nn.relu(y)
-
-    def _shortcut(self, x: Array, train: bool) -> Array:
-        if self.stride == 1 and x.shape[-1] == self.features:
-            return x
-        if self.shortcut == "A":
-            x = x[:, :: self.stride, :: self.stride]
-            extra = self.features - x.shape[-1]
-            zeros = (extra // 2, extra - extra // 2)
-            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), zeros))
-        x = self.conv(self.features, 1, stride=self.stride, name="shortcut_conv")(x)
-        return self.norm(name="shortcut_bn")(x, train=train)
-
-
-class Stem(nn.Module):
-    """The first convolution of the CIFAR networks."""
-
-    conv: Callable
-    norm: Callable
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = self.conv(16, 3, padding=1, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x, train=train))
-
-
-class Stage(nn.Module):
-    """Blocks of one width; the first one changes the resolution."""
-
-    block: Callable
-    blocks: int
-    features: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        for i in range(self.blocks):
-            stride = self.stride if i == 0 else 1
-            x = self.block(self.features, stride, name=f"block{i + 1}")(x, train)
-        return x
-
-
-class CifarBackbone(nn.Module):
-    """The paper's section 4.2: stages of 16, 32 and 64 channels for 32x32 images.
-
-    Attributes:
-      blocks: Blocks in each stage, n; the network has 6n + 2 weighted layers.
-      remat: Recompute each block's activations in the backward pass (less memory).
-    """
-
-    blocks: int
-    shortcut: str = "A"
-    residual: bool = True
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    momentum: float = 0.9
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    remat: bool = False
-
-    @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, f"cifar_resnet{6 * self.blocks + 2}")
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = partial(Conv, use_bias=False, kernel_init=self.kernel_init, **types)
-        norm = partial(BatchNorm, momentum=self.momentum, **types)
-        cls = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
-        block = partial(
-            cls, shortcut=self.shortcut, residual=self.residual, conv=conv, norm=norm
-        )
-        out = {}
-        x = out["stem"] = Stem(conv, norm, name="stem")(images, train)
-        for i, features in enumerate((16, 32, 64), start=1):
-            stage = Stage(block, self.blocks, features, min(i, 2), name=f"stage{i}")
-            x = out[f"stage{i}"] = stage(x, train)
-        out["pool"] = x.mean(axis=(1, 2))
-        return out
-
-
-def cifar_resnet(
+def resnet(
     *,
     depth: int,
-    residual: bool = True,
-    num_classes: int = 10,
-    shortcut: str = "A",
-    init: str = "he_fan_out",
+    early_stride: bool = False,
+    num_classes: int = 1000,
+    shortcut: str | None = "B",
+    output_stride: int = 32,
+    init: str | None = None,
     momentum: float = 0.9,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> Classifier:
-    """Builds a residual or plain network of the paper's CIFAR-10 study.
+    """Builds a residual or plain network of the paper's table 1.
 
     Args:
-      depth: 6n + 2 weighted layers.
-      residual: False for the plain network.
+      depth: Weighted layers: 18, 34, 50, 101 or 152.
+      early_stride: Whether the first 1x1 convolution has a bottleneck's stride, as
+        published, and not the 3x3 one, as in most public weights.
       num_classes: 0 for no head.
-      shortcut: "A" (no parameters) or "B" (projections).
-      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`.
+      shortcut: "A" (no parameters), "B" (projections where the shape changes), "C"
+        (projections everywhere), or None for a plain network.
+      output_stride: Pixels of the image to one of the last map, 32, 16 or 8: below 32
+        the last stages are dilated instead, with the same parameters.
+      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
+        paper's.
       momentum: What batch norm's running averages keep at a step.
       dtype: Of the computation.
       param_dtype: Of the parameters.
       remat: Trade computation for memory in the backward pass.
 
     Raises:
-      ValueError: `depth` is not 6n + 2, or an option is unknown.
+      ValueError: An option is unknown or out of range.
     """
-    if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth}.")
-    if shortcut not in ("A", "B"):
-        raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}.")
-    types = dict(dtype=dtype, param_dtype=param_dtype)
-    backbone = CifarBackbone(
-        blocks=(depth - 2) // 6,
+    if depth not in _DEPTHS:
+        raise ValueError(f"depth must be one of {[*_DEPTHS]}, got {depth}.")
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
+    block, blocks = _DEPTHS[depth]
+    kind, version = "plain" if shortcut is None else "resnet", "_v1" * early_stride
+    return make_classifier(
+        label=f"{kind}{depth}{version}",
+        block=block,
+        blocks=blocks,
         shortcut=shortcut,
-        residual=residual,
-        kernel_init=initializer(init),
+        early_stride=early_stride,
+        output_stride=output_stride,
+        num_classes=num_classes,
+        init=init,
         momentum=momentum,
+        dtype=dtype,
+        param_dtype=param_dtype,
         remat=remat,
-        **types,
     )
-    return Classifier(backbone, make_head(num_classes, **types))
 
 
-def cifar_torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
-    """The names of the widespread PyTorch CIFAR ResNets (conv1, layer1.0, linear)."""
-    rules = [
-        TorchRule("backbone/stem/conv", "conv1"),
-        TorchRule("backbone/stem/bn", "bn1"),
-        TorchRule("head/fc", "linear"),
-    ]
-    parts = {
-        "conv1": "conv1",
-        "bn1": "bn1",
-        "conv2": "conv2",
-        "bn2": "bn2",
-        "shortcut_conv": "shortcut.0",
-        "shortcut_bn": "shortcut.1",
-    }
-    for stage in (1, 2, 3):
-        for block in range(model.backbone.blocks):
-            ours, theirs = f"backbone/stage{stage}/block{block + 1}", f"layer{stage}"
-            for name, key in parts.items():
-                rules.append(TorchRule(f"{ours}/{name}", f"{theirs}.{block}.{key}"))
-    return tuple(rules)
-
-
-# The paper subtracts the mean image; its mean colour (of CIFAR-10's training images)
-# is a property of channels and serves every data set of that kind.
-CIFAR_PREPROCESS = Preprocess(
-    size=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(1.0, 1.0, 1.0)
-)
-IMAGENET_COLOURS = Preprocess(
-    size=32, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-
-_ERRORS = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 _PARAMS = {
-    20: 269_722,
-    32: 464_154,
-    44: 658_586,
-    56: 853_018,
-    110: 1_727_962,
-    1202: 19_421_274,
+    18: 11_689_512,
+    34: 21_797_672,
+    50: 25_557_032,
+    101: 44_549_160,
+    152: 60_192_808,
 }
 _MACS = {
-    20: 40_551_040,
-    32: 68_862_592,
-    44: 97_174_144,
-    56: 125_485_696,
-    110: 252_887_680,
-    1202: 2_829_238_912,
+    18: 1_814_073_344,
+    34: 3_663_761_408,
+    50: 4_089_184_256,
+    101: 7_801_405_440,
+    152: 11_513_626_624,
 }
-# Yerlan Idelbayev's reimplementation: file hash and test error in percent.
-_PUBLIC = {
-    20: ("12fca82f", 8.27),
-    32: ("d509ac18", 7.37),
-    44: ("014dd654", 6.90),
-    56: ("4bfd9763", 6.61),
-    110: ("1d1ed7c2", 6.32),
-    1202: ("f3b1deed", 6.18),
+_MACS_V1 = {50: 3_857_973_248, 101: 7_570_194_432, 152: 11_282_415_616}
+_PLAIN = {18: (11_515_688, 1_794_805_760), 34: (21_623_848, 3_644_493_824)}
+# torchvision's first weights and its later ones, which a longer recipe trained.
+_WEIGHTS = {
+    18: [("resnet18-f37072fd.pth", 69.758, 89.078)],
+    34: [("resnet34-b627a593.pth", 73.314, 91.420)],
+    50: [
+        ("resnet50-0676ba61.pth", 76.130, 92.862),
+        ("resnet50-11ad3fa6.pth", 80.858, 95.434),
+    ],
+    101: [
+        ("resnet101-63fe2227.pth", 77.374, 93.546),
+        ("resnet101-cd907fc2.pth", 81.886, 95.780),
+    ],
+    152: [
+        ("resnet152-394f9c45.pth", 78.312, 94.046),
+        ("resnet152-f82ba261.pth", 82.284, 96.002),
+    ],
 }
+# ImageNet validation error in percent, top-1 and top-5: by ten crops (table 3), and
+# by dense evaluation at several scales (table 4).
+_ERRORS = {
+    50: (22.85, 6.71, 20.74, 5.25),
+    101: (21.75, 6.05, 19.87, 4.60),
+    152: (21.43, 5.71, 19.38, 4.49),
+}
+_PUBLISHED = {
+    "resnet18": ("ImageNet validation error 27.88 %, shortcut A, ten crops (table 2)",),
+    "resnet34": (
+        "ImageNet validation error 25.03 % (top-5 7.76 %) with shortcut A, 24.52 % "
+        "(7.46 %) with B, 24.19 % (7.40 %) with C, ten crops (table 3)",
+        "ImageNet validation error 21.84 % (top-5 5.71 %) with shortcut B, 21.53 % "
+        "(5.60 %) with C, dense at several scales (table 4)",
+    ),
+    "plain18": ("ImageNet validation error 27.94 %, ten crops (table 2)",),
+    "plain34": (
+        "ImageNet validation error 28.54 % (top-5 10.02 %), ten crops (table 3)",
+    ),
+}
+_FIRST_POOL = (
+    "the paper does not say how the first pool treats the borders: padding 1, where "
+    "its released models have none and round up"
+)
+_SUBTRACTED = "mean colour instead of mean image is subtracted from the input"
+_LATE_STRIDE = (
+    "a bottleneck's 3x3 convolution has the stride, as in the public weights, and not "
+    "its first 1x1 one; the published results are of the latter"
+)
+_COLOURS = "colours are scaled to deviation 1, as the public weights expect them"
 
 
-def _public_weights(depth: int) -> Weights:
-    sha, error = _PUBLIC[depth]
-    return Weights(
-        name="cifar10",
-        url=(
-            "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
-            f"pretrained_models/resnet{depth}-{sha}.th"
+def _resnet(depth: int) -> ModelSpec:
+    weights = [torchvision_weights(*facts) for facts in _WEIGHTS[depth][:1]]
+    for facts in _WEIGHTS[depth][1:]:
+        weights.append(torchvision_weights(*facts, name="imagenet_v2", resize=232))
+    basic = depth in (18, 34)
+    return _spec(
+        name=f"resnet{depth}",
+        build=partial(resnet, depth=depth, early_stride=False),
+        preprocess=IMAGENET,
+        params=_PARAMS[depth],
+        macs=_MACS[depth],
+        weights=tuple(weights),
+        published=_PUBLISHED[f"resnet{depth}"] if basic else _published(depth),
+        deviations=(
+            *(() if basic else (_LATE_STRIDE,)),
+            _COLOURS,
+            _FIRST_POOL,
+            ZERO_CHANNELS,
+            LAST_LAYER,
         ),
-        sha256=sha,
-        accuracy=f"{100 - error:.2f} % of CIFAR-10's test images",
-        source="Yerlan Idelbayev, Proper ResNet Implementation for CIFAR10/CIFAR100",
-        licence="BSD-2-Clause",
-        preprocess=IMAGENET_COLOURS,
-        class_names=tuple(CIFAR10_CLASSES),
     )
 
 
-_DEVIATIONS = (
-    "mean colour instead of mean image is subtracted from the input",
-    "the paper does not say where option A puts its zero channels: half before and "
-    "half after the input's, as the public weights have it",
-    "the paper does not state the last layer's initialisation: normal, std 0.01, as in "
-    "the paper it cites for the convolutions",
-)
-
-
-def _spec(kind: str, depth: int) -> ModelSpec:
-    residual = kind == "resnet"
-    if residual:
-        published = (f"CIFAR-10 test error {_ERRORS[depth]} %, single view (table 6)",)
-    elif depth == 110:
-        published = ("CIFAR-10 training and test error above 60 % (section 4.2)",)
-    else:
-        published = (
-            "CIFAR-10 error: curves only (figure 6), above the residual net's",
-        )
-    return ModelSpec(
-        name=f"cifar_{kind}{depth}",
-        task="classification",
-        build=partial(cifar_resnet, depth=depth, residual=residual),
-        paper=f"{PAPER}, section 4.2",
-        num_classes=10,
-        preprocess=CIFAR_PREPROCESS,
+def _v1(depth: int) -> ModelSpec:
+    return _spec(
+        name=f"resnet{depth}_v1",
+        build=partial(resnet, depth=depth, early_stride=True),
+        preprocess=MEAN_COLOUR,
         params=_PARAMS[depth],
-        macs=_MACS[depth],
-        torch_rules=cifar_torch_rules,
-        weights=(_public_weights(depth),) if residual else (),
-        init="He et al. 2015, normal of variance 2 / (k * k * output channels)",
-        published=published,
-        deviations=_DEVIATIONS if residual else (_DEVIATIONS[0], _DEVIATIONS[2]),
+        macs=_MACS_V1[depth],
+        published=_published(depth),
+        deviations=(_SUBTRACTED, _FIRST_POOL, ZERO_CHANNELS, LAST_LAYER),
+    )
+
+
+def _plain(depth: int) -> ModelSpec:
+    params, macs = _PLAIN[depth]
+    return _spec(
+        name=f"plain{depth}",
+        build=partial(resnet, depth=depth, early_stride=False, shortcut=None),
+        preprocess=MEAN_COLOUR,
+        params=params,
+        macs=macs,
+        published=_PUBLISHED[f"plain{depth}"],
+        deviations=(_SUBTRACTED, _FIRST_POOL, LAST_LAYER),
+    )
+
+
+def _published(depth: int) -> tuple[str, ...]:
+    ten, ten5, dense, dense5 = _ERRORS[depth]
+    return (
+        f"ImageNet validation error {ten} % (top-5 {ten5} %), ten crops (table 3)",
+        f"ImageNet validation error {dense} % (top-5 {dense5} %), dense at several "
+        "scales (table 4)",
+    )
+
+
+def _spec(**facts: Any) -> ModelSpec:
+    return ModelSpec(
+        task="classification",
+        paper=f"{PAPER}, table 1",
+        num_classes=1000,
+        torch_rules=torch_rules,
+        init=INIT,
+        **facts,
     )
 
 
 SPECS = (
-    *(_spec("resnet", depth) for depth in (20, 32, 44, 56, 110, 1202)),
-    *(_spec("plain", depth) for depth in (20, 32, 44, 56, 110)),
+    *(_resnet(depth) for depth in (18, 34, 50, 101, 152)),
+    *(_v1(depth) for depth in (50, 101, 152)),
+    *(_plain(depth) for depth in (18, 34)),
 )
