@@ -89,8 +89,12 @@ def create_with_card(
         dataclasses.replace(card, num_classes=num_classes, class_names=()),
     )
     if num_classes == 0:
-        params = {k: v for k, v in variables["params"].items() if k != "head"}
-        return model.clone(head=None), {**variables, "params": params}, card
+        heads = model.heads()
+        kept = {
+            collection: {part: v for part, v in tree.items() if part not in heads}
+            for collection, tree in variables.items()
+        }
+        return build(name, num_classes=0, **options), kept, card
     logger.warning(
         "%s: the weights have %d classes; the head for %d is new and untrained.",
         name,

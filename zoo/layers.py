@@ -121,7 +121,7 @@ class FullyConnected(nn.Module):
         if self.everywhere:
             y = convolve(x, kernel.reshape(*window, channels, self.features))
         else:
-            y = x.reshape(len(x), -1) @ kernel
+            y = x.reshape(x.shape[0], -1) @ kernel
         return y + per_channel(bias.astype(self.dtype), y)
 
 
@@ -250,6 +250,11 @@ class Classifier(nn.Module):
         if logits.ndim == 4:
             logits = logits.mean(axis=(1, 2))
         return {**features, "logits": logits}
+
+    @nn.nowrap
+    def heads(self) -> dict[str, nn.Module]:
+        """Lists the parts that have classes, by the names of their fields."""
+        return {"head": self.head} if self.head is not None else {}
 
 
 def make_head(num_classes: int, **options) -> LinearHead | None:

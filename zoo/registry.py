@@ -6,10 +6,17 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.classification import alexnet, cifar_resnet, lenet, preact_resnet, resnet
+from zoo.classification import (
+    alexnet,
+    cifar_resnet,
+    googlenet,
+    lenet,
+    preact_resnet,
+    resnet,
+)
 from zoo.spec import ModelSpec
 
-_FAMILIES = (lenet, alexnet, resnet, preact_resnet, cifar_resnet)
+_FAMILIES = (lenet, alexnet, googlenet, resnet, preact_resnet, cifar_resnet)
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS
 }

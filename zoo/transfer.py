@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier
+from zoo.layers import BatchNorm, Classifier, LinearHead
 from zoo.paths import flatten, match_paths, unflatten
 
 Tree = Mapping[str, Any]
@@ -136,7 +136,9 @@ def replace_head(
     key: jax.Array,
     shared: Mapping[int, int] | None = None,
 ) -> tuple[Classifier, dict]:
-    """Exchanges a classifier's head for a new one.
+    """Exchanges a classifier's last layer for a new one.
+
+    Where the model has auxiliary heads, each one's last layer is exchanged as well.
 
     Args:
       model: A classifier with a head.
@@ -157,32 +159,44 @@ def replace_head(
         raise ValueError("replace_head: the model has no head; create it with one.")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+    shared = shared or {}
     old = model.head.num_classes
-    for new_class, old_class in (shared or {}).items():
+    for new_class, old_class in shared.items():
         if not (0 <= new_class < num_classes and 0 <= old_class < old):
             raise ValueError(
                 f"replace_head: shared has {new_class}: {old_class}, but there are "
                 f"{num_classes} new and {old} old classes."
             )
-    head = model.head.clone(num_classes=num_classes, parent=None, name=None)
-    model = model.clone(head=head, parent=None)
+    heads = {
+        name: head.clone(num_classes=num_classes, parent=None, name=None)
+        for name, head in model.heads().items()
+    }
     params = dict(variables["params"])
-    if "head" in params:
-        before = flatten(params["head"])
-        width = next(v for k, v in before.items() if k.endswith("kernel")).shape[0]
-        after = flatten(head.init(key, jnp.zeros((1, width)))["params"])
-        rows, source = [*(shared or {})], [*(shared or {}).values()]
-        if rows:
-            for path, leaf in after.items():
-                kept = jnp.asarray(before[path])[..., jnp.array(source)]
-                after[path] = leaf.at[..., jnp.array(rows)].set(kept)
-        params["head"] = unflatten(after)
-    elif any(new_class != old_class for new_class, old_class in (shared or {}).items()):
-        raise ValueError(
-            f"replace_head: shared={shared} moves classes, but the head has no weights "
-            "to move: each class's code is fixed."
-        )
-    return model, {**variables, "params": params}
+    for i, (name, head) in enumerate(heads.items()):
+        if name in params:
+            part = jax.random.fold_in(key, i)
+            params[name] = _replace_last_layer(head, params[name], part, shared)
+        elif any(new_class != old_class for new_class, old_class in shared.items()):
+            raise ValueError(
+                f"replace_head: shared={shared} moves classes, but the head has no "
+                "weights to move: each class's code is fixed."
+            )
+    return model.clone(**heads, parent=None), {**variables, "params": params}
+
+
+def _replace_last_layer(
+    head: LinearHead, params: Tree, key: jax.Array, shared: Mapping[int, int]
+) -> dict:
+    before = params[head.layer]
+    features = jnp.zeros((1, before["kernel"].shape[0]))
+    # What is below the last layer, as in an auxiliary head, is not called here.
+    after = head.init(key, features, method=LinearHead.__call__)["params"][head.layer]
+    if shared:
+        rows, source = jnp.array([*shared]), jnp.array([*shared.values()])
+        for name, leaf in after.items():
+            kept = jnp.asarray(before[name])[..., source]
+            after[name] = leaf.at[..., rows].set(kept)
+    return {**params, head.layer: after}
 
 
 def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:
