@@ -79,6 +79,15 @@ def test_polynomial_falls_with_its_power():
 
 
 @pytest.mark.quick
+def test_inverse_is_caffes():
+    rate = schedule(
+        10_000, schedule="inverse", learning_rate=0.01, gamma=1e-4, power=0.75
+    )
+    for step in (0, 1, 500, 9_999):
+        assert rate(step) == pytest.approx(0.01 * (1 + 1e-4 * step) ** -0.75)
+
+
+@pytest.mark.quick
 def test_constant_stays():
     rate = schedule(10, learning_rate=0.3)
     assert [rate(0), rate(9)] == pytest.approx([0.3, 0.3])
@@ -214,6 +223,36 @@ def test_rates_by_path_scale_the_whole_update():
     )
     assert (ours["backbone"]["norm"]["scale"] == 1).all()
     assert (ours["head"]["fc"]["kernel"] == plain["head"]["fc"]["kernel"]).all()
+
+
+@pytest.mark.quick
+def test_filters_are_held_to_their_root_mean_square():
+    filters = np.array([0.05, 0.2, 0.4]) * np.ones((3, 3, 2, 3))
+    params = {
+        "conv": {"kernel": jnp.asarray(filters, jnp.float32), "bias": jnp.full(3, 5.0)},
+        "fc": {"kernel": jnp.full((4, 3), 5.0)},
+    }
+    config = OptimConfig(
+        learning_rate=1.0, momentum=0.0, weight_decay=0.0, filter_rms=0.1
+    )
+    tx = make_optimizer(config, optax.constant_schedule(1.0), params)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    # One element moves the first filter above the limit; the others are above it.
+    step = jnp.zeros((3, 3, 2, 3)).at[0, 0, 0, 0].set(-1.0)
+    grads = {**grads, "conv": {**grads["conv"], "kernel": step}}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    kernel = np.asarray(after["conv"]["kernel"], np.float64)
+    rms = np.sqrt(np.square(kernel).mean((0, 1, 2)))
+    np.testing.assert_allclose(rms, 0.1, rtol=1e-5)
+    expected = filters[..., 0] - np.asarray(step)[..., 0]
+    expected *= 0.1 / np.sqrt(np.square(expected).mean())
+    np.testing.assert_allclose(kernel[..., 0], expected, rtol=1e-5)
+    assert (after["conv"]["bias"] == 5).all()
+    assert (after["fc"]["kernel"] == 5).all()
+    small = jax.tree.map(lambda p: p * 0.2, params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, grads), tx.init(small), small)
+    assert not np.asarray(updates["conv"]["kernel"])[..., :2].any()
 
 
 @pytest.mark.quick

@@ -26,6 +26,9 @@ class ModelConfig:
     """Registered name; `python -m zoo list` has them."""
     weights: Annotated[str | None, _short("from")] = None
     """Path or registered name of weights to start from; None for the initialisation."""
+    layers: tuple[str, ...] = ()
+    """Path patterns of what another network's run, as weights, gives this one, such as
+    'backbone/conv1_1/**'; none where the weights are this network's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters and statistics stay float32."""
     options: tuple[str, ...] = ()
@@ -54,8 +57,10 @@ class DataConfig:
     """Images per step, over all devices."""
     eval_batch_size: int = 512
     """Images per evaluation step, over all devices."""
+    crop: Annotated[str, _short("crop")] = "center"
+    """Training images' part: center, square:256, scale_jitter:256:480, area:0.08:1."""
     augment: Annotated[tuple[str, ...], _short("augment")] = ()
-    """Augmentations in their order, such as pad_crop:4 flip."""
+    """Augmentations in their order, such as pad_crop:4 flip, or pca_color:0.1."""
     placement: Literal["auto", "device", "stream"] = "auto"
     """Keep the whole set on the device, or stream it; auto: by its size."""
     device_megabytes: int = 1024
@@ -83,7 +88,7 @@ class OptimConfig:
     decay: Literal["all", "kernels"] = "all"
     """Which parameters are decayed: all, or those with more than one dimension."""
     schedule: Annotated[
-        Literal["constant", "step", "cosine", "polynomial"],
+        Literal["constant", "step", "cosine", "polynomial", "inverse"],
         _short("schedule"),
     ] = "constant"
     """How the learning rate falls after warm-up."""
@@ -92,13 +97,18 @@ class OptimConfig:
     factor: float = 0.1
     """Of the step schedule: what the rate is multiplied by at a boundary."""
     power: float = 0.9
-    """Of the polynomial schedule: the exponent."""
+    """Of the polynomial and the inverse schedule: the exponent."""
+    gamma: float = 1e-4
+    """Of the inverse schedule: the rate is divided by (1 + gamma * step) ** power."""
     warmup_steps: int = 0
     """Length of the warm-up, in steps."""
     warmup_rate: float = 0.0
     """Learning rate at the first step of the warm-up; it rises linearly."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None for no clipping."""
+    filter_rms: float | None = None
+    """Largest root mean square of a convolution's filter, to which it is scaled down
+    after an update; None for no such limit."""
     accumulate: int = 1
     """Parts into which a batch is split, one after the other, to save memory."""
     label_smoothing: float = 0.0
@@ -148,14 +158,22 @@ class TrainConfig:
             optim.accumulate,
             f"a divisor of data.batch_size={data.batch_size}",
         )
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "warmup_rate"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "warmup_rate",
+            "gamma",
+        ):
             value = getattr(optim, name)
             _check(value >= 0, f"optim.{name}", value, ">= 0")
         for name in ("momentum", "label_smoothing"):
             value = getattr(optim, name)
             _check(0 <= value < 1, f"optim.{name}", value, "in [0, 1)")
-        clip, ema = optim.clip_norm, optim.ema_decay
-        _check(clip is None or clip > 0, "optim.clip_norm", clip, "> 0 or None")
+        for name in ("clip_norm", "filter_rms"):
+            value = getattr(optim, name)
+            _check(value is None or value > 0, f"optim.{name}", value, "> 0 or None")
+        ema = optim.ema_decay
         _check(ema is None or 0 < ema < 1, "optim.ema_decay", ema, "in (0, 1) or None")
         _check(
             all(0 < b < 1 for b in optim.boundaries)

@@ -19,8 +19,9 @@ from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
 from train.tasks import Loss, make_loss
 from zoo.ops import augment
+from zoo.paths import flatten, match_paths
 from zoo.spec import Card, ModelSpec
-from zoo.transfer import replace_head
+from zoo.transfer import graft, replace_head
 
 logger = logging.getLogger("train")
 
@@ -103,6 +104,7 @@ class Experiment:
             frozen=self.frozen(step),
             ema_decay=config.optim.ema_decay,
             accumulate=config.optim.accumulate,
+            aux_losses=self.spec.aux_losses,
         )
 
 
@@ -190,22 +192,37 @@ def create_model(
     """Creates the network for these classes, and what it starts from.
 
     Where weights were trained on other classes the head is new; what it knows of the
-    classes that both have, it keeps.
+    classes that both have, it keeps. With `layers` a run of another network gives those
+    alone.
+
+    Raises:
+      ValueError: The model, its options or weights are unknown or do not fit.
     """
     name, weights = config.model.name, config.model.weights
+    layers = config.model.layers
+    if layers and not weights:
+        raise ValueError(
+            f"model.layers={layers} are those of another network's run, and there is "
+            "none: give --from RUN, or --model.layers without a value."
+        )
     options = parse_options(config.model.options)
     if config.model.dtype != "float32":
         options["dtype"] = config.model.dtype
     key, count = jax.random.key(config.seed), len(class_names)
+    fresh = not weights or layers
     model, variables, card = zoo.create_with_card(
         name,
-        weights=weights,
-        num_classes=None if weights else count,
+        weights=None if fresh else weights,
+        num_classes=count if fresh else None,
         key=key,
         **options,
     )
+    if layers:
+        variables = take_layers(
+            variables, zoo.weights.read_checkpoint(weights)[0], layers
+        )
     known = card.class_names
-    if weights and (card.num_classes != count or (known and known != class_names)):
+    if not fresh and (card.num_classes != count or (known and known != class_names)):
         shared = {i: known.index(c) for i, c in enumerate(class_names) if c in known}
         logger.warning(
             "%s has %d classes of its own; the head for %d is new, but for the %d that "
@@ -220,6 +237,25 @@ def create_model(
     overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
     card = dataclasses.replace(card, num_classes=count, overrides=overrides)
     return model, variables, card
+
+
+def take_layers(
+    target: dict[str, Any], source: dict[str, Any], layers: tuple[str, ...]
+) -> dict[str, Any]:
+    """Copies some layers of one network's variables into another's.
+
+    Args:
+      target: Variables to fill.
+      source: Variables to take from, where the same paths have the same shapes.
+      layers: Path patterns.
+
+    Raises:
+      ValueError: A pattern matches nothing, or what it matches is not the same in both.
+    """
+    trees = *target.values(), *source.values()
+    paths = {path for tree in trees for path in flatten(tree)}
+    others = paths - match_paths([*paths], layers)
+    return graft(target, source, keep=sorted(others))
 
 
 def versions() -> dict[str, str]:

@@ -61,10 +61,19 @@ def make_feed(
     """Makes the feed that a config asks for.
 
     With `placement="auto"` a set goes to the device where it takes at most
-    `device_megabytes`. Both kinds visit the same images in the same order.
+    `device_megabytes` and the crop is the centre. Both kinds visit the same images in
+    the same order.
+
+    Raises:
+      ValueError: A random crop is asked for of a set that shall be on the device.
     """
     size = resident_bytes(source, preprocess)
-    fits = size <= config.device_megabytes * 2**20
+    fits = size <= config.device_megabytes * 2**20 and config.crop == "center"
+    if config.placement == "device" and config.crop != "center":
+        raise ValueError(
+            f"data.crop={config.crop} cuts each image anew in every epoch, which a set "
+            "on the device cannot: data.placement must be auto or stream."
+        )
     if config.placement == "device" or (config.placement == "auto" and fits):
         data = load_resident(source, preprocess)
         return ResidentFeed(data, mesh, config.batch_size, seed)
@@ -163,6 +172,7 @@ class StreamFeed:
             preprocess,
             batch_size=config.batch_size,
             seed=seed,
+            crop=config.crop,
             workers=config.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

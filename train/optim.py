@@ -37,6 +37,11 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
         after = optax.cosine_decay_schedule(rate, total_steps - warmup)
     elif config.schedule == "polynomial":
         after = optax.polynomial_schedule(rate, 0.0, config.power, total_steps - warmup)
+    elif config.schedule == "inverse":
+        # Caffe's "inv".
+        def after(step):
+            return rate * (1 + config.gamma * step) ** -config.power
+
     else:
         after = optax.constant_schedule(rate)
     if not warmup:
@@ -73,11 +78,34 @@ def make_optimizer(
         parts += [adam, decay]
     if config.rates:
         parts.append(_scale_by_path(parse_rates(config.rates, params)))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    if config.filter_rms is not None:
+        parts.append(_limit_filters(config.filter_rms))
+    return optax.chain(*parts)
 
 
 def _more_than_one_dimension(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+
+
+def _limit_filters(limit: float) -> optax.GradientTransformation:
+    """Scales the filters of convolutions down to a root mean square, once updated.
+
+    Reference: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks,
+    2013, section 3.1.
+    """
+
+    def change(update, param):
+        if jnp.ndim(param) != 4:
+            return update
+        after = param + update
+        rms = jnp.sqrt(jnp.square(after).mean((0, 1, 2), keepdims=True))
+        return after * jnp.minimum(1.0, limit / rms) - param
+
+    def update(updates, params):
+        return jax.tree.map(change, updates, params)
+
+    return optax.stateless(update)
 
 
 def parse_rates(rates: tuple[str, ...], params: Any) -> dict[str, float]:

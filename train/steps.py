@@ -53,7 +53,9 @@ def make_prepare(
 
     Args:
       preprocess: Of the network.
-      augment: From a key and one uint8 image [H, W, C] to another; None for none.
+      augment: From a key and one uint8 image [H, W, C] to another, which may be
+        float32 of the same range: nothing needs to be rounded in between. None for
+        none.
     """
 
     def prepare(key: jax.Array, batch: Batch) -> jax.Array:
@@ -77,6 +79,7 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     ema_decay: float | None = None,
     accumulate: int = 1,
+    aux_losses: Sequence[tuple[str, float]] = (),
 ) -> Step:
     """Makes the pure function of one training step.
 
@@ -90,11 +93,14 @@ def make_train_step(
       frozen: Paths or patterns of what is not trained.
       ema_decay: Of the moving average; None for none.
       accumulate: Parts into which the batch is split, one after the other.
+      aux_losses: Endpoints with logits of their own and the factor of each one's loss,
+        see `ModelSpec`; those that the network does not have are left out.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`,
-      `accuracy`, `grad_norm` and `learning_rate`.
+      `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`, all
+      losses together, `accuracy`, `grad_norm` and `learning_rate`.
     """
+    method = "endpoints" if aux_losses else "__call__"
 
     def gradients(trained, kept, batch_stats, key, batch):
         key_images, key_dropout = jax.random.split(key)
@@ -104,14 +110,19 @@ def make_train_step(
         def objective(trained):
             variables = {"params": merge(trained, kept), "batch_stats": batch_stats}
             with freeze_statistics(still):
-                logits, updated = model.apply(
+                out, updated = model.apply(
                     variables,
                     images,
                     train=True,
                     mutable=["batch_stats"],
                     rngs={"dropout": key_dropout},
+                    method=method,
                 )
+            logits = out["logits"] if aux_losses else out
             losses = loss(logits, batch["label"])
+            for name, factor in aux_losses:
+                if name in out:
+                    losses += factor * loss(out[name], batch["label"])
             hits = logits.argmax(-1) == batch["label"]
             return losses.mean(), (updated.get("batch_stats", {}), hits.mean())
 

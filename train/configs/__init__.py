@@ -5,7 +5,15 @@ from collections.abc import Callable
 from functools import partial
 
 from train.config import TrainConfig
-from train.configs import cifar10_resnet, digits_lenet5
+from train.configs import (
+    cifar10_resnet,
+    digits_lenet5,
+    imagenet_alexnet,
+    imagenet_googlenet,
+    imagenet_msra,
+    imagenet_resnet,
+    imagenet_vgg,
+)
 from zoo.registry import get_spec, unknown
 
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
@@ -19,6 +27,23 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     **{
         f"cifar10_plain{depth}": partial(cifar10_resnet.config, depth, "plain")
         for depth in (20, 32, 44, 56, 110)
+    },
+    "imagenet_alexnet": imagenet_alexnet.alexnet,
+    "imagenet_zfnet": imagenet_alexnet.zfnet,
+    "imagenet_vgg11": imagenet_vgg.vgg11,
+    "imagenet_vgg16": imagenet_vgg.vgg16,
+    "imagenet_googlenet": imagenet_googlenet.googlenet,
+    "imagenet_googlenet_quick": imagenet_googlenet.quick,
+    "imagenet_msra_a": imagenet_msra.config,
+    **{
+        f"imagenet_resnet{depth}": partial(
+            imagenet_resnet.torchvision, f"resnet{depth}"
+        )
+        for depth in (18, 34, 50, 101, 152)
+    },
+    **{
+        f"imagenet_{name}": partial(imagenet_resnet.paper, name)
+        for name in ("resnet50_v1", "resnet101_v1", "resnet152_v1", "plain34")
     },
 }
 
@@ -38,14 +63,21 @@ def get_config(name: str) -> TrainConfig:
 
 def tiny(config: TrainConfig) -> TrainConfig:
     """Shrinks an experiment to three small steps on digits: a test of its plumbing."""
-    color = {1: "grey", 3: "rgb"}[get_spec(config.model.name).preprocess.channels]
+    preprocess = get_spec(config.model.name).preprocess
+    # Of the large images of ImageNet's networks a few are enough.
+    few = preprocess.size > 64
     data = dataclasses.replace(
         config.data,
         dataset="digits",
-        color=color,
+        eval_split="test[:16]" if few else "test",
+        color={1: "grey", 3: "rgb"}[preprocess.channels],
         per_class=2,
         batch_size=8,
-        eval_batch_size=72,
+        eval_batch_size=16 if few else 72,
+        workers=0,
     )
+    model = dataclasses.replace(config.model, layers=())
     optim = dataclasses.replace(config.optim, warmup_steps=0)
-    return dataclasses.replace(config, data=data, optim=optim, steps=3, log_every=1)
+    return dataclasses.replace(
+        config, model=model, data=data, optim=optim, steps=3, log_every=1
+    )

@@ -4,6 +4,7 @@ Nothing here needs TensorFlow: data sets are read through TFDS's data sources, a
 batches are made by grain. The names below are the room's public door.
 """
 
+from train.data.crops import parse_crop
 from train.data.decode import BadImage, decode_image
 from train.data.fit import (
     fit_source,
@@ -25,6 +26,7 @@ __all__ = [
     "fit_source",
     "load_resident",
     "open_source",
+    "parse_crop",
     "resident_bytes",
     "skip_bad_images",
     "train_stream",

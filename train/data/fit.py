@@ -14,6 +14,8 @@ from zoo.preprocess import fit_image
 from zoo.spec import Preprocess
 
 T = TypeVar("T")
+# From an image of any size and what the network takes to an image of its size.
+Fit = Callable[[np.ndarray, Preprocess], np.ndarray]
 
 # Threads that read and decode; Pillow and zlib release Python's lock.
 THREADS = 8
@@ -39,16 +41,20 @@ class FittedSource(Source):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
+        return self.read(index, fit_image)
+
+    def read(self, index: int, fit: Fit) -> Example:
+        """Returns one example whose image another function than `fit_image` fits."""
         example = self.source[index]
-        return example | {"image": self._fit(example["image"], index)}
+        return example | {"image": self._fit(example["image"], index, fit)}
 
     def image(self, index: int) -> np.ndarray:
-        return self._fit(self.source.image(index), index)
+        return self._fit(self.source.image(index), index, fit_image)
 
     def provenance(self, index: int) -> str:
         return self.source.provenance(index)
 
-    def _fit(self, image: np.ndarray, index: int) -> np.ndarray:
+    def _fit(self, image: np.ndarray, index: int, fit: Fit) -> np.ndarray:
         found, wanted = image.shape[-1], self.preprocess.channels
         if found != wanted:
             color = {1: "grey", 3: "rgb"}[wanted]
@@ -56,7 +62,7 @@ class FittedSource(Source):
                 f"{self.provenance(index)}: the image has {found} channel(s) and the "
                 f"network takes {wanted}; open the data set with color={color!r}."
             )
-        return fit_image(image, self.preprocess)
+        return fit(image, self.preprocess)
 
 
 def fit_source(

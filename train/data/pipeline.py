@@ -11,8 +11,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from train.data.crops import Crop, draw_numbers, parse_crop
 from train.data.fit import FittedSource, fit_source
-from train.data.source import Source
+from train.data.source import Example, Source
 from zoo.spec import Preprocess
 
 Batch = dict[str, np.ndarray]
@@ -76,17 +77,28 @@ def epoch_order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
 
 
 class _Load:
-    """Reads one process's part of a batch."""
+    """Reads one process's part of the batch of a step."""
 
-    def __init__(self, source: Source, process_index: int, process_count: int):
-        self.source = source
+    def __init__(
+        self,
+        source: FittedSource,
+        crop: Crop,
+        seed: int,
+        process_index: int,
+        process_count: int,
+    ):
+        self.source, self.crop, self.seed = source, crop, seed
         self.process_index, self.process_count = process_index, process_count
 
-    def __call__(self, indices: np.ndarray) -> Batch:
+    def __call__(self, step: int, indices: np.ndarray) -> Batch:
         share = len(indices) // self.process_count
         mine = indices[share * self.process_index :][:share]
-        examples = [self.source[int(i)] for i in mine]
+        examples = [self._read(step, int(i)) for i in mine]
         return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+    def _read(self, step: int, index: int) -> Example:
+        numbers = draw_numbers(self.seed, step, index)
+        return self.source.read(index, functools.partial(self.crop, numbers))
 
 
 class _TrainIterator(grain.DatasetIterator):
@@ -153,6 +165,7 @@ def train_stream(
     *,
     batch_size: int,
     seed: int,
+    crop: str = "center",
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -162,13 +175,15 @@ def train_stream(
     At step s the parts of all processes, one behind the other, are exactly the
     examples that `epoch_order` names for s. The iterator's `get_state` and `set_state`
     (which grain's checkpointing uses) say the step and nothing else: training goes on
-    exactly, with any number of workers. Close it when done.
+    exactly, with any number of workers and random crops too. Close it when done.
 
     Args:
       source: The examples.
       preprocess: What the network takes.
       batch_size: Number of examples in a global batch, over all processes.
-      seed: Decides the order.
+      seed: Decides the order, and the crops.
+      crop: Which part of each image, see `parse_crop`; another one in every epoch
+        unless it is the centre.
       workers: Number of processes that read and decode; 0 reads in threads of this
         process. They are spawned, thus a script needs `if __name__ == "__main__"`.
       process_index: Which of the training processes this one is.
@@ -178,13 +193,20 @@ def train_stream(
       A data set of batches of `batch_size // process_count` examples.
 
     Raises:
-      ValueError: The batch size does not fit the set or the processes.
+      ValueError: The batch size does not fit the set or the processes, or the crop
+        does not fit the network.
     """
     _check_processes(batch_size, process_index, process_count)
     order = epoch_order(len(source), batch_size, seed)
     _mark_flags_as_parsed()
-    load = _Load(fit_source(source, preprocess), process_index, process_count)
-    return _TrainStream(order.map(load), workers)
+    load = _Load(
+        fit_source(source, preprocess),
+        parse_crop(crop, preprocess),
+        seed,
+        process_index,
+        process_count,
+    )
+    return _TrainStream(order.map_with_index(load), workers)
 
 
 class _LoadPadded:

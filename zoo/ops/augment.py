@@ -1,17 +1,22 @@
 """Random changes of training images, on the device.
 
-Each takes a key first and one image [height, width, channels] of any numeric type, and
-returns an image of the same shape and type; `jax.vmap` does a batch, with a key for
-each image. What comes from outside of the image is `fill`, in the image's own units.
+Each takes a key first and one image [height, width, channels] of any numeric type;
+`jax.vmap` does a batch, with a key for each image. Those here move pixels and return an
+image of the same shape and type; what comes from outside of it is `fill`, in the
+image's own units. Those of `zoo.ops.colors` change colours and return float32.
 """
 
 import difflib
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+
+from zoo.ops.colors import color_jitter, pca_color, photometric
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -112,7 +117,10 @@ def _resample(image, angle, factor, centre, offset, fill):
     return out.astype(image.dtype)
 
 
-AUGMENTS: dict[str, Callable] = {"pad_crop": pad_crop, "flip": flip, "affine": affine}
+AUGMENTS: dict[str, Callable] = {
+    function.__name__: function
+    for function in (pad_crop, flip, affine, pca_color, color_jitter, photometric)
+}
 
 
 def parse_augment(text: str) -> Augment:
@@ -128,14 +136,33 @@ def parse_augment(text: str) -> Augment:
     Raises:
       ValueError: The name is unknown, or the numbers do not fit it.
     """
+    return parse_call("augmentation", text, AUGMENTS)
+
+
+def parse_call(
+    kind: str, text: str, functions: Mapping[str, Callable]
+) -> Callable[..., Any]:
+    """Reads the name of a function and numbers for its keyword-only options.
+
+    Args:
+      kind: What to call it in errors.
+      text: The name, then options in their order, each after a colon.
+      functions: By name.
+
+    Returns:
+      The function with these options; it can be pickled.
+
+    Raises:
+      ValueError: The name is unknown, or the numbers do not fit it.
+    """
     name, *values = text.split(":")
-    if name not in AUGMENTS:
-        close = difflib.get_close_matches(name, AUGMENTS, n=1, cutoff=0.4)
+    if name not in functions:
+        close = difflib.get_close_matches(name, functions, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
-            f"unknown augmentation {name!r}{hint} There are {', '.join(AUGMENTS)}."
+            f"unknown {kind} {name!r}{hint} There are {', '.join(functions)}."
         )
-    parameters = inspect.signature(AUGMENTS[name]).parameters.values()
+    parameters = inspect.signature(functions[name]).parameters.values()
     options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     usage = ":".join(
         [name]
@@ -144,7 +171,7 @@ def parse_augment(text: str) -> Augment:
     required = sum(p.default is p.empty for p in options)
     if not required <= len(values) <= len(options):
         raise ValueError(
-            f"augmentation {text!r} has {len(values)} number(s); expected {usage}."
+            f"{kind} {text!r} has {len(values)} number(s); expected {usage}."
         )
     chosen = {}
     for option, value in zip(options, values, strict=False):
@@ -152,11 +179,10 @@ def parse_augment(text: str) -> Augment:
             chosen[option.name] = option.annotation(value)
         except ValueError as error:
             raise ValueError(
-                f"augmentation {text!r}: {option.name} cannot be {value!r}, expected "
+                f"{kind} {text!r}: {option.name} cannot be {value!r}, expected "
                 f"{option.annotation.__name__}, as in {usage}."
             ) from error
-    function = AUGMENTS[name]
-    return lambda key, image: function(key, image, **chosen)
+    return functools.partial(functions[name], **chosen)
 
 
 def compose(augments: Sequence[str]) -> Augment:

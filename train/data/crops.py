@@ -1,0 +1,176 @@
+"""The part of an image that a training step sees, cut out on the host.
+
+Images of different sizes cannot be cut on the device, which wants one shape. A crop is
+a pure function of an image and of numbers that follow from the seed, the step and the
+image's index alone, so that it is the same in any worker, in any number of processes
+and after a restart. What it cuts out is resized by Pillow's antialiased filter, the
+same that evaluation uses.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from zoo.ops.augment import parse_call
+from zoo.preprocess import fit_image
+from zoo.spec import Preprocess
+
+Crop = Callable[[np.ndarray, np.ndarray, Preprocess], np.ndarray]
+
+ATTEMPTS = 10  # of `area` to find a part that fits into the image
+
+
+def draw_numbers(seed: int, step: int, index: int) -> np.ndarray:
+    """Draws what a crop takes: float64 [4 * ATTEMPTS], uniform in 0 .. 1 without 1.
+
+    Args:
+      seed: Of the training, 0 or more.
+      step: Of the training, from 0.
+      index: Place of the image in its set.
+    """
+    # numpy promises this stream never to change. The order of the images has the same
+    # key with the counter at 0.
+    bits = np.random.Philox(key=[seed, step], counter=[0, index + 1, 0, 0])
+    return (bits.random_raw(4 * ATTEMPTS) >> np.uint64(11)) * 2.0**-53
+
+
+def center(
+    numbers: np.ndarray, image: np.ndarray, preprocess: Preprocess
+) -> np.ndarray:
+    """Cuts out the centre, as for evaluation."""
+    del numbers
+    return fit_image(image, preprocess)
+
+
+def square(
+    numbers: np.ndarray, image: np.ndarray, preprocess: Preprocess, *, side: int = 256
+) -> np.ndarray:
+    """Cuts out of the central square of an image whose shorter side has a fixed length.
+
+    Reference: Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural
+    Networks, 2012, sections 2 and 4.1.
+    """
+    _check_side("square", side, preprocess)
+    height, width = _scaled(image, side)
+    free = side - preprocess.size + 1
+    top = round((height - side) / 2) + int(numbers[0] * free)
+    left = round((width - side) / 2) + int(numbers[1] * free)
+    return _cut(image, (height, width), top, left, preprocess)
+
+
+def scale_jitter(
+    numbers: np.ndarray,
+    image: np.ndarray,
+    preprocess: Preprocess,
+    *,
+    least: int,
+    most: int,
+) -> np.ndarray:
+    """Scales the shorter side to a random whole length, and cuts out anywhere.
+
+    Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale
+    Image Recognition, 2014, section 3.1; with least = most its single-scale training.
+    """
+    _check_side("scale_jitter", least, preprocess)
+    if most < least:
+        raise ValueError(f"scale_jitter: most={most} is less than least={least}.")
+    side = least + int(numbers[0] * (most - least + 1))
+    height, width = _scaled(image, side)
+    top = int(numbers[1] * (height - preprocess.size + 1))
+    left = int(numbers[2] * (width - preprocess.size + 1))
+    return _cut(image, (height, width), top, left, preprocess)
+
+
+def area(
+    numbers: np.ndarray,
+    image: np.ndarray,
+    preprocess: Preprocess,
+    *,
+    least: float = 0.08,
+    most: float = 1.0,
+) -> np.ndarray:
+    """Cuts out a random share of the area, with sides of 3:4 to 4:3, and resizes it.
+
+    The share is uniform and the logarithm of the sides' ratio is too, so that upright
+    and lying parts are as frequent. After `ATTEMPTS` parts that do not fit into the
+    image it is its largest central part of such sides.
+
+    Reference: Szegedy et al., Going Deeper with Convolutions, 2014, section 6.
+    """
+    if not 0 < least <= most <= 1:
+        raise ValueError(f"area: least={least}, most={most}; expected 0 < .. <= 1.")
+    height, width = image.shape[:2]
+    shares, ratios, down, right = numbers.reshape(4, ATTEMPTS)
+    target = height * width * (least + shares * (most - least))
+    ratios = (4 / 3) ** (2 * ratios - 1)
+    heights = np.rint(np.sqrt(target / ratios)).astype(int).clip(1)
+    widths = np.rint(np.sqrt(target * ratios)).astype(int).clip(1)
+    fits = (heights <= height) & (widths <= width)
+    if fits.any():
+        i = fits.argmax()
+        h, w = heights[i], widths[i]
+        top = int(down[i] * (height - h + 1))
+        left = int(right[i] * (width - w + 1))
+    else:
+        h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+        top, left = (height - h) // 2, (width - w) // 2
+    return _resize(image[top : top + h, left : left + w], None, preprocess)
+
+
+CROPS: dict[str, Callable] = {
+    function.__name__: function for function in (center, square, scale_jitter, area)
+}
+
+
+def parse_crop(text: str, preprocess: Preprocess) -> Crop:
+    """Reads a crop and its numbers, such as "scale_jitter:256:480" or "center".
+
+    Args:
+      text: A name of `CROPS`, then its options in their order, each after a colon.
+      preprocess: What the network takes.
+
+    Returns:
+      A function of numbers from `draw_numbers`, an image uint8 [height, width, C] and
+      the preprocessing, to uint8 [size, size, C].
+
+    Raises:
+      ValueError: The name is unknown, or the numbers do not fit it or the network.
+    """
+    crop = parse_call("crop", text, CROPS)
+    # What it refuses, it refuses here.
+    smallest = np.zeros((1, 1, preprocess.channels), np.uint8)
+    crop(draw_numbers(0, 0, 0), smallest, preprocess)
+    return crop
+
+
+def _check_side(name: str, side: int, preprocess: Preprocess) -> None:
+    if side < preprocess.size:
+        raise ValueError(
+            f"{name}: a shorter side of {side} pixels is less than the "
+            f"{preprocess.size} that the network takes."
+        )
+
+
+def _scaled(image: np.ndarray, side: int) -> tuple[int, int]:
+    """Height and width once the shorter side is `side`, rounded as `fit_image` does."""
+    height, width = image.shape[:2]
+    if width <= height:
+        return int(side * height / width), side
+    return side, int(side * width / height)
+
+
+def _cut(image, scaled, top, left, preprocess):
+    """Cuts out of the image scaled to (height, width), without scaling all of it."""
+    y, x = image.shape[0] / scaled[0], image.shape[1] / scaled[1]
+    bottom, right = top + preprocess.size, left + preprocess.size
+    return _resize(image, (left * x, top * y, right * x, bottom * y), preprocess)
+
+
+def _resize(image, box, preprocess):
+    size, channels = preprocess.size, preprocess.channels
+    pil = Image.fromarray(image[..., 0] if channels == 1 else image)
+    pil = pil.resize(
+        (size, size), getattr(Image, preprocess.interpolation.upper()), box
+    )
+    return np.asarray(pil).reshape(size, size, channels)

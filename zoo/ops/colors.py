@@ -1,0 +1,163 @@
+"""Random changes of the colours of training images, on the device.
+
+Each takes a key first and one image [height, width, 3], red, green, blue of 0 to 255 in
+any numeric type. It returns float32, so that nothing is rounded on the way to the
+network, and only `photometric` clips. `jax.vmap` does a batch, with a key for each
+image.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The principal components of ImageNet's colours: red, green, blue of each column are a
+# unit vector times its eigenvalue. The eigenvalues are those of the covariance of
+# values 0 to 1 (their sum is the variance of three channels of standard deviation
+# 0.28), and fb.resnet.torch, which published them, adds the noise to such values
+# before it divides by the standard deviation. Here values are 0 to 255.
+IMAGENET_COLORS = 255.0 * np.array(
+    [
+        [-0.5675 * 0.2175, 0.7192 * 0.0188, 0.4009 * 0.0045],
+        [-0.5808 * 0.2175, -0.0045 * 0.0188, -0.8140 * 0.0045],
+        [-0.5836 * 0.2175, -0.6948 * 0.0188, 0.4203 * 0.0045],
+    ]
+)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"
+
+
+def pca_color(
+    key: jax.Array,
+    image: jax.Array,
+    components: jax.Array | np.ndarray = IMAGENET_COLORS,
+    *,
+    std: float = 0.1,
+) -> jax.Array:
+    """Adds one random colour along the principal components of a data set's colours.
+
+    Args:
+      key: Random key.
+      image: [height, width, 3], red, green, blue, 0 to 255.
+      components: float [3, 3] from `pca_of_colors`.
+      std: Standard deviation of the normal factors, one for each component.
+
+    Returns:
+      float32 [height, width, 3], not clipped.
+
+    Reference: Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural
+    Networks, 2012, section 4.1.
+    """
+    _check_color("pca_color", image, std)
+    factors = std * jax.random.normal(key, (3,))
+    # No matrix product, which accelerators would round to fewer bits.
+    color = (jnp.asarray(components, jnp.float32) * factors[None]).sum(-1)
+    return image.astype(jnp.float32) + color[None, None]
+
+
+def pca_of_colors(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Computes the principal components of the colours of images, for `pca_color`.
+
+    Args:
+      images: uint8 [height, width, 3] each, of any sizes; they are read one by one, so
+        that a generator over a data set will do.
+
+    Returns:
+      float64 [3, 3], for values 0 to 255 as `IMAGENET_COLORS`: column i is the unit
+      eigenvector i times its eigenvalue, the largest first.
+
+    Raises:
+      ValueError: An image has another shape, or there is none.
+    """
+    count, total, products = 0, np.zeros(3), np.zeros((3, 3))
+    for image in images:
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f"pca_of_colors takes images [height, width, 3], got {image.shape}."
+            )
+        colors = image.reshape(-1, 3) / 255
+        count += len(colors)
+        total += colors.sum(0)
+        products += colors.T @ colors
+    if not count:
+        raise ValueError("pca_of_colors needs at least one image.")
+    mean = total / count
+    values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
+    return 255 * (vectors * values)[:, ::-1]
+
+
+def color_jitter(
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+) -> jax.Array:
+    """Changes brightness, contrast and saturation, in an order drawn for each image.
+
+    Each mixes the image with another one, `f * image + (1 - f) * other`, where f is
+    drawn uniformly from 1 - amount .. 1 + amount: with black, with its own mean grey,
+    and with its own grey version.
+
+    Args:
+      key: Random key.
+      image: [height, width, 3], red, green, blue, 0 to 255.
+      brightness: Amount, 0 or more.
+      contrast: Amount, 0 or more.
+      saturation: Amount, 0 or more.
+
+    Returns:
+      float32 [height, width, 3], not clipped.
+
+    Reference: datasets/transforms.lua of fb.resnet.torch.
+    """
+    return _jitter("color_jitter", key, image, (brightness, contrast, saturation))
+
+
+def photometric(key: jax.Array, image: jax.Array, *, amount: float = 0.5) -> jax.Array:
+    """Does what `color_jitter` does, and clips to 0 .. 255 after each change.
+
+    Clipping is what Pillow's enhancements do, which the paper used; `pca_color` follows
+    them there.
+
+    Args:
+      key: Random key.
+      image: [height, width, 3], red, green, blue, 0 to 255.
+      amount: Of all three changes, 0 or more.
+
+    Returns:
+      float32 [height, width, 3], 0 to 255.
+
+    Reference: Howard, Some Improvements on Deep Convolutional Neural Network Based
+    Image Classification, 2013, which GoogLeNet names for its photometric distortions.
+    """
+    return _jitter("photometric", key, image, (amount,) * 3, clip=True)
+
+
+def _jitter(name, key, image, amounts, clip=False):
+    """Mixes with black (0), mean grey (1) and grey (2), each once."""
+    _check_color(name, image, *amounts)
+    image = image.astype(jnp.float32)
+    key_order, key_factors = jax.random.split(key)
+    order = jax.random.permutation(key_order, 3)
+    draws = jax.random.uniform(key_factors, (3,), minval=-1.0)
+    factors = 1 + draws * jnp.asarray(amounts)
+    for i in range(3):
+        grey = (image * _LUMA[None, None]).sum(-1, keepdims=True)
+        other = jnp.where(order[i] == 1, grey.mean(), grey)
+        other = jnp.where(order[i] == 0, 0.0, other)
+        factor = factors[order[i]]
+        image = factor * image + (1 - factor) * other
+        image = jnp.clip(image, 0, 255) if clip else image
+    return image
+
+
+def _check_color(name, image, *amounts):
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"{name} takes an RGB image [height, width, 3], got {list(image.shape)}."
+        )
+    if min(amounts) < 0:
+        raise ValueError(f"{name}: amounts {amounts}, expected 0 or more.")
