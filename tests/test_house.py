@@ -33,6 +33,7 @@ FLOORS = {
     "zoo/summary": 5,
     "zoo/weights": 5,
     "zoo/api": 6,
+    "zoo/export": 6,
     "zoo/__init__": 7,
     "zoo/__main__": 8,
     "train/__init__": 0,

@@ -6,6 +6,7 @@ logits = jax.jit(model.apply)(variables, images)
 
 from zoo import transfer, weights
 from zoo.api import create, create_with_card, features
+from zoo.export import export
 from zoo.preprocess import fit_image, normalize
 from zoo.registry import build, get_spec, list_models, list_options
 from zoo.summary import describe, list_endpoints, list_layers
@@ -15,6 +16,7 @@ __all__ = [
     "create",
     "create_with_card",
     "describe",
+    "export",
     "features",
     "fit_image",
     "get_spec",

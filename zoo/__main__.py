@@ -1,4 +1,4 @@
-"""The command line: python -m zoo list | describe | convert | doctor."""
+"""The command line: python -m zoo list | describe | convert | export | doctor."""
 
 import importlib.metadata
 import os
@@ -71,6 +71,45 @@ def convert(
     print(f"wrote {target}")
 
 
+def export(
+    name: tyro.conf.Positional[str],
+    target: tyro.conf.Positional[Path],
+    *,
+    weights: str | None = None,
+    preprocess: bool = False,
+    batch: str = "b",
+    num_classes: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+) -> None:
+    """Writes inference with its weights as a StableHLO artifact, for jax alone.
+
+    Args:
+      name: Of the model.
+      target: File to write.
+      weights: As for convert; initialised at random if not given.
+      preprocess: Take uint8 images of the network's size.
+      batch: Images in a call: a number, or a name for any number.
+      num_classes: Of the head; the weights' if not given.
+      dtype: Of the computation.
+      platforms: Where it is to run, of cpu, cuda, rocm and tpu.
+    """
+    _, variables, card = zoo.create_with_card(
+        name, weights=weights, num_classes=num_classes
+    )
+    artifact = zoo.export(
+        name,
+        variables,
+        batch=batch,
+        preprocess=card.preprocess if preprocess else None,
+        num_classes=card.num_classes,
+        platforms=platforms,
+        **{**card.overrides, "dtype": dtype},
+    )
+    target.write_bytes(artifact)
+    print(f"wrote {target}; jax.export.deserialize reads its bytes")
+
+
 def doctor() -> None:
     """Says what jax runs on here, and warns where an accelerator lies idle."""
     rows = {"python": sys.version.split()[0]}
@@ -119,6 +158,7 @@ COMMANDS = {
     "list": list_,
     "describe": describe,
     "convert": convert,
+    "export": export,
     "doctor": doctor,
 }
 
