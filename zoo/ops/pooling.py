@@ -147,12 +147,8 @@ def spatial_pyramid_pool(
     for level in levels:
         # Every bin as long as the longest, by repeating its last pixel: then one
         # pooling takes all of them, and its gradient goes to the first of equals.
-        rows = (
-            _bin_pixels(window or height, level) + np.arange(places[0])[:, None, None]
-        )
-        columns = (
-            _bin_pixels(window or width, level) + np.arange(places[1])[:, None, None]
-        )
+        rows = _bin_pixels(window or height, level, places[0])
+        columns = _bin_pixels(window or width, level, places[1])
         y = jnp.take(x, rows.reshape(-1), axis=1, mode="clip")
         y = jnp.take(y, columns.reshape(-1), axis=2, mode="clip")
         shape = (1, rows.shape[-1], columns.shape[-1], 1)
@@ -171,11 +167,15 @@ def _bins(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return index * length // count, -(-(index + 1) * length // count)
 
 
-def _bin_pixels(length: int, count: int) -> np.ndarray:
-    """The pixels of each bin [count, longest], its last one as often as it needs."""
+def _bin_pixels(length: int, count: int, places: int) -> np.ndarray:
+    """The pixels of each bin [places, count, longest], at one place after another.
+
+    A bin's last pixel stands as often as makes it as long as the longest.
+    """
     starts, ends = _bins(length, count)
     pixels = starts[:, None] + np.arange((ends - starts).max())
-    return np.minimum(pixels, ends[:, None] - 1)
+    pixels = np.minimum(pixels, ends[:, None] - 1)
+    return pixels + np.arange(places)[:, None, None]
 
 
 def _pads(

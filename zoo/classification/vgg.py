@@ -1,0 +1,286 @@
+"""Very deep networks of 3x3 convolutions, and their form with batch norm.
+
+Reference:
+  Simonyan, Zisserman, Very Deep Convolutional Networks for Large-Scale Image
+  Recognition, 2014.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weights
+from zoo.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    FullyConnected,
+    check_images,
+    initializer,
+    make_head,
+    remat_stage,
+)
+from zoo.ops.normalization import local_response_norm
+from zoo.ops.pooling import max_pool
+from zoo.spec import ModelSpec, TorchRule
+
+Array = jax.Array
+
+PAPER = (
+    "Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image "
+    "Recognition, 2014"
+)
+
+# Table 1: the channels of each block's convolutions, and their windows.
+WIDTHS = (64, 128, 256, 512, 512)
+CONFIGS = {
+    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+
+
+class VGGBackbone(nn.Module):
+    """Section 2: five blocks of convolutions, each with a pool, and two dense layers.
+
+    Attributes:
+      network: Its name, for messages.
+      blocks: Of `CONFIGS`.
+      norm: None, "lrn" (after the first convolution) or "batch" (in each one).
+      conv_init: Initialiser of the convolutions.
+      dense_init: Initialiser of the dense layers.
+      fully_convolutional: Read images of any size, see `FullyConnected`.
+      dropout: Rate after fc6 and fc7.
+      remat: Recompute each block's activations in the backward pass.
+    """
+
+    network: str
+    blocks: tuple[tuple[int, ...], ...]
+    norm: str | None = None
+    conv_init: Callable = nn.initializers.lecun_normal()
+    dense_init: Callable = nn.initializers.lecun_normal()
+    fully_convolutional: bool = False
+    dropout: float = 0.5
+    remat: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        if self.fully_convolutional:
+            check_images(images, self.network, min_size=224)
+        else:
+            check_images(images, self.network, size=224)
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        conv = partial(Conv, kernel_init=self.conv_init, **types)
+        norm = partial(BatchNorm, **types)
+
+        def block(self, x: Array, i: int) -> dict[str, Array]:
+            out = {}
+            for j, window in enumerate(self.blocks[i - 1], start=1):
+                layer = partial(conv, WIDTHS[i - 1], window, padding=window // 2)
+                x = layer(name=f"conv{i}_{j}")(x)
+                if self.norm == "batch":
+                    x = norm(name=f"bn{i}_{j}")(x, train=train)
+                x = out[f"conv{i}_{j}"] = nn.relu(x)
+                if self.norm == "lrn" and i == 1:
+                    x = out["norm1"] = local_response_norm(x)
+            out[f"pool{i}"] = max_pool(x, 2, 2)
+            return out
+
+        out, x = {}, images
+        for i in range(1, 6):
+            out |= remat_stage(partial(block, i=i), self.remat)(self, x)
+            x = out[f"pool{i}"]
+        dense = dict(kernel_init=self.dense_init, **types)
+        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
+        fc6 = FullyConnected(
+            4096, window=7, everywhere=self.fully_convolutional, name="fc6", **dense
+        )
+        x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(x)))
+        fc7 = nn.Dense(4096, name="fc7", **dense)
+        out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
+        return out
+
+
+def vgg(
+    *,
+    variant: str,
+    num_classes: int = 1000,
+    init: str | None = None,
+    dropout: float = 0.5,
+    fully_convolutional: bool = False,
+    remat: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> Classifier:
+    """Builds a network of table 1, with or without batch norm.
+
+    Args:
+      variant: A name of `SPECS`.
+      num_classes: 0 for no head.
+      init: A name of `zoo.layers.INITIALIZERS`, for all layers; None for the source's.
+      dropout: Rate after the dense layers.
+      fully_convolutional: Take images of any size from 224 on, and average the logits
+        over the positions at which the dense layers fit.
+      remat: Trade computation for memory in the backward pass.
+      dtype: Of the computation.
+      param_dtype: Of the parameters.
+    """
+    row = _NETWORKS[variant]
+    own = ["gaussian_0.1"] * 2
+    if row.norm == "batch":
+        own = ["he_fan_out", "gaussian_0.01"]
+    conv_init, dense_init = (initializer(init or name) for name in own)
+    types = dict(dtype=dtype, param_dtype=param_dtype)
+    backbone = VGGBackbone(
+        network=variant,
+        blocks=CONFIGS[row.config],
+        norm=row.norm,
+        conv_init=conv_init,
+        dense_init=dense_init,
+        fully_convolutional=fully_convolutional,
+        dropout=dropout,
+        remat=remat,
+        **types,
+    )
+    head = make_head(num_classes, layer="fc8", kernel_init=dense_init, **types)
+    return Classifier(backbone, head)
+
+
+def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
+    """torchvision's names; the paper's for the networks that it has not."""
+    net, rules, index = model.backbone, [], 0
+    theirs = net.network in _FILES
+    for i, block in enumerate(net.blocks, start=1):
+        for j in range(1, len(block) + 1):
+            # Convolution, batch norm where there is one, ReLU.
+            kinds = ("conv", "bn") if net.norm == "batch" else ("conv",)
+            for kind in kinds:
+                name = f"{kind}{i}_{j}"
+                key = f"features.{index}" if theirs else name
+                rules.append(TorchRule(f"backbone/{name}", key))
+                index += 1
+            index += 1
+        index += 1  # the pool
+    keys = [f"classifier.{i}" for i in (0, 3, 6)] if theirs else ["fc6", "fc7", "fc8"]
+    return (
+        *rules,
+        TorchRule("backbone/fc6", keys[0], flatten=(512, 7, 7)),
+        TorchRule("backbone/fc7", keys[1]),
+        TorchRule("head/fc8", keys[2]),
+    )
+
+
+class _Network(NamedTuple):
+    """A row of the table of networks: of `CONFIGS`, of `VGGBackbone`, and counts."""
+
+    config: str
+    norm: str | None
+    params: int
+    macs: int
+
+
+_NETWORKS = {
+    "vgg11": _Network("A", None, 132_863_336, 7_609_090_048),
+    "vgg11_lrn": _Network("A", "lrn", 132_863_336, 7_609_090_048),
+    "vgg13": _Network("B", None, 133_047_848, 11_308_466_176),
+    "vgg16_c": _Network("C", None, 133_638_952, 11_770_888_192),
+    "vgg16": _Network("D", None, 138_357_544, 15_470_264_320),
+    "vgg19": _Network("E", None, 143_667_240, 19_632_062_464),
+    "vgg11_bn": _Network("A", "batch", 132_868_840, 7_609_090_048),
+    "vgg13_bn": _Network("B", "batch", 133_053_736, 11_308_466_176),
+    "vgg16_bn": _Network("D", "batch", 138_365_992, 15_470_264_320),
+    "vgg19_bn": _Network("E", "batch", 143_678_248, 19_632_062_464),
+}
+# torchvision's weights: file, top-1 and top-5 accuracy in percent.
+_FILES = {
+    "vgg11": ("vgg11-8a719046.pth", 69.02, 88.628),
+    "vgg13": ("vgg13-19584684.pth", 69.928, 89.246),
+    "vgg16": ("vgg16-397923af.pth", 71.592, 90.382),
+    "vgg19": ("vgg19-dcbb9e9d.pth", 72.376, 90.876),
+    "vgg11_bn": ("vgg11_bn-6002323d.pth", 70.37, 89.81),
+    "vgg13_bn": ("vgg13_bn-abd245e5.pth", 71.586, 90.374),
+    "vgg16_bn": ("vgg16_bn-6c64b313.pth", 73.36, 91.516),
+    "vgg19_bn": ("vgg19_bn-c79401a0.pth", 74.218, 91.842),
+}
+# The paper's top-1 and top-5 errors in percent.
+_ONE_SCALE = "dense, scale 256 (table 3)"
+_NEAR_SCALES = "dense, scales 224, 256 and 288 (table 4)"
+_JITTER = "dense, scale 384, trained at 256 to 512 (table 3)"
+_SCALES = "dense, scales 256, 384 and 512, trained at 256 to 512 (table 4)"
+_CROPS = "dense and many crops, scales 256, 384 and 512 (table 5)"
+
+_ERRORS = {
+    "vgg11": ((29.6, 10.4, _ONE_SCALE),),
+    "vgg11_lrn": ((29.7, 10.5, _ONE_SCALE),),
+    "vgg13": ((28.7, 9.9, _ONE_SCALE), (28.2, 9.6, _NEAR_SCALES)),
+    "vgg16_c": ((28.1, 9.4, _ONE_SCALE), (27.3, 8.8, _JITTER), (26.3, 8.2, _SCALES)),
+    "vgg16": (
+        (27.0, 8.8, _ONE_SCALE),
+        (25.6, 8.1, _JITTER),
+        (24.8, 7.5, _SCALES),
+        (24.4, 7.2, _CROPS),
+    ),
+    "vgg19": (
+        (27.3, 9.0, _ONE_SCALE),
+        (25.5, 8.0, _JITTER),
+        (24.8, 7.5, _SCALES),
+        (24.4, 7.1, _CROPS),
+    ),
+}
+
+
+def _spec(name: str, row: _Network) -> ModelSpec:
+    weights = (torchvision_weights(*_FILES[name]),) if name in _FILES else ()
+    if row.norm == "batch":
+        paper = f"torchvision's, after {PAPER}, table 1, {row.config}"
+        published = tuple(f"accuracy {w.accuracy}" for w in weights)
+        init = (
+            "convolutions He et al. 2015, normal of variance 2 / (k * k * output "
+            "channels); dense layers normal, std 0.01; biases 0"
+        )
+        deviations = ("batch norm after each convolution, of which the paper has none",)
+    else:
+        letter = "A-LRN" if row.norm == "lrn" else row.config
+        paper = f"{PAPER}, table 1, {letter}"
+        published = tuple(
+            f"ILSVRC-2012 validation error {top1} % (top-5 {top5} %), {how}"
+            for top1, top5, how in _ERRORS[name]
+        )
+        init = (
+            "normal of the variance that is printed, 0.01 (std 0.1); biases 0. The "
+            "paper also reports that Glorot's serves all networks (init='glorot')"
+        )
+        deviations = (
+            "the paper does not print the mean colour: that of its released weights",
+        )
+        if row.config != "A":
+            deviations += (
+                "the paper starts the first four convolutions and the dense layers "
+                "from those of a trained A: here all start at random",
+            )
+    return ModelSpec(
+        name=name,
+        task="classification",
+        build=partial(vgg, variant=name),
+        paper=paper,
+        num_classes=1000,
+        preprocess=IMAGENET if row.norm == "batch" else MEAN_COLOUR,
+        params=row.params,
+        macs=row.macs,
+        torch_rules=_torch_rules,
+        weights=weights,
+        init=init,
+        published=published,
+        deviations=deviations,
+    )
+
+
+SPECS = tuple(_spec(name, row) for name, row in _NETWORKS.items())
