@@ -1,12 +1,17 @@
-"""Residual networks against an independent PyTorch restatement, and their details."""
+"""The CIFAR-10 study against an independent PyTorch restatement, and its details."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from torch_nets import (
+    TorchResNet,
+    check_endpoints,
+    check_training_step,
+    random_variables,
+)
 
 from zoo.classification.cifar_resnet import cifar_resnet
 from zoo.paths import flatten
@@ -16,167 +21,37 @@ IMAGES = RNG.normal(size=(2, 32, 32, 3)).astype(np.float32)
 LABELS = np.array([3, 7])
 NETWORKS = {
     "resnet20": {"depth": 20},
-    "resnet20 B": {"depth": 20, "shortcut": "B"},
+    "resnet8 B": {"depth": 8, "shortcut": "B"},
+    "resnet8 C": {"depth": 8, "shortcut": "C"},
     # A deep plain network is chaotic: one activation on the other side of zero by
     # rounding, and its gradients differ in the third digit.
     "plain8": {"depth": 8, "shortcut": None},
 }
 
 
-class TorchNet:
-    """The network of the paper's section 4.2, written from the paper in PyTorch.
-
-    It reads the leaves of the Flax variables as float64 tensors, by path.
-    """
-
-    def __init__(self, variables, depth, shortcut="A"):
-        import torch
-
-        self.torch, self.f = torch, torch.nn.functional
-        self.blocks = {8: 1, 20: 3}[depth]
-        self.shortcut = shortcut
-        self.leaves = {
-            path: torch.tensor(np.array(leaf, np.float64))
-            for path, leaf in flatten(variables).items()
-        }
-        for path, leaf in self.leaves.items():
-            leaf.requires_grad_(path.startswith("params/"))
-
-    def conv(self, x, path, stride=1):
-        kernel = self.leaves[f"params/{path}/kernel"].permute(3, 2, 0, 1)
-        padding = (kernel.shape[-1] - 1) // 2
-        return self.f.conv2d(x, kernel, stride=stride, padding=padding)
-
-    def norm(self, x, path, train):
-        p, s = f"params/{path}", f"batch_stats/{path}"
-        # torch keeps 1 - 0.1 of the running statistics, and the unbiased variance.
-        return self.f.batch_norm(
-            x,
-            self.leaves[f"{s}/mean"],
-            self.leaves[f"{s}/var"],
-            self.leaves[f"{p}/scale"],
-            self.leaves[f"{p}/bias"],
-            training=train,
-            momentum=0.1,
-            eps=1e-5,
-        )
-
-    def block(self, x, path, channels, stride, train):
-        y = self.conv(x, f"{path}/conv1", stride)
-        y = self.norm(y, f"{path}/bn1", train).relu()
-        y = self.norm(self.conv(y, f"{path}/conv2"), f"{path}/bn2", train)
-        if self.shortcut is not None:
-            if stride > 1 and self.shortcut == "A":
-                extra = (channels - x.shape[1]) // 2
-                x = self.f.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
-            elif stride > 1:
-                x = self.conv(x, f"{path}/shortcut_conv", stride)
-                x = self.norm(x, f"{path}/shortcut_bn", train)
-            y = y + x
-        return y.relu()
-
-    def endpoints(self, images, train=False):
-        x = self.torch.tensor(images.astype(np.float64)).permute(0, 3, 1, 2)
-        x = self.conv(x, "backbone/stem/conv")
-        x = self.norm(x, "backbone/stem/bn", train).relu()
-        out = {"stem": x}
-        for stage, channels in enumerate((16, 32, 64), start=1):
-            for block in range(1, self.blocks + 1):
-                stride = 2 if stage > 1 and block == 1 else 1
-                path = f"backbone/stage{stage}/block{block}"
-                x = self.block(x, path, channels, stride, train)
-            out[f"stage{stage}"] = x
-        out["pool"] = x.mean((2, 3))
-        head = "params/head/fc"
-        out["logits"] = (
-            out["pool"] @ self.leaves[f"{head}/kernel"] + self.leaves[f"{head}/bias"]
-        )
-        return out
-
-
-def numpy_of(tensor):
-    array = tensor.detach().numpy()
-    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
-
-
-def assert_near(got, expected, tolerance, name):
-    """Compares relative to the largest magnitude."""
-    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-    assert got.shape == expected.shape, name
-    error = np.abs(got - expected).max() / np.abs(expected).max()
-    assert error < tolerance, f"{name}: relative error {error}"
-
-
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request, cheap_jit):
-    """A network whose batch norm has nothing that is 0 or 1, in both frameworks."""
-    pytest.importorskip("torch")
+    """A network with its variables, and the same in PyTorch."""
     options = NETWORKS[request.param]
     model = cifar_resnet(**options)
-    variables = cheap_jit(model.init)(jax.random.key(5), IMAGES)
-    rng = np.random.default_rng(1)
-
-    def scatter(path, leaf):
-        kind = path[-1].key
-        if kind in ("scale", "var"):
-            return jnp.float32(rng.uniform(0.5, 1.5, leaf.shape))
-        if kind in ("bias", "mean"):
-            return jnp.float32(rng.normal(0, 0.2, leaf.shape))
-        return leaf * (10 if "head" in str(path) else 1)
-
-    variables = jax.tree_util.tree_map_with_path(scatter, variables)
-    return model, variables, partial(TorchNet, variables, **options)
+    variables = random_variables(model, IMAGES, cheap_jit)
+    net = partial(
+        TorchResNet,
+        variables,
+        blocks=((options["depth"] - 2) // 6,) * 3,
+        shortcut=options.get("shortcut", "A"),
+    )
+    return model, variables, net
 
 
 def test_every_endpoint_is_what_torch_computes(network):
     model, variables, make_torch = network
-    found = jax.jit(lambda v, x: model.apply(v, x, method="endpoints"))(
-        variables, IMAGES
-    )
-    expected = make_torch().endpoints(IMAGES)
-    assert {*found} == {*expected}
-    for name, value in expected.items():
-        assert_near(found[name], numpy_of(value), 1e-5, name)
+    check_endpoints(model, variables, make_torch(), IMAGES)
 
 
 def test_one_training_step_is_what_torch_computes(network):
     model, variables, make_torch = network
-    tx = optax.sgd(0.1)
-
-    @jax.jit
-    def step(variables):
-        def loss(params):
-            logits, new = model.apply(
-                {**variables, "params": params},
-                IMAGES,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
-            return losses.mean(), new
-
-        params = variables["params"]
-        (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, _ = tx.update(grads, tx.init(params), params)
-        return value, grads, {"params": optax.apply_updates(params, updates), **new}
-
-    value, grads, after = step(variables)
-
-    net = make_torch()
-    logits = net.endpoints(IMAGES, train=True)["logits"]
-    expected = net.f.cross_entropy(logits, net.torch.tensor(LABELS))
-    expected.backward()
-    assert_near(value, expected.item(), 1e-5, "loss")
-    for path, grad in flatten(grads).items():
-        assert_near(grad, net.leaves[f"params/{path}"].grad.numpy(), 1e-5, path)
-    for path, leaf in flatten(after).items():
-        theirs = net.leaves[path]
-        if path.startswith("params/"):
-            theirs = theirs - 0.1 * theirs.grad
-        assert_near(leaf, theirs.detach().numpy(), 1e-5, path)
-    moved = flatten(after["batch_stats"])
-    for path, leaf in flatten(variables["batch_stats"]).items():
-        assert np.abs(leaf - moved[path]).max() > 0, path
+    check_training_step(model, variables, make_torch(), IMAGES, LABELS)
 
 
 @pytest.mark.quick
