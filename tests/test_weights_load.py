@@ -68,7 +68,7 @@ def published(tmp_path, plain, monkeypatch):
         name="letters",
         url=plain.as_uri(),
         sha256=hashlib.sha256(plain.read_bytes()).hexdigest()[:12],
-        accuracy="",
+        accuracy="99 % of x",
         source="its author",
         licence="MIT",
         preprocess=PREPROCESS,
@@ -121,7 +121,8 @@ def test_published_weights_by_name_and_by_hash(published, plain, variables):
         assert_same(loaded.variables, variables)
         assert loaded.card.class_names == ("x", "y", "z")
         assert loaded.card.preprocess == PREPROCESS
-        assert loaded.card.source == "its author"
+        assert loaded.card.source == f"its author, {published.url}"
+        assert (loaded.card.licence, loaded.card.accuracy) == ("MIT", "99 % of x")
 
 
 def test_a_torch_file(tmp_path, variables):

@@ -140,6 +140,7 @@ def prepare_experiment(
         card,
         class_names=train_source.class_names,
         source=f"trained on {data.dataset}, split {data.train_split}",
+        accuracy="",
         versions=versions(),
     )
     experiment = Experiment(

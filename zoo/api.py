@@ -81,12 +81,12 @@ def create_with_card(
     card = loaded.card
     options = {**card.overrides, **overrides}
     model = build(name, num_classes=card.num_classes, **options)
-    variables = jax.tree.map(jnp.asarray, loaded.variables)
+    variables = _move(loaded.variables)
     if num_classes is None or num_classes == card.num_classes:
         return model, variables, card
     old, card = (
         card.num_classes,
-        dataclasses.replace(card, num_classes=num_classes, class_names=()),
+        dataclasses.replace(card, num_classes=num_classes, class_names=(), accuracy=""),
     )
     if num_classes == 0:
         heads = model.heads()
@@ -102,6 +102,15 @@ def create_with_card(
         num_classes,
     )
     return *replace_head(model, variables, num_classes, key=key), card
+
+
+def _move(tree: dict[str, Any]) -> dict[str, Any]:
+    """Makes jax's arrays of numpy's, taking these out: never are all held twice."""
+    out = {}
+    for name in [*tree]:
+        value = tree.pop(name)
+        out[name] = _move(value) if isinstance(value, dict) else jnp.asarray(value)
+    return out
 
 
 def _initialise(model: nn.Module, key: jax.Array, images: jax.Array) -> dict:

@@ -73,6 +73,8 @@ class Weights:
       source: Who trained them.
       licence: SPDX name.
       class_names: In the order of the logits.
+      file: What it is called where it is kept; as in the URL where empty.
+      copies: Beginnings of the hashes of other files that hold the same arrays.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Weights:
     licence: str
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] = ()
+    file: str = ""
+    copies: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +99,14 @@ class TorchRule:
       key: Path of the torch module, such as "layer1.0.conv1".
       flatten: `(channels, height, width)` for a dense layer that follows a flattened
         convolution: torch flattens in that order, this zoo in height, width, channels.
+      alias: Another name that public files have for a dense layer; they may keep it
+        as a convolution over the whole map.
     """
 
     module: str | None
     key: str
     flatten: tuple[int, int, int] | None = None
+    alias: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +172,8 @@ class Card:
       preprocess: What the variables expect.
       class_names: In the order of the logits; empty where unknown.
       source: Where the variables come from, in words.
+      licence: SPDX name, where it is known.
+      accuracy: Published for these variables, and on what; empty where unknown.
       versions: Of the packages that wrote them.
     """
 
@@ -174,6 +183,8 @@ class Card:
     preprocess: Preprocess
     class_names: tuple[str, ...] = ()
     source: str = ""
+    licence: str = ""
+    accuracy: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -172,9 +172,10 @@ def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
     keys = [f"classifier.{i}" for i in (0, 3, 6)] if theirs else ["fc6", "fc7", "fc8"]
     return (
         *rules,
-        TorchRule("backbone/fc6", keys[0], flatten=(512, 7, 7)),
-        TorchRule("backbone/fc7", keys[1]),
-        TorchRule("head/fc8", keys[2]),
+        # By the names in timm's copies of torchvision's weights, too.
+        TorchRule("backbone/fc6", keys[0], (512, 7, 7), alias="pre_logits.fc1"),
+        TorchRule("backbone/fc7", keys[1], alias="pre_logits.fc2"),
+        TorchRule("head/fc8", keys[2], alias="head.fc"),
     )
 
 

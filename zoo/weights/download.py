@@ -1,30 +1,51 @@
 """Published weights: from their URL into a folder of verified files."""
 
+import contextlib
+import errno
 import hashlib
 import http.client
 import logging
 import os
+import re
+import shutil
+import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from zoo.spec import Weights
-from zoo.weights.files import write_whole
 
 logger = logging.getLogger("zoo")
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+_ATTEMPTS = 4
+_PAUSE_SECONDS = 1  # before the second attempt, and twice as long before each next one
+# Request timeout, too many requests, and a server that is not well.
+_PASSING = (408, 429, 500, 502, 503, 504)
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class _Interrupted(ConnectionError):
+    """What may go well when it is tried again."""
+
+
+class _CannotContinue(_Interrupted):
+    """What may go well when it is tried from the beginning."""
 
 
 def fetch(weights: Weights, *, cache_dir: str | os.PathLike | None = None) -> Path:
     """Returns the path of the weights' file, downloaded where it is not there yet.
 
-    The file keeps the name it has in the URL. Its hash is checked each time.
+    Its hash is checked each time. A download that is cut is tried again some times, and
+    by a later call, and goes on where it ended if the server can. Where several
+    processes want the same file one of them downloads it and the others wait.
 
     Args:
       weights: What to fetch.
@@ -33,27 +54,37 @@ def fetch(weights: Weights, *, cache_dir: str | os.PathLike | None = None) -> Pa
 
     Raises:
       FileNotFoundError: The file is not there, and ZOO_OFFLINE=1 forbids to fetch it.
-      ConnectionError: The download failed; nothing of it is left.
+      ConnectionError: The download failed; what has come is kept for a later call.
       ValueError: What was downloaded has another hash; nothing of it is left.
+      OSError: The file cannot be written; nothing of it is left.
     """
     if len(weights.sha256) < 8:
         raise ValueError(
             f"{weights.name}: sha256 needs 8 digits or more, got {weights.sha256!r}."
         )
+    path = cache_path(weights, cache_dir)
+    if _is_published(path, weights):
+        return path
+    if path.exists():
+        logger.warning("%s is not the file that was published; fetching again.", path)
+    offline = os.environ.get("ZOO_OFFLINE", "0")
+    if offline not in ("", "0"):
+        raise FileNotFoundError(
+            f"{path} with the hash {weights.sha256}... is not there, and ZOO_OFFLINE="
+            f"{offline} forbids to fetch it from {weights.url}. Put it there, or let "
+            "ZOO_CACHE name the folder that has it."
+        )
+    with _alone(path):
+        if not _is_published(path, weights):  # Else another process was faster.
+            _download(weights, path)
+    return path
+
+
+def cache_path(weights: Weights, cache_dir: str | os.PathLike | None = None) -> Path:
+    """Says where the weights' file is kept, whether or not it is there yet."""
     folder = cache_dir or os.environ.get("ZOO_CACHE") or "~/.cache/canon-zoo/weights"
     name = Path(urllib.parse.unquote(urllib.parse.urlparse(weights.url).path)).name
-    path = Path(folder).expanduser() / name
-    if path.is_file():
-        if file_sha256(path).startswith(weights.sha256):
-            return path
-        logger.warning("%s is not the file that was published; fetching again.", path)
-    if os.environ.get("ZOO_OFFLINE") == "1":
-        raise FileNotFoundError(
-            f"{path} with the hash {weights.sha256}... is not there, and ZOO_OFFLINE=1 "
-            f"forbids to fetch it from {weights.url}."
-        )
-    _download(weights, path)
-    return path
+    return Path(folder).expanduser() / (weights.file or name)
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -62,45 +93,179 @@ def file_sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(weights: Weights, path: Path) -> None:
-    digest = hashlib.sha256()
-    with write_whole(path) as file:
-        for chunk in _read_url(weights.url, path.name):
-            file.write(chunk)
-            digest.update(chunk)
-        got = digest.hexdigest()
-        if not got.startswith(weights.sha256):
-            raise ValueError(
-                f"{weights.url} has the hash {got}, expected {weights.sha256}...; the "
-                "download was removed."
-            )
+def _is_published(path: Path, weights: Weights) -> bool:
+    return path.is_file() and file_sha256(path).startswith(weights.sha256)
 
 
-def _read_url(url: str, name: str) -> Iterator[bytes]:
-    """Yields the content in pieces, and shows how far it is under `name`."""
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Lets one process at a time fetch `path`; the system frees it if it is killed."""
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("waiting for another process that fetches %s.", path)
+            lock.acquire()
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-            length = response.headers.get("Content-Length")
-            total = int(length) if length else None
-            received = 0
-            # disable=None: no bar where nobody looks at a terminal.
-            with tqdm(
-                total=total, desc=name, unit="B", unit_scale=True, disable=None
-            ) as bar:
-                while chunk := response.read(_CHUNK):
-                    received += len(chunk)
-                    bar.update(len(chunk))
-                    yield chunk
+        yield
+        # Who waits for it finds the file; who comes later makes another lock.
+        with contextlib.suppress(OSError):
+            lock_path.unlink()
+    finally:
+        lock.release()
+
+
+def _download(weights: Weights, path: Path) -> None:
+    # Only a download of the same file from the same place may be continued.
+    origin = hashlib.sha256(f"{weights.url} {weights.sha256}".encode()).hexdigest()
+    part = path.with_name(f"{path.name}.{origin[:8]}.part")
+    if not _is_published(part, weights):  # Else it was killed just before the end.
+        _fill(part, weights.url, path)
+    got = file_sha256(part)
+    if not got.startswith(weights.sha256):
+        part.unlink()
+        raise ValueError(
+            f"{weights.url} has the hash {got}, expected {weights.sha256}...; the "
+            "download was removed. It was damaged on its way, or is another file."
+        )
+    os.replace(part, path)
+
+
+def _fill(part: Path, url: str, path: Path) -> None:
+    """Downloads the rest of `part`, in several attempts where the connection breaks."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _continue(part, url, path)
+        except ConnectionError as error:
+            if isinstance(error, _CannotContinue):
+                part.unlink(missing_ok=True)
+            if attempt == _ATTEMPTS or not isinstance(error, _Interrupted):
+                raise ConnectionError(f"{error} {_way_out(part, path)}") from error
+            pause = _PAUSE_SECONDS * 2 ** (attempt - 1)
+            logger.warning("%s Trying again in %d s.", error, pause)
+            time.sleep(pause)
+
+
+def _way_out(part: Path, path: Path) -> str:
+    if part.exists():
+        size = _megabytes(part.stat().st_size)
+        return f"The first {size} are kept; call again to go on from there."
+    return f"With the file from elsewhere as {path} no connection is needed."
+
+
+def _continue(part: Path, url: str, path: Path) -> None:
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(url, headers=headers)
+    with _receiving(url):
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    with response:
+        start = _find_start(response, start, url)
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        size = "size unknown" if total is None else _megabytes(total)
+        where = f", from byte {start} on" if start else ""
+        logger.warning("fetching %s (%s) from %s%s.", path, size, url, where)
+        with _writing(path, part), open(part, "r+b" if start else "wb") as file:
+            _require_space(part, total, start)
+            file.truncate(start)
+            file.seek(start)
+            for chunk in _read(response, url, path.name, start, total):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    received = part.stat().st_size
+    if total is not None and received != total:
+        raise _Interrupted(
+            f"{url}: the connection was cut after {received} of {total} bytes."
+        )
+
+
+def _find_start(response: http.client.HTTPResponse, start: int, url: str) -> int:
+    """Returns the place in the file of the first byte that the server sends."""
+    if not start or response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        return 0
+    sent = response.headers.get("Content-Range", "")
+    if not re.match(rf"bytes {start}-", sent):
+        raise _CannotContinue(f"{url}: asked for bytes {start}-, got {sent!r}.")
+    return start
+
+
+def _read(
+    response: http.client.HTTPResponse,
+    url: str,
+    name: str,
+    start: int,
+    total: int | None,
+) -> Iterator[bytes]:
+    """Yields the content in pieces, and shows how far it is under `name`."""
+    # A notebook shows a bar, though it is no terminal; None: else only terminals do.
+    disable = False if "ipykernel" in sys.modules else None
+    with tqdm(
+        desc=name,
+        initial=start,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        disable=disable,
+    ) as bar:
+        while True:
+            with _receiving(url):
+                chunk = response.read(_CHUNK)
+            if not chunk:
+                return
+            bar.update(len(chunk))
+            yield chunk
+
+
+@contextlib.contextmanager
+def _receiving(url: str) -> Iterator[None]:
+    """Words the errors of the network.
+
+    Raises:
+      ConnectionError: An `_Interrupted` where another attempt may help.
+    """
+    try:
+        yield
     except urllib.error.HTTPError as error:
         with error:
-            raise ConnectionError(
-                f"{url}: HTTP {error.code}, {error.reason}."
-            ) from error
+            message = f"{url}: HTTP {error.code}, {error.reason}."
+        if error.code == _RANGE_NOT_SATISFIABLE:
+            raise _CannotContinue(message) from error
+        kind = _Interrupted if error.code in _PASSING else ConnectionError
+        raise kind(message) from error
     except urllib.error.URLError as error:
         raise ConnectionError(f"{url} cannot be reached: {error.reason}.") from error
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{url}: the connection broke: {error}.") from error
-    if total is not None and received != total:
-        raise ConnectionError(
-            f"{url}: the connection was cut after {received} of {total} bytes."
-        )
+        raise _Interrupted(f"{url}: the connection broke: {error}.") from error
+
+
+@contextlib.contextmanager
+def _writing(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Words the errors of the disk, and leaves no part on a full one."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{path} cannot be written: {error.strerror or error}; nothing of it is "
+            "left. ZOO_CACHE names another folder for weights",
+        ) from error
+
+
+def _require_space(part: Path, total: int | None, start: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and free < total - start:
+        needed = f"{_megabytes(total - start)} are needed, {_megabytes(free)} free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed}")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -1,6 +1,7 @@
 """Whether given arrays are those that a network needs: all, no others, same shapes."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.paths import flatten
-from zoo.registry import get_spec
+from zoo.registry import build, get_spec, list_models
+
+logger = logging.getLogger("zoo")
 
 _SHOWN = 10
 
@@ -43,7 +46,8 @@ def require_fit(
 
     Raises:
       ValueError: An array is missing, unexpected, of another shape or not of floating
-        point; one message lists all of them.
+        point; one message lists all of them, and says where the names are those of
+        other networks.
     """
     both = [key for key in needed if key in given]
     problems = {
@@ -63,8 +67,44 @@ def require_fit(
         ],
     }
     lines = [_line(title, found) for title, found in problems.items() if found]
-    if lines:
-        raise ValueError("\n  ".join([f"{what}:", *lines]))
+    if not lines:
+        return
+    if problems["missing"] or problems["unexpected"]:
+        others = guess_models(given)
+        lines += [f"these are names of {' or '.join(others)}"] if others else []
+    raise ValueError("\n  ".join([f"{what}:", *lines]))
+
+
+def guess_models(names: Iterable[str]) -> list[str]:
+    """Names the networks that have the modules of these arrays, and fewest beside them.
+
+    Args:
+      names: Paths such as "params/backbone/conv1/kernel" or PyTorch's names.
+    """
+    names = [*names]
+    torch = {name.rpartition(".")[0] for name in names}
+    ours = {name.partition("/")[2].rpartition("/")[0] for name in names}
+    extra = {}
+    for model in list_models() if names else []:
+        rules = get_spec(model).torch_rules(build(model))
+        for wanted, known in (
+            (torch, {rule.key for rule in rules}),
+            (ours, {rule.module for rule in rules}),
+        ):
+            if wanted <= known:
+                extra[model] = len(known - wanted)
+    return [model for model, count in extra.items() if count == min(extra.values())]
+
+
+def warn_not_finite(what: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Logs which arrays hold numbers that are NaN or infinite, and how many."""
+    bad = {
+        name: array.size - int(np.isfinite(array).sum())
+        for name, array in arrays.items()
+    }
+    found = [f"{k} has {n} of {arrays[k].size}" for k, n in bad.items() if n]
+    if found:
+        logger.warning("%s: %s", what, _line("NaN or infinite", found))
 
 
 def _line(title: str, found: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.paths import flatten, unflatten
 from zoo.registry import build, get_spec, list_options, unknown
-from zoo.spec import Card, plain_options
+from zoo.spec import Card, Weights, plain_options
 from zoo.weights.checkpoints import read_checkpoint
 from zoo.weights.download import fetch, file_sha256
 from zoo.weights.files import (
@@ -18,11 +18,14 @@ from zoo.weights.files import (
     read_state_dict,
     save_safetensors,
 )
-from zoo.weights.fit import expected_shapes, require_fit
-from zoo.weights.torch_format import count_classes, from_torch
+from zoo.weights.fit import expected_shapes, require_fit, warn_not_finite
+from zoo.weights.torch_format import count_classes, move_from_torch
 
 # They say how to compute or to train, not what the parameters mean.
-_FREE_OPTIONS = ("dtype", "param_dtype", "remat", "init", "momentum")
+_FREE_OPTIONS = (
+    *("dtype", "param_dtype", "remat", "init", "momentum", "dropout"),
+    *("fully_convolutional", "output_stride"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +59,23 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
       ConnectionError: A download failed.
       ValueError: The model, an option or the source is unknown; the source is damaged,
         is another model's, or was made with other options; or its arrays are not
-        exactly those of the model.
+        exactly those of the model. (NaN in them is logged and is no error.)
     """
     build(name, **overrides)  # An unknown option is an error before any download.
-    path = _find(name, source)
+    path, published = _find(name, source)
     if path.is_dir():
         variables, card, _ = read_checkpoint(path)
         _check_card(card, name, path, overrides)
         _check_variables(variables, card, path)
-        return Loaded(variables, card)
+    else:
+        variables, card = _read_file(name, path, published, overrides)
+    warn_not_finite(f"{path} for {name}", flatten(variables))
+    return Loaded(variables, card)
 
+
+def _read_file(
+    name: str, path: Path, published: Weights | None, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], Card]:
     if check_file(path).suffix == ".safetensors":
         arrays, card = read_safetensors(path)
     else:
@@ -76,14 +86,14 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
         options = {"num_classes": card.num_classes, **card.overrides}
     if has_our_names(arrays):
         variables = unflatten(arrays)
-    else:
-        try:
-            variables = from_torch(name, arrays, **options)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    card = card or _make_card(name, path, variables, overrides)
-    _check_variables(variables, card, path)
-    return Loaded(variables, card)
+        card = card or _make_card(name, path, published, variables, overrides)
+        _check_variables(variables, card, path)
+        return variables, card
+    try:
+        variables = move_from_torch(name, arrays, **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return variables, card or _make_card(name, path, published, variables, overrides)
 
 
 def convert(
@@ -111,15 +121,19 @@ def convert(
     save_safetensors(target, loaded.variables, loaded.card, layout=layout)
 
 
-def _find(name: str, source: str | os.PathLike) -> Path:
+def _find(name: str, source: str | os.PathLike) -> tuple[Path, Weights | None]:
+    """Finds the source's file or folder, and what is published of it if that is asked.
+
+    A path says nothing of that; its hash does, see `_make_card`.
+    """
     published = {weights.name: weights for weights in get_spec(name).weights}
     if source in published:
-        return fetch(published[source])
+        return fetch(published[source]), published[source]
     path = Path(source).expanduser()
     if not path.exists():
         names = unknown(f"weights of {name}", str(source), published)
         raise ValueError(f"{names} Nor is there a file or folder of that path.")
-    return path
+    return path, None
 
 
 def _check_card(
@@ -152,7 +166,11 @@ def _check_variables(variables: Mapping[str, Any], card: Card, path: Path) -> No
 
 
 def _make_card(
-    name: str, path: Path, variables: Mapping[str, Any], overrides: Mapping[str, Any]
+    name: str,
+    path: Path,
+    published: Weights | None,
+    variables: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> Card:
     """Writes the card of a file that has none, from what is published of it."""
     spec = get_spec(name)
@@ -161,14 +179,24 @@ def _make_card(
     num_classes = overrides.get("num_classes")
     if num_classes is None:
         num_classes = count_classes(name, variables, **options)
-    digest = file_sha256(path)
-    matches = [w for w in spec.weights if digest.startswith(w.sha256)]
-    published = matches[0] if matches else None
-    return Card(
+    card = Card(
         model=name,
         num_classes=spec.num_classes if num_classes is None else num_classes,
         overrides=options,
-        preprocess=(published and published.preprocess) or spec.preprocess,
-        class_names=published.class_names if published else (),
-        source=published.source if published else f"file {path.name}",
+        preprocess=spec.preprocess,
+        source=f"file {path.name}",
+    )
+    if published is None and spec.weights:
+        digest = file_sha256(path)
+        matches = [w for w in spec.weights if digest.startswith((w.sha256, *w.copies))]
+        published = matches[0] if matches else None
+    if published is None:
+        return card
+    return dataclasses.replace(
+        card,
+        preprocess=published.preprocess or spec.preprocess,
+        class_names=published.class_names,
+        source=f"{published.source}, {published.url}",
+        licence=published.licence,
+        accuracy=published.accuracy,
     )
