@@ -16,6 +16,17 @@ LEDGER = {
     "lenet5_modern": (431_080, 2_293_000),
     "alexnet": (60_965_224, 724_406_816),
     "alexnet_tv": (61_100_840, 714_188_480),
+    "zfnet": (62_357_608, 1_168_032_896),
+    "vgg11": (132_863_336, 7_609_090_048),
+    "vgg11_lrn": (132_863_336, 7_609_090_048),
+    "vgg13": (133_047_848, 11_308_466_176),
+    "vgg16_c": (133_638_952, 11_770_888_192),
+    "vgg16": (138_357_544, 15_470_264_320),
+    "vgg19": (143_667_240, 19_632_062_464),
+    "vgg11_bn": (132_868_840, 7_609_090_048),
+    "vgg13_bn": (133_053_736, 11_308_466_176),
+    "vgg16_bn": (138_365_992, 15_470_264_320),
+    "vgg19_bn": (143_678_248, 19_632_062_464),
     "googlenet": (6_998_552, 1_582_671_872),
     "googlenet_tv": (6_624_904, 1_498_376_192),
     "resnet18": (11_689_512, 1_814_073_344),
@@ -42,17 +53,47 @@ LEDGER = {
     "cifar_plain44": (658_586, 97_174_144),
     "cifar_plain56": (853_018, 125_485_696),
     "cifar_plain110": (1_727_962, 252_887_680),
+    # With the slopes of their PReLUs, see below; the last two have ReLUs.
+    "msra_small14": (75_004_200, 980_914_880),
+    "msra_a": (178_032_072, 19_058_106_368),
+    "msra_b": (183_343_048, 23_219_904_512),
+    "msra_c": (330_623_944, 53_463_130_112),
+    "relu22": (183_327_080, 23_219_904_512),
+    "relu30": (79_192_296, 2_417_464_000),
+}
+# Without slopes, and how many of those there are: one for each channel, or each layer.
+SLOPES = {
+    "msra_small14": (74_993_896, 64 + 4 * 128 + 6 * 256 + 2 * 4096, 13),
+    "msra_a": (178_017_384, 96 + 5 * 256 + 10 * 512 + 2 * 4096, 18),
+    "msra_b": (183_327_080, 96 + 6 * 256 + 12 * 512 + 2 * 4096, 21),
+    "msra_c": (330_603_368, 96 + 6 * 384 + 6 * 768 + 6 * 896 + 2 * 4096, 21),
 }
 OPTION_B = {20: 272_474, 32: 466_906, 44: 661_338, 56: 855_770, 110: 1_730_714}
+# "A" has no parameters, and so the counts of the plain networks.
+SHORTCUTS = {
+    ("resnet18", "A"): (11_515_688, 1_794_805_760),
+    ("resnet18", "C"): (12_043_816, 1_878_298_624),
+    ("resnet34", "A"): (21_623_848, 3_644_493_824),
+    ("resnet34", "C"): (22_716_840, 3_830_747_136),
+}
+AUXILIARY_HEADS = {
+    "googlenet": (13_378_280, 1_591_044_096),
+    "googlenet_tv": (13_004_888, 1_506_748_416),
+}
 ENDPOINTS = {
     "lenet5": "c1 s2 c3 s4 c5 f6 logits",
     "lenet5_modern": "conv1 pool1 conv2 pool2 ip1 logits",
     "cifar": "stem stage1 stage2 stage3 pool logits",
+    "resnet": "stem stem_pool stage1 stage2 stage3 stage4 pool logits",
+    "googlenet": "conv1 pool1 norm1 conv2_reduce conv2 norm2 pool2 inception_3a "
+    "inception_3b pool3 inception_4a inception_4b inception_4c inception_4d "
+    "inception_4e pool4 inception_5a inception_5b pool logits",
 }
 
 
 # Tracing 1202 layers takes a third of a minute.
-QUICK = [n for n in LEDGER if n != "cifar_resnet1202"]
+DEEPEST = ["cifar_resnet1202", "cifar_resnet1001_v2"]
+QUICK = [n for n in LEDGER if n not in DEEPEST]
 
 
 def count(name, **options):
@@ -76,8 +117,9 @@ def test_parameters_and_multiply_adds(name):
 
 
 @pytest.mark.slow
-def test_parameters_and_multiply_adds_of_the_deepest():
-    test_parameters_and_multiply_adds("cifar_resnet1202")
+@pytest.mark.parametrize("name", DEEPEST)
+def test_parameters_and_multiply_adds_of_the_deepest(name):
+    test_parameters_and_multiply_adds(name)
 
 
 @pytest.mark.quick
@@ -86,6 +128,29 @@ def test_parameters_with_projections(depth):
     # Two projections, 1x1 from 16 to 32 and from 32 to 64 channels, at 16x16 and 8x8.
     macs = LEDGER[f"cifar_resnet{depth}"][1] + 16 * 32 * 16**2 + 32 * 64 * 8**2
     assert count(f"cifar_resnet{depth}", shortcut="B") == (OPTION_B[depth], macs)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("name", "shortcut"), SHORTCUTS)
+def test_parameters_with_each_shortcut(name, shortcut):
+    assert count(name, shortcut=shortcut) == SHORTCUTS[name, shortcut]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", AUXILIARY_HEADS)
+def test_parameters_with_auxiliary_heads(name):
+    assert count(name, aux=True) == AUXILIARY_HEADS[name]
+    assert count(name, aux=True, num_classes=0)[0] == LEDGER[name][0] - 1_025_000
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", SLOPES)
+def test_parameters_without_and_with_slopes(name):
+    without, slopes, layers = SLOPES[name]
+    macs = LEDGER[name][1]
+    assert count(name, activation="relu") == (without, macs)
+    assert count(name, activation="prelu") == (without + slopes, macs)
+    assert count(name, activation="prelu_shared") == (without + layers, macs)
 
 
 @pytest.mark.quick
@@ -153,15 +218,17 @@ def test_published_weights_are_complete(depth):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "name",
-    ["lenet5", "lenet5_modern", "cifar_resnet20", "cifar_plain20", "cifar_resnet56"],
+    "lenet5 lenet5_modern cifar_resnet20 cifar_plain20 cifar_resnet56 resnet18 "
+    "resnet50 googlenet".split(),
 )
 def test_endpoints_have_the_same_names_at_each_depth_and_type(name, dtype):
     pre = zoo.get_spec(name).preprocess
     shape = (pre.size, pre.size, pre.channels)
     found = list_endpoints(zoo.build(name, dtype=dtype), shape)
-    expected = ENDPOINTS["cifar" if "cifar" in name else name].split()
+    key = "cifar" if "cifar" in name else name.rstrip("0123456789")
+    expected = ENDPOINTS[name if name in ENDPOINTS else key].split()
     assert [*found] == expected
-    assert found["logits"] == (10,)
+    assert found["logits"] == (zoo.get_spec(name).num_classes,)
     bare = list_endpoints(zoo.build(name, dtype=dtype, num_classes=0), shape)
     assert [*bare] == expected[:-1]
 
