@@ -10,13 +10,26 @@ from zoo.classification import (
     alexnet,
     cifar_resnet,
     googlenet,
+    he_init,
     lenet,
     preact_resnet,
     resnet,
+    vgg,
+    zfnet,
 )
 from zoo.spec import ModelSpec
 
-_FAMILIES = (lenet, alexnet, googlenet, resnet, preact_resnet, cifar_resnet)
+_FAMILIES = (
+    lenet,
+    alexnet,
+    zfnet,
+    vgg,
+    googlenet,
+    resnet,
+    preact_resnet,
+    cifar_resnet,
+    he_init,
+)
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS
 }

@@ -1,0 +1,348 @@
+"""The rectifier networks of 14 to 30 layers by which initialisations were studied.
+
+References:
+  He, Zhang, Ren, Sun, Delving Deep into Rectifiers: Surpassing Human-Level Performance
+  on ImageNet Classification, 2015. The small network is from He, Sun, Convolutional
+  Neural Networks at Constrained Time Cost, 2014.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo.classification.imagenet import MEAN_COLOUR
+from zoo.layers import (
+    Classifier,
+    Conv,
+    check_images,
+    initializer,
+    make_head,
+    per_channel,
+    remat_stage,
+)
+from zoo.ops.pooling import max_pool, spatial_pyramid_pool
+from zoo.spec import ModelSpec, TorchRule
+
+Array = jax.Array
+
+PAPER = (
+    "He, Zhang, Ren, Sun: Delving Deep into Rectifiers: Surpassing Human-Level "
+    "Performance on ImageNet Classification, 2015"
+)
+
+# Where every slope of a PReLU begins.
+SLOPE = 0.25
+
+
+class PReLU(nn.Module):
+    """Multiplies what is negative by a learned slope.
+
+    Its parameter is `slope` [C], or [1] where all channels share one.
+
+    Reference:
+      The paper's section 2.1.
+    """
+
+    shared: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (1 if self.shared else x.shape[-1],)
+        start = nn.initializers.constant(SLOPE)
+        slope = self.param("slope", start, shape, self.param_dtype)
+        x, slope = x.astype(self.dtype), slope.astype(self.dtype)
+        return jnp.where(x > 0, x, per_channel(slope, x) * x)
+
+
+class Layout(NamedTuple):
+    """The convolutions and the pyramid of a network, of tables 1 and 3.
+
+    Attributes:
+      stem: Channels and padding of the first convolution, 7x7 with stride 2.
+      pool: Window and stride of the pool after it.
+      window: Of all other convolutions.
+      stages: How many of them follow each other, and their channels; all stages but
+        the last end with a 2x2 pool.
+      levels: Bins in each direction, for each grid of the pyramid.
+      map_size: Height and width of the pyramid's input for an image of 224 pixels.
+      min_size: Height and width of the smallest image that makes a map of one pixel.
+      dense_size: The same for a map of `map_size`.
+    """
+
+    stem: tuple[int, int]
+    pool: int
+    window: int
+    stages: tuple[tuple[int, int], ...]
+    levels: tuple[int, ...]
+    map_size: int
+    min_size: int
+    dense_size: int
+
+
+_large = partial(
+    Layout,
+    stem=(96, 3),
+    pool=2,
+    window=3,
+    levels=(7, 3, 2, 1),
+    map_size=14,
+    min_size=15,
+    dense_size=223,
+)
+_small = partial(
+    Layout,
+    stem=(64, 0),
+    pool=3,
+    window=2,
+    levels=(6, 3, 2, 1),
+    map_size=18,
+    min_size=17,
+    dense_size=221,
+)
+LAYOUTS = {
+    "A": _large(stages=((5, 256), (5, 512), (5, 512))),
+    "B": _large(stages=((6, 256), (6, 512), (6, 512))),
+    "C": _large(stages=((6, 384), (6, 768), (6, 896))),
+    "14": _small(stages=((4, 128), (6, 256))),
+    "30": _small(stages=((4, 128), (22, 256))),
+}
+
+
+class HeInitBackbone(nn.Module):
+    """Convolutions, a spatial pyramid and two dense layers; images of any size.
+
+    Attributes:
+      network: Its name, for messages.
+      layout: Of `LAYOUTS`.
+      activation: "relu", "prelu" (a slope for each channel) or "prelu_shared" (one for
+        each layer).
+      kernel_init: Of the convolutions.
+      fully_convolutional: Let the pyramid cover each part of the last map that is as
+        large as an image of 224 pixels makes it, and not the whole map once.
+      dropout: Rate after fc1 and fc2.
+      remat: Recompute each stage's activations in the backward pass.
+    """
+
+    network: str
+    layout: Layout
+    activation: str = "prelu"
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    fully_convolutional: bool = False
+    dropout: float = 0.5
+    remat: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        layout, dense = self.layout, self.fully_convolutional
+        smallest = layout.dense_size if dense else layout.min_size
+        check_images(images, self.network, min_size=smallest)
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        conv = partial(Conv, kernel_init=self.kernel_init, **types)
+
+        def activate(x: Array, layer: str) -> Array:
+            if self.activation == "relu":
+                return nn.relu(x)
+            shared = self.activation == "prelu_shared"
+            return PReLU(shared, name=f"{layer}_prelu", **types)(x)
+
+        def stem(self, x: Array) -> dict[str, Array]:
+            features, padding = layout.stem
+            x = conv(features, 7, stride=2, padding=padding, name="conv1")(x)
+            x = activate(x, "conv1")
+            return {"conv1": x, "pool1": max_pool(x, layout.pool, layout.pool)}
+
+        def stage(self, x: Array, i: int) -> dict[str, Array]:
+            out = {}
+            count, features = layout.stages[i - 2]
+            for j in range(1, count + 1):
+                # Of two 2x2 convolutions one has a border of zeros and one has none:
+                # together they keep the size.
+                padding = 1 if layout.window == 3 else j % 2
+                name = f"conv{i}_{j}"
+                x = conv(features, layout.window, padding=padding, name=name)(x)
+                x = out[name] = activate(x, name)
+            if i <= len(layout.stages):
+                out[f"pool{i}"] = max_pool(x, 2, 2)
+            return out
+
+        out = remat_stage(stem, self.remat)(self, images)
+        for i in range(2, len(layout.stages) + 2):
+            x = [*out.values()][-1]
+            out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
+        x = out["spp"] = spatial_pyramid_pool(
+            [*out.values()][-1],
+            layout.levels,
+            window=layout.map_size if dense else None,
+        )
+        x = x.reshape(*x.shape[:-2], -1)
+        for layer in ("fc1", "fc2"):
+            init = initializer("gaussian_0.01")
+            x = nn.Dense(4096, kernel_init=init, name=layer, **types)(x)
+            drop = nn.Dropout(
+                self.dropout, deterministic=not train, name=f"{layer}_drop"
+            )
+            x = out[layer] = drop(activate(x, layer))
+        return out
+
+
+def he_init(
+    *,
+    variant: str,
+    num_classes: int = 1000,
+    activation: str = "prelu",
+    init: str | None = None,
+    dropout: float = 0.5,
+    fully_convolutional: bool = False,
+    remat: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> Classifier:
+    """Builds a network of the paper.
+
+    Args:
+      variant: A name of `SPECS`.
+      num_classes: 0 for no head.
+      activation: "prelu" (a slope for each channel), "prelu_shared" (one for each
+        layer) or "relu".
+      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`, such as "glorot",
+        with which the paper compares; None for the paper's.
+      dropout: Rate after the dense layers.
+      fully_convolutional: Average the logits over all parts of the last map that are
+        as large as an image of 224 pixels makes it, as the paper's dense tests do.
+        Without, the pyramid covers the map of an image of any size once.
+      remat: Trade computation for memory in the backward pass.
+      dtype: Of the computation.
+      param_dtype: Of the parameters.
+
+    Raises:
+      ValueError: `activation` or `init` is unknown.
+    """
+    slopes = {"relu": 0.0, "prelu": SLOPE, "prelu_shared": SLOPE}
+    if activation not in slopes:
+        raise ValueError(f"activation={activation!r}; choose from {[*slopes]}.")
+    types = dict(dtype=dtype, param_dtype=param_dtype)
+    # Equation 15, for the backward signal: rectifiers pass (1 + slope^2) / 2 of it.
+    gain = 2 / (1 + slopes[activation] ** 2)
+    own = nn.initializers.variance_scaling(gain, "fan_out", "normal")
+    backbone = HeInitBackbone(
+        network=variant,
+        layout=LAYOUTS[_NETWORKS[variant].layout],
+        activation=activation,
+        kernel_init=initializer(init) if init else own,
+        fully_convolutional=fully_convolutional,
+        dropout=dropout,
+        remat=remat,
+        **types,
+    )
+    head_init = nn.initializers.normal(0.001)
+    head = make_head(num_classes, layer="fc3", kernel_init=head_init, **types)
+    return Classifier(backbone, head)
+
+
+def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
+    """The paper's names. The pyramid's bins are side by side behind each channel."""
+    net = model.backbone
+    stages = enumerate(net.layout.stages, start=2)
+    layers = [f"conv{i}_{j + 1}" for i, (count, _) in stages for j in range(count)]
+    layers = ["conv1", *layers, "fc1", "fc2"]
+    channels = net.layout.stages[-1][1]
+    bins = (channels, sum(n * n for n in net.layout.levels), 1)
+    rules = [
+        TorchRule(f"backbone/{name}", name, flatten=bins if name == "fc1" else None)
+        for name in layers
+    ]
+    if net.activation != "relu":
+        names = [f"{name}_prelu" for name in layers]
+        rules += [TorchRule(f"backbone/{name}", name) for name in names]
+    return (*rules, TorchRule("head/fc3", "fc3"))
+
+
+class _Network(NamedTuple):
+    """A row of the table of networks; the counts include the slopes of PReLUs."""
+
+    layout: str
+    activation: str
+    params: int
+    macs: int
+
+
+_NETWORKS = {
+    "msra_small14": _Network("14", "prelu", 75_004_200, 980_914_880),
+    "msra_a": _Network("A", "prelu", 178_032_072, 19_058_106_368),
+    "msra_b": _Network("B", "prelu", 183_343_048, 23_219_904_512),
+    "msra_c": _Network("C", "prelu", 330_623_944, 53_463_130_112),
+    "relu22": _Network("B", "relu", 183_327_080, 23_219_904_512),
+    "relu30": _Network("30", "relu", 79_192_296, 2_417_464_000),
+}
+_ERROR = "ILSVRC-2012 validation error"
+_PUBLISHED = {
+    "msra_small14": (
+        f"{_ERROR} 32.64 % (top-5 12.75 %), ten views",
+        f"{_ERROR} 32.71 % (top-5 12.87 %) with shared slopes, 33.82 % (13.34 %) with "
+        "ReLU, 33.90 % (13.44 %) with ReLU and Glorot's initialisation",
+    ),
+    "msra_a": (
+        f"{_ERROR} 25.59 % (top-5 8.23 %), ten views at scale 256; 26.48 % (8.59 %) "
+        "with ReLU",
+    ),
+    "msra_b": (f"{_ERROR} 25.53 % (top-5 8.13 %), ten views at scale 256",),
+    "msra_c": (
+        f"{_ERROR} 24.27 % (top-5 7.38 %), ten views at scale 256",
+        f"{_ERROR} 21.59 % (top-5 5.71 %), dense at several scales",
+    ),
+    "relu22": (
+        "curves only (section 2.2): both initialisations converge, the paper's earlier "
+        "than Glorot's",
+    ),
+    "relu30": (
+        f"{_ERROR} 38.56 % (top-5 16.59 %); with Glorot's initialisation it does not "
+        "learn (section 2.2)",
+    ),
+}
+
+
+def _spec(name: str, row: _Network) -> ModelSpec:
+    small = row.layout in ("14", "30")
+    table = "table 1" if small else f"table 3, {row.layout}"
+    init = "normal of variance 2 / (k * k * output channels)"
+    options = {"activation": "relu"}
+    if row.activation == "prelu":
+        init = f"{init} / (1 + 0.25^2), slopes {SLOPE}"
+        options = {}
+    deviations = ["mean colour instead of mean image is subtracted from the input"]
+    if small:
+        deviations.append(
+            "the paper does not print paddings: none in conv1, and in the 2x2 "
+            "convolutions one pixel and none in turn, which give the maps of 36 and 18 "
+            "pixels of the paper that the network is from"
+        )
+    if row.layout == "30":
+        deviations.append(
+            "the paper does not say where it adds its sixteen convolutions of 256 "
+            "channels: after the six of the 14-layer network"
+        )
+    return ModelSpec(
+        name=name,
+        task="classification",
+        build=partial(he_init, variant=name, **options),
+        paper=f"{PAPER}, {table}",
+        num_classes=1000,
+        preprocess=MEAN_COLOUR,
+        params=row.params,
+        macs=row.macs,
+        torch_rules=_torch_rules,
+        init=f"convolutions {init}; fc1 and fc2 std 0.01, fc3 std 0.001; biases 0",
+        published=_PUBLISHED[name],
+        deviations=tuple(deviations),
+    )
+
+
+SPECS = tuple(_spec(name, row) for name, row in _NETWORKS.items())
