@@ -1,14 +1,16 @@
 """Images on their way to the network, against torchvision's rule restated."""
 
+import contextlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import zoo
-from zoo.preprocess import fit_image, normalize
+from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.spec import Card, Preprocess, plain_options
 
 pytestmark = pytest.mark.quick
@@ -53,6 +55,68 @@ def test_images_are_fitted_as_torchvision_does(height, width, size, resize):
     np.testing.assert_array_equal(
         fit_image(Image.fromarray(array), facts(size, resize)), expected
     )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_are_fitted_as_torchvision_itself_does(interpolation):
+    transforms = import_transforms()
+    mode = transforms.InterpolationMode(interpolation)
+    for size, resize in [(224, 256), (32, 32), (27, 32)]:
+        reference = transforms.Compose(
+            [
+                transforms.Resize(resize, mode, antialias=True),
+                transforms.CenterCrop(size),
+                transforms.ToTensor(),
+            ]
+        )
+        preprocess = facts(size, resize, interpolation=interpolation)
+        for height, width in [*SIZES, (257, 256), (255, 383), (375, 500)]:
+            array = picture(height, width)
+            expected = reference(Image.fromarray(array)).numpy() * np.float32(255)
+            got = fit_image(array, preprocess)
+            np.testing.assert_array_equal(got, expected.round().transpose(1, 2, 0))
+
+
+def import_transforms():
+    """torchvision's, or skips; its compiled part may need to be stood in for."""
+    pytest.importorskip("torch")
+    with contextlib.suppress(ImportError):
+        import torchvision_on_cpu  # noqa: F401
+    try:
+        from torchvision import transforms
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"no torchvision: {error}")
+    return transforms
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 64), (65, 97), (97, 65), (40, 33), (20, 31), (31, 20)]
+)
+def test_images_are_fitted_on_the_device_as_on_the_host(height, width, interpolation):
+    preprocess = facts(27, 32, interpolation=interpolation)
+    images = np.stack([picture(height, width), picture(height, width)[::-1]])
+    got = jax.jit(fit_images, static_argnums=1)(images, preprocess)
+    expected = np.stack([fit_image(image, preprocess) for image in images])
+    assert got.dtype == jnp.uint8
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_tall_images_are_fitted_on_the_device_within_a_level():
+    # Whether the height or the width is resized first depends on Pillow's version.
+    array = picture(140, 33)
+    got = fit_images(array[None], facts(27, 32))[0]
+    expected = fit_image(array, facts(27, 32))
+    np.testing.assert_allclose(got, expected.astype(int), rtol=0, atol=1)
+
+
+def test_other_arrays_are_not_fitted_on_the_device():
+    with pytest.raises(
+        ValueError, match=r"must be uint8 \[B, h, w, channels\], got fl"
+    ):
+        fit_images(jnp.zeros((1, 40, 40, 3)), facts(32))
+    with pytest.raises(ValueError, match=r"has 1 channel\(s\).* takes 3 \(RGB\)"):
+        fit_images(jnp.zeros((2, 40, 40, 1), jnp.uint8), facts(32))
 
 
 def test_bicubic_is_another_filter():

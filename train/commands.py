@@ -1,10 +1,12 @@
 """What the command line does, one function a command."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from tyro.conf import Positional
 
 import zoo
@@ -16,8 +18,11 @@ from train.figures import draw_prediction
 from train.loop import resume_run
 from train.report import confidence_interval
 from train.runs import new_run_dir, next_steps, report, run
-from train.steps import make_mesh
+from train.steps import make_mesh, put_everywhere
 from train.tasks import make_loss
+from train.views import evaluate_views
+from zoo.protocols import get_protocol
+from zoo.spec import Card
 
 
 def train(config: TrainConfig, name: str) -> None:
@@ -48,6 +53,8 @@ def evaluate(
     split: str = "test",
     data_dir: str | None = None,
     color: str | None = None,
+    protocol: str = "center_crop",
+    scales: tuple[int, ...] = (),
     batch_size: int = 512,
     on_bad_image: str = "stop",
 ) -> None:
@@ -61,10 +68,14 @@ def evaluate(
       dataset: digits, cifar10, a TFDS name or imagefolder:PATH; the run's if not given.
       split: Of the data set.
       data_dir: Where TFDS keeps prepared data sets.
-      color: rgb or grey, to convert every image.
-      batch_size: Images per step.
+      color: rgb, grey or as_stored; the run's, else that which the network takes.
+      protocol: Views of each image whose probabilities are averaged: center_crop,
+        ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or dense_vgg_384.
+      scales: Lengths of an image's shorter side, in pixels, instead of the protocol's.
+      batch_size: Images per step; views, where the protocol has several of an image.
       on_bad_image: stop, or skip, which counts and names unreadable images.
     """
+    chosen = get_protocol(protocol, scales)
     classes = None
     if run_dir is not None:
         data = load_config(run_dir / "config.json").data
@@ -75,9 +86,11 @@ def evaluate(
             data_dir, color = data_dir or data.data_dir, color or data.color
     if model is None or weights is None or dataset is None:
         raise ValueError("give a run folder, or --model, --weights and --dataset.")
-    module, variables, card = zoo.create_with_card(
-        model, weights=weights, **parse_options(option)
-    )
+    options = parse_options(option)
+    if not chosen.cropped and "fully_convolutional" in zoo.list_options(model):
+        options = {"fully_convolutional": True} | options
+    module, variables, card = zoo.create_with_card(model, weights=weights, **options)
+    color = color or {1: "grey", 3: "rgb"}[card.preprocess.channels]
     source = open_source(
         dataset,
         split,
@@ -85,36 +98,70 @@ def evaluate(
         classes=classes,
         color=None if color == "as_stored" else color,
     )
-    if len(source.class_names) != card.num_classes:
-        raise ValueError(
-            f"{dataset} has {len(source.class_names)} classes, and {weights} was "
-            f"trained on {card.num_classes}."
+    _check_classes(source.class_names, card, f"{dataset}, split {split},", weights)
+    started = time.perf_counter()
+    source = fit_source(source, card.preprocess, on_bad_image=on_bad_image)
+    if chosen == get_protocol("center_crop"):
+        mesh = make_mesh()
+        evaluator = Evaluator(
+            module,
+            make_loss(zoo.get_spec(model).loss),
+            source,
+            card.preprocess,
+            mesh,
+            batch_size,
+            progress=True,
         )
-    if card.class_names and source.class_names != card.class_names:
-        if set(source.class_names) == set(card.class_names):
-            raise ValueError(
-                f"{dataset} has the classes in another order, {source.class_names}, "
-                f"than {weights}, {card.class_names}."
-            )
-        print(f"Classes are matched by number: {source.class_names} are not called")
-        print(f"as those that {weights} was trained on, {card.class_names}.")
-    evaluator = Evaluator(
-        module,
-        make_loss(zoo.get_spec(model).loss),
-        fit_source(source, card.preprocess, on_bad_image=on_bad_image),
-        card.preprocess,
-        make_mesh(),
-        batch_size,
-    )
-    found, _, _ = evaluator(variables)
-    low, high = confidence_interval(found["correct"], found["count"])
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        variables = jax.tree.map(lambda x: put_everywhere(x, everywhere), variables)
+        found, _, _ = evaluator(variables)
+    else:
+        found = evaluate_views(
+            module,
+            variables,
+            source.source,
+            card.preprocess,
+            chosen,
+            batch_size=batch_size,
+        )
+    seconds = time.perf_counter() - started
     print(f"{model} ({card.source}) on {dataset}, split {split}:")
-    right = f"{found['correct']} of {found['count']}"
-    print(f"  accuracy  {found['accuracy']:.2%} ({right})")
-    print(f"  interval  {low:.2%} to {high:.2%} at 95 %")
+    views = "one view" if chosen.count == 1 else f"{chosen.count} views"
+    print(f"  protocol  {chosen.name}, {views} of each image")
+    print(f"  top-1     {_share(found['correct'], found['count'])}")
     if "top5" in found:
-        print(f"  top-5     {found['top5']:.2%}")
+        hits = round(found["top5"] * found["count"])
+        print(f"  top-5     {_share(hits, found['count'])}")
     print(f"  loss      {found['loss']:.4f}")
+    speed = found["count"] / seconds
+    print(f"  speed     {speed:,.1f} images per second, compilation included")
+
+
+def _check_classes(
+    names: tuple[str, ...], card: Card, where: str, weights: str
+) -> None:
+    """Raises, or says so, where a set's classes are not those of the weights."""
+    if len(names) != card.num_classes:
+        raise ValueError(
+            f"{where} has {len(names)} classes, and {weights} was trained on "
+            f"{card.num_classes}."
+        )
+    known = card.class_names
+    if not known or names == known:
+        return
+    for number, name in enumerate(names):
+        if name in known and known[number] != name:
+            raise ValueError(
+                f"{where} has the classes in another order: {name!r} is number "
+                f"{number}, and in {weights} number {known.index(name)}."
+            )
+    print(f"Classes are matched by number: class 0 is {names[0]!r} in the data set")
+    print(f"and {known[0]!r} in {weights}, the last {names[-1]!r} and {known[-1]!r}.")
+
+
+def _share(count: int, total: int) -> str:
+    low, high = confidence_interval(count, total)
+    return f"{count / total:.2%} ({count} of {total}), {low:.2%} to {high:.2%} at 95 %"
 
 
 def predict(

@@ -1,6 +1,6 @@
 """Evaluation: every image exactly once, whatever the batch and the devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
 
 from train.data import Source, eval_batches, resident_bytes
 from train.steps import Batch, check_divides, make_eval_step, put_batch, put_everywhere
@@ -33,7 +34,17 @@ class Predictions(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates a network's variables on one set, again and again."""
+    """Evaluates a network's variables on one set, again and again.
+
+    Args:
+      model: A classification network.
+      loss: From logits and labels to losses [B].
+      source: The set.
+      preprocess: What the network takes.
+      mesh: The devices.
+      batch_size: Images per step, over all processes.
+      progress: Whether to show a bar where standard error is a terminal.
+    """
 
     def __init__(
         self,
@@ -43,6 +54,8 @@ class Evaluator:
         preprocess: Preprocess,
         mesh: Mesh,
         batch_size: int,
+        *,
+        progress: bool = False,
     ):
         check_divides("eval_batch_size", batch_size, mesh)
         self.source = source
@@ -50,9 +63,10 @@ class Evaluator:
         self._batched = NamedSharding(mesh, P("data"))
         self._step = make_eval_step(model, loss, preprocess, mesh)
         self._preprocess, self._batch_size = preprocess, batch_size
+        self._progress = progress
         small = resident_bytes(source, preprocess) <= KEPT_MEGABYTES * 2**20
         # Read at once, so that a bad image is met before a network is trained.
-        self._kept = [*self._read()] if small else None
+        self._kept = [*self._bar(self._read(), "reading")] if small else None
 
     def __call__(
         self, variables: Any
@@ -76,7 +90,7 @@ class Evaluator:
             np.zeros(count, np.float32),
             np.zeros(count, np.float32),
         )
-        for batch in self._kept or self._read():
+        for batch in self._bar(self._kept or self._read(), "evaluating"):
             state, each = self._step(variables, state, batch)
             each = jax.device_get(each)
             where = each["index"][each["valid"]]
@@ -93,3 +107,8 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         return (put_batch(batch, self._batched) for batch in batches)
+
+    def _bar(self, batches: Iterable[Batch], what: str) -> Iterable[Batch]:
+        count = -(-len(self.source) // self._batch_size)
+        hidden = None if self._progress else True
+        return tqdm(batches, what, count, unit=" batches", disable=hidden)

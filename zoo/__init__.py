@@ -4,14 +4,16 @@ model, variables = zoo.create("cifar_resnet20", num_classes=10)
 logits = jax.jit(model.apply)(variables, images)
 """
 
-from zoo import transfer, weights
+from zoo import protocols, transfer, weights
 from zoo.api import create, create_with_card, features
 from zoo.export import export
-from zoo.preprocess import fit_image, normalize
+from zoo.predict import Classification, make_classifier
+from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.registry import build, get_spec, list_models, list_options
 from zoo.summary import describe, list_endpoints, list_layers
 
 __all__ = [
+    "Classification",
     "build",
     "create",
     "create_with_card",
@@ -19,12 +21,15 @@ __all__ = [
     "export",
     "features",
     "fit_image",
+    "fit_images",
     "get_spec",
     "list_endpoints",
     "list_layers",
     "list_models",
     "list_options",
+    "make_classifier",
     "normalize",
+    "protocols",
     "transfer",
     "weights",
 ]

@@ -1,0 +1,204 @@
+"""Evaluation by a published protocol: several views of each image, averaged."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from train.data import Source
+from train.steps import make_mesh
+from train.tasks import softmax_cross_entropy
+from zoo.metrics import classification as metrics
+from zoo.preprocess import normalize
+from zoo.protocols import Protocol, mean_probabilities
+from zoo.spec import Preprocess
+
+T = TypeVar("T")
+
+# Threads that read, decode and resize; Pillow releases Python's lock.
+THREADS = 8
+# Views of rare shapes wait for others of their shape, but not in more memory than this.
+WAITING_MEGABYTES = 1024
+_COUNTED_AT_ONCE = 1024
+
+
+def evaluate_views(
+    model: nn.Module,
+    variables: Any,
+    source: Source,
+    preprocess: Preprocess,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+) -> dict[str, float]:
+    """Evaluates a network by a protocol, every image once.
+
+    Each process looks at images of its own on devices of its own; what they counted is
+    summed up at the end.
+
+    Args:
+      model: A classification network.
+      variables: Of the model.
+      source: The images, of any size.
+      preprocess: What the network takes.
+      protocol: Which views it is shown.
+      batch_size: Views of the network's size in a step of one process. There are
+        fewer of larger ones, and where views have several shapes, up to twice as many
+        shapes of steps are compiled.
+
+    Returns:
+      `count`, `correct`, `accuracy`, `loss` (of the mean probabilities) and, from 6
+      classes on, `top5`.
+
+    Raises:
+      ValueError: The network cannot take the protocol's views, an image is not one
+        that it takes, or the set is empty.
+    """
+    check_views(model, variables, preprocess, protocol)
+    mine = range(jax.process_index(), len(source), jax.process_count())
+
+    def read(index: int) -> list[np.ndarray]:
+        image = source.image(index)
+        try:
+            return protocol.views(image, preprocess)
+        except ValueError as error:
+            raise ValueError(f"{source.provenance(index)}: {error}") from error
+
+    shown = tqdm(
+        _ahead(read, mine), protocol.name, len(mine), unit=" images", disable=None
+    )
+    parts = ((slot, part) for slot, parts in enumerate(shown) for part in parts)
+    mesh = make_mesh(jax.local_devices())
+    pixels = batch_size * preprocess.size**2
+    batches = _batches(parts, pixels, mesh.size)
+
+    @jax.jit
+    def step(variables, views):
+        images = normalize(views.reshape(-1, *views.shape[2:]), preprocess)
+        logits = model.apply(variables, images)
+        return mean_probabilities(logits.reshape(*views.shape[:2], -1))
+
+    variables = jax.device_put(variables, NamedSharding(mesh, P()))
+    batched = NamedSharding(mesh, P("data"))
+    totals = np.zeros((len(mine), len(source.class_names)), np.float32)
+    running: deque[tuple[np.ndarray, jax.Array]] = deque()
+
+    def finish(at_most: int) -> None:
+        while len(running) > at_most:
+            slots, found = running.popleft()
+            # An image may have several parts in a batch.
+            np.add.at(totals, slots, np.asarray(found)[: len(slots)])
+
+    for slots, views in batches:
+        running.append((slots, step(variables, jax.device_put(views, batched))))
+        finish(1)  # The device computes while the next batch is put together.
+    finish(0)
+    totals /= max(1, len(protocol.scales))
+    return metrics.compute(_count(totals, source.labels[mine.start :: mine.step]))
+
+
+def check_views(
+    model: nn.Module, variables: Any, preprocess: Preprocess, protocol: Protocol
+) -> None:
+    """Raises where a network cannot take the views of a protocol.
+
+    Raises:
+      ValueError: Says why.
+    """
+    protocol.check(preprocess)
+    for scale in () if protocol.cropped else protocol.scales:
+        shape = (1, scale, scale, preprocess.channels)
+        try:
+            jax.eval_shape(
+                model.apply, variables, jax.ShapeDtypeStruct(shape, jnp.float32)
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{protocol.name} shows whole images, from {scale} x {scale} pixels "
+                f"on: {error}"
+            ) from error
+
+
+def _ahead(function: Callable[[int], T], indices: range) -> Iterator[T]:
+    """Yields `function` of each index, in order, a few of them computed beforehand."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        waiting: deque = deque()
+        try:
+            for index in indices:
+                waiting.append(threads.submit(function, index))
+                if len(waiting) > 2 * THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _batches(
+    parts: Iterator[tuple[int, np.ndarray]], pixels: int, devices: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Puts together what has one shape.
+
+    Args:
+      parts: A number and views uint8 [V, H, W, C] each.
+      pixels: About how many there are in a batch.
+      devices: Batches are a power of two times as long, so that few shapes compile.
+
+    Yields:
+      Numbers int [n] and views uint8 [N, V, H, W, C]; from the n-th on there are zeros.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    size = 0
+
+    def take(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal size
+        group = waiting.pop(shape)
+        count = devices * 2 ** math.ceil(math.log2(max(1, len(group) / devices)))
+        views = np.zeros((count, *shape), np.uint8)
+        for i, (_, part) in enumerate(group):
+            views[i] = part
+        size -= len(group) * math.prod(shape)
+        return np.array([number for number, _ in group]), views
+
+    for number, part in parts:
+        group = waiting.setdefault(part.shape, [])
+        group.append((number, part))
+        size += part.size
+        room = max(1, pixels // (math.prod(part.shape[:3]) * devices))
+        if len(group) >= devices * 2 ** int(math.log2(room)):
+            yield take(part.shape)
+        elif size > WAITING_MEGABYTES * 2**20:
+            yield take(max(waiting, key=lambda s: len(waiting[s]) * math.prod(s)))
+    for shape in [*waiting]:
+        yield take(shape)
+
+
+def _count(probabilities: np.ndarray, labels: np.ndarray) -> metrics.State:
+    """Counts what all processes found: probabilities [N, K] and labels [N] of each."""
+
+    @jax.jit
+    def update(state, probabilities, labels):
+        logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
+        losses = softmax_cross_entropy(logits, labels)
+        return metrics.update(
+            state, logits, labels, losses, jnp.ones(labels.shape, bool)
+        )
+
+    state = metrics.empty(probabilities.shape[-1])
+    for start in range(0, len(labels), _COUNTED_AT_ONCE):
+        some = slice(start, start + _COUNTED_AT_ONCE)
+        state = update(state, probabilities[some], labels[some])
+    if jax.process_count() > 1:
+        gathered = multihost_utils.process_allgather(state)
+        state = jax.tree.map(lambda x: x.sum(axis=0), gathered)
+    return state
