@@ -2,6 +2,9 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
 
 import zoo
 
@@ -24,3 +27,14 @@ def smallest_of_each_family() -> list[str]:
     for name in sorted(zoo.list_models(), key=lambda name: zoo.get_spec(name).macs):
         smallest.setdefault(family_of(name), name)
     return sorted(smallest.values())
+
+
+# Networks of the same parts, whose tracing and compiling takes seconds.
+_SHALLOW = {"cifar_resnet20": 8, "cifar_resnet164_v2": 11}
+
+
+def build_small(name: str, **options: Any) -> nn.Module:
+    """Builds the network, or where it is deep, one of its family with less layers."""
+    spec = zoo.get_spec(name)
+    depth = {"depth": _SHALLOW[name]} if name in _SHALLOW else {}
+    return spec.build(num_classes=spec.num_classes, **depth, **options)

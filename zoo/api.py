@@ -27,6 +27,12 @@ def create(
 ) -> tuple[nn.Module, dict]:
     """Creates a model and its variables.
 
+    With `dtype=jnp.bfloat16` every layer computes in bfloat16, while parameters,
+    gradients, batch statistics and logits stay float32. In float32, TPUs and GPUs
+    multiply in fewer bits unless told otherwise: under
+    `jax.default_matmul_precision("highest")`, set where the model is traced, every
+    product and its gradients are float32 indeed.
+
     Args:
       name: Of the model, one of `list_models()`.
       weights: None for the paper's initialisation; else a registered name, or the
