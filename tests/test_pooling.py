@@ -129,6 +129,29 @@ def test_windows_are_pytorchs(cheap_jit, ceil):
             )
 
 
+def test_max_pool_has_every_derivative(cheap_jit):
+    rng = np.random.default_rng(5)
+    x, dx = rng.normal(size=(2, 2, 7, 6, 3)).astype(np.float32)
+
+    def by_xla(x):
+        sides = (0, 0), (1, 1), (1, 1), (0, 0)
+        lowest = np.float32(-np.inf)
+        return jax.lax.reduce_window(
+            x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), sides
+        )
+
+    def derivatives(pool):
+        def gradient(x):
+            return jax.grad(lambda x: jnp.sum(pool(x) ** 3))(x)
+
+        tangent = jax.jvp(pool, (x,), (dx,))
+        return *tangent, gradient(x), jax.jvp(gradient, (x,), (dx,))[1]
+
+    found = cheap_jit(lambda: derivatives(lambda x: max_pool(x, 3, 2, 1)))()
+    for a, b in zip(found, cheap_jit(lambda: derivatives(by_xla))(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_ceil_is_what_the_papers_sizes_need():
     sizes = {(110, 3, 2, 0): 55, (26, 3, 2, 0): 13, (112, 3, 2, 0): 56, (75, 2, 2): 38}
     for (size, *how), expected in sizes.items():
