@@ -73,7 +73,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
-        _check_kernel(self, shape)
+        check_kernel(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         y = convolve(
             x.astype(self.dtype),
@@ -114,7 +114,7 @@ class FullyConnected(nn.Module):
     def __call__(self, x: Array) -> Array:
         window, channels = (self.window, self.window), x.shape[-1]
         shape = (self.window**2 * channels, self.features)
-        _check_kernel(self, shape)
+        check_kernel(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -296,25 +296,28 @@ def per_channel(values: Array, x: Array) -> Array:
     return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
+def check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
     """Raises where the features do not fit the parameters that a layer has already."""
-    if module.has_variable("params", "kernel"):
-        found = module.get_variable("params", "kernel").shape
-        if found != shape:
-            raise ValueError(
-                f"{'/'.join(module.path)}: the kernel is {list(found)}, and its input "
-                f"wants {list(shape)}; look at the images' size and channels."
-            )
+    if not module.has_variable("params", "kernel"):
+        return
+    path, found = "/".join(module.path), module.get_variable("params", "kernel").shape
+    given, taken = (s[-2] * getattr(module, "groups", 1) for s in (shape, found))
+    if given != taken and taken <= 4:  # Nothing but images has so few.
+        raise ValueError(
+            f"{path}: the images have {given} channel(s) and the network takes {taken} "
+            "(zoo.transfer.change_input_channels adapts it)."
+        )
+    if found != shape:
+        raise ValueError(
+            f"{path}: the kernel is {list(found)}, and its input wants {list(shape)}; "
+            "look at the images' size and channels, and whether the variables are this "
+            "network's."
+        )
 
 
 def check_images(
-    images: Array,
-    name: str,
-    *,
-    size: int | None = None,
-    min_size: int = 1,
-    channels: int | None = None,
-):
+    images: Array, name: str, *, size: int | None = None, min_size: int = 1
+) -> None:
     """Raises where a network is given images of a shape that it cannot take.
 
     Args:
@@ -322,21 +325,20 @@ def check_images(
       name: Of the network.
       size: The one height and width that it takes; None for any.
       min_size: Smallest height and width that it takes.
-      channels: The number that it takes; None for any.
 
     Raises:
       ValueError: Names the network, the shape and what was expected.
     """
-    shape = images.shape
-    if len(shape) != 4 or (channels and shape[3] != channels):
+    shape, hint = images.shape, ""
+    if len(shape) == 3:
+        hint = " images[None] is a batch of one."
+    if len(shape) == 4 and 0 < shape[1] <= 4 < min(shape[2:]):
+        hint = " Channels come last: images.transpose(0, 2, 3, 1)."
+    fits = len(shape) == 4 and (size is None or shape[1:3] == (size, size))
+    if hint or not fits:
         raise ValueError(
-            f"{name} takes images [B, {size or 'H'}, {size or 'W'}, {channels or 'C'}],"
-            f" got {list(shape)}."
-        )
-    if size is not None and shape[1:3] != (size, size):
-        raise ValueError(
-            f"{name} takes images [B, {size}, {size}, {channels or 'C'}], got "
-            f"{list(shape)}."
+            f"{name} takes images [B, {size or 'H'}, {size or 'W'}, C], got "
+            f"{list(shape)}.{hint}"
         )
     if min(shape[1:3]) < min_size:
         raise ValueError(

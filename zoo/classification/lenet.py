@@ -17,6 +17,7 @@ from zoo.layers import (
     Classifier,
     Conv,
     check_images,
+    check_kernel,
     initializer,
     make_head,
     per_channel,
@@ -114,12 +115,9 @@ class Convolution(nn.Module):
         outputs = np.array([o for o, links in enumerate(table) for _ in links])
         fan_in = np.array([25 * len(links) for links in table])
 
-        kernel = self.param(
-            "kernel",
-            lecun_uniform_98(fan_in[outputs]),
-            (5, 5, len(inputs)),
-            self.param_dtype,
-        )
+        shape, init = (5, 5, len(inputs)), lecun_uniform_98(fan_in[outputs])
+        check_kernel(self, shape)
+        kernel = self.param("kernel", init, shape, self.param_dtype)
         bias = self.param(
             "bias", lecun_uniform_98(fan_in), (self.features,), self.param_dtype
         )
