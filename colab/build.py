@@ -18,7 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-NOTEBOOKS = ("00_quickstart", "01_transfer_learning")
+NOTEBOOKS = ("00_quickstart", "01_transfer_learning", "02_pretrained_and_features")
 TIMEOUT = 600  # Seconds for one cell.
 
 
