@@ -173,7 +173,7 @@ def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
     return (
         *rules,
         # By the names in timm's copies of torchvision's weights, too.
-        TorchRule("backbone/fc6", keys[0], (512, 7, 7), alias="pre_logits.fc1"),
+        TorchRule("backbone/fc6", keys[0], (WIDTHS[-1], 7, 7), alias="pre_logits.fc1"),
         TorchRule("backbone/fc7", keys[1], alias="pre_logits.fc2"),
         TorchRule("head/fc8", keys[2], alias="head.fc"),
     )
