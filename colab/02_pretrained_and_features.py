@@ -351,11 +351,11 @@ def pixels(images):
 inputs = {
     "trained features": (
         last_features(variables, new_images),
-        table(variables, test_images),
+        last_features(variables, test_images),
     ),
     "untrained features": (
         last_features(untrained, new_images),
-        table(untrained, test_images),
+        last_features(untrained, test_images),
     ),
     "pixels": (pixels(new_images), pixels(test_images)),
 }
