@@ -17,7 +17,7 @@ from train.evaluate import Evaluator
 from train.steps import make_mesh
 from train.tasks import softmax_cross_entropy
 from train.views import check_views, evaluate_views
-from zoo.protocols import get_protocol
+from zoo.protocols import PROTOCOLS, get_protocol
 from zoo.spec import Card, Preprocess
 
 PREPROCESS = Preprocess(6, 3, (0.5,) * 3, (0.25,) * 3, 8)
@@ -271,6 +271,12 @@ def test_the_command_prints_both_accuracies_with_intervals(weights, tmp_path):
         assert re.search(rf"  top-5     {share}", out)
         assert re.search(r"  speed     [\d,.]+ images per second", out)
         assert "matched by number" not in out
+
+
+@pytest.mark.quick
+def test_the_help_names_every_protocol():
+    out = run_command("evaluate", "--help")[1]
+    assert all(re.search(rf"\b{name}\b", out) for name in PROTOCOLS)
 
 
 @pytest.mark.usefixtures("compiled_once")

@@ -90,7 +90,7 @@ def evaluate(
     if not chosen.cropped and "fully_convolutional" in zoo.list_options(model):
         options = {"fully_convolutional": True} | options
     module, variables, card = zoo.create_with_card(model, weights=weights, **options)
-    color = color or {1: "grey", 3: "rgb"}[card.preprocess.channels]
+    color = color or {1: "grey", 3: "rgb"}.get(card.preprocess.channels)
     source = open_source(
         dataset,
         split,

@@ -1,12 +1,12 @@
 """How published accuracies were measured: which parts of an image a network sees.
 
 protocol = zoo.protocols.get_protocol("ten_crop")
-for views in protocol.views(image, preprocess):  # uint8 [V, H, W, C], one a scale
+for views in protocol.views(image, preprocess):  # uint8 [V, H, W, C], for each scale
     logits = model.apply(variables, zoo.normalize(views, preprocess))
-    probabilities = zoo.protocols.mean_probabilities(logits)
+    by_scale.append(zoo.protocols.mean_probabilities(logits))
 
-A protocol cuts views out of an image on the host; the mean over all views of the
-network's probabilities are the image's.
+A protocol cuts views out of an image on the host. An image's probabilities are the mean
+of the network's over all views, which is the mean over the scales.
 """
 
 import dataclasses
