@@ -68,6 +68,7 @@ OWNERS = {
     "grain": {"train/data": "anywhere"},
     "absl": {"train/data": "anywhere"},
     "torch": {"zoo/weights": "lazily"},
+    "torchvision": {"zoo/weights": "lazily"},
     "orbax": {"zoo/weights": "lazily", "train/checkpoint": "anywhere"},
     "matplotlib": {"train/figures": "lazily"},
     "sklearn": {"train/data": "anywhere"},

@@ -1,0 +1,124 @@
+"""What both sides of a comparison compute: weights, images, endpoints, one step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.registry import build, get_spec, list_options
+from zoo.weights.deterministic import fill_all, make_images, make_labels
+from zoo.weights.summaries import Summaries, summarise
+from zoo.weights.torch_format import from_torch, list_torch_shapes, to_torch
+
+
+def training_options(name: str) -> dict[str, Any]:
+    """The options with which a training step is compared: no dropout, all heads."""
+    wanted = {"dropout": 0.0, "aux": True}
+    return {k: v for k, v in wanted.items() if k in list_options(name)}
+
+
+def deterministic_state(name: str, **overrides: Any) -> dict[str, np.ndarray]:
+    """Makes the deterministic weights of a network, by PyTorch's names."""
+    # Plain networks have the same names, and lose the signal if branches are damped.
+    residual = "resnet" in name
+    return fill_all(list_torch_shapes(name, **overrides), residual=residual)
+
+
+def compute_endpoints(
+    name: str, state: Mapping[str, np.ndarray], jit: Callable = jax.jit
+) -> dict[str, np.ndarray]:
+    """Computes the endpoints of the deterministic images in evaluation mode.
+
+    Args:
+      name: Of the model.
+      state: Weights by PyTorch's names.
+      jit: Compiles the network.
+    """
+    images = make_images(get_spec(name).preprocess)
+    return run_endpoints(name, from_torch(name, state), images, {}, jit)
+
+
+def compute_step(
+    name: str, state: Mapping[str, np.ndarray], jit: Callable = jax.jit
+) -> dict[str, dict[str, np.ndarray]]:
+    """Computes what a training step on the deterministic images computes.
+
+    Args:
+      name: Of the model.
+      state: Weights by PyTorch's names, with those of auxiliary heads.
+      jit: Compiles the step.
+
+    Returns:
+      "loss", "gradients" and "statistics", by PyTorch's names.
+    """
+    spec, options = get_spec(name), training_options(name)
+    model = build(name, **options)
+    variables = from_torch(name, state, **options)
+    images = make_images(spec.preprocess)
+    labels = make_labels(spec.num_classes)
+
+    def loss(params: Any, rest: Any, images: Any) -> tuple[jax.Array, Any]:
+        out, updated = model.apply(
+            {"params": params, **rest},
+            images,
+            train=True,
+            method="endpoints",
+            mutable=["batch_stats"],
+        )
+        total = _cross_entropy(out["logits"], labels)
+        for head, factor in spec.aux_losses:
+            total += factor * _cross_entropy(out[head], labels)
+        return total, updated
+
+    params = variables.pop("params")
+    step = jit(jax.value_and_grad(loss, has_aux=True))
+    (value, updated), gradients = step(params, variables, images)
+    state = to_torch(name, {"params": gradients, **updated}, **options)
+    statistics = {k: v for k, v in state.items() if ".running_" in k}
+    return {
+        "loss": {"loss": np.asarray(value)[None]},
+        "gradients": {k: v for k, v in state.items() if k not in statistics},
+        "statistics": statistics,
+    }
+
+
+def summarise_endpoints(arrays: Mapping[str, np.ndarray]) -> Summaries:
+    """Summarises endpoints as golden files have them."""
+    return summarise(arrays, samples=256, sums=8)
+
+
+def summarise_parameters(arrays: Mapping[str, np.ndarray]) -> Summaries:
+    """Summarises gradients or statistics as golden files have them, sorted by name."""
+    return summarise(dict(sorted(arrays.items())), samples=8, sums=2)
+
+
+def run_endpoints(
+    name: str,
+    variables: Mapping[str, Any],
+    images: np.ndarray,
+    options: Mapping[str, Any],
+    jit: Callable = jax.jit,
+) -> dict[str, np.ndarray]:
+    """Computes the endpoints in evaluation mode.
+
+    Args:
+      name: Of the model.
+      variables: Of the model.
+      images: [B, H, W, C], preprocessed.
+      options: Of the model, and `num_classes`.
+      jit: Compiles the network.
+    """
+    model = build(name, **options)
+
+    def endpoints(variables: Any, images: Any) -> dict[str, jax.Array]:
+        return model.apply(variables, images, method="endpoints")
+
+    out = jit(endpoints)(variables, images)
+    return {endpoint: np.asarray(value) for endpoint, value in out.items()}
+
+
+def _cross_entropy(logits: jax.Array, labels: np.ndarray) -> jax.Array:
+    rows = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(rows, jnp.asarray(labels)[:, None], axis=1).mean()

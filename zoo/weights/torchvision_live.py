@@ -1,0 +1,201 @@
+"""torchvision's own networks, run at the endpoints that they share with ours."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.registry import get_spec
+
+_ALEXNET = {
+    "conv1": "features.1",
+    "pool1": "features.2",
+    "conv2": "features.4",
+    "pool2": "features.5",
+    "conv3": "features.7",
+    "conv4": "features.9",
+    "conv5": "features.11",
+    "pool5": "features.12",
+    "fc6": "classifier.2",
+    "fc7": "classifier.5",
+    "logits": "classifier.6",
+}
+_RESNET = {
+    "stem": "relu",
+    "stem_pool": "maxpool",
+    **{f"stage{i}": f"layer{i}" for i in range(1, 5)},
+    "pool": "avgpool",
+    "logits": "fc",
+}
+_GOOGLENET = {
+    "conv1": "conv1",
+    "pool1": "maxpool1",
+    "conv2_reduce": "conv2",
+    "conv2": "conv3",
+    "pool2": "maxpool2",
+    **{f"inception_{name}": f"inception{name}" for name in ("3a", "3b")},
+    "pool3": "maxpool3",
+    **{f"inception_{name}": f"inception{name}" for name in "4a 4b 4c 4d 4e".split()},
+    "pool4": "maxpool4",
+    **{f"inception_{name}": f"inception{name}" for name in ("5a", "5b")},
+    "pool": "avgpool",
+    "logits": "fc",
+}
+# What they are called there, where it is not what they are called here.
+_NAMES = {"alexnet_tv": "alexnet", "googlenet_tv": "googlenet"}
+
+
+def has_counterpart(name: str) -> bool:
+    """Whether torchvision has a network of the same weights."""
+    return any(w.source == "torchvision" for w in get_spec(name).weights)
+
+
+def build_torchvision(name: str, *, aux: bool = False) -> Any:
+    """Builds torchvision's network, without dropout and with weights to be filled.
+
+    Args:
+      name: Ours.
+      aux: Whether to have the auxiliary heads; a GoogLeNet alone has some.
+
+    Raises:
+      ImportError: torchvision is not installed, or does not work with this torch.
+    """
+    models = _import_models()
+    options: dict[str, Any] = {}
+    if name.startswith(("vgg", "googlenet")):
+        options["init_weights"] = False
+    if name.startswith("googlenet"):
+        options |= {"aux_logits": aux, "transform_input": False}
+    network = getattr(models, _NAMES.get(name, name))(**options)
+    for module in network.modules():
+        if type(module).__name__ == "Dropout":
+            module.p = 0.0
+    return network
+
+
+def torchvision_version() -> str:
+    """Names the version, and that of torch.
+
+    Raises:
+      ImportError: As for `build_torchvision`.
+    """
+    _import_models()
+    import torch
+    import torchvision
+
+    return f"torchvision {torchvision.__version__}, torch {torch.__version__}"
+
+
+def list_hooks(name: str, network: Any, *, aux: bool = False) -> dict[str, str]:
+    """Lists the modules of torchvision's network whose outputs are our endpoints."""
+    if name.startswith("vgg"):
+        return _vgg_hooks(network)
+    if name.startswith("googlenet"):
+        heads = {"aux1": "aux1", "aux2": "aux2"} if aux else {}
+        logits = {"logits": _GOOGLENET["logits"]}
+        return {
+            **{k: v for k, v in _GOOGLENET.items() if k not in logits},
+            **heads,
+            **logits,
+        }
+    return _ALEXNET if name.startswith("alexnet") else _RESNET
+
+
+def load_state(network: Any, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Gives a network of torch weights by name, all that it has and no others.
+
+    Raises:
+      ValueError: A name is missing or unexpected.
+    """
+    import torch
+
+    own = network.state_dict()
+    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    if wanted != set(state_dict):
+        raise ValueError(
+            f"the state dict does not fit: missing {sorted(wanted - set(state_dict))}, "
+            f"unexpected {sorted(set(state_dict) - wanted)}."
+        )
+    tensors = {key: torch.tensor(value) for key, value in state_dict.items()}
+    network.load_state_dict({**own, **tensors})
+
+
+def record(network: Any, hooks: Mapping[str, str]) -> tuple[dict[str, Any], Callable]:
+    """Has a network of torch keep the outputs of named modules.
+
+    Returns:
+      `(outputs, stop)`: a dict that the next run fills, and what ends the recording.
+    """
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str) -> Callable:
+        # A copy: the module behind may work in place.
+        return lambda module, inputs, output: outputs.update({name: output.clone()})
+
+    handles = [
+        network.get_submodule(path).register_forward_hook(keep(name))
+        for name, path in hooks.items()
+    ]
+
+    def stop() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return outputs, stop
+
+
+def to_our_axes(output: Any) -> np.ndarray:
+    """Brings torch's [B, C, ...] to [B, ..., C], and maps of one pixel to [B, C]."""
+    array = np.ascontiguousarray(np.moveaxis(output.detach().numpy(), 1, -1))
+    return array.reshape(len(array), -1) if array.shape[1:-1] == (1, 1) else array
+
+
+def run_torchvision(
+    name: str, state_dict: Mapping[str, np.ndarray], images: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Computes every endpoint in float32 by torchvision's network.
+
+    Args:
+      name: Ours, of a network that `has_counterpart`.
+      state_dict: As torchvision has it.
+      images: [B, H, W, C].
+
+    Raises:
+      ImportError: As for `build_torchvision`.
+      ValueError: The state dict does not fit.
+    """
+    network = build_torchvision(name).eval()
+    import torch
+
+    load_state(network, state_dict)
+    outputs, _ = record(network, list_hooks(name, network))
+    with torch.no_grad():
+        network(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+    return {name: to_our_axes(output) for name, output in outputs.items()}
+
+
+def _vgg_hooks(network: Any) -> dict[str, str]:
+    hooks, block, layer = {}, 1, 0
+    for place, module in enumerate(network.features):
+        kind = type(module).__name__
+        if kind == "ReLU":
+            layer += 1
+            hooks[f"conv{block}_{layer}"] = f"features.{place}"
+        elif kind == "MaxPool2d":
+            hooks[f"pool{block}"] = f"features.{place}"
+            block, layer = block + 1, 0
+    return {
+        **hooks,
+        "fc6": "classifier.1",
+        "fc7": "classifier.4",
+        "logits": "classifier.6",
+    }
+
+
+def _import_models() -> Any:
+    try:
+        from torchvision import models
+    except RuntimeError as error:
+        # Its compiled part and torch are of different builds.
+        raise ImportError(f"torchvision does not work here: {error}") from error
+    return models
