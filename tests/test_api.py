@@ -92,7 +92,7 @@ def test_every_path_starts_with_its_part(name):
     ("name", "options", "words"),
     [
         ("cifar_resnet21", {}, "unknown model 'cifar_resnet21'.*cifar_resnet20"),
-        ("vgg", {}, "unknown model 'vgg'; there are: .*'lenet5'"),
+        ("swin", {}, "unknown model 'swin'; there are: .*'lenet5'"),
         ("lenet5", {"dtyp": 1}, "unknown option of lenet5 'dtyp'; did you mean dtype"),
         ("cifar_resnet20", {"depth": 56}, "unknown option of cifar_resnet20 'depth'"),
         ("cifar_resnet20", {"shortcut": "D"}, "shortcut must be 'A', 'B' or 'C'"),

@@ -1,13 +1,18 @@
 """Conversion from and to PyTorch's names and axes."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zoo
+from zoo import registry
 from zoo.paths import flatten
 from zoo.weights import from_torch, to_torch
+from zoo.weights.torch_format import _in_c_order
 
 RNG = np.random.default_rng(0)
 
@@ -170,6 +175,41 @@ def test_what_torch_adds_to_the_names_is_removed():
     state["module.linear.bias"] = state.pop("linear.bias")
     with pytest.raises(ValueError, match=r"unexpected \(1\): module.linear.bias"):
         from_torch("cifar_resnet20", state)
+
+
+@pytest.mark.quick
+def test_other_names_are_taken_and_dense_layers_that_are_convolutions(monkeypatch):
+    spec, state = zoo.get_spec("lenet5_modern"), lenet_state_dict()
+    alias = {"ip1": "pre_logits.fc1", "ip2": "head.fc"}
+    rules = tuple(
+        dataclasses.replace(rule, alias=alias.get(rule.key))
+        for rule in spec.torch_rules(zoo.build("lenet5_modern"))
+    )
+    spec = dataclasses.replace(spec, torch_rules=lambda model: rules)
+    monkeypatch.setitem(registry._SPECS, "lenet5_modern", spec)
+    other = dict(state)
+    for key, name in alias.items():
+        other[f"{name}.bias"] = other.pop(f"{key}.bias")
+        other[f"{name}.weight"] = other.pop(f"{key}.weight")
+    other["pre_logits.fc1.weight"] = state["ip1.weight"].reshape(500, 50, 4, 4)
+    assert_same(
+        flatten(from_torch("lenet5_modern", other)),
+        flatten(from_torch("lenet5_modern", state)),
+    )
+    other["head.fc.weight"] = state["ip2.weight"].reshape(10, 500, 1, 1)[..., 0]
+    with pytest.raises(ValueError, match=r"ip2.weight is \[10, 500, 1\], the network"):
+        from_torch("lenet5_modern", other)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shape", [(), (5,), (70, 131), (65, 3, 2, 130), (1, 64, 3, 3)])
+def test_copying_by_tiles_copies_everything(shape):
+    array = RNG.normal(size=shape)
+    for axes in itertools.permutations(range(len(shape))):
+        copy = _in_c_order(array.transpose(axes))
+        np.testing.assert_array_equal(copy, array.transpose(axes))
+        assert copy.flags.c_contiguous
+        assert copy.base is None
 
 
 def test_number_of_classes_follows_from_the_head_and_may_not_contradict_it():

@@ -1,4 +1,4 @@
-"""The command line: python -m zoo list | describe | convert | export | doctor."""
+"""The command line, python -m zoo: list, describe, weights, convert, export, doctor."""
 
 import importlib.metadata
 import os
@@ -13,6 +13,7 @@ import tyro
 
 import zoo
 from zoo.registry import unknown
+from zoo.summary import describe_weights
 
 
 def list_(pattern: tyro.conf.Positional[str] = "*", *, task: str | None = None) -> None:
@@ -50,6 +51,24 @@ def describe(
       num_classes: The paper's number if not given.
     """
     print(zoo.describe(name, num_classes=num_classes))
+
+
+def weights(pattern: tyro.conf.Positional[str] = "*", *, fetch: bool = False) -> None:
+    """Lists published weights: source, licence, accuracy, input, URL, hash, file.
+
+    Args:
+      pattern: Shell pattern of models, such as 'resnet*'.
+      fetch: Download those that are not kept yet.
+    """
+    models = zoo.list_models(pattern)
+    published = [(name, w) for name in models for w in zoo.get_spec(name).weights]
+    if not published:
+        raise ValueError(f"no model that matches {pattern!r} has published weights.")
+    for name, one in published:
+        path = zoo.weights.fetch(one) if fetch else zoo.weights.cache_path(one)
+        kept = "kept" if path.exists() else "will be kept"
+        lines = [*describe_weights(name, one), f"  {kept} as {path}"]
+        print(f"{name} {lines[0]}", *lines[1:], sep="\n")
 
 
 def convert(
@@ -157,6 +176,7 @@ def idle_accelerator() -> str | None:
 COMMANDS = {
     "list": list_,
     "describe": describe,
+    "weights": weights,
     "convert": convert,
     "export": export,
     "doctor": doctor,

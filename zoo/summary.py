@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options
+from zoo.spec import Preprocess, Weights
 
 
 class Layer(NamedTuple):
@@ -126,10 +127,7 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
     facts = {
         "paper": [spec.paper],
         "task": [f"{spec.task}, {spec.num_classes} classes"],
-        "input": [
-            f"{_dims(shape)}, mean {_values(pre.mean)}, std {_values(pre.std)} of the "
-            "full range"
-        ],
+        "input": [_input(pre)],
         "parameters": [f"{params:,}"],
         "MACs": [f"{macs:,} for one image"],
         "init": [spec.init],
@@ -137,7 +135,7 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
         "endpoints": [", ".join(f"{k} {_dims(v)}" for k, v in endpoints.items())],
         "options": [", ".join(f"{k}={v}" for k, v in options.items())],
         "published": spec.published,
-        "weights": [f"{w.name}: {w.accuracy}; {w.source}" for w in spec.weights],
+        "weights": [x for w in spec.weights for x in describe_weights(name, w)],
         "deviations": spec.deviations,
     }
     lines = [name, "=" * len(name)]
@@ -145,6 +143,33 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
         for i, value in enumerate(values or ["none"]):
             lines.append(f"{title if i == 0 else '':<12}{value}")
     return "\n".join([*lines, "", *_table(rows)])
+
+
+def describe_weights(name: str, weights: Weights) -> list[str]:
+    """Describes published weights of a model, line by line, the first with their name.
+
+    Args:
+      name: Of the model.
+      weights: One of its published weights.
+    """
+    classes = weights.class_names
+    return [
+        f"{weights.name}: {weights.accuracy}",
+        f"  from   {weights.source}; licence {weights.licence}",
+        f"  input  {_input(weights.preprocess or get_spec(name).preprocess)}",
+        f"  {len(classes)} classes, {classes[0]!r} to {classes[-1]!r}",
+        f"  {weights.url}",
+        f"  sha256 {weights.sha256}",
+    ]
+
+
+def _input(pre: Preprocess) -> str:
+    colours = "grey" if pre.channels == 1 else pre.channel_order.upper()
+    return (
+        f"{pre.size}x{pre.size}x{pre.channels} {colours} of a shorter side of "
+        f"{pre.resize or pre.size} ({pre.interpolation}), mean {_values(pre.mean)}, "
+        f"std {_values(pre.std)} of the full range"
+    )
 
 
 def _dims(shape: tuple[int, ...]) -> str:

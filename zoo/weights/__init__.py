@@ -6,13 +6,14 @@ logits = model.apply(loaded.variables, images)
 """
 
 from zoo.weights.checkpoints import read_checkpoint
-from zoo.weights.download import fetch
+from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
 from zoo.weights.loading import Loaded, convert, load
 from zoo.weights.torch_format import from_torch, to_torch
 
 __all__ = [
     "Loaded",
+    "cache_path",
     "convert",
     "fetch",
     "from_torch",
