@@ -1,5 +1,7 @@
 """The ImageNet networks' details, small, against an independent PyTorch restatement."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,19 +53,18 @@ def small(block, *, blocks=BLOCKS, width=4, init=None, **options):
     )
 
 
-def make_pair(jit, kind, output_stride=32, **options):
-    """The network, its variables, and the same in PyTorch."""
+def make_pair(kind, output_stride=32, **options):
+    """The network, and what makes the same in PyTorch."""
     model = small(KINDS[kind], output_stride=output_stride, **options)
-    variables = random_variables(model, IMAGES, jit)
-    net = TorchResNet(
-        variables,
+    net = partial(
+        TorchResNet,
         blocks=BLOCKS,
         kind=kind,
         small=False,
         dilations=DILATIONS[output_stride],
         **options,
     )
-    return model, variables, net
+    return model, net
 
 
 @pytest.mark.parametrize(
@@ -80,13 +81,12 @@ def make_pair(jit, kind, output_stride=32, **options):
     ids=str,
 )
 def test_every_endpoint_is_what_torch_computes(kind, options, cheap_jit):
-    model, variables, net = make_pair(cheap_jit, kind, **options)
-    check_endpoints(model, variables, net, IMAGES, jit=cheap_jit)
+    check_endpoints(*make_pair(kind, **options), IMAGES, jit=cheap_jit)
 
 
 def test_one_training_step_is_what_torch_computes(cheap_jit):
-    pair = make_pair(cheap_jit, "bottleneck", shortcut="B", output_stride=16)
-    check_training_step(*pair, IMAGES, LABELS, jit=cheap_jit)
+    pair = make_pair("bottleneck", shortcut="B", output_stride=16)
+    check_training_step(*pair, IMAGES[:, :40, :40], LABELS, jit=cheap_jit)
 
 
 @pytest.mark.quick
@@ -140,7 +140,7 @@ def test_where_projections_are():
 def test_recomputing_changes_no_number_and_no_path(block, cheap_jit):
     options = {"preactivation": block is PreActivationBottleneck, "blocks": (2, 1)}
     images = jnp.asarray(IMAGES[:, :8, :8])
-    variables = random_variables(small(block, **options), images, cheap_jit)
+    variables = random_variables(small(block, **options), images)
 
     def run(remat):
         model = small(block, remat=remat, **options)

@@ -42,32 +42,30 @@ def imagenet(blocks=(1, 2, 1, 1), **options):
 
 
 def test_cifar_endpoints_are_what_torch_computes(cheap_jit):
-    model = cifar(depth=20)
-    variables = random_variables(model, IMAGES, cheap_jit)
-    net = TorchResNet(variables, blocks=(2, 2, 2), kind="preact", early_stride=True)
-    check_endpoints(model, variables, net, IMAGES, jit=cheap_jit)
+    options = dict(blocks=(2, 2, 2), kind="preact", early_stride=True)
+    make_net = partial(TorchResNet, **options)
+    check_endpoints(cifar(depth=20), make_net, IMAGES, jit=cheap_jit)
 
 
 def test_imagenet_endpoints_are_what_torch_computes(cheap_jit):
-    model = imagenet()
     images = RNG.normal(size=(2, 64, 48, 3)).astype(np.float32)
-    variables = random_variables(model, images, cheap_jit)
-    net = TorchResNet(variables, blocks=(1, 2, 1, 1), kind="preact", small=False)
-    check_endpoints(model, variables, net, images, jit=cheap_jit)
+    options = dict(blocks=(1, 2, 1, 1), kind="preact", small=False)
+    make_net = partial(TorchResNet, **options)
+    check_endpoints(imagenet(), make_net, images, jit=cheap_jit)
 
 
 def test_one_training_step_is_what_torch_computes(cheap_jit):
-    model = cifar(depth=11)
-    variables = random_variables(model, IMAGES, cheap_jit)
-    net = TorchResNet(variables, blocks=(1, 1, 1), kind="preact", early_stride=True)
-    check_training_step(model, variables, net, IMAGES, LABELS, jit=cheap_jit)
+    options = dict(blocks=(1, 1, 1), kind="preact", early_stride=True)
+    make_net = partial(TorchResNet, **options)
+    images = IMAGES[:, :16, :16]
+    check_training_step(cifar(depth=11), make_net, images, LABELS, jit=cheap_jit)
 
 
 @pytest.mark.quick
 def test_the_input_goes_through_a_block_untouched(cheap_jit):
     model = imagenet(blocks=(1, 2, 1, 1))
     images = jnp.asarray(IMAGES)
-    variables = random_variables(model, images, cheap_jit)
+    variables = random_variables(model, images)
     stage = variables["params"]["backbone"]["stage2"]
     before = stage["block2"]["conv3"]["kernel"]
     run = cheap_jit(partial(model.apply, method="endpoints"))
@@ -115,7 +113,7 @@ def test_which_convolution_has_the_stride(build, sizes):
 
 
 @pytest.mark.quick
-def test_pytorch_names_come_back_bit_by_bit(cheap_jit):
+def test_pytorch_names_come_back_bit_by_bit():
     name = "cifar_resnet164_v2"
     shapes = jax.eval_shape(zoo.build(name).init, jax.random.key(0), IMAGES)
     rng = np.random.default_rng(2)
@@ -149,7 +147,7 @@ def test_options():
 
 
 @pytest.mark.quick
-def test_the_smallest_images(cheap_jit):
+def test_the_smallest_images():
     model = cifar(depth=11)
     shapes = jax.eval_shape(
         model.init_with_output, jax.random.key(0), jnp.zeros((1, 1, 1, 3))
