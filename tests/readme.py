@@ -19,7 +19,9 @@ def model_table() -> str:
         spec = zoo.get_spec(name)
         pre = spec.preprocess
         authors, year = spec.paper.split(":")[0], re.findall(r"\d{4}", spec.paper)[-1]
-        weights = "; ".join(f"`{w.name}`: {w.accuracy}" for w in spec.weights)
+        weights = "; ".join(
+            f"`{w.name}`: {w.accuracy.partition(' of ')[0]}" for w in spec.weights
+        )
         rows.append(
             f"| `{name}` | {authors}, {year} | {spec.params:,} | {spec.macs:,} | "
             f"{pre.size}x{pre.size}x{pre.channels} | {weights or '-'} |"
