@@ -50,7 +50,7 @@ def evaluate(
     weights: str | None = None,
     option: tuple[str, ...] = (),
     dataset: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     data_dir: str | None = None,
     color: str | None = None,
     protocol: str = "center_crop",
@@ -66,7 +66,7 @@ def evaluate(
       weights: Path or registered name of its weights.
       option: Options of the model as name=value.
       dataset: digits, cifar10, a TFDS name or imagefolder:PATH; the run's if not given.
-      split: Of the data set.
+      split: Of the data set; the run's, else test.
       data_dir: Where TFDS keeps prepared data sets.
       color: rgb, grey or as_stored; the run's, else that which the network takes.
       protocol: Views of each image whose probabilities are averaged: center_crop,
@@ -84,6 +84,8 @@ def evaluate(
         if dataset is None:
             dataset, classes = data.dataset, data.classes or None
             data_dir, color = data_dir or data.data_dir, color or data.color
+            split = split or data.eval_split
+    split = split or "test"
     if model is None or weights is None or dataset is None:
         raise ValueError("give a run folder, or --model, --weights and --dataset.")
     options = parse_options(option)
