@@ -1,0 +1,157 @@
+"""ZFNet against a PyTorch restatement of the paper's figure 3."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_nets import TorchNet, check_endpoints
+
+import zoo
+from zoo.classification import zfnet
+from zoo.paths import flatten
+from zoo.summary import abstract_variables, list_endpoints
+from zoo.weights.torch_format import list_torch_shapes
+
+SHAPE = (224, 224, 3)
+
+
+class TorchZFNet(TorchNet):
+    """Figure 3: convolve, rectify, pool, and only then normalise."""
+
+    def conv(self, x, path, stride=1, padding=0):
+        kernel = self.leaves[f"params/{path}/kernel"].permute(3, 2, 0, 1)
+        bias = self.leaves[f"params/{path}/bias"]
+        return self.f.conv2d(x, kernel, bias, stride, padding).relu()
+
+    def pool(self, x):
+        return self.f.max_pool2d(x, 3, 2, ceil_mode=True)
+
+    def contrast(self, x):
+        # torch divides alpha by the size.
+        return self.f.local_response_norm(x, 5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+
+    def endpoints(self, images):
+        out = {}
+        x = self.images(images)
+        x = out["conv1"] = self.conv(x, "backbone/conv1", 2, 1)
+        x = out["pool1"] = self.pool(x)
+        x = out["norm1"] = self.contrast(x)
+        x = out["conv2"] = self.conv(x, "backbone/conv2", 2)
+        x = out["pool2"] = self.pool(x)
+        x = out["norm2"] = self.contrast(x)
+        for layer in ("conv3", "conv4", "conv5"):
+            x = out[layer] = self.conv(x, f"backbone/{layer}", 1, 1)
+        x = out["pool5"] = self.pool(x)
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        x = out["fc6"] = self.dense(x, "backbone/fc6").relu()
+        x = out["fc7"] = self.dense(x, "backbone/fc7").relu()
+        out["logits"] = self.dense(x, "head/fc8")
+        return out
+
+
+def test_every_endpoint_is_what_torch_computes(cheap_jit):
+    # As large as an image of 0 to 255, so that the normalisation does something.
+    rng = np.random.default_rng(0)
+    images = rng.normal(scale=70, size=(1, *SHAPE)).astype(np.float32)
+    model = zoo.build("zfnet", num_classes=5)
+    check_endpoints(model, TorchZFNet, images, jit=cheap_jit)
+
+
+@pytest.mark.quick
+def test_sizes_are_those_of_figure_3():
+    shapes = list_endpoints(zoo.build("zfnet"), SHAPE)
+    assert shapes == {
+        "conv1": (110, 110, 96),
+        "pool1": (55, 55, 96),
+        "norm1": (55, 55, 96),
+        "conv2": (26, 26, 256),
+        "pool2": (13, 13, 256),
+        "norm2": (13, 13, 256),
+        "conv3": (13, 13, 384),
+        "conv4": (13, 13, 384),
+        "conv5": (13, 13, 256),
+        "pool5": (6, 6, 256),
+        "fc6": (4096,),
+        "fc7": (4096,),
+        "logits": (1000,),
+    }
+
+
+@pytest.mark.quick
+def test_the_smallest_images(monkeypatch):
+    model = zoo.build("zfnet", fully_convolutional=True)
+    shapes = list_endpoints(model, (207, 280, 3))
+    assert shapes["pool5"] == (6, 8, 256)
+    assert shapes["fc6"] == (1, 3, 4096)
+    assert shapes["logits"] == (1000,)
+    words = r"zfnet takes images of 207 x 207 pixels or more, got \[1, 206, 300, 3\]"
+    with pytest.raises(ValueError, match=words):
+        list_endpoints(model, (206, 300, 3))
+    with pytest.raises(ValueError, match=r"zfnet takes images \[B, 224, 224, "):
+        list_endpoints(zoo.build("zfnet"), (256, 256, 3))
+    # Nothing smaller fits: the message does not ask for too much.
+    monkeypatch.setattr(zfnet, "check_images", lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match=r"The kernel .* is larger than x"):
+        list_endpoints(model, (206, 300, 3))
+
+
+@pytest.mark.quick
+def test_names_in_a_state_dict():
+    shapes = list_torch_shapes("zfnet")
+    assert {key.partition(".")[0] for key in shapes} == {
+        *("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+    }
+    assert shapes["fc6.weight"] == (4096, 256 * 6 * 6)
+    rules = {r.module: r for r in zoo.get_spec("zfnet").torch_rules(zoo.build("zfnet"))}
+    assert rules["backbone/fc6"].flatten == (256, 6, 6)
+
+
+@pytest.mark.quick
+def test_recomputing_changes_no_name():
+    plain, again = (zoo.build("zfnet", remat=remat) for remat in (False, True))
+    variables = abstract_variables(plain, SHAPE)
+    assert abstract_variables(again, SHAPE) == variables
+    assert [*list_endpoints(again, SHAPE)] == [*list_endpoints(plain, SHAPE)]
+    images = jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32)
+
+    def count(model):
+        jaxpr = jax.make_jaxpr(model.apply)(variables, images)
+        return sum(eqn.primitive.name.startswith("remat") for eqn in jaxpr.eqns)
+
+    assert (count(plain), count(again)) == (0, 1)
+
+
+@pytest.mark.quick
+def test_dropout_is_active_in_training_alone():
+    model = zoo.build("zfnet")
+    variables = abstract_variables(model, SHAPE)
+    images = jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32)
+
+    def count(train, **options):
+        model = zoo.build("zfnet", **options)
+        run = partial(model.apply, train=train, rngs={"dropout": jax.random.key(0)})
+        return str(jax.make_jaxpr(run)(variables, images)).count("random_bits")
+
+    assert count(False) == 0
+    assert count(True) > 0
+    assert count(True, dropout=0.0) == 0
+    assert model.backbone.dropout == 0.5
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("init", "std"), [(None, 0.01), ("gaussian_0.1", 0.1)])
+def test_initialisation(init, std, cheap_jit):
+    model = zoo.build("zfnet", num_classes=300, init=init)
+
+    @cheap_jit
+    def draw(key):
+        flat = flatten(model.init(key, jnp.zeros((1, *SHAPE)))["params"])
+        # Without fc6 and fc7, which take seconds.
+        kernels = [flat["backbone/conv2/kernel"], flat["head/fc8/kernel"]]
+        return kernels, [leaf for path, leaf in flat.items() if "bias" in path]
+
+    kernels, biases = draw(jax.random.key(0))
+    assert [np.std(k) for k in kernels] == pytest.approx([std, std], rel=0.02)
+    assert not any(bias.any() for bias in biases)
