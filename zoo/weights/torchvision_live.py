@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from zoo.registry import get_spec
-
 _ALEXNET = {
     "conv1": "features.1",
     "pool1": "features.2",
@@ -41,13 +39,21 @@ _GOOGLENET = {
     "pool": "avgpool",
     "logits": "fc",
 }
-# What they are called there, where it is not what they are called here.
-_NAMES = {"alexnet_tv": "alexnet", "googlenet_tv": "googlenet"}
+_SAME_NAME = """
+vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn
+resnet18 resnet34 resnet50 resnet101 resnet152
+"""
+# Their names by ours.
+_NAMES = {
+    "alexnet_tv": "alexnet",
+    "googlenet_tv": "googlenet",
+    **{name: name for name in _SAME_NAME.split()},
+}
 
 
 def has_counterpart(name: str) -> bool:
     """Whether torchvision has a network of the same weights."""
-    return any(w.source == "torchvision" for w in get_spec(name).weights)
+    return name in _NAMES
 
 
 def build_torchvision(name: str, *, aux: bool = False) -> Any:
@@ -66,7 +72,7 @@ def build_torchvision(name: str, *, aux: bool = False) -> Any:
         options["init_weights"] = False
     if name.startswith("googlenet"):
         options |= {"aux_logits": aux, "transform_input": False}
-    network = getattr(models, _NAMES.get(name, name))(**options)
+    network = getattr(models, _NAMES[name])(**options)
     for module in network.modules():
         if type(module).__name__ == "Dropout":
             module.p = 0.0

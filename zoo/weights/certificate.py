@@ -1,4 +1,4 @@
-"""Whether a network computes what its source computes: `python -m zoo verify`."""
+"""Whether a network computes what its source does: `python -m zoo verify`."""
 
 import dataclasses
 import os
@@ -32,6 +32,12 @@ from zoo.weights.torchvision_live import (
 )
 
 TOLERANCE = 1e-5
+# In training: this many times the error of the reference's own network in float32.
+SLACK = 4
+# Where a ReLU or a max pool is nearer to a tie than float32 can tell, it passes another
+# gradient. A part e of them changes the gradients by about the root of e, on every
+# machine in another way: 1e-3 for e = 1e-6.
+TIES = 1e-2
 GOLDEN = Path(__file__).with_name("golden")
 
 
@@ -153,9 +159,10 @@ def _verify_golden(name: str, training: bool, jit: Callable) -> Certificate:
         state = deterministic_state(name, **training_options(name))
         checks = _check_step(compute_step(name, state, jit), expected, facts)
         notes.append(
-            "one step of gradient descent without dropout; gradients are relative to "
-            "their layer's largest, and their tolerance is "
-            f"at least {facts['slack']} times the reference's own error in float32"
+            "one training step without dropout; gradients are relative to their "
+            f"layer's largest; tolerances allow for {SLACK} times the error of the "
+            "reference itself in float32, those of gradients also for ReLUs and max "
+            "pools near a tie"
         )
     else:
         found = compute_endpoints(name, deterministic_state(name), jit)
@@ -189,7 +196,8 @@ def _check_step(
     for section in ("loss", "gradients", "statistics"):
         summaries = summarise_parameters(found[section])
         errors = measure(summaries, expected[section], by_layer=section == "gradients")
-        tolerance = facts["tolerances"][section]
+        least = TIES if section == "gradients" else TOLERANCE
+        tolerance = max(least, SLACK * facts["float32_errors"][section])
         wrong = [Check(k, (), e, tolerance) for k, e in errors.items() if e > tolerance]
         worst = max(errors.values(), default=0.0)
         checks.append(Check(section, (), worst, tolerance))
