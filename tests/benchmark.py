@@ -11,19 +11,11 @@ there are cores; nothing else should run. Numbers go to tests/benchmarks.json.
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import importlib
 import importlib.util
 import json
-import multiprocessing
-import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +23,7 @@ import benchmark_table
 import jax
 import numpy as np
 import readme
+from benchmark_rounds import Call, machine, say, side_process, summarize
 from benchmark_zoo import (
     ACCELERATOR,
     FULL,
@@ -47,10 +40,9 @@ from benchmark_zoo import (
 )
 
 import zoo
-from train.experiment import prepare_experiment, versions
+from train.experiment import prepare_experiment
 
 OUT = Path(__file__).parent / "benchmarks.json"
-Call = Callable[..., Any]
 
 
 def main(arguments: list[str]) -> None:
@@ -107,7 +99,7 @@ def measure(plan: Plan, folder: Path, cifar10: str | None) -> dict[str, Any]:
         elif importlib.util.find_spec("torch") is None:
             found["absent"]["torch"] = "not installed"
         else:
-            theirs = stack.enter_context(torch_process())
+            theirs = stack.enter_context(side_process("benchmark_torch"))
             found["same_network"] = check_same_network(theirs, bare)
             found["machine"]["torch"] = found["same_network"].pop("version")
         found |= measure_rounds(plan, data, folder, bare, theirs)
@@ -121,37 +113,6 @@ def measure(plan: Plan, folder: Path, cifar10: str | None) -> dict[str, Any]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """States what was measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        # Others' work: the numbers are worth nothing where this is not near 0.
-        "load_before": os.getloadavg()[0],
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "python": platform.python_version(),
-        **versions(),
-    }
-
-
-@contextlib.contextmanager
-def torch_process() -> Iterator[Call]:
-    """Starts the PyTorch side; yields what calls a function of `benchmark_torch`."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        yield lambda *arguments: pool.submit(_call_torch, *arguments).result()
-
-
-def _call_torch(name: str, *arguments: Any) -> Any:
-    # Imported in the other process alone.
-    return getattr(importlib.import_module("benchmark_torch"), name)(*arguments)
-
-
 def check_same_network(theirs: Call, bare: BareStep) -> dict[str, Any]:
     """Starts the PyTorch side with equal weights and holds the first losses together.
 
@@ -162,7 +123,7 @@ def check_same_network(theirs: Call, bare: BareStep) -> dict[str, Any]:
     optim, preprocess = experiment.config.optim, experiment.card.preprocess
     weights = zoo.weights.to_torch(experiment.card.model, experiment.variables)
     facts = {
-        "blocks": experiment.model.backbone.blocks,
+        "blocks": experiment.model.backbone.blocks[0],
         "threads": bare.plan.threads,
         "mean": preprocess.mean,
         "std": preprocess.std,
@@ -221,44 +182,6 @@ def measure_rounds(
             for size in sizes
         },
     }
-
-
-def summarize(
-    seconds: dict[str, list[float]], images: int, ours: str
-) -> dict[str, dict[str, Any]]:
-    """Turns the seconds of each side into images per second and ratios.
-
-    Args:
-      seconds: Of a step or call, by side and round.
-      images: In a step or call.
-      ours: The side whose speed is divided by that of each other side.
-
-    Returns:
-      `seconds`, `images_per_second` and `ratio`, by side; the last two have the
-      `median` and the `best` of the rounds.
-    """
-    kinds = {"median": statistics.median, "best": min}
-    times = {
-        side: {kind: fn(values) for kind, fn in kinds.items()}
-        for side, values in seconds.items()
-    }
-    return {
-        "seconds": seconds,
-        "images_per_second": {
-            side: {kind: images / t for kind, t in found.items()}
-            for side, found in times.items()
-        },
-        "ratio": {
-            side: {kind: t / times[ours][kind] for kind, t in found.items()}
-            for side, found in times.items()
-            if side != ours
-        },
-    }
-
-
-def say(text: str) -> None:
-    """Reports progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

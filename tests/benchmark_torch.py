@@ -4,14 +4,14 @@ It runs in a process of its own, which waits while the other side is measured. I
 names are those that `zoo.weights.to_torch` writes.
 """
 
-import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmark_rounds import seconds_per_call
 from torch import nn
 
 # Memory format, and whether the network is compiled.
@@ -159,15 +159,6 @@ class Side:
         model, images = self.create(variant).eval(), self.images[:batch]
         with torch.inference_mode():
             return seconds_per_call(lambda: model(self.prepare(images, variant)), calls)
-
-
-def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
-    """Measures after two calls that are not counted."""
-    call(), call()
-    started = time.perf_counter()
-    for _ in itertools.repeat(None, calls):
-        call()
-    return (time.perf_counter() - started) / calls
 
 
 _side: list[Side] = []

@@ -1,0 +1,122 @@
+"""What benchmarks share: the sides' processes, the clock, and the ratios.
+
+Each side lives in a process of its own, which waits while another one is measured: the
+threads of two libraries in one process would disturb each other.
+"""
+
+import contextlib
+import datetime
+import importlib
+import itertools
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+Call = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def side_process(module: str) -> Iterator[Call]:
+    """Starts a side; yields what calls a function of `module` in its process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        yield lambda *arguments: pool.submit(_call, module, *arguments).result()
+
+
+def _call(module: str, name: str, *arguments: Any) -> Any:
+    # Imported in the other process alone.
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+def machine() -> dict[str, Any]:
+    """States what is measured on, as jax sees it in this process."""
+    import jax
+
+    from train.experiment import versions
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        # Others' work: the numbers are worth nothing where this is not near 0.
+        "load_before": os.getloadavg()[0],
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "python": platform.python_version(),
+        **versions(),
+    }
+
+
+def same_machine(known: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether numbers of two runs may stand in one table."""
+    facts = ("cpu", "cores", "device", "jax", "jaxlib")
+    return all(known.get(fact) == here.get(fact) for fact in facts)
+
+
+def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
+    """Measures after two calls that are not counted."""
+    call(), call()
+    started = time.perf_counter()
+    for _ in itertools.repeat(None, calls):
+        call()
+    return (time.perf_counter() - started) / calls
+
+
+def seconds_per_call_within(call: Callable[[], Any], seconds: float) -> float:
+    """Measures after one call that is not counted, for about so many seconds."""
+    call()
+    started = ended = time.perf_counter()
+    calls = 0
+    while not calls or ended - started < seconds:
+        call()
+        calls += 1
+        ended = time.perf_counter()
+    return (ended - started) / calls
+
+
+def summarize(
+    seconds: dict[str, list[float]], images: int, ours: str
+) -> dict[str, dict[str, Any]]:
+    """Turns the seconds of each side into images per second and ratios.
+
+    Args:
+      seconds: Of a step or call, by side and round.
+      images: In a step or call.
+      ours: The side whose speed is divided by that of each other side.
+
+    Returns:
+      `seconds`, `images_per_second` and `ratio`, by side; the last two have the
+      `median` and the `best` of the rounds.
+    """
+    kinds = {"median": statistics.median, "best": min}
+    times = {
+        side: {kind: fn(values) for kind, fn in kinds.items()}
+        for side, values in seconds.items()
+    }
+    return {
+        "seconds": seconds,
+        "images_per_second": {
+            side: {kind: images / t for kind, t in found.items()}
+            for side, found in times.items()
+        },
+        "ratio": {
+            side: {kind: t / times[ours][kind] for kind, t in found.items()}
+            for side, found in times.items()
+            if side != ours
+        },
+    }
+
+
+def say(text: str) -> None:
+    """Reports progress."""
+    print(text, file=sys.stderr, flush=True)
