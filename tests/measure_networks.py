@@ -1,0 +1,113 @@
+"""Measures of every network: the first call, bfloat16, compiling, memory of training.
+
+python tests/measure_networks.py             # what tests/networks.json lacks
+python tests/measure_networks.py 'vgg*'      # of it, the networks of that name
+python tests/measure_networks.py --again     # everything once more, about an hour
+python tests/measure_networks.py --table     # prints the tables of README.md
+python tests/measure_networks.py --readme    # writes them there
+
+Each network has a new process. Where the numbers were made on another machine or with
+another jax, all are made again.
+"""
+
+import argparse
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import measure_networks_table
+import readme
+from benchmark_rounds import machine, same_machine, say, side_process
+from measure_networks_one import Wanted
+
+import zoo
+
+OUT = Path(__file__).parent / "networks.json"
+# Networks whose training step is compiled too, and those whose memory is asked for.
+TRAINED = (
+    "alexnet_tv",
+    "vgg16",
+    "googlenet_tv",
+    "resnet50",
+    "resnet152",
+    "resnet200_v2",
+    "cifar_resnet20",
+    "cifar_resnet110",
+    "cifar_resnet1202",
+    "cifar_resnet164_v2",
+    "cifar_resnet1001_v2",
+)
+FITTED = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50", "resnet152")
+BATCHES = (8, 32, 256)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, or shows what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("names", nargs="*", default=["*"], help="shell patterns of names; all if none")
+    add("--again", action="store_true", help="measure also what is in the file")
+    add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
+    add("--table", action="store_true", help="print the tables and measure nothing")
+    add("--readme", action="store_true", help="write them to README.md instead")
+    add("--quick", action="store_true", help="one batch of 2: a test of the plumbing")
+    options = parser.parse_args(arguments)
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.table or options.readme:
+        tables = measure_networks_table.render(found)
+        if options.readme:
+            text = readme.replace_block(readme.README.read_text(), "networks", tables)
+            readme.README.write_text(text)
+        else:
+            print(tables)
+        return
+    names = [
+        name
+        for pattern in options.names
+        for name in fnmatch.filter(zoo.list_models(), pattern) or [pattern]
+    ]
+    for name in names:
+        zoo.get_spec(name)  # An unknown name is an error before any measurement.
+    measure(names, found, options.out, again=options.again, quick=options.quick)
+
+
+def measure(
+    names: list[str], found: dict[str, Any], out: Path, *, again: bool, quick: bool
+) -> None:
+    """Measures networks, and writes the file after each.
+
+    Args:
+      names: Of the networks.
+      found: What is in the file already.
+      out: The file.
+      again: Whether to measure also what is in it.
+      quick: Whether to do little.
+    """
+    here = machine()
+    if not same_machine(found.get("machine", here), here):
+        say("the numbers in the file are of another machine; they are replaced.")
+        found.clear()
+    found["machine"] = here
+    networks = found.setdefault("networks", {})
+    todo = [name for name in names if again or name not in networks]
+    for i, name in enumerate(todo, start=1):
+        say(f"{i}/{len(todo)} {name}")
+        with side_process("measure_networks_one") as process:
+            networks[name] = process("measure", name, choose(name, quick))
+        say(f"  {networks[name]}")
+        order = [name for name in zoo.list_models() if name in networks]
+        found["networks"] = networks = {name: networks[name] for name in order}
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def choose(name: str, quick: bool) -> Wanted:
+    """Chooses what to measure of a network."""
+    if quick:
+        return Wanted(batches=(2,) if "remat" in zoo.list_options(name) else ())
+    return Wanted(name in TRAINED, BATCHES if name in FITTED else ())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

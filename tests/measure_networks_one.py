@@ -1,0 +1,174 @@
+"""What is measured of one network, in a process of its own."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import zoo
+from train.state import create_state
+from train.steps import make_prepare, make_train_step
+from train.tasks import make_loss
+from zoo.summary import abstract_variables
+from zoo.weights.deterministic import fill_all, make_images
+from zoo.weights.torch_format import from_torch, list_torch_shapes
+
+# Which memory is needed is decided before any machine code is made.
+CHEAP = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+def clocked(function: Callable, *arguments: Any) -> tuple[Any, float]:
+    """Calls a function; returns its result, when it is ready, and the seconds."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return result, time.perf_counter() - began
+
+
+def measure_first_call(name: str) -> dict[str, float]:
+    """Measures what a user waits for, from the name to the first logits of one image.
+
+    Returns:
+      Seconds: `create` with random weights, `load` from a safetensors file, `trace`,
+      `compile` and the first `run`, and `again` a later one.
+    """
+    # What jax itself has to begin with.
+    jax.block_until_ready(jax.jit(jnp.sin)(jnp.zeros(1)))
+    seconds = {}
+    (_, variables, card), seconds["create"] = clocked(zoo.create_with_card, name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        zoo.weights.save_safetensors(path, variables, card)
+        del variables
+        (model, variables), seconds["load"] = clocked(load, name, path)
+    images = jnp.asarray(make_images(card.preprocess, 1))
+    lowered, seconds["trace"] = clocked(jax.jit(model.apply).lower, variables, images)
+    apply, seconds["compile"] = clocked(lowered.compile)
+    _, seconds["run"] = clocked(apply, variables, images)
+    seconds["again"] = min(clocked(apply, variables, images)[1] for _ in range(3))
+    return {k: round(v, 4) for k, v in seconds.items()}
+
+
+def load(name: str, path: Path) -> tuple[Any, dict]:
+    """Creates a network from a file."""
+    return zoo.create(name, weights=str(path))
+
+
+def measure_deviation(name: str, *, images: int = 8) -> float:
+    """Returns how far bfloat16 logits are from float32 ones.
+
+    Both are of the same deterministic weights and images; the largest difference is
+    in units of the largest logit.
+    """
+    shapes = list_torch_shapes(name)
+    state = fill_all(shapes, residual="resnet" in name)
+    variables = jax.tree.map(jnp.asarray, from_torch(name, state))
+    batch = jnp.asarray(make_images(zoo.get_spec(name).preprocess, images))
+    exact, rounded = (
+        np.asarray(jax.jit(zoo.build(name, dtype=dtype).apply)(variables, batch))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    return float(f"{np.abs(rounded - exact).max() / np.abs(exact).max():.3g}")
+
+
+def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Lowered:
+    """Traces the step of `train` with SGD and momentum, from shapes alone.
+
+    Args:
+      name: Of the network.
+      batch: Number of images.
+      **options: Of the network.
+    """
+    spec = zoo.get_spec(name)
+    pre = spec.preprocess
+    model = zoo.build(name, **options)
+    shape = (pre.size, pre.size, pre.channels)
+    schedule = optax.constant_schedule(0.1)
+    tx = optax.sgd(schedule, momentum=0.9)
+    step = make_train_step(
+        model,
+        make_loss(spec.loss),
+        tx,
+        schedule=schedule,
+        prepare=make_prepare(pre, None),
+        seed=0,
+        aux_losses=spec.aux_losses,
+    )
+    variables = abstract_variables(model, shape)
+    state = jax.eval_shape(lambda variables: create_state(variables, tx), variables)
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch, *shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+    return jax.jit(step, donate_argnums=0).lower(state, batch)
+
+
+def measure_training(name: str, batch: int = 8, **options: Any) -> dict[str, float]:
+    """Measures the seconds to trace and to compile a training step."""
+    lowered, trace = clocked(lambda: lower_training_step(name, batch, **options))
+    _, compile_ = clocked(lowered.compile)
+    return {"trace": round(trace, 2), "compile": round(compile_, 2)}
+
+
+def measure_memory(name: str, batches: list[int], **options: Any) -> dict[str, int]:
+    """Asks the compiler for the memory of a training step, whose state is donated.
+
+    Returns:
+      MiB by batch: arguments, temporary values and those outputs that do not take the
+      place of arguments.
+    """
+    found = {}
+    for batch in batches:
+        lowered = lower_training_step(name, batch, **options)
+        found[str(batch)] = total_memory(lowered.compile(CHEAP)) // 2**20
+    return found
+
+
+def total_memory(compiled: jax.stages.Compiled) -> int:
+    """Adds up the bytes that a compiled function holds at once, at most."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What to measure of a network.
+
+    Attributes:
+      training: Whether to compile its training step too.
+      batches: For which batches to ask for the memory of training.
+    """
+
+    training: bool = False
+    batches: tuple[int, ...] = ()
+
+
+def measure(name: str, wanted: Wanted) -> dict[str, Any]:
+    """Measures one network; see the functions above."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    found = {
+        "first_call_seconds": measure_first_call(name),
+        "bfloat16_deviation": measure_deviation(name),
+    }
+    if wanted.training:
+        found["training_step_seconds"] = measure_training(name)
+    if wanted.batches:
+        found["training_mebibytes"] = {
+            "plain": measure_memory(name, wanted.batches),
+            "remat": measure_memory(name, wanted.batches, remat=True),
+        }
+    return found

@@ -1,0 +1,72 @@
+"""The tables of measure_networks.py, from the numbers in networks.json."""
+
+from typing import Any
+
+
+def render(found: dict[str, Any]) -> str:
+    """Makes the markdown.
+
+    Args:
+      found: Content of the file.
+    """
+    machine, networks = found["machine"], found["networks"]
+    parts = [
+        f"On {machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}, "
+        f"{machine['date']}; `python tests/measure_networks.py` makes it again.",
+        *_memory(networks),
+        _first_calls(networks),
+    ]
+    return "\n\n".join(parts)
+
+
+def _memory(networks: dict[str, Any]) -> list[str]:
+    fitted = {k: n["training_mebibytes"] for k, n in networks.items() if _fitted(n)}
+    if not fitted:
+        return []
+    batches = [*next(iter(fitted.values()))["plain"]]
+    lines = [
+        f"| training with batches of | {' | '.join(batches)} |",
+        f"| --- |{' ---: |' * len(batches)}",
+    ]
+    for name, memory in fitted.items():
+        for kind, title in (("plain", f"`{name}`"), ("remat", "with `remat=True`")):
+            cells = [f"{memory[kind][b] / 1024:,.2f} GiB" for b in batches]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    said = (
+        "Memory of a training step in float32 by the CPU compiler's own analysis, with "
+        "parameters, momentum and images; the state is donated:"
+    )
+    return [said, "\n".join(lines)]
+
+
+def _fitted(network: dict[str, Any]) -> bool:
+    return "training_mebibytes" in network
+
+
+def _first_calls(networks: dict[str, Any]) -> str:
+    lines = [
+        "<details><summary>Seconds until the first logits, and how far bfloat16 is "
+        "from float32, per network</summary>",
+        "",
+        "One image, a new process, no compilation cache. The last column is the "
+        "largest difference of bfloat16's logits, in percent of the largest logit.",
+        "",
+        "| network | create | or load | trace, compile | first run | second | "
+        "training step | bfloat16 |",
+        f"| --- |{' ---: |' * 7}",
+    ]
+    for name, network in networks.items():
+        s = network["first_call_seconds"]
+        step = network.get("training_step_seconds")
+        cells = (
+            f"`{name}`",
+            f"{s['create']:.1f}",
+            f"{s['load']:.1f}",
+            f"{s['trace']:.1f} + {s['compile']:.1f}",
+            f"{s['run']:.2f}",
+            f"{s['again']:.3f}",
+            f"{step['trace']:.1f} + {step['compile']:.1f}" if step else "",
+            f"{network['bfloat16_deviation']:.2%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "</details>"])
