@@ -74,7 +74,8 @@ class TorchVGG(TorchNet):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Makes every block a few channels wide, and each another number."""
+    """Makes every layer a few channels wide, and each block another number."""
+    monkeypatch.setattr(vgg, "DENSE", 512)
     monkeypatch.setattr(vgg, "WIDTHS", (4, 5, 6, 7, 3))
 
 
@@ -200,7 +201,7 @@ def test_dense_layers_read_every_place(narrow, cheap_jit):
     model = zoo.build("vgg11", num_classes=5, fully_convolutional=True)
     variables = random_variables(model, images)
     found = cheap_jit(partial(model.apply, method="endpoints"))(variables, images)
-    assert found["fc6"].shape == (2, 2, 1, 4096)
+    assert found["fc6"].shape == (2, 2, 1, 512)
     params = jax.tree.map(np.asarray, variables["params"])
     fc6, fc8 = params["backbone"]["fc6"], params["head"]["fc8"]
     for place in range(2):
@@ -258,9 +259,9 @@ def test_dropout_is_after_the_dense_layers_in_training(narrow, cheap_jit):
     positive = np.asarray(test["fc6"]) > 0
     kept = np.asarray(train["fc6"] / test["fc6"])[positive]
     assert {*np.unique(kept)} == {0.0, 2.0}
-    assert np.mean(kept > 0) == pytest.approx(0.5, abs=0.05)
+    assert np.mean(kept > 0) == pytest.approx(0.5, abs=0.1)
     # Of fc7 half of what is positive is dropped again.
-    assert np.mean(np.asarray(train["fc7"]) == 0) == pytest.approx(0.75, abs=0.05)
+    assert np.mean(np.asarray(train["fc7"]) == 0) == pytest.approx(0.75, abs=0.1)
 
 
 @pytest.mark.quick
@@ -269,7 +270,7 @@ def test_dropout_is_after_the_dense_layers_in_training(narrow, cheap_jit):
     [
         ("vgg11", None, 0.1, 0.1),
         ("vgg11_bn", None, (2 / (9 * 7)) ** 0.5, 0.01),
-        ("vgg11", "glorot", (2 / (9 * 7 + 9 * 7)) ** 0.5, (2 / (4096 + 300)) ** 0.5),
+        ("vgg11", "glorot", (2 / (9 * 7 + 9 * 7)) ** 0.5, (2 / (512 + 300)) ** 0.5),
     ],
 )
 def test_initialisations(name, init, conv, dense, narrow, cheap_jit):

@@ -34,6 +34,8 @@ PAPER = (
     "Performance on ImageNet Classification, 2015"
 )
 
+# Channels of fc1 and fc2.
+DENSE = 4096
 # Where every slope of a PReLU begins.
 SLOPE = 0.25
 
@@ -67,44 +69,26 @@ class Layout(NamedTuple):
       stem: Channels and padding of the first convolution, 7x7 with stride 2.
       pool: Window and stride of the pool after it.
       window: Of all other convolutions.
-      stages: How many of them follow each other, and their channels; all stages but
-        the last end with a 2x2 pool.
       levels: Bins in each direction, for each grid of the pyramid.
       map_size: Height and width of the pyramid's input for an image of 224 pixels.
       min_size: Height and width of the smallest image that makes a map of one pixel.
       dense_size: The same for a map of `map_size`.
+      stages: How many convolutions follow each other, and their channels; all but
+        the last end with a 2x2 pool.
     """
 
     stem: tuple[int, int]
     pool: int
     window: int
-    stages: tuple[tuple[int, int], ...]
     levels: tuple[int, ...]
     map_size: int
     min_size: int
     dense_size: int
+    stages: tuple[tuple[int, int], ...]
 
 
-_large = partial(
-    Layout,
-    stem=(96, 3),
-    pool=2,
-    window=3,
-    levels=(7, 3, 2, 1),
-    map_size=14,
-    min_size=15,
-    dense_size=223,
-)
-_small = partial(
-    Layout,
-    stem=(64, 0),
-    pool=3,
-    window=2,
-    levels=(6, 3, 2, 1),
-    map_size=18,
-    min_size=17,
-    dense_size=221,
-)
+_large = partial(Layout, (96, 3), 2, 3, (7, 3, 2, 1), 14, 15, 223)
+_small = partial(Layout, (64, 0), 3, 2, (6, 3, 2, 1), 18, 17, 221)
 LAYOUTS = {
     "A": _large(stages=((5, 256), (5, 512), (5, 512))),
     "B": _large(stages=((6, 256), (6, 512), (6, 512))),
@@ -185,7 +169,7 @@ class HeInitBackbone(nn.Module):
         x = x.reshape(*x.shape[:-2], -1)
         for layer in ("fc1", "fc2"):
             init = initializer("gaussian_0.01")
-            x = nn.Dense(4096, kernel_init=init, name=layer, **types)(x)
+            x = nn.Dense(DENSE, kernel_init=init, name=layer, **types)(x)
             drop = nn.Dropout(
                 self.dropout, deterministic=not train, name=f"{layer}_drop"
             )
@@ -313,10 +297,10 @@ def _spec(name: str, row: _Network) -> ModelSpec:
     small = row.layout in ("14", "30")
     table = "table 1" if small else f"table 3, {row.layout}"
     init = "normal of variance 2 / (k * k * output channels)"
-    options = {"activation": "relu"}
     if row.activation == "prelu":
         init = f"{init} / (1 + 0.25^2), slopes {SLOPE}"
-        options = {}
+    # A network that is named after its ReLUs has no choice.
+    fixed = {"activation": "relu"} if row.activation == "relu" else {}
     deviations = ["mean colour instead of mean image is subtracted from the input"]
     if small:
         deviations.append(
@@ -332,7 +316,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
     return ModelSpec(
         name=name,
         task="classification",
-        build=partial(he_init, variant=name, **options),
+        build=partial(he_init, variant=name, **fixed),
         paper=f"{PAPER}, {table}",
         num_classes=1000,
         preprocess=MEAN_COLOUR,

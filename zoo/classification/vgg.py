@@ -44,6 +44,8 @@ CONFIGS = {
     "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
 }
+# Channels of fc6 and fc7.
+DENSE = 4096
 
 
 class VGGBackbone(nn.Module):
@@ -101,10 +103,10 @@ class VGGBackbone(nn.Module):
         dense = dict(kernel_init=self.dense_init, **types)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         fc6 = FullyConnected(
-            4096, window=7, everywhere=self.fully_convolutional, name="fc6", **dense
+            DENSE, window=7, everywhere=self.fully_convolutional, name="fc6", **dense
         )
         x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(x)))
-        fc7 = nn.Dense(4096, name="fc7", **dense)
+        fc7 = nn.Dense(DENSE, name="fc7", **dense)
         out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
         return out
 

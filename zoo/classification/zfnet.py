@@ -28,6 +28,9 @@ from zoo.spec import ModelSpec, TorchRule
 
 Array = jax.Array
 
+# Channels of fc6 and fc7.
+DENSE = 4096
+
 
 class ZFNetBackbone(nn.Module):
     """Figure 3: AlexNet without groups, and with a finer first layer.
@@ -76,10 +79,10 @@ class ZFNetBackbone(nn.Module):
         out = remat_stage(convolutions, self.remat)(self, images)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         fc6 = FullyConnected(
-            4096, window=6, everywhere=self.fully_convolutional, name="fc6", **types
+            DENSE, window=6, everywhere=self.fully_convolutional, name="fc6", **types
         )
         x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(out["pool5"])))
-        fc7 = nn.Dense(4096, name="fc7", **types)
+        fc7 = nn.Dense(DENSE, name="fc7", **types)
         out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
         return out
 
