@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from zoo.ops import convolution, winograd
 from zoo.ops.convolution import convolve, convolve_transposed
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,12 @@ CASES = {
     "empty_batch_1x1": ((0, 6, 6, 3), (1, 1, 3, 4), {}),
     "much_padded": ((2, 5, 4, 3), (2, 3, 3, 4), dict(padding=pad(3))),
     "prime_batch": ((7, 5, 5, 3), (3, 3, 3, 4), {}),
+    "winograd": ((2, 12, 12, 32), (3, 3, 32, 32), dict(padding=pad(1))),
+    "winograd_odd": (
+        (3, 9, 11, 32),
+        (3, 3, 32, 33),
+        dict(padding=((0, 2), (1, 0))),
+    ),
 }
 TRANSPOSED = {
     "2x2_stride_2": ((2, 4, 5, 6), (2, 2, 6, 3), dict(strides=(2, 2))),
@@ -183,6 +191,38 @@ def test_values_and_derivatives_are_xlas(names, name, cheap_jit):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("large", [False, True])
+def test_winograds_convolution_of_few_images_at_a_time(monkeypatch, cheap_jit, large):
+    monkeypatch.setattr(winograd, "GROUP_BYTES", 1)
+    monkeypatch.setattr(convolution, "WINOGRAD_IMAGE", 1 if large else 10**6)
+    assert_same_derivatives(CASES["winograd_odd"], CASES, cheap_jit)
+
+
+def test_winograds_rounding_is_that_of_direct_sums():
+    case = ((1, 16, 16, 512), (3, 3, 512, 64), dict(padding=pad(1)))
+    x, kernel, _, _ = make_arrays(case)
+    exact = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = sum(
+        exact[:, i : i + 16, j : j + 16] @ np.asarray(kernel, np.float64)[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+    assert_close(convolve(x, kernel, **case[2]), exact.astype(np.float32), 2e-6)
+
+
+def test_a_symbolic_batch():
+    shape = jax.export.symbolic_shape("b, 12, 12, 32")
+    kernel = jnp.zeros((3, 3, 32, 32))
+
+    @jax.jit
+    def f(x):
+        return convolve(x, kernel, padding=pad(1))
+
+    exported = jax.export.export(f)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    assert exported.call(jnp.ones((3, 12, 12, 32))).shape == (3, 12, 12, 32)
+
+
+@pytest.mark.quick
 def test_random_windows_are_xlas(cheap_jit):
     random = np.random.default_rng(1)
     for _ in range(12):
@@ -245,16 +285,18 @@ def test_bfloat16_is_summed_in_float32(name):
     assert_close(found, [a.astype(jnp.bfloat16) for a in exact], 2**-7)
 
 
-def test_an_accelerator_gets_xlas_convolution():
-    x, kernel, _, _ = make_arrays(CASES["3x3"])
+@pytest.mark.parametrize("name", ["3x3", "winograd"])
+def test_an_accelerator_gets_xlas_convolution(name):
+    x, kernel, _, _ = make_arrays(CASES[name])
 
     def gradient(f):
         loss = jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1))
         traced = jax.jit(loss).trace(x, kernel)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
-    ours, theirs = (gradient(f) for f in pairs(CASES["3x3"], CASES))
+    ours, theirs = (gradient(f) for f in pairs(CASES[name], CASES))
     assert "stablehlo.while" not in ours
+    assert "stablehlo.dot_general" not in ours
     assert ours.count("stablehlo.convolution") == theirs.count("stablehlo.convolution")
 
 

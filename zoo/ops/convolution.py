@@ -18,6 +18,7 @@ tests/benchmark_convolution.py measures them.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from zoo.ops import winograd
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -34,6 +37,12 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 # of one take no more than so many bytes. Beyond, XLA's own is as fast (measured).
 PATCH_IMAGES = 4
 PATCH_BYTES = 3 * 2**18
+# Winograd's convolution pays from so many channels, in and out, and from so many
+# pixels in all: transforming a kernel takes as long as convolving some. On images of
+# more pixels its transforms take as long as it saves, but for the kernel's gradient.
+WINOGRAD_CHANNELS = 32
+WINOGRAD_PIXELS = 256
+WINOGRAD_IMAGE = 64 * 64
 
 
 class Window(NamedTuple):
@@ -140,6 +149,8 @@ def _convolve_on_cpu(x: Array, kernel: Array, window: Window, groups: int) -> Ar
     if groups == 1:
         if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
             return _pointwise(x, kernel, window)
+        if _takes_winograd(x, kernel, window):
+            return _winograd(x, kernel, window)
         by_patches = x.size and _prefers_patches(x, kernel, window)
         return (_dense if by_patches else _convolve_by_xla)(x, kernel, window)
     if kernel.shape[2] == 1:
@@ -166,6 +177,58 @@ def _depthwise(x: Array, kernel: Array, window: Window) -> Array:
     shifted = _shifts(x, kernel.shape[:2], window)
     y = sum(part * tap for part, tap in zip(shifted, taps, strict=True))
     return y.astype(kernel.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _winograd(x: Array, kernel: Array, window: Window) -> Array:
+    """A 3x3 convolution with fewer products; on large images its gradient only."""
+    if _is_large(x):
+        return _convolve_by_xla(x, kernel, window)
+    return winograd.convolve_3x3(x, kernel, window.padding)
+
+
+@partial(_winograd.defjvp, symbolic_zeros=True)
+def _winograd_jvp(
+    window: Window, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
+    x, kernel = primals
+    dx, dkernel = tangents
+    y = _winograd(x, kernel, window)
+    dy = jnp.zeros_like(y)
+    # Reverse mode transposes the tangent: of an adjoint it gets the gradient itself.
+    if not isinstance(dx, SymbolicZero):
+        if _is_large(x):
+            dy = _convolve_by_xla(dx, kernel, window)
+        else:
+            options = dict(kernel=kernel, padding=window.padding)
+            dy = _adjoint(partial(winograd.input_gradient, **options), y)(dx)
+    if not isinstance(dkernel, SymbolicZero):
+        options = dict(x=x, padding=window.padding)
+        dy = dy + _adjoint(partial(winograd.kernel_gradient, **options), y)(dkernel)
+    return y, dy
+
+
+def _adjoint(f: Callable, example: Array) -> Callable:
+    """The adjoint of a linear function of arrays like the example."""
+    # jax 0.7 has no `linear_transpose` of loops, but their derivatives.
+    pull = jax.vjp(f, jnp.zeros_like(example))[1]
+    return lambda ct: pull(ct)[0]
+
+
+def _takes_winograd(x: Array, kernel: Array, window: Window) -> bool:
+    batch, height, width, channels = x.shape
+    if kernel.shape[:2] != (3, 3) or window.strides + window.dilation != (1, 1, 1, 1):
+        return False
+    if not isinstance(batch, int) or not all(
+        0 <= p <= 2 for p in sum(window.padding, ())
+    ):
+        return False
+    wide = x.dtype == _wide(x) and min(channels, kernel.shape[3]) >= WINOGRAD_CHANNELS
+    return wide and batch * height * width >= WINOGRAD_PIXELS
+
+
+def _is_large(x: Array) -> bool:
+    return x.shape[1] * x.shape[2] > WINOGRAD_IMAGE
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
