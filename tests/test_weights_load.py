@@ -18,6 +18,7 @@ from zoo import registry
 from zoo.paths import flatten
 from zoo.spec import Card, Preprocess, Weights
 from zoo.weights import (
+    Loaded,
     convert,
     load,
     load_safetensors,
@@ -25,6 +26,7 @@ from zoo.weights import (
     save_safetensors,
     to_torch,
 )
+from zoo.weights.torch_format import move_from_torch
 
 NAME = "lenet5_modern"
 PREPROCESS = Preprocess(size=28, channels=1, mean=(0.25,), std=(0.5,))
@@ -212,6 +214,19 @@ def test_create_takes_what_load_takes(ours, variables):
     model, created = zoo.create(NAME, weights=str(ours), dtype=jnp.bfloat16)
     assert_same(created, variables)
     assert model.apply(created, jnp.ones((1, 28, 28, 1))).shape == (1, 3)
+
+
+def test_arrays_are_not_held_twice_on_their_way(monkeypatch, variables):
+    given = to_torch(NAME, variables)
+    kept = dict(given)
+    loaded = Loaded(move_from_torch(NAME, given), CARD)
+    assert given == {}
+    monkeypatch.setattr(zoo.weights, "load", lambda *args, **options: loaded)
+    _, created = zoo.create(NAME, weights="x")
+    assert jax.tree.leaves(loaded.variables) == []
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(created))
+    assert_same(created, variables)
+    assert_same(to_torch(NAME, created), kept)
 
 
 def test_the_import_is_light():

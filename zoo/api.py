@@ -1,6 +1,7 @@
 """The public door: from a name to a model with its variables."""
 
 import dataclasses
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -114,8 +115,13 @@ def _move(tree: dict[str, Any]) -> dict[str, Any]:
     """Makes jax's arrays of numpy's, taking these out: never are all held twice."""
     out = {}
     for name in [*tree]:
-        value = tree.pop(name)
-        out[name] = _move(value) if isinstance(value, dict) else jnp.asarray(value)
+        if isinstance(tree[name], dict):
+            out[name] = _move(tree[name])
+        else:
+            # Not jnp.asarray, which copies twice.
+            out[name] = jax.block_until_ready(jax.device_put(tree.pop(name)))
+            # What jax has copied it lets go when Python collects its youngest.
+            gc.collect(0)
     return out
 
 
