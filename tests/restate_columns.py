@@ -171,10 +171,10 @@ class PReLU(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.slope = nn.Parameter(torch.empty(channels))
+        self.weight = nn.Parameter(torch.empty(channels))
 
     def forward(self, x):
-        slope = self.slope.reshape(1, -1, *[1] * (x.ndim - 2))
+        slope = self.weight.reshape(1, -1, *[1] * (x.ndim - 2))
         return x.clamp(min=0) + slope * x.clamp(max=0)
 
 

@@ -1,4 +1,4 @@
-"""The command line, python -m zoo: list, describe, weights, convert, export, doctor."""
+"""The command line: python -m zoo COMMAND, one of `COMMANDS`."""
 
 import importlib.metadata
 import os
@@ -69,6 +69,27 @@ def weights(pattern: tyro.conf.Positional[str] = "*", *, fetch: bool = False) ->
         kept = "kept" if path.exists() else "will be kept"
         lines = [*describe_weights(name, one), f"  {kept} as {path}"]
         print(f"{name} {lines[0]}", *lines[1:], sep="\n")
+
+
+def verify(
+    name: tyro.conf.Positional[str],
+    *,
+    weights: str | None = None,
+    training: Literal["float32", "float64"] | None = None,
+) -> None:
+    """Compares a network with its source at every endpoint; status 1 if they differ.
+
+    Args:
+      name: Of the model.
+      weights: As for convert; compared with torchvision's network, where that is
+        installed. If not given, deterministic ones, compared with a golden file.
+      training: Compare loss, gradients and running statistics of a training step in
+        this type instead.
+    """
+    certificate = zoo.weights.verify(name, weights, training=training)
+    print(certificate)
+    if not certificate.passed:
+        sys.exit(1)
 
 
 def convert(
@@ -177,6 +198,7 @@ COMMANDS = {
     "list": list_,
     "describe": describe,
     "weights": weights,
+    "verify": verify,
     "convert": convert,
     "export": export,
     "doctor": doctor,

@@ -130,9 +130,9 @@ class BatchNorm(nn.Module):
 
     The batch is normalised by its biased variance, and the running average takes the
     unbiased one, as in the paper's algorithm 2 and in PyTorch (Flax's own layer keeps
-    the biased one). Statistics are float32 whatever `dtype` is. Under `jit` over a
-    mesh the statistics are those of the whole batch; inside `shard_map` or `pmap`
-    give `axis_name`.
+    the biased one). Statistics are float32 or wider, whatever `dtype` is. Under `jit`
+    over a mesh the statistics are those of the whole batch; inside `shard_map` or
+    `pmap` give `axis_name`.
 
     Attributes:
       momentum: What the running averages keep at a step; PyTorch's `1 - momentum`.
@@ -157,7 +157,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
 
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train and not self.is_initializing():
             mean, var, count = self._batch_statistics(x)
             keep = self.momentum
@@ -204,7 +204,7 @@ class LinearHead(nn.Module):
             param_dtype=self.param_dtype,
             name=self.layer,
         )(features)
-        return logits.astype(jnp.float32)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 class Classifier(nn.Module):

@@ -27,7 +27,7 @@ def local_response_norm(
       k: Added to the sum.
 
     Returns:
-      [..., C], of the type of `x`; the computation is float32.
+      [..., C], of the type of `x`; the computation is float32 or wider.
 
     Reference:
       Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional
@@ -35,7 +35,7 @@ def local_response_norm(
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"local_response_norm: size={size}, expected an odd number.")
-    wide = x.astype(jnp.float32)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.square(wide)
     ends = [(0, 0)] * (x.ndim - 1)
     window = (1,) * (x.ndim - 1) + (size,)

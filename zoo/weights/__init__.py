@@ -5,13 +5,17 @@ model = zoo.build("cifar_resnet20", num_classes=loaded.card.num_classes)
 logits = model.apply(loaded.variables, images)
 """
 
+from zoo.weights.certificate import Certificate, Check
 from zoo.weights.checkpoints import read_checkpoint
 from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
 from zoo.weights.loading import Loaded, convert, load
 from zoo.weights.torch_format import from_torch, to_torch
+from zoo.weights.verification import verify
 
 __all__ = [
+    "Certificate",
+    "Check",
     "Loaded",
     "cache_path",
     "convert",
@@ -23,4 +27,5 @@ __all__ = [
     "read_state_dict",
     "save_safetensors",
     "to_torch",
+    "verify",
 ]

@@ -45,13 +45,13 @@ def fill(key: str, shape: tuple[int, ...], *, residual: bool = False) -> np.ndar
     unit = _uniform(key, math.prod(shape)).reshape(shape)
     if kind == "running_var":
         return 1 + unit / 2
-    if kind == "slope":
-        return (1 + unit) / 4
     if kind != "weight":
         return unit * np.float32(0.1)
     if len(shape) > 1:
         unit *= np.float32(math.sqrt(6 / math.prod(shape[1:])))
         return unit
+    if owner[-1].endswith("prelu"):
+        return (1 + unit) / 4
     damped = residual and owner[-1] in ("bn2", "bn3")
     return (1 + unit / 2) * np.float32(BRANCH_GAIN if damped else 1)
 
@@ -89,10 +89,12 @@ def make_images(preprocess: Preprocess, count: int = 2) -> np.ndarray:
     b, y, x, c = np.ogrid[:count, :size, :size, :channels]
     waves = np.abs((90 * b + 3 * y + 2 * x + 40 * c) % 510 - 255)
     noise = random_bytes("images", waves.size).reshape(waves.shape)
-    pixels = (waves + noise.astype(np.int64)) // 2
+    noise = noise.astype(np.int64)
+    pixels = (waves + noise) // 2
     sides = np.s_[:, :2], np.s_[:, -2:], np.s_[:, :, :2], np.s_[:, :, -2:]
     for side, value in zip(sides, (255, 0, 128, 64), strict=True):
-        pixels[side] = value
+        # With noise: where all values are equal, it is chance which one a pool takes.
+        pixels[side] = (3 * value + noise[side]) // 4
     normal = (pixels / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
     return normal.astype(np.float32)
 

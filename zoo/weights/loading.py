@@ -22,7 +22,7 @@ from zoo.weights.fit import expected_shapes, require_fit, warn_not_finite
 from zoo.weights.torch_format import count_classes, move_from_torch
 
 # They say how to compute or to train, not what the parameters mean.
-_FREE_OPTIONS = (
+FREE_OPTIONS = (
     *("dtype", "param_dtype", "remat", "init", "momentum", "dropout"),
     *("fully_convolutional", "output_stride"),
 )
@@ -149,7 +149,7 @@ def _check_card(
     }
     for option, value in overrides.items():
         known = made_with[option]
-        if option not in _FREE_OPTIONS and value not in (None, known):
+        if option not in FREE_OPTIONS and value not in (None, known):
             raise ValueError(
                 f"{path} was made with {option}={known!r}, which contradicts "
                 f"{option}={value!r}."

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from zoo.registry import build, get_spec, list_options
 from zoo.weights.deterministic import fill_all, make_images, make_labels
@@ -14,9 +15,8 @@ from zoo.weights.torch_format import from_torch, list_torch_shapes, to_torch
 
 
 def training_options(name: str) -> dict[str, Any]:
-    """The options with which a training step is compared: no dropout, all heads."""
-    wanted = {"dropout": 0.0, "aux": True}
-    return {k: v for k, v in wanted.items() if k in list_options(name)}
+    """The options with which a training step is compared: all heads."""
+    return {"aux": True} if "aux" in list_options(name) else {}
 
 
 def deterministic_state(name: str, **overrides: Any) -> dict[str, np.ndarray]:
@@ -41,44 +41,52 @@ def compute_endpoints(
 
 
 def compute_step(
-    name: str, state: Mapping[str, np.ndarray], jit: Callable = jax.jit
+    name: str,
+    state: Mapping[str, np.ndarray],
+    dtype: str = "float32",
+    jit: Callable = jax.jit,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Computes what a training step on the deterministic images computes.
 
     Args:
       name: Of the model.
       state: Weights by PyTorch's names, with those of auxiliary heads.
+      dtype: "float32" or "float64", of everything.
       jit: Compiles the step.
 
     Returns:
       "loss", "gradients" and "statistics", by PyTorch's names.
     """
     spec, options = get_spec(name), training_options(name)
-    model = build(name, **options)
+    model = build(name, dtype=dtype, param_dtype=dtype, **options)
     variables = from_torch(name, state, **options)
-    images = make_images(spec.preprocess)
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    images = make_images(spec.preprocess).astype(dtype)
     labels = make_labels(spec.num_classes)
 
     def loss(params: Any, rest: Any, images: Any) -> tuple[jax.Array, Any]:
-        out, updated = model.apply(
-            {"params": params, **rest},
-            images,
-            train=True,
-            method="endpoints",
-            mutable=["batch_stats"],
-        )
+        with nn.intercept_methods(_skip_dropout):
+            out, updated = model.apply(
+                {"params": params, **rest},
+                images,
+                train=True,
+                method="endpoints",
+                mutable=["batch_stats"],
+            )
         total = _cross_entropy(out["logits"], labels)
         for head, factor in spec.aux_losses:
             total += factor * _cross_entropy(out[head], labels)
         return total, updated
 
     params = variables.pop("params")
-    step = jit(jax.value_and_grad(loss, has_aux=True))
-    (value, updated), gradients = step(params, variables, images)
+    with _enable_x64(dtype == "float64"):
+        step = jit(jax.value_and_grad(loss, has_aux=True))
+        (value, updated), gradients = step(params, variables, images)
+        value, updated, gradients = jax.device_get((value, updated, gradients))
     state = to_torch(name, {"params": gradients, **updated}, **options)
     statistics = {k: v for k, v in state.items() if ".running_" in k}
     return {
-        "loss": {"loss": np.asarray(value)[None]},
+        "loss": {"loss": value[None]},
         "gradients": {k: v for k, v in state.items() if k not in statistics},
         "statistics": statistics,
     }
@@ -117,6 +125,19 @@ def run_endpoints(
 
     out = jit(endpoints)(variables, images)
     return {endpoint: np.asarray(value) for endpoint, value in out.items()}
+
+
+def _skip_dropout(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    return args[0] if isinstance(context.module, nn.Dropout) else call(*args, **kwargs)
+
+
+def _enable_x64(enable: bool) -> Any:
+    """A context in which arrays may have 64 bits; jax has moved its own."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(enable)
+    from jax.experimental import enable_x64
+
+    return enable_x64(enable)
 
 
 def _cross_entropy(logits: jax.Array, labels: np.ndarray) -> jax.Array:

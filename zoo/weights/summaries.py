@@ -184,4 +184,6 @@ def _check_same(found: Summaries, expected: Summaries) -> None:
             f"shape {other}."
         )
     if found.names != expected.names:
-        raise ValueError("the arrays are in another order.")
+        raise ValueError(
+            f"arrays in another order: {found.names}, expected {expected.names}."
+        )

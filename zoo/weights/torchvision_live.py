@@ -56,18 +56,19 @@ def has_counterpart(name: str) -> bool:
     return name in _NAMES
 
 
-def build_torchvision(name: str, *, aux: bool = False) -> Any:
+def build_torchvision(name: str, *, num_classes: int = 1000, aux: bool = False) -> Any:
     """Builds torchvision's network, without dropout and with weights to be filled.
 
     Args:
       name: Ours.
+      num_classes: Of the head.
       aux: Whether to have the auxiliary heads; a GoogLeNet alone has some.
 
     Raises:
       ImportError: torchvision is not installed, or does not work with this torch.
     """
     models = _import_models()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"num_classes": num_classes}
     if name.startswith(("vgg", "googlenet")):
         options["init_weights"] = False
     if name.startswith("googlenet"):
@@ -157,7 +158,11 @@ def to_our_axes(output: Any) -> np.ndarray:
 
 
 def run_torchvision(
-    name: str, state_dict: Mapping[str, np.ndarray], images: np.ndarray
+    name: str,
+    state_dict: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    *,
+    num_classes: int = 1000,
 ) -> dict[str, np.ndarray]:
     """Computes every endpoint in float32 by torchvision's network.
 
@@ -165,12 +170,13 @@ def run_torchvision(
       name: Ours, of a network that `has_counterpart`.
       state_dict: As torchvision has it.
       images: [B, H, W, C].
+      num_classes: Of the head.
 
     Raises:
       ImportError: As for `build_torchvision`.
       ValueError: The state dict does not fit.
     """
-    network = build_torchvision(name).eval()
+    network = build_torchvision(name, num_classes=num_classes).eval()
     import torch
 
     load_state(network, state_dict)
