@@ -1,56 +1,21 @@
 """The convolution of the zoo: the same function everywhere, a faster form on CPUs.
 
-On accelerators `convolve` is `lax.conv_general_dilated`. XLA's CPU compiler, however,
-computes the gradient of a kernel as a convolution whose window is the whole image, for
-which it first transposes both operands from NHWC to CHWN, and it has no parallel code
-for groups. Equal formulations avoid both:
-
-* 1x1: a matrix product.
-* k x k on small or much padded images: the convolution of XLA; its kernel's gradient
-  is a sum, over few images at a time, of patches times cotangents.
-* groups: one convolution each, concatenated; with one input channel a group
-  (depthwise): a sum over taps of shifted products.
-* transposed, stride s: a convolution to s * s as many channels, interleaved.
-
-A formulation is chosen by platform when the program is lowered, from static shapes.
-Tests hold all of them, and their derivatives of both orders, to XLA's; the command
-tests/benchmark_convolution.py measures them.
+On accelerators `convolve` is `lax.conv_general_dilated`. On CPUs it is one of the
+formulations of `zoo.ops.convolution_cpu`, chosen when the program is lowered, from
+static shapes. Tests hold all of them, and their derivatives of both orders, to XLA's;
+the command tests/benchmark_convolution.py measures them.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from zoo.ops import winograd
+from zoo.ops import convolution_cpu
+from zoo.ops.convolution_cpu import Window, convolve_by_xla
 
 Array = jax.Array
 Pair = tuple[int, int]
-
-LAYOUT = ("NHWC", "HWIO", "NHWC")
-# A kernel's gradient is summed over up to so many images at a time, where the patches
-# of one take no more than so many bytes. Beyond, XLA's own is as fast (measured).
-PATCH_IMAGES = 4
-PATCH_BYTES = 3 * 2**18
-# Winograd's convolution pays from so many channels, in and out, and from so many
-# pixels in all: transforming a kernel takes as long as convolving some. On images of
-# more pixels its transforms take as long as it saves, but for the kernel's gradient.
-WINOGRAD_CHANNELS = 32
-WINOGRAD_PIXELS = 256
-WINOGRAD_IMAGE = 64 * 64
-
-
-class Window(NamedTuple):
-    """How a kernel moves; hashable, hence static under `jit`."""
-
-    strides: Pair
-    padding: tuple[Pair, Pair]
-    dilation: Pair
 
 
 def convolve(
@@ -88,8 +53,8 @@ def convolve(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_convolve_on_cpu, window=window, groups=groups),
-        default=partial(_convolve_by_xla, window=window, groups=groups),
+        cpu=partial(convolution_cpu.convolve, window=window, groups=groups),
+        default=partial(convolve_by_xla, window=window, groups=groups),
     )
 
 
@@ -128,197 +93,9 @@ def convolve_transposed(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_interleave, **options),
+        cpu=partial(convolution_cpu.convolve_transposed, **options),
         default=partial(_dilate_and_convolve, **options),
     )
-
-
-def _convolve_by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.padding,
-        rhs_dilation=window.dilation,
-        dimension_numbers=LAYOUT,
-        feature_group_count=groups,
-    )
-
-
-def _convolve_on_cpu(x: Array, kernel: Array, window: Window, groups: int) -> Array:
-    if groups == 1:
-        if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
-            return _pointwise(x, kernel, window)
-        if _takes_winograd(x, kernel, window):
-            return _winograd(x, kernel, window)
-        by_patches = x.size and _prefers_patches(x, kernel, window)
-        return (_dense if by_patches else _convolve_by_xla)(x, kernel, window)
-    if kernel.shape[2] == 1:
-        return _depthwise(x, kernel, window)
-    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    return jnp.concatenate(
-        [_convolve_on_cpu(*part, window, groups=1) for part in parts], -1
-    )
-
-
-def _pointwise(x: Array, kernel: Array, window: Window) -> Array:
-    """A 1x1 convolution as a product of matrices."""
-    x = x[:, :: window.strides[0], :: window.strides[1]]
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    # Meant to keep what makes the cotangent out of the products; not measured alone.
-    return lax.optimization_barrier(y.reshape(*x.shape[:3], kernel.shape[-1]))
-
-
-def _depthwise(x: Array, kernel: Array, window: Window) -> Array:
-    """A convolution with one input channel a group: products, no sum over channels."""
-    wide = _wide(x)
-    taps = kernel.astype(wide).reshape(-1, 1, 1, 1, kernel.shape[-1])
-    x = jnp.repeat(x.astype(wide), kernel.shape[-1] // x.shape[-1], axis=-1)
-    shifted = _shifts(x, kernel.shape[:2], window)
-    y = sum(part * tap for part, tap in zip(shifted, taps, strict=True))
-    return y.astype(kernel.dtype)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _winograd(x: Array, kernel: Array, window: Window) -> Array:
-    """A 3x3 convolution with fewer products; on large images its gradient only."""
-    if _is_large(x):
-        return _convolve_by_xla(x, kernel, window)
-    return winograd.convolve_3x3(x, kernel, window.padding)
-
-
-@partial(_winograd.defjvp, symbolic_zeros=True)
-def _winograd_jvp(
-    window: Window, primals: tuple, tangents: tuple
-) -> tuple[Array, Array]:
-    x, kernel = primals
-    dx, dkernel = tangents
-    y = _winograd(x, kernel, window)
-    dy = jnp.zeros_like(y)
-    # Reverse mode transposes the tangent: of an adjoint it gets the gradient itself.
-    if not isinstance(dx, SymbolicZero):
-        if _is_large(x):
-            dy = _convolve_by_xla(dx, kernel, window)
-        else:
-            options = dict(kernel=kernel, padding=window.padding)
-            dy = _adjoint(partial(winograd.input_gradient, **options), y)(dx)
-    if not isinstance(dkernel, SymbolicZero):
-        options = dict(x=x, padding=window.padding)
-        dy = dy + _adjoint(partial(winograd.kernel_gradient, **options), y)(dkernel)
-    return y, dy
-
-
-def _adjoint(f: Callable, example: Array) -> Callable:
-    """The adjoint of a linear function of arrays like the example."""
-    # jax 0.7 has no `linear_transpose` of loops, but their derivatives.
-    pull = jax.vjp(f, jnp.zeros_like(example))[1]
-    return lambda ct: pull(ct)[0]
-
-
-def _takes_winograd(x: Array, kernel: Array, window: Window) -> bool:
-    batch, height, width, channels = x.shape
-    if kernel.shape[:2] != (3, 3) or window.strides + window.dilation != (1, 1, 1, 1):
-        return False
-    if not isinstance(batch, int) or not all(
-        0 <= p <= 2 for p in sum(window.padding, ())
-    ):
-        return False
-    wide = x.dtype == _wide(x) and min(channels, kernel.shape[3]) >= WINOGRAD_CHANNELS
-    return wide and batch * height * width >= WINOGRAD_PIXELS
-
-
-def _is_large(x: Array) -> bool:
-    return x.shape[1] * x.shape[2] > WINOGRAD_IMAGE
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _dense(x: Array, kernel: Array, window: Window) -> Array:
-    """XLA's convolution; differentiated by the kernel it is `_by_patches`.
-
-    The two are one function, linear in the kernel. Reverse mode transposes the
-    tangent's formulation, and a transposed sum of patches is a sum of patches.
-    """
-    return _convolve_by_xla(x, kernel, window)
-
-
-@partial(_dense.defjvp, symbolic_zeros=True)
-def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    x, kernel = primals
-    dx, dkernel = tangents
-    y = _dense(x, kernel, window)
-    dy = jnp.zeros_like(y)
-    if not isinstance(dx, SymbolicZero):
-        dy = _convolve_by_xla(dx, kernel, window)
-    if not isinstance(dkernel, SymbolicZero):
-        apply = partial(_by_patches, x, window=window)
-        # As itself, jax 0.7 could not transpose the loop; as a derivative it can.
-        dy = dy + jax.jvp(apply, (jnp.zeros_like(kernel),), (dkernel,))[1]
-    return y, dy
-
-
-def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
-    """Multiplies every patch of an image with the kernel, few images at a time."""
-    kh, kw, _, features = kernel.shape
-    wide = _wide(x)
-    matrix = kernel.astype(wide).reshape(-1, features)
-
-    # Else the patches of the whole batch would be kept for the backward pass.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def of_few(images: Array, matrix: Array) -> Array:
-        shifted = _shifts(images.astype(wide), (kh, kw), window)
-        patches = jnp.concatenate([*shifted], axis=-1)
-        y = patches.reshape(-1, len(matrix)) @ matrix
-        return y.reshape(*patches.shape[:3], features)
-
-    few = math.gcd(len(x), PATCH_IMAGES)
-    groups = x.reshape(-1, few, *x.shape[1:])
-    y = lax.map(lambda images: of_few(images, matrix), groups)
-    return y.reshape(len(x), *y.shape[2:]).astype(x.dtype)
-
-
-def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
-    """Whether patches make the kernel's gradient faster than XLA's own."""
-    y = jax.eval_shape(partial(_convolve_by_xla, window=window), x, kernel)
-    kh, kw, channels, _ = kernel.shape
-    image_bytes = math.prod((*y.shape[1:3], kh, kw, channels)) * _wide(x).itemsize
-    # XLA slides the cotangent over the image: 20 times slower where that is larger.
-    sizes = zip(y.shape[1:3], window.strides, x.shape[1:3], strict=True)
-    return image_bytes <= PATCH_BYTES or any((n - 1) * s + 1 > m for n, s, m in sizes)
-
-
-def _shifts(x: Array, size: Pair, window: Window):
-    """Yields, tap by tap, the pixels of `x` [B, H, W, C] that the tap meets."""
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *_lows(window), (0, 0, 0)))
-    spans = [(k - 1) * d for k, d in zip(size, window.dilation, strict=True)]
-    ends = [n - span for n, span in zip(x.shape[1:3], spans, strict=True)]
-    for i in range(0, spans[0] + 1, window.dilation[0]):
-        for j in range(0, spans[1] + 1, window.dilation[1]):
-            rows = slice(i, i + ends[0], window.strides[0])
-            columns = slice(j, j + ends[1], window.strides[1])
-            yield x[:, rows, columns]
-
-
-def _lows(window: Window) -> tuple[tuple[int, int, int], ...]:
-    return tuple((low, high, 0) for low, high in window.padding)
-
-
-def _interleave(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
-    """A transposed convolution as a convolution: output row `s * q + r` is row q of
-    phase r, to which the taps r, r + s, r + 2s, ... contribute."""
-    kh, kw, channels, features = kernel.shape
-    (sh, sw), (b, h, w, _) = strides, x.shape
-    mh, mw = math.ceil(kh / sh), math.ceil(kw / sw)
-    kernel = jnp.pad(kernel, ((0, mh * sh - kh), (0, mw * sw - kw), (0, 0), (0, 0)))
-    kernel = kernel.reshape(mh, sh, mw, sw, channels, features)[::-1, :, ::-1]
-    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
-    window = Window((1, 1), ((mh - 1, mh - 1), (mw - 1, mw - 1)), (1, 1))
-    y = _convolve_on_cpu(x, kernel, window, groups=1)
-    h, w = h + mh - 1, w + mw - 1
-    y = y.reshape(b, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
-    y = y.reshape(b, h * sh, w * sw, features)
-    (top, bottom), (left, right) = crop
-    cuts = (-top, kh - mh * sh - bottom, 0), (-left, kw - mw * sw - right, 0)
-    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *cuts, (0, 0, 0)))
 
 
 def _dilate_and_convolve(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
@@ -331,13 +108,8 @@ def _dilate_and_convolve(x: Array, kernel: Array, strides: Pair, crop: tuple) ->
         (1, 1),
         padding,
         lhs_dilation=strides,
-        dimension_numbers=LAYOUT,
+        dimension_numbers=convolution_cpu.LAYOUT,
     )
-
-
-def _wide(x: Array) -> jnp.dtype:
-    """The type that sums are made in."""
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _check(x: Array, kernel: Array, window: Window, groups: int) -> None:
