@@ -28,7 +28,8 @@ PARALLEL = """
     def loss(kernels, x):
         for kernel in kernels:
             padding = ((kernel.shape[0] // 2,) * 2,) * 2
-    XX            x = jnp.tanh(convolve(x, kernel, padding=padding, groups=groups))
+            groups = x.shape[-1] // kernel.shape[2]
+            x = jnp.tanh(convolve(x, kernel, padding=padding, groups=groups))
         return jnp.sum(x)
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
