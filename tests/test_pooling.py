@@ -53,10 +53,10 @@ def slow_pool(x, reduce, window, stride, padding, ceil):
 
 
 @pytest.mark.parametrize("ceil", [False, True])
-def test_max_pool_takes_the_largest_in_the_image(ceil):
-    for x, *how in windows(seed=0, count=20):
+def test_max_pool_takes_the_largest_in_the_image(cheap_jit, ceil):
+    for x, *how in windows(seed=0, count=16):
         expected = slow_pool(x, lambda v, area: v.max((1, 2)), *how, ceil)
-        got = max_pool(x, *how, ceil=ceil)
+        got = cheap_jit(lambda x, how=how: max_pool(x, *how, ceil=ceil))(x)
         np.testing.assert_array_equal(got, expected, err_msg=str((x.shape, how)))
 
 
