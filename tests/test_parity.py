@@ -1,0 +1,82 @@
+"""Every network computes what its source computes, at every named endpoint.
+
+The expected values are in the golden files of `make_golden.py`; no torch is needed.
+"""
+
+import pytest
+
+import zoo
+from zoo.weights.summaries import load_summaries
+from zoo.weights.verification import GOLDEN, golden_path, verify
+
+# Classifiers without a golden file, and why.
+WITHOUT = {
+    "lenet5": "its layers are held against numpy in test_lenet.py",
+    **{
+        f"cifar_{kind}{depth}": "differs from the 20 and 110 layers in a number alone"
+        for kind, depths in (
+            ("resnet", (32, 44, 56, 1202)),
+            ("plain", (32, 44, 56, 110)),
+        )
+        for depth in depths
+    },
+}
+NETWORKS = [n for n in zoo.list_models(task="classification") if n not in WITHOUT]
+# Minutes together: `pytest -m apart` runs them. One of each kind is run always.
+LONG = """
+vgg16_c msra_a msra_b msra_c relu22 resnet152 resnet101_v1 resnet152_v1 resnet200_v2
+cifar_resnet110 cifar_resnet1001_v2
+""".split()
+# In float64, where no rounding turns a ReLU the other way: gradients exactly.
+STEPS = "alexnet_tv googlenet resnet18 plain18 cifar_resnet20".split()
+# In float32, as networks are trained.
+STEPS_FLOAT32 = "cifar_resnet20 lenet5_modern".split()
+
+
+def mark(names, always):
+    return [
+        pytest.param(n, marks=[] if n in always else pytest.mark.apart) for n in names
+    ]
+
+
+@pytest.mark.quick
+def test_every_classifier_has_a_golden_file():
+    assert {path.stem for path in GOLDEN.glob("*")} == {*NETWORKS}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", NETWORKS)
+def test_golden_files_are_of_the_network(name):
+    sections, facts = load_summaries(golden_path(name))
+    assert facts["model"] == name
+    assert ("torchvision" in facts["reference"]) == (
+        zoo.get_spec(name).weights != () and not name.startswith("cifar")
+    )
+    # torch itself in float32 is well within the tolerance that is demanded here.
+    assert facts["float32_errors"]["endpoints"] < 6e-6
+    assert sections["loss"].shapes == ((1,),)
+    assert {*sections} == {"endpoints", "loss", "gradients", "statistics"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mark(NETWORKS, {*NETWORKS} - {*LONG}))
+def test_endpoints(name):
+    certificate = verify(name)
+    assert certificate.passed, f"\n{certificate}"
+    assert all(check.tolerance == 1e-5 for check in certificate.checks)
+    assert certificate.checks[-1].name == "logits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mark(NETWORKS, STEPS))
+def test_training_step(name):
+    certificate = verify(name, training="float64")
+    assert certificate.passed, f"\n{certificate}"
+    assert all(check.tolerance == 1e-6 for check in certificate.checks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mark(NETWORKS, STEPS_FLOAT32))
+def test_training_step_in_float32(name):
+    certificate = verify(name, training="float32")
+    assert certificate.passed, f"\n{certificate}"

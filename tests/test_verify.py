@@ -1,0 +1,302 @@
+"""What `verify` finds: mistakes, wherever they are; and the certificate it writes."""
+
+import dataclasses
+import hashlib
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from zoo import registry
+from zoo.__main__ import main
+from zoo.classification import alexnet, googlenet, residual
+from zoo.layers import BatchNorm
+from zoo.ops.convolution import convolve
+from zoo.spec import TorchRule
+from zoo.weights import Check, from_torch, save_safetensors, verify
+from zoo.weights.deterministic import fill, make_images, make_labels
+from zoo.weights.parity import deterministic_state
+from zoo.weights.summaries import load_summaries, measure, save_summaries, summarise
+from zoo.weights.torchvision_live import build_torchvision
+from zoo.weights.verification import golden_path
+
+SMALL = "cifar_resnet20"
+
+
+def replace_facts(monkeypatch, name, **facts):
+    spec = dataclasses.replace(zoo.get_spec(name), **facts)
+    monkeypatch.setitem(registry._SPECS, name, spec)
+
+
+def failed(certificate):
+    return [check.name for check in certificate.checks if not check.passed]
+
+
+# Mistakes that networks have been written with.
+
+
+@pytest.mark.slow
+def test_same_padding_is_found(monkeypatch, cheap_jit):
+    def same(x, kernel, *, strides, padding, **options):
+        # At stride 2 and an even size all of the padding is behind.
+        padding = ((0, 1), (0, 1)) if strides == (2, 2) else padding
+        return convolve(x, kernel, strides=strides, padding=padding, **options)
+
+    monkeypatch.setattr("zoo.layers.convolve", same)
+    assert failed(verify(SMALL, jit=cheap_jit)) == [
+        "stage2",
+        "stage3",
+        "pool",
+        "logits",
+    ]
+
+
+@pytest.mark.slow
+def test_another_epsilon_is_found(monkeypatch, cheap_jit):
+    monkeypatch.setattr(residual, "BatchNorm", partial(BatchNorm, epsilon=1e-3))
+    assert failed(verify(SMALL, jit=cheap_jit))[0] == "stem"
+
+
+@pytest.mark.slow
+def test_zeros_on_another_side_are_found(monkeypatch, cheap_jit):
+    pad = residual.jnp.pad
+
+    def behind(x, widths):
+        return pad(x, (*widths[:-1], (0, sum(widths[-1]))))
+
+    monkeypatch.setattr(residual.jnp, "pad", behind)
+    assert failed(verify(SMALL, jit=cheap_jit))[0] == "stage2"
+
+
+def test_another_order_of_flattening_is_found(monkeypatch, cheap_jit):
+    rules = zoo.get_spec("lenet5_modern").torch_rules
+
+    def flat(model):
+        return [TorchRule(rule.module, rule.key) for rule in rules(model)]
+
+    replace_facts(monkeypatch, "lenet5_modern", torch_rules=flat)
+    assert failed(verify("lenet5_modern", jit=cheap_jit)) == ["ip1", "logits"]
+
+
+@pytest.mark.slow
+def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
+    norm = partial(alexnet.local_response_norm, alpha=1e-4 / 5)
+    monkeypatch.setattr(alexnet, "local_response_norm", norm)
+    names = failed(verify("alexnet", jit=cheap_jit))
+    assert names[0] == "norm1"
+    assert "conv1" not in names
+
+
+@pytest.mark.slow
+def test_three_by_three_for_five_by_five_is_found(monkeypatch):
+    monkeypatch.setitem(googlenet._VARIANTS["googlenet"], "large", 3)
+    assert failed(verify("googlenet"))[0] == "inception_3a"
+
+
+@pytest.mark.slow
+def test_another_momentum_is_found(monkeypatch, cheap_jit):
+    build = partial(zoo.get_spec(SMALL).build, momentum=0.1)
+    replace_facts(monkeypatch, SMALL, build=build)
+    names = failed(verify(SMALL, training="float32", jit=cheap_jit))
+    assert names[0] == "statistics"
+    assert {name.rsplit(".")[-1] for name in names[1:]} <= {
+        "running_mean",
+        "running_var",
+    }
+
+
+@pytest.mark.slow
+def test_a_biased_variance_is_found(monkeypatch, cheap_jit):
+    statistics = BatchNorm._batch_statistics
+
+    def biased(self, x):
+        mean, var, count = statistics(self, x)
+        return mean, var, count * 1e9
+
+    monkeypatch.setattr(BatchNorm, "_batch_statistics", biased)
+    names = failed(verify(SMALL, training="float32", jit=cheap_jit))
+    assert "statistics" in names
+    assert not [name for name in names if name.endswith("running_mean")]
+
+
+@pytest.mark.slow
+def test_a_gradient_that_stops_is_found(monkeypatch, cheap_jit):
+    shortcut = residual.Block._input
+
+    def stopped(self, *args):
+        return jax.lax.stop_gradient(shortcut(self, *args))
+
+    monkeypatch.setattr(residual.Block, "_input", stopped)
+    names = failed(verify(SMALL, training="float32", jit=cheap_jit))
+    assert names[0] == "gradients"
+    assert not {"loss", "statistics"} & {*names}
+
+
+# Summaries.
+
+
+@pytest.mark.quick
+def test_one_wrong_value_anywhere_is_found():
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(2, 56, 56, 64)).astype(np.float32)
+    good = summarise({"map": array}, samples=4, sums=8)
+    for place in rng.integers(array.size, size=20):
+        wrong = array.copy()
+        wrong.flat[place] += 0.1
+        found = summarise({"map": wrong}, samples=4, sums=8)
+        # Its distance, 0.1, in units of the norm.
+        expected = 0.1 / np.linalg.norm(array)
+        assert measure(found, good)["map"] == pytest.approx(expected, rel=0.3)
+
+
+@pytest.mark.quick
+def test_corners_and_edges_are_sampled():
+    array = np.zeros((2, 99, 99, 3), np.float32)
+    array[:, 1:-1, 1:-1] = 1
+    array[:, ::98, ::98] = 2
+    (values,) = summarise({"map": array}, samples=64, sums=1).samples
+    counts = [int((values == kind).sum()) for kind in (2, 0, 1)]
+    assert counts == pytest.approx([16, 32, 16], abs=4)
+
+
+@pytest.mark.quick
+def test_a_gradient_of_zero_is_measured_by_its_layer():
+    exact = {"bn.bias": np.full(4, 1e-16), "bn.weight": np.ones(4)}
+    rounded = {"bn.bias": np.full(4, 1e-8), "bn.weight": np.ones(4)}
+    found, expected = (summarise(a, samples=4, sums=2) for a in (rounded, exact))
+    assert measure(found, expected)["bn.bias"] > 1e7
+    assert measure(found, expected, by_layer=True)["bn.bias"] < 2e-8
+
+
+@pytest.mark.quick
+def test_what_is_no_number_is_never_right():
+    ones, nan = np.ones(9), np.full(9, np.nan)
+    found = summarise({"x": nan}, samples=2, sums=2)
+    assert measure(found, summarise({"x": ones}, samples=2, sums=2)) == {"x": np.inf}
+    assert not Check("x", (9,), float("nan"), 1.0).passed
+
+
+@pytest.mark.quick
+def test_other_arrays_are_named():
+    arrays = {"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}
+    others = {"a": np.ones(3), "c": np.ones(4), "d": np.ones(3)}
+    found, expected = (summarise(a, samples=1, sums=1) for a in (others, arrays))
+    with pytest.raises(ValueError, match=r"missing \['b'\], unexpected \['d'\].*c is"):
+        measure(found, expected)
+
+
+@pytest.mark.quick
+def test_summaries_are_kept_as_they_are(tmp_path):
+    table = summarise({"a": np.arange(9.0), "b.c": np.ones((2, 3))}, samples=3, sums=2)
+    save_summaries(tmp_path / "x.npz", {"part": table}, {"model": "some"})
+    sections, facts = load_summaries(tmp_path / "x.npz")
+    assert facts == {"model": "some"}
+    for field in dataclasses.fields(table):
+        before, after = (getattr(t, field.name) for t in (table, sections["part"]))
+        assert np.all(np.asarray(before, object) == np.asarray(after, object))
+
+
+# Numbers that golden files depend on.
+
+
+@pytest.mark.quick
+def test_deterministic_numbers_stay_the_same():
+    digest = hashlib.sha256()
+    digest.update(fill("layer1.0.conv1.weight", (4, 3, 3, 3)).tobytes())
+    for kind in ("weight", "bias", "running_mean", "running_var"):
+        digest.update(fill(f"layer1.0.bn2.{kind}", (7,), residual=True).tobytes())
+    digest.update(fill("conv1_prelu.weight", (7,)).tobytes())
+    for name in ("alexnet", "lenet5_modern"):
+        digest.update(make_images(zoo.get_spec(name).preprocess).tobytes())
+    digest.update(make_labels(1000).tobytes())
+    assert digest.hexdigest()[:16] == "5c8913379671f85a"
+
+
+@pytest.mark.quick
+def test_a_kernel_keeps_the_size_of_a_signal():
+    kernel = fill("conv.weight", (64, 32, 3, 3))
+    assert kernel.std() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)
+    assert abs(kernel.mean()) < 0.002
+    damped = fill("layer1.0.bn2.weight", (999,), residual=True)
+    plain = fill("layer1.0.bn2.weight", (999,))
+    np.testing.assert_allclose(damped, plain * 0.3, rtol=1e-6)
+    assert (plain.min(), plain.max()) == pytest.approx((0.5, 1.5), abs=0.01)
+
+
+# The command, and weights of a file.
+
+
+def test_command_prints_the_certificate(capsys):
+    main(["verify", "lenet5_modern"])
+    out = capsys.readouterr().out
+    digest = hashlib.sha256(golden_path("lenet5_modern").read_bytes()).hexdigest()
+    assert digest in out
+    assert "float64" in out
+    assert "2x8x8x50" in out
+    assert out.endswith("passed\n")
+
+
+def test_command_fails_where_a_tolerance_is_exceeded(capsys, monkeypatch):
+    monkeypatch.setattr("zoo.weights.verification.TOLERANCE", 1e-9)
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", "lenet5_modern"])
+    assert stop.value.code == 1
+    assert "FAILED: conv1" in capsys.readouterr().out
+
+
+@pytest.mark.quick
+def test_a_network_without_golden_file_is_named():
+    with pytest.raises(FileNotFoundError, match="lenet5 has no golden file"):
+        verify("lenet5")
+
+
+@pytest.mark.quick
+def test_unknown_training_type_is_named():
+    with pytest.raises(ValueError, match=r"float32.*got 'bfloat16'"):
+        verify("lenet5_modern", training="bfloat16")
+    with pytest.raises(ValueError, match=r"weights='x\.pth'"):
+        verify("lenet5_modern", "x.pth", training="float32")
+
+
+def save(path, name, state, **facts):
+    _, _, card = zoo.create_with_card(name, **facts)
+    save_safetensors(path, from_torch(name, state, **facts), card)
+
+
+def test_weights_are_checked(tmp_path):
+    path = tmp_path / "lenet.safetensors"
+    save(path, "lenet5_modern", deterministic_state("lenet5_modern"))
+    certificate = verify("lenet5_modern", path)
+    assert certificate.passed
+    assert certificate.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert certificate.notes == (
+        "not a file that was published",
+        "endpoints were not compared: torchvision has no lenet5_modern",
+    )
+
+
+def test_weights_that_are_not_finite_fail(tmp_path):
+    path = tmp_path / "lenet.safetensors"
+    state = deterministic_state("lenet5_modern")
+    state["conv2.bias"][3] = np.nan
+    save(path, "lenet5_modern", state)
+    certificate = verify("lenet5_modern", path)
+    assert failed(certificate) == ["finite weights"]
+    assert "not finite (1): conv2.bias" in str(certificate)
+
+
+@pytest.mark.slow
+def test_weights_are_compared_with_torchvision(tmp_path):
+    try:
+        build_torchvision("resnet18")
+    except ImportError as error:
+        pytest.skip(str(error))
+    path = tmp_path / "resnet18.safetensors"
+    state = deterministic_state("resnet18", num_classes=37)
+    save(path, "resnet18", state, num_classes=37)
+    certificate = verify("resnet18", path)
+    assert certificate.passed, f"\n{certificate}"
+    assert len(certificate.checks) == 2 + 8
+    assert "torchvision 0." in certificate.reference
