@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.weights import parity, torchvision_live
-from zoo.weights.certificate import golden_path
 from zoo.weights.deterministic import make_images, make_labels
 from zoo.weights.summaries import measure, save_summaries
+from zoo.weights.verification import golden_path
 
 with contextlib.suppress(ImportError):
     import torchvision_on_cpu  # noqa: F401
