@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_nets import TorchNet, assert_near, check_endpoints, random_variables
+from torch_nets import TorchNet, assert_near, check_endpoints
 
 import zoo
 from zoo.classification import googlenet
@@ -216,29 +216,18 @@ def test_initialisations(name, narrow, cheap_jit):
 
 
 @pytest.mark.quick
-def test_recomputing_changes_no_number_and_no_path(monkeypatch, cheap_jit):
-    modules = {name: NARROW[name] for name in ("3a", "4a")}
-    monkeypatch.setattr(googlenet, "MODULES", modules)
-    name = "googlenet_tv"
-    images = jnp.float32(RNG.normal(size=(2, 31, 31, 3)))
-    plain, again = (zoo.build(name, num_classes=3, remat=r) for r in (False, True))
-    variables = random_variables(plain, images)
-    shapes = [abstract_variables(model, (31, 31, 3)) for model in (plain, again)]
-    assert shapes[0] == shapes[1]
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_is_recomputed_and_no_path_changes(name, narrow):
+    def trace(remat):
+        model = zoo.build(name, remat=remat)
+        variables = abstract_variables(model, (47, 47, 3))
+        images = jnp.zeros((1, 47, 47, 3))
+        return variables, str(jax.make_jaxpr(model.apply)(variables, images))
 
-    def run(model):
-        def loss(params):
-            logits = model.apply({**variables, "params": params}, images)
-            return jnp.square(logits).sum()
-
-        grads = jax.value_and_grad(loss)
-        text = str(jax.make_jaxpr(grads)(variables["params"]))
-        return text.count("remat"), cheap_jit(grads)(variables["params"])
-
-    (few, plain), (many, again) = run(plain), run(again)
-    assert many >= few + len(modules)
-    for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+    (plain, text), (again, recomputed) = trace(False), trace(True)
+    assert again == plain
+    # The convolution recomputes its patches, whatever the network does.
+    assert recomputed.count("remat") >= text.count("remat") + len(NARROW)
 
 
 def filled(name, **options):
