@@ -4,6 +4,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 import zoo
@@ -38,3 +40,19 @@ def build_small(name: str, **options: Any) -> nn.Module:
     spec = zoo.get_spec(name)
     depth = {"depth": _SHALLOW[name]} if name in _SHALLOW else {}
     return spec.build(num_classes=spec.num_classes, **depth, **options)
+
+
+def train(model: nn.Module, variables: Any, images: Any) -> tuple:
+    """The gradients of a loss, the logits, and new statistics."""
+
+    def loss(params):
+        logits, new = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return jnp.square(logits).sum(), (logits, new)
+
+    return jax.grad(loss, has_aux=True)(variables["params"])

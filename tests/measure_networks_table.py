@@ -2,6 +2,8 @@
 
 from typing import Any
 
+KINDS = {"cpu": "on a CPU", "plain": "as on accelerators", "remat": "`remat=True`"}
+
 
 def render(found: dict[str, Any]) -> str:
     """Makes the markdown.
@@ -29,12 +31,13 @@ def _memory(networks: dict[str, Any]) -> list[str]:
         f"| --- |{' ---: |' * len(batches)}",
     ]
     for name, memory in fitted.items():
-        for kind, title in (("plain", f"`{name}`"), ("remat", "with `remat=True`")):
-            cells = [f"{memory[kind][b] / 1024:,.2f} GiB" for b in batches]
-            lines.append(f"| {title} | {' | '.join(cells)} |")
+        for kind, title in KINDS.items():
+            cells = [f"{memory[kind][b] / 1024:,.1f} GiB" for b in batches]
+            lines.append(f"| `{name}`, {title} | {' | '.join(cells)} |")
     said = (
-        "Memory of a training step in float32 by the CPU compiler's own analysis, with "
-        "parameters, momentum and images; the state is donated:"
+        "Memory of a training step in float32, with parameters, momentum and images; "
+        "the state is donated. It is the analysis of XLA's compiler for CPUs, also of "
+        "the convolutions that accelerators have:"
     )
     return [said, "\n".join(lines)]
 

@@ -134,9 +134,10 @@ def test_an_epoch_has_whole_batches_of_different_images():
 
 
 @pytest.mark.quick
-def test_donated_states_are_gone():
+@pytest.mark.parametrize("kind", ["single", "loop", "stream"])
+def test_donated_states_are_gone(kind):
     mesh = make_mesh(jax.devices()[:1])
-    feed = make("single", mesh)
+    feed = make(kind, mesh)
     original, step = make_step()
     kept = {k: v.copy() for k, v in flat(original.params).items()}
     everywhere = NamedSharding(mesh, P())

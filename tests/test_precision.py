@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from families import build_small, image_shape, smallest_of_each_family
+from families import build_small, image_shape, smallest_of_each_family, train
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import zoo
@@ -29,22 +29,6 @@ def setting(name, **options):
 
 def endpoints(model, variables, images):
     return model.apply(variables, images, method="endpoints")
-
-
-def train(model, variables, images):
-    """The gradients of a loss, the logits, and new statistics."""
-
-    def loss(params):
-        logits, new = model.apply(
-            {**variables, "params": params},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(0)},
-        )
-        return jnp.square(logits).sum(), (logits, new)
-
-    return jax.grad(loss, has_aux=True)(variables["params"])
 
 
 def list_products(function, *arguments):

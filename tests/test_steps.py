@@ -79,6 +79,16 @@ def walk(state, step, count, **batch):
 
 
 @pytest.mark.quick
+def test_a_donated_state_lends_all_of_its_memory_to_the_new_one():
+    config = OptimConfig(momentum=0.9, ema_decay=0.9)
+    state, step, _ = make_all(config)
+    donating = jax.jit(step, donate_argnums=0)
+    memory = donating.lower(state, make_batch()).compile().memory_analysis()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes == size
+
+
+@pytest.mark.quick
 def test_frozen_parts_stand_still_to_the_bit_and_the_others_move():
     config = OptimConfig(weight_decay=0.1, momentum=0.9, ema_decay=0.9)
     frozen = ("backbone/stage1_conv/**", "backbone/stage1_bn/**")

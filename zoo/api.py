@@ -34,6 +34,12 @@ def create(
     `jax.default_matmul_precision("highest")`, set where the model is traced, every
     product and its gradients are float32 indeed.
 
+    To train in less memory, let a jitted step donate what it replaces, as the steps of
+    `train` do, and take `remat=True`, which keeps no activations within a stage:
+
+        step = jax.jit(step, donate_argnums=0)
+        state, metrics = step(state, batch)  # the old state is gone
+
     Args:
       name: Of the model, one of `list_models()`.
       weights: None for the paper's initialisation; else a registered name, or the
