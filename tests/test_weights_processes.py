@@ -1,8 +1,6 @@
 """Fetching of weights by processes that fail, are killed, or want the same file."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +12,11 @@ from weights_server import CONTENT, files, serve, weights
 from zoo.spec import Weights
 from zoo.weights import fetch
 
-LIMIT = 2_000_000
+# Lets no file of a process become larger, as a full disk would.
+LIMIT = (
+    "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
+)
 # A process that fetches what it is told to.
 FETCH = (
     "import sys; from zoo.spec import Weights; from zoo.weights import fetch\n"
@@ -34,18 +36,14 @@ def _environment(tmp_path, monkeypatch):
     monkeypatch.delenv("ZOO_OFFLINE", raising=False)
 
 
-def start_fetch(wanted: Weights, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", FETCH, wanted.url, wanted.sha256]
+def start_fetch(wanted: Weights, before: str = "") -> subprocess.Popen:
+    command = [sys.executable, "-c", before + FETCH, wanted.url, wanted.sha256]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_disk_that_becomes_full_is_an_error_and_leaves_nothing(server, tmp_path):
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
-
-    with start_fetch(weights(server, "ranges.th"), preexec_fn=limit) as process:
+    with start_fetch(weights(server, "ranges.th"), before=LIMIT) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "ranges.th cannot be written: File too large; nothing of it is left" in err
