@@ -20,7 +20,7 @@ def family_of(name: str) -> str:
 def image_shape(name: str) -> tuple[int, int, int]:
     """(H, W, C) of the network's images."""
     pre = zoo.get_spec(name).preprocess
-    return pre.size, pre.size, pre.channels
+    return pre.shape
 
 
 def smallest_of_each_family() -> list[str]:

@@ -93,7 +93,7 @@ def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Low
     spec = zoo.get_spec(name)
     pre = spec.preprocess
     model = zoo.build(name, **options)
-    shape = (pre.size, pre.size, pre.channels)
+    shape = pre.shape
     schedule = optax.constant_schedule(0.1)
     tx = optax.sgd(schedule, momentum=0.9)
     step = make_train_step(

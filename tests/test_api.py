@@ -62,7 +62,7 @@ def test_create_follows_the_key():
 def shapes_of(name, **options):
     model = zoo.build(name, **options)
     pre = zoo.get_spec(name).preprocess
-    images = jnp.zeros((2, pre.size, pre.size, pre.channels))
+    images = jnp.zeros((2, *pre.shape))
     out, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     return out, flatten(variables)
 

@@ -49,7 +49,7 @@ ANY_SIZE = {"alexnet": 227, "alexnet_tv": 223, "zfnet": 207, "vgg11": 224}
 def network(name, **options):
     """A model with the shapes of its variables, and of its image."""
     pre = zoo.get_spec(name.replace("11_v2", "164_v2")).preprocess
-    shape = (pre.size, pre.size, pre.channels)
+    shape = pre.shape
     model = BUILD[name](**options)
     return model, abstract_variables(model, shape), shape
 

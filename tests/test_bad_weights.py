@@ -25,7 +25,7 @@ CLASSES = 3
 def variables() -> dict:
     rng = np.random.default_rng(0)
     pre = zoo.get_spec(NAME).preprocess
-    images = jnp.ones((1, pre.size, pre.size, pre.channels))
+    images = jnp.ones((1, *pre.shape))
     model = zoo.build(NAME, num_classes=CLASSES)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
@@ -159,7 +159,7 @@ def test_names_tell_the_network(name, guesses):
 
 def shapes(name) -> dict:
     pre = zoo.get_spec(name).preprocess
-    images = jax.ShapeDtypeStruct((1, pre.size, pre.size, pre.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *pre.shape), jnp.float32)
     model = zoo.build(name)
     return flatten(jax.eval_shape(model.init, jax.random.key(0), images))
 
@@ -251,7 +251,7 @@ def test_another_number_of_classes_gives_a_new_head_and_says_so(
     backbone = map(np.asarray, jax.tree.leaves(found["params"]["backbone"]))
     assert all((leaf == 0.5).all() for leaf in backbone)
     pre = card.preprocess
-    images = jax.ShapeDtypeStruct((2, pre.size, pre.size, pre.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *pre.shape), jnp.float32)
     assert jax.eval_shape(model.apply, found, images).shape == (2, 37)
 
 

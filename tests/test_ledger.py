@@ -99,7 +99,7 @@ QUICK = [n for n in LEDGER if n not in DEEPEST]
 def count(name, **options):
     pre = zoo.get_spec(name).preprocess
     model = zoo.build(name, **options)
-    layers = list_layers(model, (pre.size, pre.size, pre.channels))
+    layers = list_layers(model, pre.shape)
     return sum(r.params for r in layers), sum(r.macs for r in layers)
 
 
@@ -223,7 +223,7 @@ def test_published_weights_are_complete(depth):
 )
 def test_endpoints_have_the_same_names_at_each_depth_and_type(name, dtype):
     pre = zoo.get_spec(name).preprocess
-    shape = (pre.size, pre.size, pre.channels)
+    shape = pre.shape
     found = list_endpoints(zoo.build(name, dtype=dtype), shape)
     key = "cifar" if "cifar" in name else name.rstrip("0123456789")
     expected = ENDPOINTS[name if name in ENDPOINTS else key].split()

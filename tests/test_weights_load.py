@@ -36,7 +36,7 @@ CARD = Card(NAME, 3, {"init": "glorot"}, PREPROCESS, ("a", "b", "c"), "a test")
 def random_variables(name: str, **overrides) -> dict:
     rng = np.random.default_rng(0)
     pre = zoo.get_spec(name).preprocess
-    images = jnp.ones((1, pre.size, pre.size, pre.channels))
+    images = jnp.ones((1, *pre.shape))
     module = zoo.build(name, **overrides)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)

@@ -111,7 +111,7 @@ def test_a_state_dict_comes_back_bit_by_bit(dtype):
 )
 def test_variables_of_each_small_model_come_back_bit_by_bit(name):
     pre = zoo.get_spec(name).preprocess
-    images = jnp.zeros((1, pre.size, pre.size, pre.channels))
+    images = jnp.zeros((1, *pre.shape))
     shapes = jax.eval_shape(zoo.build(name).init, jax.random.key(0), images)
     variables = jax.tree.map(
         lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), shapes

@@ -85,7 +85,7 @@ def create_with_card(
             num_classes = spec.num_classes
         model = build(name, num_classes=num_classes, **overrides)
         pre = spec.preprocess
-        images = jnp.zeros((1, pre.size, pre.size, pre.channels))
+        images = jnp.zeros((1, *pre.shape))
         options = plain_options(overrides)
         card = Card(name, num_classes, options, pre, source="initialised")
         return model, _initialise(model, key, images), card

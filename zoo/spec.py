@@ -7,23 +7,42 @@ from typing import Any
 import numpy as np
 
 
+FITS = ("crop", "stretch", "sides", "keep")
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """How a uint8 image becomes a network's input.
 
-    The image is resized so that its shorter side is `resize` pixels, its centre of
-    `size` x `size` pixels is cut out, and each channel becomes
+    The image is brought to the input's size as `fit` says, and each channel becomes
     `(value / 255 - mean) / std`. Networks that came from Caffe take 0 to 255 with only
     a mean subtracted, which is `std=1/255`, and the channels as blue, green, red.
 
+    `fit` is one of
+
+    - "crop": the shorter side is resized to `resize` pixels and the centre of `size` x
+      `size` is cut out: classification.
+    - "stretch": height and width are resized to the input's, whatever the image's
+      proportions: SSD, YOLO.
+    - "sides": the shorter side is resized to `resize` pixels, or to less where the
+      longer one would exceed `longest`; borders are added on the right and below:
+      Faster R-CNN. `size` and `width` are then an example, of which counts are stated.
+    - "keep": the image is not resized; borders are added on the right and below:
+      segmentation. `size` and `width` are then an example, of which counts are stated.
+
     Attributes:
-      size: Height and width of the network's input, in pixels.
+      size: Height, and width too where `width` is None, of the network's input, in
+        pixels.
       channels: 3 for RGB, 1 for grey.
       mean: Per channel, in units of the full range (0 to 1), for RGB in this order.
       std: Per channel, in units of the full range (0 to 1), for RGB in this order.
       resize: Length of the shorter side before the crop, in pixels; `size` if None.
       interpolation: Name of the Pillow filter, "bilinear" or "bicubic".
       channel_order: "rgb", or "bgr" where the network takes blue first.
+      width: Width of the network's input where it is not square, in pixels.
+      fit: "crop", "stretch", "sides" or "keep".
+      longest: Of "sides": the longer side's limit after resizing, in pixels.
+      antialias: Whether the filter widens where an image is made smaller, as Pillow's.
     """
 
     size: int
@@ -33,6 +52,15 @@ class Preprocess:
     resize: int | None = None
     interpolation: str = "bilinear"
     channel_order: str = "rgb"
+    width: int | None = None
+    fit: str = "crop"
+    longest: int | None = None
+    antialias: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the network's input."""
+        return self.size, self.width or self.size, self.channels
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.channels:
@@ -42,7 +70,19 @@ class Preprocess:
             )
         if any(s <= 0 for s in self.std):
             raise ValueError(f"Preprocess: std must be positive, got {self.std}.")
-        if self.resize is not None and self.resize < self.size:
+        if self.fit not in FITS:
+            raise ValueError(f"Preprocess: fit={self.fit!r} must be one of {FITS}.")
+        if self.fit == "sides" and not (self.resize and self.longest):
+            raise ValueError(
+                f"Preprocess: fit='sides' needs resize and longest, got {self.resize} "
+                f"and {self.longest}."
+            )
+        if self.fit == "crop" and self.width not in (None, self.size):
+            raise ValueError(
+                f"Preprocess: fit='crop' cuts out squares; width={self.width} must be "
+                f"size={self.size}."
+            )
+        if self.fit == "crop" and self.resize is not None and self.resize < self.size:
             raise ValueError(
                 f"Preprocess: resize={self.resize} must be at least size={self.size}, "
                 "which is cut out of the resized image."

@@ -115,7 +115,7 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
     spec = get_spec(name)
     model = build(name, num_classes=num_classes, **overrides)
     pre = spec.preprocess
-    shape = (pre.size, pre.size, pre.channels)
+    shape = pre.shape
     layers = list_layers(model, shape)
     endpoints = list_endpoints(model, shape)
     params, macs = (sum(getattr(r, f) for r in layers) for f in ("params", "macs"))

@@ -27,7 +27,7 @@ def expected_shapes(name: str, module: Any) -> dict[str, tuple[int, ...]]:
       Shapes by path, such as {"params/backbone/stem/conv/kernel": (3, 3, 3, 16)}.
     """
     pre = get_spec(name).preprocess
-    images = jax.ShapeDtypeStruct((1, pre.size, pre.size, pre.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *pre.shape), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
