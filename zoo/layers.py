@@ -138,6 +138,8 @@ class BatchNorm(nn.Module):
       momentum: What the running averages keep at a step; PyTorch's `1 - momentum`.
       epsilon: Added to the variance, inside the root.
       axis_name: Mapped axis over which to average the statistics.
+      frozen: Whether it is a fixed affine map, as in detectors: training neither uses
+        the batch's statistics nor changes the running ones, scale or bias.
 
     Reference:
       Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
@@ -148,6 +150,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -156,9 +159,11 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if self.frozen:
+            scale, bias = jax.lax.stop_gradient((scale, bias))
 
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train and not self.is_initializing():
+        if train and not self.frozen and not self.is_initializing():
             mean, var, count = self._batch_statistics(x)
             keep = self.momentum
             unbiased = var * (count / (count - 1))

@@ -115,6 +115,7 @@ class Weights:
       class_names: In the order of the logits.
       file: What it is called where it is kept; as in the URL where empty.
       copies: Beginnings of the hashes of other files that hold the same arrays.
+      options: Of the model, with which these weights compute what they should; pairs.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Weights:
     class_names: tuple[str, ...] = ()
     file: str = ""
     copies: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +141,17 @@ class TorchRule:
       key: Path of the torch module, such as "layer1.0.conv1".
       flatten: `(channels, height, width)` for a dense layer that follows a flattened
         convolution: torch flattens in that order, this zoo in height, width, channels.
-      alias: Another name that public files have for a dense layer; they may keep it
-        as a convolution over the whole map.
+      alias: Another name that public files have for a layer; they may keep a dense
+        one as a convolution over the whole map.
+      outputs: `(a, b)` for a layer that has a * K + b outputs for K classes. None for
+        other layers; those of a part called "head" have K.
     """
 
     module: str | None
     key: str
     flatten: tuple[int, int, int] | None = None
     alias: str | None = None
+    outputs: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

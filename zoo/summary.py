@@ -59,7 +59,9 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
         own = {k: v for k, v in params.items() if k.rsplit("/", 1)[0] == path}
         is_call = context.method_name == "__call__"
         if is_call and (own or hasattr(module, "macs")):
-            count = sum(v.size for v in own.values())
+            # A part that runs on several maps has its parameters once.
+            seen = any(layer.path == path for layer in layers)
+            count = 0 if seen else sum(v.size for v in own.values())
             macs = _macs(module, own.get(f"{path}/kernel"), out.shape)
             layers.append(
                 Layer(path, type(module).__name__, out.shape[1:], count, macs)
@@ -77,7 +79,8 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
 def _macs(module: nn.Module, kernel: Any, shape: tuple[int, ...]) -> int:
     if hasattr(module, "macs"):
         return module.macs()
-    return kernel.size * math.prod(shape[1:-1]) if kernel is not None else 0
+    # The batch is one image; a head that runs on each region has more rows than that.
+    return kernel.size * math.prod(shape[:-1]) if kernel is not None else 0
 
 
 def list_endpoints(

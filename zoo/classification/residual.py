@@ -157,6 +157,8 @@ class ResNetBackbone(nn.Module):
         output gets its own.
       output_stride: Pixels of the image to one of the last map. Below 32, the last
         stages keep the resolution, and their taps are apart instead (dilated).
+      epsilon: Of batch norm.
+      frozen: Whether batch norm is a fixed affine map, see `BatchNorm`.
       remat: Recompute each block's activations in the backward pass (less memory).
 
     The other attributes are those of `Block`, `BatchNorm` and `Conv`.
@@ -173,6 +175,8 @@ class ResNetBackbone(nn.Module):
     early_stride: bool = False
     kernel_init: Callable = nn.initializers.lecun_normal()
     momentum: float = 0.9
+    epsilon: float = 1e-5
+    frozen: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -182,7 +186,13 @@ class ResNetBackbone(nn.Module):
         check_images(images, self.label)
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         conv = partial(Conv, use_bias=False, kernel_init=self.kernel_init, **types)
-        norm = partial(BatchNorm, momentum=self.momentum, **types)
+        norm = partial(
+            BatchNorm,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            frozen=self.frozen,
+            **types,
+        )
         cls = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         options = dict(shortcut=self.shortcut, early_stride=self.early_stride)
 

@@ -83,10 +83,10 @@ def make_images(preprocess: Preprocess, count: int = 2) -> np.ndarray:
       count: Number of images.
 
     Returns:
-      float32 [count, size, size, channels].
+      float32 [count, H, W, channels].
     """
-    size, channels = preprocess.size, preprocess.channels
-    b, y, x, c = np.ogrid[:count, :size, :size, :channels]
+    height, width, channels = preprocess.shape
+    b, y, x, c = np.ogrid[:count, :height, :width, :channels]
     waves = np.abs((90 * b + 3 * y + 2 * x + 40 * c) % 510 - 255)
     noise = random_bytes("images", waves.size).reshape(waves.shape)
     noise = noise.astype(np.int64)

@@ -80,20 +80,22 @@ def _read_file(
         arrays, card = read_safetensors(path)
     else:
         arrays, card = read_state_dict(path), None
-    options = overrides
     if card is not None:
         _check_card(card, name, path, overrides)
         options = {"num_classes": card.num_classes, **card.overrides}
+    else:
+        published = published or _recognise(name, path)
+        options = {**dict(published.options if published else ()), **overrides}
     if has_our_names(arrays):
         variables = unflatten(arrays)
-        card = card or _make_card(name, path, published, variables, overrides)
+        card = card or _make_card(name, path, published, variables, options)
         _check_variables(variables, card, path)
         return variables, card
     try:
         variables = move_from_torch(name, arrays, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return variables, card or _make_card(name, path, published, variables, overrides)
+    return variables, card or _make_card(name, path, published, variables, options)
 
 
 def convert(
@@ -124,7 +126,7 @@ def convert(
 def _find(name: str, source: str | os.PathLike) -> tuple[Path, Weights | None]:
     """Finds the source's file or folder, and what is published of it if that is asked.
 
-    A path says nothing of that; its hash does, see `_make_card`.
+    A path says nothing of that; its hash does, see `_recognise`.
     """
     published = {weights.name: weights for weights in get_spec(name).weights}
     if source in published:
@@ -165,6 +167,14 @@ def _check_variables(variables: Mapping[str, Any], card: Card, path: Path) -> No
     )
 
 
+def _recognise(name: str, path: Path) -> Weights | None:
+    """Finds what is published of a file by its hash."""
+    published = get_spec(name).weights
+    digest = file_sha256(path) if published else ""
+    matches = [w for w in published if digest.startswith((w.sha256, *w.copies))]
+    return matches[0] if matches else None
+
+
 def _make_card(
     name: str,
     path: Path,
@@ -186,10 +196,6 @@ def _make_card(
         preprocess=spec.preprocess,
         source=f"file {path.name}",
     )
-    if published is None and spec.weights:
-        digest = file_sha256(path)
-        matches = [w for w in spec.weights if digest.startswith((w.sha256, *w.copies))]
-        published = matches[0] if matches else None
     if published is None:
         return card
     return dataclasses.replace(

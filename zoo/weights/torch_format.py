@@ -145,13 +145,17 @@ def move_from_torch(
     for key in [*given]:
         if key.endswith("num_batches_tracked") or key.startswith(unused):
             del given[key]
-    _rename_aliases(given, rules)
+    renamed = _rename_aliases(given, rules)
 
     if "num_classes" not in overrides:
-        heads = [f"{rule.key}.weight" for rule in _head_rules(name, overrides)]
-        rows = [given[key].shape[0] for key in heads if key in given]
-        overrides["num_classes"] = rows[-1] if rows else None
+        heads = {f"{rule.key}.weight": rule for rule in _head_rules(name, overrides)}
+        counts = [_classes(r, len(given[k])) for k, r in heads.items() if k in given]
+        overrides["num_classes"] = counts[-1] if counts else None
     leaves = _list_leaves(name, overrides)
+    for leaf in leaves:
+        if leaf.key in renamed and len(leaf.torch_shape) == 2:
+            # A convolution over the whole map is the dense layer behind it.
+            given[leaf.key] = given[leaf.key].reshape(len(given[leaf.key]), -1)
     require_fit(
         f"{name}: the state dict does not fit the network",
         {leaf.key: leaf.torch_shape for leaf in leaves},
@@ -207,9 +211,9 @@ def count_classes(
 ) -> int | None:
     """Reads the number of classes off the head's kernel; None where there is none."""
     flat = flatten(variables)
-    heads = [f"params/{r.module}/kernel" for r in _head_rules(name, overrides)]
-    columns = [np.shape(flat[path])[-1] for path in heads if path in flat]
-    return columns[-1] if columns else None
+    heads = {f"params/{r.module}/kernel": r for r in _head_rules(name, overrides)}
+    counts = [_classes(r, np.shape(flat[k])[-1]) for k, r in heads.items() if k in flat]
+    return counts[-1] if counts else None
 
 
 def to_numpy(value: Any, key: str) -> np.ndarray:
@@ -231,18 +235,26 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
 
 def _head_rules(name: str, overrides: Mapping[str, Any]) -> list[TorchRule]:
     rules = get_spec(name).torch_rules(build(name, **overrides))
-    return [rule for rule in rules if rule.module and rule.module.startswith("head/")]
+    return [r for r in rules if r.module and (r.outputs or r.module[:5] == "head/")]
 
 
-def _rename_aliases(given: dict[str, np.ndarray], rules: Sequence[TorchRule]) -> None:
-    keys = {rule.alias: rule.key for rule in rules if rule.alias}
+def _classes(rule: TorchRule, outputs: int) -> int:
+    """Tells from a layer's outputs for how many classes they are."""
+    factor, rest = rule.outputs or (1, 0)
+    return (outputs - rest) // factor
+
+
+def _rename_aliases(
+    given: dict[str, np.ndarray], rules: Sequence[TorchRule]
+) -> set[str]:
+    """Gives arrays our rules' names in place of their other ones; returns the new."""
+    keys, renamed = {rule.alias: rule.key for rule in rules if rule.alias}, set()
     for name in [*given]:
         module, kind = name.rpartition(".")[::2]
         if module in keys:
-            array = given.pop(name)
-            # A convolution over the whole map is the dense layer behind it, flattened.
-            array = array.reshape(len(array), -1) if array.ndim == 4 else array
-            given[f"{keys[module]}.{kind}"] = array
+            given[f"{keys[module]}.{kind}"] = given.pop(name)
+            renamed.add(f"{keys[module]}.{kind}")
+    return renamed
 
 
 def _list_leaves(name: str, overrides: Mapping[str, Any]) -> list[_Leaf]:
