@@ -153,9 +153,10 @@ def move_from_torch(
         overrides["num_classes"] = counts[-1] if counts else None
     leaves = _list_leaves(name, overrides)
     for leaf in leaves:
-        if leaf.key in renamed and len(leaf.torch_shape) == 2:
+        array = given.get(leaf.key)
+        if leaf.key in renamed and len(leaf.torch_shape) == 2 and array.ndim == 4:
             # A convolution over the whole map is the dense layer behind it.
-            given[leaf.key] = given[leaf.key].reshape(len(given[leaf.key]), -1)
+            given[leaf.key] = array.reshape(len(array), -1)
     require_fit(
         f"{name}: the state dict does not fit the network",
         {leaf.key: leaf.torch_shape for leaf in leaves},
