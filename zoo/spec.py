@@ -145,6 +145,8 @@ class TorchRule:
         one as a convolution over the whole map.
       outputs: `(a, b)` for a layer that has a * K + b outputs for K classes. None for
         other layers; those of a part called "head" have K.
+      transposed: Whether it is a transposed convolution, of which torch has the input
+        channels first.
     """
 
     module: str | None
@@ -152,6 +154,7 @@ class TorchRule:
     flatten: tuple[int, int, int] | None = None
     alias: str | None = None
     outputs: tuple[int, int] | None = None
+    transposed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options
+from zoo.segmentation.segmenter import ConvTransposed
 from zoo.spec import Preprocess, Weights
 
 
@@ -62,7 +63,9 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
             # A part that runs on several maps has its parameters once.
             seen = any(layer.path == path for layer in layers)
             count = 0 if seen else sum(v.size for v in own.values())
-            macs = _macs(module, own.get(f"{path}/kernel"), out.shape)
+            # Each pixel that a transposed convolution reads meets the whole kernel.
+            places = args[0] if isinstance(module, ConvTransposed) else out
+            macs = _macs(module, own.get(f"{path}/kernel"), places.shape)
             layers.append(
                 Layer(path, type(module).__name__, out.shape[1:], count, macs)
             )

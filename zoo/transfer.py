@@ -187,6 +187,8 @@ def replace_head(
 def _replace_last_layer(
     head: LinearHead, params: Tree, key: jax.Array, shared: Mapping[int, int]
 ) -> dict:
+    if hasattr(head, "class_layers"):
+        return _renew_layers(head, params, key, shared)
     before = params[head.layer]
     features = jnp.zeros((1, before["kernel"].shape[0]))
     # What is below the last layer, as in an auxiliary head, is not called here.
@@ -197,6 +199,32 @@ def _replace_last_layer(
             kept = jnp.asarray(before[name])[..., source]
             after[name] = leaf.at[..., rows].set(kept)
     return {**params, head.layer: after}
+
+
+def _renew_layers(
+    head: nn.Module, params: Tree, key: jax.Array, shared: Mapping[int, int]
+) -> dict:
+    """The same for a head in which several layers have classes."""
+    params, number = dict(params), head.num_classes
+    rows, source = np.array([[*shared], [*shared.values()]], int)
+    for i, (name, layer) in enumerate(head.class_layers().items()):
+        old = {kind: jnp.asarray(leaf) for kind, leaf in params[name].items()}
+        kernel = old["kernel"]
+        inputs = number if layer.reads_classes else kernel.shape[-2]
+        shape = (*kernel.shape[:-2], inputs, number)
+        part = jax.random.fold_in(key, i)
+        new = {"kernel": layer.kernel_init(part, shape, kernel.dtype)}
+        to, of = (rows, source)
+        if layer.reads_classes:
+            to, of = (rows[:, None], rows), (source[:, None], source)
+            new["kernel"] = new["kernel"].at[..., *to].set(kernel[..., *of])
+        else:
+            new["kernel"] = new["kernel"].at[..., to].set(kernel[..., of])
+        if "bias" in old:
+            bias = jnp.zeros(number, old["bias"].dtype)
+            new["bias"] = bias.at[rows].set(old["bias"][source])
+        params[name] = new
+    return params
 
 
 def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:

@@ -153,10 +153,14 @@ class ResNetBackbone(nn.Module):
       blocks: How many of them each stage has.
       width: Channels of the stem and of the first stage's 3x3 convolutions.
       small: For images of 32 x 32 pixels, see `Stem`.
+      stem: Makes the stem; called as `Stem` is.
       preactivation: Whether blocks begin with their activations: then the last one's
         output gets its own.
       output_stride: Pixels of the image to one of the last map. Below 32, the last
         stages keep the resolution, and their taps are apart instead (dilated).
+      dilate_first: Whether a dilated stage's first block has its dilation already, as
+        in PSPNet, and not that of the stage before, as in torchvision.
+      pooled: Whether the last endpoint is the mean over the map, for a classifier.
       epsilon: Of batch norm.
       frozen: Whether batch norm is a fixed affine map, see `BatchNorm`.
       remat: Recompute each block's activations in the backward pass (less memory).
@@ -169,8 +173,11 @@ class ResNetBackbone(nn.Module):
     blocks: tuple[int, ...]
     width: int = 64
     small: bool = False
+    stem: Callable = Stem
     preactivation: bool = False
     output_stride: int = 32
+    dilate_first: bool = False
+    pooled: bool = True
     shortcut: str | None = "B"
     early_stride: bool = False
     kernel_init: Callable = nn.initializers.lecun_normal()
@@ -196,7 +203,7 @@ class ResNetBackbone(nn.Module):
         cls = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         options = dict(shortcut=self.shortcut, early_stride=self.early_stride)
 
-        out = Stem(self.width, self.small, conv, norm, name="stem")(images, train)
+        out = self.stem(self.width, self.small, conv, norm, name="stem")(images, train)
         x = [*out.values()][-1]
         reached = 1 if self.small else 4  # pixels of the image to one of the map
         dilation = 1
@@ -206,15 +213,15 @@ class ResNetBackbone(nn.Module):
                 stride, dilation = 1, 2 * dilation
             reached *= stride
             make = partial(cls, self.width * 2**i, conv=conv, norm=norm, **options)
-            # A dilated stage's first block still has the dilation of the stage before
-            # it, as in torchvision.
-            first = partial(make, stride=stride, dilation=before, first=i == 0)
+            of_first = dilation if self.dilate_first else before
+            first = partial(make, stride=stride, dilation=of_first, first=i == 0)
             block = partial(make, dilation=dilation)
             x = Stage(first, block, blocks, name=f"stage{i + 1}")(x, train)
             out[f"stage{i + 1}"] = x
         if self.preactivation:
             x = out["final"] = nn.relu(norm(name="final_bn")(x, train=train))
-        out["pool"] = x.mean(axis=(1, 2))
+        if self.pooled:
+            out["pool"] = x.mean(axis=(1, 2))
         return out
 
 

@@ -58,6 +58,9 @@ class VGGBackbone(nn.Module):
       conv_init: Initialiser of the convolutions.
       dense_init: Initialiser of the dense layers.
       fully_convolutional: Read images of any size, see `FullyConnected`.
+      min_size: Smallest height and width, if so.
+      first_padding: Of the first convolution.
+      ceil: Whether pools round up, see `max_pool`.
       dropout: Rate after fc6 and fc7.
       remat: Recompute each block's activations in the backward pass.
     """
@@ -68,6 +71,9 @@ class VGGBackbone(nn.Module):
     conv_init: Callable = nn.initializers.lecun_normal()
     dense_init: Callable = nn.initializers.lecun_normal()
     fully_convolutional: bool = False
+    min_size: int = 224
+    first_padding: int = 1
+    ceil: bool = False
     dropout: float = 0.5
     remat: bool = False
     dtype: Any = jnp.float32
@@ -76,7 +82,7 @@ class VGGBackbone(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         if self.fully_convolutional:
-            check_images(images, self.network, min_size=224)
+            check_images(images, self.network, min_size=self.min_size)
         else:
             check_images(images, self.network, size=224)
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -86,14 +92,15 @@ class VGGBackbone(nn.Module):
         def block(self, x: Array, i: int) -> dict[str, Array]:
             out = {}
             for j, window in enumerate(self.blocks[i - 1], start=1):
-                layer = partial(conv, WIDTHS[i - 1], window, padding=window // 2)
+                padding = self.first_padding if i == j == 1 else window // 2
+                layer = partial(conv, WIDTHS[i - 1], window, padding=padding)
                 x = layer(name=f"conv{i}_{j}")(x)
                 if self.norm == "batch":
                     x = norm(name=f"bn{i}_{j}")(x, train=train)
                 x = out[f"conv{i}_{j}"] = nn.relu(x)
                 if self.norm == "lrn" and i == 1:
                     x = out["norm1"] = local_response_norm(x)
-            out[f"pool{i}"] = max_pool(x, 2, 2)
+            out[f"pool{i}"] = max_pool(x, 2, 2, ceil=self.ceil)
             return out
 
         out, x = {}, images

@@ -50,7 +50,8 @@ def resize(
 
     Returns:
       [..., size[0], size[1], C] of the images' type. Floating ones are computed in
-      float32, and uint8 ones are rounded after the width and again after the height.
+      float32 or wider, and uint8 ones are rounded after the width and again after the
+      height.
 
     Raises:
       ValueError: The images or an option are not as above.
@@ -59,7 +60,7 @@ def resize(
     _check(images, size, method, antialias, align_corners)
     dtype = images.dtype
     if method != "nearest" and dtype != np.uint8:
-        images = images.astype(jnp.float32)
+        images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     # As Pillow from version 13 on: the width, unless the height shrinks so much more.
     removed = [images.shape[-3] - size[0], images.shape[-2] - size[1]]
     height_first = removed[0] > max(0, 2 * removed[1])
@@ -82,7 +83,7 @@ def _apply(images: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
     """Multiplies one axis of float32 or uint8 images by weights [target, length]."""
     product = "...wc,tw->...tc" if axis == -2 else "...hwc,th->...twc"
     if images.dtype != np.uint8:
-        weights = jnp.asarray(weights, jnp.float32)
+        weights = jnp.asarray(weights, images.dtype)
         return jnp.einsum(product, images, weights, precision="highest")
     one = 1 << _FRACTION_BITS
     fixed = np.trunc(weights * one + np.copysign(0.5, weights)).astype(np.int32)

@@ -54,10 +54,14 @@ class _Leaf:
         if not self.is_kernel:
             return self.shape
         *window, inputs, outputs = self.shape
+        if self.rule.transposed:
+            return (inputs, outputs, *window)
         return (outputs, inputs, *window)
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """Brings the array of the state dict into our order of axes."""
+        if self.is_kernel and self.rule.transposed:
+            array = array.swapaxes(0, 1)
         if self.is_kernel and self.rule.flatten:
             array = array.reshape(-1, *self.rule.flatten)  # out, C, H, W
         if self.is_kernel:
@@ -72,6 +76,8 @@ class _Leaf:
             array = array.reshape(*window, channels, -1)
         if self.is_kernel:
             array = _outputs_then_inputs(array)
+        if self.is_kernel and self.rule.transposed:
+            array = array.swapaxes(0, 1)
         return _in_c_order(array).reshape(self.torch_shape)
 
 
