@@ -32,6 +32,23 @@ def lenet_map_loss(logits: jax.Array, labels: jax.Array, j: float = 10.0) -> jax
     return normalizer - right
 
 
+def smooth_l1(error: jax.Array, beta: float = 1.0) -> jax.Array:
+    """Half the square of an error near 0, and its magnitude less a constant beyond.
+
+    Args:
+      error: float [...].
+      beta: Where the one becomes the other. Faster R-CNN writes 1 / sigma ** 2.
+
+    Returns:
+      float [...]; its derivative is within -1 and 1.
+
+    Reference:
+      Girshick, Fast R-CNN, 2015, equation 3.
+    """
+    size = jnp.abs(error)
+    return jnp.where(size < beta, size * size / (2 * beta), size - beta / 2)
+
+
 def segmentation_cross_entropy(
     logits: jax.Array,
     mask: jax.Array,
