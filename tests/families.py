@@ -1,4 +1,4 @@
-"""One small network for each family, for what must hold of all of them."""
+"""One small classifier for each family, for what must hold of all of them."""
 
 import inspect
 from pathlib import Path
@@ -24,9 +24,10 @@ def image_shape(name: str) -> tuple[int, int, int]:
 
 
 def smallest_of_each_family() -> list[str]:
-    """Lists, by family, the network with the fewest multiply-adds."""
+    """Lists, by family, the classifier with the fewest multiply-adds."""
     smallest = {}
-    for name in sorted(zoo.list_models(), key=lambda name: zoo.get_spec(name).macs):
+    names = zoo.list_models(task="classification")
+    for name in sorted(names, key=lambda name: zoo.get_spec(name).macs):
         smallest.setdefault(family_of(name), name)
     return sorted(smallest.values())
 

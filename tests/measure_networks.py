@@ -11,7 +11,6 @@ another jax, all are made again.
 """
 
 import argparse
-import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -66,7 +65,7 @@ def main(arguments: list[str]) -> None:
     names = [
         name
         for pattern in options.names
-        for name in fnmatch.filter(zoo.list_models(), pattern) or [pattern]
+        for name in zoo.list_models(pattern, task="classification") or [pattern]
     ]
     for name in names:
         zoo.get_spec(name)  # An unknown name is an error before any measurement.

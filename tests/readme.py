@@ -15,7 +15,7 @@ def model_table() -> str:
     """Makes the table of models."""
     rows = ["| model | paper | parameters | MACs | input | weights |"]
     rows += ["| --- | --- | ---: | ---: | --- | --- |"]
-    for name in zoo.list_models():
+    for name in zoo.list_models(task="classification"):
         spec = zoo.get_spec(name)
         pre = spec.preprocess
         authors, year = spec.paper.split(":")[0], re.findall(r"\d{4}", spec.paper)[-1]

@@ -13,7 +13,7 @@ from zoo.weights import cache_path
 
 PUBLISHED = {
     (name, weights.name): weights
-    for name in zoo.list_models()
+    for name in zoo.list_models(task="classification")
     for weights in zoo.get_spec(name).weights
 }
 # Top-1 accuracy in percent, written here by hand from torchvision's own list.

@@ -17,6 +17,7 @@ from zoo.classification import (
     vgg,
     zfnet,
 )
+from zoo.segmentation import fcn_resnet, fcn_vgg, pspnet
 from zoo.spec import ModelSpec
 
 _FAMILIES = (
@@ -29,6 +30,9 @@ _FAMILIES = (
     preact_resnet,
     cifar_resnet,
     he_init,
+    fcn_vgg,
+    fcn_resnet,
+    pspnet,
 )
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS

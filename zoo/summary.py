@@ -171,9 +171,15 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
 
 def _input(pre: Preprocess) -> str:
     colours = "grey" if pre.channels == 1 else pre.channel_order.upper()
+    size = {
+        "crop": f" of a shorter side of {pre.resize or pre.size} ({pre.interpolation})",
+        "stretch": f" of any proportions ({pre.interpolation})",
+        "sides": f", or of another size: a shorter side of {pre.resize}, or less where "
+        f"the longer one would exceed {pre.longest} ({pre.interpolation})",
+        "keep": ", or of another size: the image's own",
+    }[pre.fit]
     return (
-        f"{pre.size}x{pre.size}x{pre.channels} {colours} of a shorter side of "
-        f"{pre.resize or pre.size} ({pre.interpolation}), mean {_values(pre.mean)}, "
+        f"{_dims(pre.shape)} {colours}{size}, mean {_values(pre.mean)}, "
         f"std {_values(pre.std)} of the full range"
     )
 

@@ -1,0 +1,137 @@
+"""Every registered segmentation network against its paper: counts, names and facts.
+
+The numbers are written here by hand, and not taken from the specs that they check.
+"""
+
+import jax.numpy as jnp
+import pytest
+
+import zoo
+from zoo.summary import list_endpoints, list_layers
+
+pytestmark = pytest.mark.quick
+
+# Trainable parameters and multiply-adds at the paper's number of classes and size.
+LEDGER = {
+    "fcn32s_vgg16": (134_346_581, 180_903_432_960),
+    "fcn16s_vgg16": (134_357_354 + 16 * 21**2, 180_926_055_168),
+    "fcn8s_vgg16": (134_362_751 + 2 * 16 * 21**2, 180_975_843_648),
+    "fcn_resnet50": (32_957_013, 142_725_772_800),
+    "fcn_resnet101": (51_949_141, 222_746_867_200),
+    "pspnet_resnet50": (46_715_347, 362_992_701_632),
+    "pspnet_resnet101": (65_707_475, 516_405_924_032),
+}
+# The same with other options, and at another number of classes and size: the published
+# counts, and multiply-adds in units of 10**7.
+OPTIONS = [
+    # All kernels of upsampling counted, as in the released networks, and none.
+    ("fcn32s_vgg16", dict(upsampling="learnt"), 500, 136_152_917, 18_137),
+    ("fcn16s_vgg16", dict(upsampling="learnt"), 500, 134_815_994, 18_145),
+    ("fcn8s_vgg16", dict(upsampling="learnt"), 500, 134_489_759, 18_153),
+    ("fcn32s_vgg16", dict(upsampling="fixed"), 500, 134_346_581, 18_090),
+    ("fcn16s_vgg16", dict(upsampling="fixed"), 500, 134_357_354, 18_092),
+    ("fcn8s_vgg16", dict(upsampling="fixed"), 500, 134_362_751, 18_097),
+    ("fcn_resnet50", dict(aux=True), 520, 35_322_218, 15_272),
+    ("fcn_resnet101", dict(aux=True), 520, 54_314_346, 23_274),
+    ("pspnet_resnet50", dict(num_classes=150), 473, 46_782_550, 16_153),
+    ("pspnet_resnet50", dict(num_classes=150, aux=True), 473, 49_180_908, 17_016),
+    ("pspnet_resnet101", dict(num_classes=21), 473, 65_708_501, 22_947),
+    (
+        "pspnet_resnet101",
+        dict(num_classes=21, early_stride=False),
+        473,
+        65_708_501,
+        22_982,
+    ),
+    ("pspnet_resnet101", dict(num_classes=21, aux=True), 473, 68_073_706, 23_799),
+    ("pspnet_resnet101", dict(aux=True), 713, 68_072_166, 53_556),
+]
+# Without a head, and what the head's layers have.
+HEADS = {
+    "fcn8s_vgg16": 21 * (4097 + 513 + 257) + 2 * 16 * 21**2,
+    "fcn_resnet50": 2048 * 9 * 512 + 2 * 512 + 513 * 21,
+    "pspnet_resnet50": 4 * 2050 * 512 + 4096 * 9 * 512 + 2 * 512 + 513 * 19,
+}
+_RESNET = "stem stem_pool stage1 stage2 stage3 stage4"
+ENDPOINTS = {
+    "fcn8s_vgg16": "conv1_1 conv1_2 pool1 conv2_1 conv2_2 pool2 conv3_1 conv3_2 "
+    "conv3_3 pool3 conv4_1 conv4_2 conv4_3 pool4 conv5_1 conv5_2 conv5_3 pool5 fc6 fc7 "
+    "score_fr upscore2 score_pool4 fuse_pool4 upscore_pool4 score_pool3 fuse_pool3 "
+    "logits",
+    "fcn_resnet50": f"{_RESNET} head_conv score logits",
+    "pspnet_resnet50": f"{_RESNET} pyramid head_conv score logits",
+}
+
+
+def count(name, size=None, **options):
+    shape = zoo.get_spec(name).preprocess.shape
+    shape = shape if size is None else (size, size, shape[-1])
+    layers = list_layers(zoo.build(name, **options), shape)
+    return sum(r.params for r in layers), sum(r.macs for r in layers)
+
+
+def test_every_segmentation_network_is_in_the_ledger():
+    assert {*zoo.list_models(task="segmentation")} == {*LEDGER}
+
+
+@pytest.mark.parametrize("name", LEDGER)
+def test_parameters_and_multiply_adds(name):
+    spec = zoo.get_spec(name)
+    assert (spec.params, spec.macs) == LEDGER[name]
+    assert count(name) == LEDGER[name]
+
+
+@pytest.mark.parametrize(("name", "options", "size", "params", "macs"), OPTIONS)
+def test_counts_with_options(name, options, size, params, macs):
+    found = count(name, size, **options)
+    assert (found[0], round(found[1] / 1e7)) == (params, macs)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_parameters_without_a_head(name):
+    assert count(name, 64, num_classes=0)[0] == LEDGER[name][0] - HEADS[name]
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_endpoints_have_names(name):
+    shape = (64, 80, zoo.get_spec(name).preprocess.channels)
+    wanted = ENDPOINTS[name].split()
+    for dtype in (jnp.float32, jnp.bfloat16):
+        found = list_endpoints(zoo.build(name, dtype=dtype), shape)
+        assert [*found] == wanted
+        assert found["logits"] == (64, 80, zoo.get_spec(name).num_classes)
+    # Without a head the backbone's last endpoint is the output.
+    bare = [*list_endpoints(zoo.build(name, num_classes=0), shape)]
+    assert bare == wanted[: len(bare)]
+    assert bare[-1] in ("fc7", "stage4")
+    if "aux" in zoo.list_options(name):
+        found = list_endpoints(zoo.build(name, aux=True), shape)
+        assert [*found] == [*wanted[:-1], "aux", "logits"]
+        assert found["aux"] == found["logits"]
+
+
+@pytest.mark.parametrize("name", LEDGER)
+def test_facts_are_complete(name):
+    spec = zoo.get_spec(name)
+    assert spec.name == name
+    assert spec.task == "segmentation"
+    assert spec.preprocess.fit == "keep"
+    assert spec.build(num_classes=3).preprocess == spec.preprocess
+    for fact in ("paper", "init", "published", "deviations"):
+        assert getattr(spec, fact), f"{name} has no {fact}"
+    for fact in ("published", "deviations"):
+        # A forgotten comma would make one string of the tuple.
+        assert isinstance(getattr(spec, fact), tuple), fact
+    factors = dict(spec.aux_losses)
+    assert {*factors} == ({"aux"} if "aux" in zoo.list_options(name) else set())
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_published_weights_are_complete(depth):
+    (weights,) = zoo.get_spec(f"fcn_resnet{depth}").weights
+    assert weights.name == "coco_voc"
+    assert weights.url.endswith(f"fcn_resnet{depth}_coco-{weights.sha256}.pth")
+    assert len(weights.class_names) == 21
+    assert weights.class_names[15] == "person"
+    assert weights.preprocess.std == (0.229, 0.224, 0.225)
+    assert all((weights.accuracy, weights.source, weights.licence))

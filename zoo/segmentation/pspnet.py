@@ -1,0 +1,227 @@
+"""The pyramid scene parsing network.
+
+References:
+  Zhao, Shi, Qi, Wang, Jia, Pyramid Scene Parsing Network, 2017. The networks that its
+  authors released: hszhao/PSPNet (Caffe) and hszhao/semseg (PyTorch).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo.classification import residual
+from zoo.classification.imagenet import MEAN_COLOUR
+from zoo.layers import BatchNorm, Conv, initializer
+from zoo.ops.pooling import adaptive_avg_pool, max_pool
+from zoo.ops.resize import resize
+from zoo.segmentation.segmenter import ConvHead, Segmenter
+from zoo.spec import ModelSpec, TorchRule
+
+Array = jax.Array
+
+PAPER = "Zhao, Shi, Qi, Wang, Jia: Pyramid Scene Parsing Network, 2017"
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Section 3.2: bins in each direction of the pyramid's levels, and channels of each.
+BINS = (1, 2, 3, 6)
+WIDTH = 512
+
+
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions, the first of stride 2, in the place of one of 7x7."""
+
+    features: int
+    small: bool
+    conv: Callable
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> dict[str, Array]:
+        out = {}
+        widths = (self.features, self.features, 2 * self.features)
+        for i, width in enumerate(widths, start=1):
+            stride = 2 if i == 1 else 1
+            x = self.conv(width, 3, stride=stride, padding=1, name=f"conv{i}")(x)
+            x = nn.relu(self.norm(name=f"bn{i}")(x, train=train))
+        out["stem"] = x
+        out["stem_pool"] = max_pool(x, 3, 2, padding=1)
+        return out
+
+
+class PyramidHead(ConvHead):
+    """Section 3.2 and figure 3: means over bins of four sizes, beside the map itself.
+
+    Each level's means are reduced to `WIDTH` channels and resized to the map.
+    """
+
+    def context(self, x: Array, train: bool) -> dict[str, Array]:
+        """Computes the map with the pyramid's levels as further channels."""
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        conv = partial(
+            Conv, WIDTH, 1, use_bias=False, kernel_init=self.kernel_init, **types
+        )
+        norm = partial(BatchNorm, momentum=self.momentum, **types)
+        levels = [x]
+        for bins in BINS:
+            y = conv(name=f"pool{bins}_conv")(adaptive_avg_pool(x, bins))
+            y = nn.relu(norm(name=f"pool{bins}_bn")(y, train=train))
+            y = resize(y, x.shape[1:3], antialias=False, align_corners=True)
+            levels.append(y)
+        return {"pyramid": jnp.concatenate(levels, axis=-1)}
+
+
+def pspnet(
+    *,
+    depth: int,
+    num_classes: int = 19,
+    aux: bool = False,
+    early_stride: bool = True,
+    init: str | None = None,
+    dropout: float = 0.1,
+    momentum: float = 0.95,
+    remat: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> Segmenter:
+    """Builds a pyramid scene parsing network.
+
+    Args:
+      depth: Of the residual network: 50 or 101.
+      num_classes: Background included where there is one; 0 for no heads.
+      aux: Whether to have the auxiliary head on stage 3, whose loss training adds: the
+        endpoint "aux".
+      early_stride: Whether the first 1x1 convolution has a bottleneck's stride, as in
+        the networks released for Caffe, and not the 3x3 one, as in those for PyTorch.
+      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`.
+      dropout: Rate before the scores.
+      momentum: What batch norm's running averages keep at a step: 0.95 in Caffe's, 0.9
+        in PyTorch's.
+      remat: Trade computation for memory in the backward pass.
+      dtype: Of the computation.
+      param_dtype: Of the parameters.
+
+    Raises:
+      ValueError: An option is unknown or out of range.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    label = f"pspnet_resnet{depth}"
+    kernel_init = initializer(init or "he_fan_out")
+    types = dict(kernel_init=kernel_init, momentum=momentum)
+    types |= dict(dtype=dtype, param_dtype=param_dtype)
+    backbone = residual.ResNetBackbone(
+        label=label,
+        block=residual.Bottleneck,
+        blocks=BLOCKS[depth],
+        stem=DeepStem,
+        early_stride=early_stride,
+        output_stride=8,
+        dilate_first=True,
+        pooled=False,
+        remat=remat,
+        **types,
+    )
+    options = dict(dropout=dropout, align_corners=True, **types)
+    head, aux_head = None, None
+    if num_classes:
+        head = PyramidHead(num_classes, 512, **options)
+    if num_classes and aux:
+        aux_head = ConvHead(num_classes, 256, reads="stage3", **options)
+    return Segmenter(
+        backbone,
+        head,
+        aux_head,
+        label=label,
+        preprocess=_PREPROCESS[depth],
+        min_size=8,
+        # At these sizes each pixel of the last map is a pixel of the image.
+        stride=8,
+        remainder=1,
+    )
+
+
+def _semseg_names(model: Segmenter) -> tuple[TorchRule, ...]:
+    """Those of hszhao/semseg."""
+    rules = [
+        rule
+        for rule in residual.torch_rules(model)
+        if rule.module.startswith("backbone/stage")
+    ]
+    for i, place in enumerate((0, 3, 6), start=1):
+        rules.append(TorchRule(f"backbone/stem/conv{i}", f"layer0.{place}"))
+        rules.append(TorchRule(f"backbone/stem/bn{i}", f"layer0.{place + 1}"))
+    for i, bins in enumerate(BINS):
+        rules.append(_rule(model, f"head/pool{bins}_conv", f"ppm.features.{i}.1"))
+        rules.append(_rule(model, f"head/pool{bins}_bn", f"ppm.features.{i}.2"))
+    for head, key in {"aux_head": "aux", "head": "cls"}.items():
+        for layer, place in {"conv": 0, "bn": 1, "score": 4}.items():
+            rules.append(_rule(model, f"{head}/{layer}", f"{key}.{place}"))
+    return tuple(rules)
+
+
+def _rule(model: Segmenter, module: str, key: str) -> TorchRule:
+    """Where a head's layer is; in no place if the model has no such head."""
+    has = module.partition("/")[0] in model.heads()
+    return TorchRule(module if has else None, key)
+
+
+# The paper's sizes of training crops, of its results for Cityscapes.
+_BGR = dataclasses.replace(MEAN_COLOUR, fit="keep", resize=None, channel_order="bgr")
+_PREPROCESS = {depth: dataclasses.replace(_BGR, size=713) for depth in BLOCKS}
+# Parameters and multiply-adds.
+_NETWORKS = {
+    50: (46_715_347, 362_992_701_632),
+    101: (65_707_475, 516_405_924_032),
+}
+_PUBLISHED = {
+    50: (
+        "ADE20K validation (150 classes): mean IU 41.68 %, pixel accuracy 80.04 %; "
+        "42.78 % and 80.76 % at several scales",
+    ),
+    101: (
+        "Cityscapes validation, as released for Caffe: mean IU 79.70 %, 80.91 % at "
+        "several scales",
+        "PASCAL VOC 2012 test: mean IU 82.6 %, 85.4 % with COCO (table 5)",
+    ),
+}
+
+
+def _spec(depth: int) -> ModelSpec:
+    params, macs = _NETWORKS[depth]
+    return ModelSpec(
+        name=f"pspnet_resnet{depth}",
+        task="segmentation",
+        build=partial(pspnet, depth=depth),
+        paper=f"{PAPER}, section 3",
+        num_classes=19,
+        preprocess=_PREPROCESS[depth],
+        params=params,
+        macs=macs,
+        torch_rules=_semseg_names,
+        aux_losses=(("aux", 0.4),),
+        init=(
+            "backbone of a classifier with the same stem trained on ImageNet, or else, "
+            "as the heads, He et al. 2015, normal of variance 2 / (k * k * output "
+            "channels); scores normal, std 0.01"
+        ),
+        published=_PUBLISHED[depth],
+        deviations=(
+            "the paper does not describe the stem nor where a bottleneck's stride is: "
+            "as released for Caffe; the release for PyTorch has the stride in the 3x3 "
+            "convolution (early_stride=False), and takes red first, scaled to "
+            "deviation 1",
+            "means over bins are adaptive and so cover maps of any size, where Caffe's "
+            "pools have a fixed window; at 473 and 713 pixels they are the same",
+            "dropout acts on values, as released for Caffe; the release for PyTorch "
+            "drops whole channels",
+            "the paper does not state the heads' initialisation",
+        ),
+    )
+
+
+SPECS = tuple(_spec(depth) for depth in BLOCKS)
