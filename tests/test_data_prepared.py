@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data import cifar, digits, open_source, prepared
+from train.data import cifar, digits, open_source, records
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def test_a_set_without_image_and_label_is_refused():
         {"image": tfds.features.Image(), "label": tfds.features.Text()}
     )
     with pytest.raises(ValueError, match=r"lfw: .* image \(Image\), label \(Text\)"):
-        prepared._check_features("lfw", features)
+        records.find_kind("lfw", features, None)
 
 
 def test_prepared_in_a_format_without_random_access(data_dir, monkeypatch):

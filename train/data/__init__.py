@@ -12,8 +12,9 @@ from train.data.fit import (
     resident_bytes,
     skip_bad_images,
 )
+from train.data.opening import open_source
 from train.data.pipeline import epoch_order, eval_batches, train_stream
-from train.data.source import Source, Subset, array_source, open_source
+from train.data.source import Source, Subset, array_source
 
 __all__ = [
     "BadImage",

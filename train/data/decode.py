@@ -1,6 +1,8 @@
 """From the bytes of an image file to uint8 pixels."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -53,6 +55,50 @@ def decode_image(
     Raises:
       BadImage: The file is not an image, is truncated, or has too many pixels.
     """
+    with _opened(data, provenance, max_pixels) as image:
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        array = np.asarray(_eight_bits(image, color))
+    return array if array.ndim == 3 else array[..., None]
+
+
+def decode_mask(
+    data: bytes, provenance: str, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decodes the file of a mask to its values, which are no colours.
+
+    Of a file with a palette these are the positions in it.
+
+    Args:
+      data: Contents of the file.
+      provenance: What to call the file in errors.
+      max_pixels: Most pixels (height x width) that are decoded.
+
+    Returns:
+      uint8 [height, width].
+
+    Raises:
+      BadImage: The file cannot be read, has too many pixels, has colours without a
+        palette, or values above 255.
+    """
+    with _opened(data, provenance, max_pixels) as image:
+        if image.mode not in ("P", "L", "1", *_SIXTEEN_BITS):
+            raise BadImage(
+                f"{provenance}: a mask must have a palette or be grey, so that each "
+                f"pixel is the number of a class; it is of mode {image.mode}."
+            )
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 255:
+            raise BadImage(
+                f"{provenance}: a mask has the values {values.min()} to "
+                f"{values.max()}, expected 0 to 255."
+            )
+        return values.astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, provenance: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens a file whose pixels are read; errors within become `BadImage`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -62,9 +108,7 @@ def decode_image(
                     f"more than the limit of {max_pixels}."
                 )
             image.load()
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            array = np.asarray(_eight_bits(image, color))
+            yield image
     except BadImage:
         raise
     except Exception as error:
@@ -76,7 +120,6 @@ def decode_image(
             else f"{type(error).__name__}: {error}"
         )
         raise BadImage(f"{provenance}: cannot be read ({reason}).") from error
-    return array if array.ndim == 3 else array[..., None]
 
 
 def _eight_bits(image: Image.Image, color: str | None) -> Image.Image:

@@ -38,23 +38,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ImportError(
-                "the digits come with scikit-learn: pip install 'canon-zoo[train]'"
-            ) from error
-        digits = load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        # The how-manieth of its class each image is.
-        rank = np.zeros(len(images), int)
-        for label in range(10):
-            members = digits.target == label
-            rank[members] = np.arange(members.sum())
-        test = rank % TEST_EVERY == 0
+        images, labels, test = read_digits()
         return {
-            "train": self._generate_examples(images, digits.target, ~test),
-            "test": self._generate_examples(images, digits.target, test),
+            "train": self._generate_examples(images, labels, ~test),
+            "test": self._generate_examples(images, labels, test),
         }
 
     def _generate_examples(self, images, labels, chosen):
@@ -64,3 +51,29 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 int(i),
                 {"image": Image.fromarray(images[i]), "label": int(labels[i])},
             )
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads scikit-learn's digits.
+
+    Returns:
+      Images uint8 [1797, 8, 8], labels int [1797], and which are for testing: bool
+      [1797].
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the digits come with scikit-learn: pip install 'canon-zoo[train]'"
+        ) from error
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    # The how-manieth of its class each image is.
+    rank = np.zeros(len(images), int)
+    for label in range(10):
+        members = digits.target == label
+        rank[members] = np.arange(members.sum())
+    return images, digits.target, rank % TEST_EVERY == 0

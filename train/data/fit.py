@@ -1,6 +1,7 @@
-"""Sources whose images fit a network, read one by one or all at once."""
+"""Sources whose examples fit a network, read one by one or all at once."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -9,13 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from train.data.decode import BadImage
+from train.data.shapes import MAX_BOXES, fit_example, fitted_shapes, pad_boxes
 from train.data.source import Example, Source, Subset
-from zoo.preprocess import fit_image
 from zoo.spec import Preprocess
 
 T = TypeVar("T")
-# From an image of any size and what the network takes to an image of its size.
-Fit = Callable[[np.ndarray, Preprocess], np.ndarray]
+# From an example with an image of any size and what the network takes, to one with an
+# image of its size.
+Fit = Callable[[Example, Preprocess], Example]
 
 # Threads that read and decode; Pillow and zlib release Python's lock.
 THREADS = 8
@@ -25,36 +27,51 @@ logger = logging.getLogger(__name__)
 
 
 class FittedSource(Source):
-    """A source whose images have the size that a network takes; see `fit_source`."""
+    """A source of examples of the shapes that a network takes; see `fit_source`."""
 
-    def __init__(self, source: Source, preprocess: Preprocess):
-        self.name, self.split = source.name, source.split
+    def __init__(self, source: Source, preprocess: Preprocess, max_boxes: int):
+        self.name, self.split, self.task = source.name, source.split, source.task
         self.class_names = source.class_names
-        self.preprocess = preprocess
+        self.preprocess, self.max_boxes = preprocess, max_boxes
         self.source = source
 
     @property
     def labels(self) -> np.ndarray:
         return self.source.labels
 
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """The shape and the type of each array of an example."""
+        return fitted_shapes(self.task, self.preprocess, self.max_boxes)
+
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        return self.read(index, fit_image)
+        return self.read(index, fit_example)
 
     def read(self, index: int, fit: Fit) -> Example:
-        """Returns one example whose image another function than `fit_image` fits."""
+        """Returns one example that another function than `fit_example` fits."""
         example = self.source[index]
-        return example | {"image": self._fit(example["image"], index, fit)}
+        self._check_channels(example["image"], index)
+        original_size = np.array(example["image"].shape[:2], np.int32)
+        try:
+            example = fit(example, self.preprocess)
+        except ValueError as error:
+            raise ValueError(f"{self.provenance(index)}: {error}") from error
+        if self.task == "classification":
+            return example
+        if self.task == "detection":
+            example = pad_boxes(example, self.max_boxes, self.provenance(index))
+        return example | {"original_size": original_size}
 
     def image(self, index: int) -> np.ndarray:
-        return self._fit(self.source.image(index), index, fit_image)
+        return self[index]["image"]
 
     def provenance(self, index: int) -> str:
         return self.source.provenance(index)
 
-    def _fit(self, image: np.ndarray, index: int, fit: Fit) -> np.ndarray:
+    def _check_channels(self, image: np.ndarray, index: int) -> None:
         found, wanted = image.shape[-1], self.preprocess.channels
         if found != wanted:
             color = {1: "grey", 3: "rgb"}[wanted]
@@ -62,23 +79,29 @@ class FittedSource(Source):
                 f"{self.provenance(index)}: the image has {found} channel(s) and the "
                 f"network takes {wanted}; open the data set with color={color!r}."
             )
-        return fit(image, self.preprocess)
 
 
 def fit_source(
-    source: Source, preprocess: Preprocess, on_bad_image: str = "stop"
+    source: Source,
+    preprocess: Preprocess,
+    on_bad_image: str = "stop",
+    *,
+    max_boxes: int = MAX_BOXES,
 ) -> FittedSource:
-    """Resizes and crops the images of a source for a network.
+    """Fits the images of a source to a network, and what they show with them.
 
     Args:
       source: The images.
       preprocess: What the network takes.
       on_bad_image: "stop" raises `BadImage` when a bad image is met; "skip" looks for
         bad images now and leaves them out, see `skip_bad_images`.
+      max_boxes: Of detection: number of slots for the objects of an image; an image
+        with more is an error.
 
     Returns:
-      A source whose images are uint8 [size, size, channels]. One that was made for the
-      same `preprocess` is returned as it is.
+      A source of examples of fixed shapes, see `fit_example` and `pad_boxes`, with
+      `original_size` int32 [2], the image's own height and width, beside `size`. One
+      that was made for the same `preprocess` is fitted only once.
 
     Raises:
       ValueError: `on_bad_image` is unknown, or `source` fits another network.
@@ -94,7 +117,7 @@ def fit_source(
         source = source.source
     if on_bad_image == "skip":
         source = skip_bad_images(source)
-    return FittedSource(source, preprocess)
+    return FittedSource(source, preprocess, max_boxes)
 
 
 def skip_bad_images(source: Source) -> Source:
@@ -140,33 +163,45 @@ def skip_bad_images(source: Source) -> Source:
     return Subset(source, np.flatnonzero([r is None for r in reasons]))
 
 
-def load_resident(source: Source, preprocess: Preprocess) -> dict[str, np.ndarray]:
+def load_resident(
+    source: Source, preprocess: Preprocess, *, max_boxes: int = MAX_BOXES
+) -> dict[str, np.ndarray]:
     """Reads a whole source into memory.
 
     Args:
       source: The examples.
       preprocess: What the network takes.
+      max_boxes: See `fit_source`.
 
     Returns:
-      `image` uint8 [N, size, size, channels] and `label` int32 [N].
+      What a batch has (see `train.data.pipeline`) without `index`, [N, ..] each.
     """
-    source = fit_source(source, preprocess)
-    n, size, channels = len(source), preprocess.size, preprocess.channels
-    images = np.empty((n, size, size, channels), np.uint8)
-    labels = np.empty(n, np.int32)
+    source = fit_source(source, preprocess, max_boxes=max_boxes)
+    n = len(source)
+    data = {k: np.empty((n, *shape), t) for k, (shape, t) in source.shapes.items()}
+    del data["index"]
 
     def read(index: int) -> None:
         example = source[index]
-        images[index], labels[index] = example["image"], example["label"]
+        for name, values in data.items():
+            values[index] = example[name]
 
     for _ in _in_threads(read, n, f"reading {source.name}"):
         pass
-    return {"image": images, "label": labels}
+    return data
 
 
-def resident_bytes(source: Source, preprocess: Preprocess) -> int:
+def resident_bytes(
+    source: Source, preprocess: Preprocess, *, max_boxes: int = MAX_BOXES
+) -> int:
     """Returns how many bytes `load_resident` takes, without reading an image."""
-    return len(source) * (preprocess.size**2 * preprocess.channels + 4)
+    shapes = fit_source(source, preprocess, max_boxes=max_boxes).shapes
+    bytes_each = sum(
+        math.prod(shape) * np.dtype(dtype).itemsize
+        for name, (shape, dtype) in shapes.items()
+        if name != "index"
+    )
+    return len(source) * bytes_each
 
 
 def _in_threads(function: Callable[[int], T], count: int, what: str) -> Iterator[T]:

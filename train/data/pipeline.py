@@ -1,7 +1,14 @@
 """Batches for a network from a source.
 
-A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `label` int32 [B],
-`index` int32 [B] (position in the source), and for evaluation `valid` bool [B].
+A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `index` int32 [B]
+(position in the source), for evaluation `valid` bool [B], and by the source's task
+
+- classification: `label` int32 [B];
+- detection: `boxes` float32 [B, N, 4], xyxy in pixels of the batch's image, `classes`
+  int32 [B, N], `box_valid` bool [B, N] and `difficult` bool [B, N];
+- segmentation: `mask` uint8 [B, H, W], 255 where it is to be ignored;
+- both of them: `size` int32 [B, 2], height and width of what the image fills of
+  [H, W], and `original_size` int32 [B, 2], those of the image as it is stored.
 """
 
 import functools
@@ -13,6 +20,7 @@ from absl import flags
 
 from train.data.crops import Crop, draw_numbers, parse_crop
 from train.data.fit import FittedSource, fit_source
+from train.data.shapes import MAX_BOXES, fit_example
 from train.data.source import Example, Source
 from zoo.spec import Preprocess
 
@@ -98,7 +106,14 @@ class _Load:
 
     def _read(self, step: int, index: int) -> Example:
         numbers = draw_numbers(self.seed, step, index)
-        return self.source.read(index, functools.partial(self.crop, numbers))
+
+        def fit(example: Example, preprocess: Preprocess) -> Example:
+            if "label" in example:
+                image = self.crop(numbers, example["image"], preprocess)
+                return example | {"image": image}
+            return fit_example(example, preprocess)
+
+        return self.source.read(index, fit)
 
 
 class _TrainIterator(grain.DatasetIterator):
@@ -167,6 +182,7 @@ def train_stream(
     seed: int,
     crop: str = "center",
     workers: int = 0,
+    max_boxes: int = MAX_BOXES,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
@@ -186,6 +202,7 @@ def train_stream(
         unless it is the centre.
       workers: Number of processes that read and decode; 0 reads in threads of this
         process. They are spawned, thus a script needs `if __name__ == "__main__"`.
+      max_boxes: See `fit_source`.
       process_index: Which of the training processes this one is.
       process_count: Number of training processes.
 
@@ -200,7 +217,7 @@ def train_stream(
     order = epoch_order(len(source), batch_size, seed)
     _mark_flags_as_parsed()
     load = _Load(
-        fit_source(source, preprocess),
+        fit_source(source, preprocess, max_boxes=max_boxes),
         parse_crop(crop, preprocess),
         seed,
         process_index,
@@ -218,13 +235,11 @@ class _LoadPadded:
 
     def __call__(self, step: int) -> Batch:
         first = step * self.batch_size + self.start
-        size, channels = self.source.preprocess.size, self.source.preprocess.channels
         batch = {
-            "image": np.zeros((self.share, size, size, channels), np.uint8),
-            "label": np.zeros(self.share, np.int32),
-            "index": np.zeros(self.share, np.int32),
-            "valid": np.zeros(self.share, bool),
+            name: np.zeros((self.share, *shape), dtype)
+            for name, (shape, dtype) in self.source.shapes.items()
         }
+        batch["valid"] = np.zeros(self.share, bool)
         last = min(first + self.share, len(self.source))
         for slot, index in enumerate(range(first, last)):
             for key, value in self.source[index].items():
@@ -238,6 +253,7 @@ def eval_batches(
     preprocess: Preprocess,
     *,
     batch_size: int,
+    max_boxes: int = MAX_BOXES,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
@@ -247,6 +263,7 @@ def eval_batches(
       source: The examples.
       preprocess: What the network takes.
       batch_size: Number of examples in a global batch, over all processes.
+      max_boxes: See `fit_source`.
       process_index: Which of the processes this one is.
       process_count: Number of processes.
 
@@ -261,9 +278,8 @@ def eval_batches(
     _check_processes(batch_size, process_index, process_count)
     _mark_flags_as_parsed()
     share = batch_size // process_count
-    load = _LoadPadded(
-        fit_source(source, preprocess), batch_size, share * process_index, share
-    )
+    fitted = fit_source(source, preprocess, max_boxes=max_boxes)
+    load = _LoadPadded(fitted, batch_size, share * process_index, share)
     steps = -(-len(source) // batch_size)
     return grain.MapDataset.range(steps).map(load).to_iter_dataset(_AHEAD)
 

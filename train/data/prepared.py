@@ -1,81 +1,36 @@
 """Data sets of TFDS, and this project's own builders, read without TensorFlow."""
 
 import contextlib
-import functools
 import importlib.util
 import io
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 
+from train.data.canvas import DigitsCanvas
 from train.data.cifar import Cifar10Binary, Cifar100Binary
-from train.data.decode import decode_image
 from train.data.digits import Digits
 from train.data.folder import SAME_SPLIT
-from train.data.source import Source, check_labels, nearest
+from train.data.records import find_kind
+from train.data.source import Source, nearest
 
-OWN = {"digits": Digits, "cifar10": Cifar10Binary, "cifar100": Cifar100Binary}
+OWN = {
+    "digits": Digits,
+    "digits_canvas": DigitsCanvas,
+    "cifar10": Cifar10Binary,
+    "cifar100": Cifar100Binary,
+}
 # Read at random by position, and written without TensorFlow.
 _FORMAT = "array_record"
-_UNDECODED = {"image": tfds.decode.SkipDecoding()}
-
-
-class PreparedSource(Source):
-    """One split of a prepared TFDS data set.
-
-    Args:
-      name: What to call the data set.
-      split: Name of the split, or a slice such as "train[:10%]".
-      builder: The prepared data set, with features `image` and `label`.
-      color: "rgb", "grey" or None, see `decode_image`.
-    """
-
-    def __init__(self, name: str, split: str, builder, color: str | None):
-        self.name, self.split, self._color = name, split, color
-        self.class_names = tuple(builder.info.features["label"].names)
-        self._records = builder.as_data_source(split, decoders=_UNDECODED)
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        # Read when first asked for: of a large set this takes minutes, and training
-        # on all of it does not need them.
-        labels = [self._records[i]["label"] for i in range(len(self))]
-        labels = np.array(labels, np.int64)
-        check_labels(labels, len(self.class_names), f"{self.name} {self.split}")
-        return labels.astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int):
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"{self.name} {self.split} has {len(self)} examples, no #{index}."
-            )
-        record, provenance = self._records[index], self.provenance(index)
-        label, count = int(record["label"]), len(self.class_names)
-        if not 0 <= label < count:
-            raise ValueError(
-                f"{provenance}: label {label} is not in 0 .. {count - 1} "
-                f"({count} classes)."
-            )
-        return {
-            "image": decode_image(record["image"], provenance, color=self._color),
-            "label": np.int32(label),
-            "index": np.int32(index),
-        }
-
-    def image(self, index: int) -> np.ndarray:
-        record = self._records[index]["image"]
-        return decode_image(record, self.provenance(index), color=self._color)
-
-    def provenance(self, index: int) -> str:
-        return f"{self.name} {self.split} #{index}"
 
 
 def open_prepared(
-    name: str, split: str, *, data_dir: str | Path | None, color: str | None
+    name: str,
+    split: str,
+    *,
+    data_dir: str | Path | None,
+    color: str | None,
+    task: str | None = None,
 ) -> Source:
     """Opens a data set of TFDS or of this project, preparing it if need be.
 
@@ -88,13 +43,14 @@ def open_prepared(
       data_dir: Where prepared data sets are kept; TFDS's own folder if None. For
         "cifar10" and "cifar100" the publisher's archive may lie here.
       color: "rgb", "grey" or None, see `decode_image`.
+      task: What it shall be for, see `find_kind`.
 
     Returns:
       The source.
 
     Raises:
-      ValueError: The name or the split is unknown, or the data set has no image and
-        label.
+      ValueError: The name or the split is unknown, or the data set is not for the
+        task.
       ModuleNotFoundError: TensorFlow is needed to prepare the data set.
     """
     if name in OWN:
@@ -104,12 +60,12 @@ def open_prepared(
             builder = OWN[name](data_dir=data_dir, file_format=_FORMAT)
     else:
         builder = _open_builder(name, data_dir)
-    _check_features(name, builder.info.features)
+    kind = find_kind(name, builder.info.features, task)
     splits = list(builder.info.splits)
     if split in SAME_SPLIT and split not in splits:
         split = next((s for s in splits if s in SAME_SPLIT), split)
     try:
-        return PreparedSource(name, split, builder, color)
+        return kind(name, split, builder, color)
     except NotImplementedError as error:
         raise ValueError(
             f"{name} was prepared as {builder.info.file_format.value} in "
@@ -169,17 +125,3 @@ def _needs_tensorflow(name: str, where) -> ModuleNotFoundError:
         f"{name} is not prepared in {where}, and preparing it needs TensorFlow "
         "(reading it does not): pip install 'canon-zoo[tfds-prepare]'"
     )
-
-
-def _check_features(name: str, features) -> None:
-    kinds = dict(features.items())
-    if (
-        not isinstance(kinds.get("image"), tfds.features.Image)
-        or not isinstance(kinds.get("label"), tfds.features.ClassLabel)
-        or kinds["image"].np_dtype != np.uint8
-    ):
-        found = [f"{key} ({type(f).__name__})" for key, f in kinds.items()]
-        raise ValueError(
-            f"{name}: expected a uint8 'image' and a class 'label', it has "
-            f"{', '.join(found)}."
-        )

@@ -2,28 +2,29 @@
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-
-from train.data.decode import check_color
 
 Example = dict[str, np.ndarray | np.int32]
 
 
 class Source:
-    """Labelled images of one split, each readable by its position.
+    """Images of one split with what they show, each readable by its position.
 
-    A subclass sets `name`, `split`, `class_names` and `labels`, and implements
-    `image` and `provenance`. It can be pickled, so that worker processes can read it.
+    A subclass for classification sets `name`, `split`, `class_names` and `labels`, and
+    implements `image` and `provenance`. It can be pickled, so that worker processes can
+    read it.
 
     Attributes:
+      task: "classification", "detection" or "segmentation".
       name: Name of the data set.
       split: Name of the split.
       class_names: In the order of the labels.
-      labels: int32 [N], each in `range(len(class_names))`; known without decoding.
+      labels: int32 [N], each in `range(len(class_names))`; known without decoding. Of
+        classification alone.
     """
 
+    task = "classification"
     name: str
     split: str
     class_names: tuple[str, ...]
@@ -37,6 +38,10 @@ class Source:
         """Returns where the example at a position comes from, such as its file."""
         raise NotImplementedError
 
+    def example(self, index: int) -> Example:
+        """Returns the example at a position that exists, without `index`."""
+        return {"image": self.image(index), "label": np.int32(self.labels[index])}
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -47,26 +52,27 @@ class Source:
           index: Position, 0 to N-1.
 
         Returns:
-          `image` uint8 [height, width, 1 or 3] of the image's own size, `label` int32
-          and `index` int32, the position.
+          `image` uint8 [height, width, 1 or 3] of the image's own size, `index` int32,
+          the position, and by the task
+
+          - classification: `label` int32;
+          - detection: `boxes` float32 [n, 4], xyxy in pixels within the image,
+            `classes` int32 [n] and `difficult` bool [n];
+          - segmentation: `mask` uint8 [height, width], 255 where it is to be ignored.
 
         Raises:
-          BadImage: The image cannot be read.
+          BadImage: The image, or what it shows, cannot be read.
           IndexError: There is no such position.
         """
         if not 0 <= index < len(self):
             raise IndexError(
                 f"{self.name} {self.split} has {len(self)} examples, no #{index}."
             )
-        return {
-            "image": self.image(index),
-            "label": np.int32(self.labels[index]),
-            "index": np.int32(index),
-        }
+        return {**self.example(index), "index": np.int32(index)}
 
 
 class Subset(Source):
-    """Some examples of a source, with labels of their own.
+    """Some examples of a source, of classification with labels of their own.
 
     Args:
       source: What to choose from.
@@ -82,9 +88,10 @@ class Subset(Source):
         labels: np.ndarray | None = None,
         class_names: tuple[str, ...] | None = None,
     ):
-        self.name, self.split = source.name, source.split
+        self.name, self.split, self.task = source.name, source.split, source.task
         self.class_names = source.class_names if class_names is None else class_names
-        self.labels = source.labels[indices] if labels is None else labels
+        if self.task == "classification":
+            self.labels = source.labels[indices] if labels is None else labels
         self._source, self._indices = source, np.asarray(indices)
 
     def image(self, index: int) -> np.ndarray:
@@ -92,6 +99,49 @@ class Subset(Source):
 
     def provenance(self, index: int) -> str:
         return self._source.provenance(int(self._indices[index]))
+
+    def example(self, index: int) -> Example:
+        example = self._source.example(int(self._indices[index]))
+        if self.task == "classification":
+            example["label"] = np.int32(self.labels[index])
+        return example
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+class KeptClasses(Source):
+    """A source for detection without the objects of some classes.
+
+    Args:
+      source: The images, all of which are kept.
+      new_label: int32, for each class of `source` its new number, or -1.
+      class_names: The new classes.
+    """
+
+    task = "detection"
+
+    def __init__(
+        self, source: Source, new_label: np.ndarray, class_names: tuple[str, ...]
+    ):
+        self.name, self.split, self.class_names = source.name, source.split, class_names
+        self._source, self._new_label = source, new_label
+
+    def image(self, index: int) -> np.ndarray:
+        return self._source.image(index)
+
+    def provenance(self, index: int) -> str:
+        return self._source.provenance(index)
+
+    def example(self, index: int) -> Example:
+        example = self._source.example(index)
+        example["classes"] = self._new_label[example["classes"]]
+        kept = example["classes"] >= 0
+        objects = ("boxes", "classes", "difficult")
+        return {**example, **{field: example[field][kept] for field in objects}}
+
+    def __len__(self) -> int:
+        return len(self._source)
 
 
 class _Arrays(Source):
@@ -189,8 +239,17 @@ def select(
       The chosen examples, in the order of `source`.
 
     Raises:
-      ValueError: A class is unknown or named twice, or has too few images.
+      ValueError: A class is unknown or named twice, or has too few images, or the task
+        does not allow the choice: `per_class` is for classification, and of
+        segmentation no class can be left out.
     """
+    chosen = {"classes": classes, "per_class": per_class}
+    possible = {"classification": ("classes", "per_class"), "detection": ("classes",)}
+    for option, value in chosen.items():
+        if value is not None and option not in possible.get(source.task, ()):
+            raise ValueError(
+                f"{source.name}: {option}={value!r} is not possible for {source.task}."
+            )
     if classes is not None:
         source = _keep_classes(source, tuple(classes))
     if per_class is not None:
@@ -213,6 +272,8 @@ def _keep_classes(source: Source, classes: tuple[str, ...]) -> Source:
                 f"{', '.join(source.class_names[:10])}."
             )
         new_label[source.class_names.index(name)] = label
+    if source.task == "detection":
+        return KeptClasses(source, new_label, classes)
     labels = new_label[source.labels]
     indices = np.flatnonzero(labels >= 0)
     return Subset(source, indices, labels[indices], classes)
@@ -233,50 +294,3 @@ def _keep_few(source: Source, per_class: int, seed: int) -> Source:
         key = np.random.SeedSequence([seed, *name.encode()])
         chosen.append(np.random.default_rng(key).choice(members, per_class, False))
     return Subset(source, np.sort(np.concatenate(chosen)))
-
-
-def open_source(
-    name: str,
-    split: str,
-    *,
-    data_dir: str | Path | None = None,
-    classes: Sequence[str] | None = None,
-    per_class: int | None = None,
-    seed: int = 0,
-    color: str | None = None,
-) -> Source:
-    """Opens a data set by name, preparing it first where that is possible.
-
-    Args:
-      name: "digits" (from scikit-learn), "cifar10", "cifar100" (from their publisher's
-        archives), any data set of TFDS with an image and a label, or
-        "imagefolder:PATH", a folder or zip file with `split/class/image` or
-        `class/image`.
-      split: Such as "train" or "test"; "val", "valid" and "validation" are the same.
-        For data sets of TFDS also its slices, such as "train[:10%]".
-      data_dir: Where prepared data sets are kept; TFDS's own folder if None. A
-        relative PATH of "imagefolder:PATH" starts here.
-      classes: Names of the classes to keep; they are relabelled 0, 1, .. in this order.
-      per_class: Number of images to keep of each class.
-      seed: Decides which images `per_class` keeps.
-      color: "rgb" or "grey" to convert all images; None to keep what is stored.
-
-    Returns:
-      The source.
-
-    Raises:
-      ValueError: A name is unknown (the nearest are given), or the data set is not
-        as described above.
-    """
-    check_color(color)
-    if name.startswith("imagefolder:"):
-        from train.data.folder import open_folder
-
-        path = Path(data_dir or "") / Path(name.partition(":")[2]).expanduser()
-        source = open_folder(path, split, color=color)
-    else:
-        # Imported late: TFDS takes seconds, and image folders do without.
-        from train.data.prepared import open_prepared
-
-        source = open_prepared(name, split, data_dir=data_dir, color=color)
-    return select(source, classes=classes, per_class=per_class, seed=seed)

@@ -1,0 +1,175 @@
+"""Handwritten digits on textured canvases, with boxes and masks."""
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from train.data.digits import read_digits
+
+SIDE = 96  # of a canvas, in pixels
+MOST_DIGITS = 6
+COUNTS = {"train": 2000, "test": 400}
+# A digit's square, before its empty border is cut off, in pixels.
+_LEAST, _MOST = 24, 60
+# Of any digit, the share of pixels that later ones may hide.
+_HIDDEN = 0.15
+_ATTEMPTS = 30  # to place a digit before it is given up
+_CONTRAST = 90  # between a digit's and its surroundings' luma, at least
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+class DigitsCanvas(tfds.core.GeneratorBasedBuilder):
+    """2,400 canvases of 96 x 96 with 1 to 6 digits: 2,000 to train and 400 to test.
+
+    The digits are those of `Digits`, enlarged to 24 to 60 pixels, in a colour that
+    stands out from the texture below; training and test images show different ones. A
+    box is tight around all of its digit, of which later digits hide at most 15 %. A
+    mask has 0 for the background and digit + 1 where one is seen. Each canvas follows
+    from its split and its number alone, the same on every machine.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded; see `Digits`.
+    url_infos = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = list("0123456789")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="scikit-learn's handwritten digits on textured canvases.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIDE, SIDE, 3)),
+                    "objects": tfds.features.Sequence(
+                        {
+                            "bbox": tfds.features.BBoxFeature(),
+                            "label": tfds.features.ClassLabel(names=names),
+                        }
+                    ),
+                    "mask": tfds.features.Image(shape=(SIDE, SIDE, 1)),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        images, labels, test = read_digits()
+        return {
+            "train": self._generate_examples("train", images[~test], labels[~test]),
+            "test": self._generate_examples("test", images[test], labels[test]),
+        }
+
+    def _generate_examples(self, split, images, labels):
+        for i in range(COUNTS[split]):
+            canvas, boxes, classes, mask = draw_canvas(split, i, images, labels)
+            shares = boxes / SIDE
+            objects = [
+                {"bbox": tfds.features.BBox(y1, x1, y2, x2), "label": int(label)}
+                for (x1, y1, x2, y2), label in zip(shares, classes, strict=True)
+            ]
+            yield (
+                i,
+                {
+                    "image": Image.fromarray(canvas),
+                    "objects": objects,
+                    "mask": Image.fromarray(mask),
+                },
+            )
+
+
+class _Draws:
+    """Uniform numbers from a stream that numpy promises never to change."""
+
+    def __init__(self, *key: int):
+        self._bits = np.random.Philox(key=key)
+
+    def uniform(self, least: float, most: float, shape: tuple[int, ...] = ()):
+        """Returns float64 of a shape, from least to most without most."""
+        raw = self._bits.random_raw(int(np.prod(shape)))
+        numbers = (raw >> np.uint64(11)) * 2.0**-53
+        return least + (most - least) * np.reshape(numbers, shape)
+
+    def integer(self, least: int, most: int) -> int:
+        """Returns an integer from least to most, both included."""
+        return int(self.uniform(least, most + 1))
+
+
+def draw_canvas(
+    split: str, index: int, images: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draws one canvas.
+
+    Args:
+      split: "train" or "test".
+      index: Number of the canvas in its split.
+      images: uint8 [N, 8, 8], the digits to choose from.
+      labels: int [N], 0 to 9.
+
+    Returns:
+      The canvas uint8 [96, 96, 3], boxes int [n, 4] as xyxy in pixels, classes int [n]
+      and the mask uint8 [96, 96].
+    """
+    draws = _Draws(index, list(COUNTS).index(split))
+    canvas, owner = _texture(draws), np.full((SIDE, SIDE), -1)
+    boxes, classes, areas = [], [], []
+    for _ in range(draws.integer(1, MOST_DIGITS)):
+        which = draws.integer(0, len(images) - 1)
+        ink = _ink(images[which], draws)
+        seen = ink >= 0.5
+        for _ in range(_ATTEMPTS):
+            top = draws.integer(0, SIDE - ink.shape[0])
+            left = draws.integer(0, SIDE - ink.shape[1])
+            place = np.s_[top : top + ink.shape[0], left : left + ink.shape[1]]
+            after = owner.copy()
+            after[place][seen] = len(boxes)
+            counts = np.bincount(after[after >= 0], minlength=len(boxes) + 1)
+            if all(counts >= (1 - _HIDDEN) * np.array([*areas, seen.sum()])):
+                break
+        else:
+            continue
+        canvas[place] = _blend(canvas[place], ink, draws)
+        owner = after
+        boxes.append([left, top, left + ink.shape[1], top + ink.shape[0]])
+        classes.append(labels[which])
+        areas.append(seen.sum())
+    mask = np.where(owner < 0, 0, np.array(classes)[owner] + 1).astype(np.uint8)
+    return canvas.round().astype(np.uint8), np.array(boxes), np.array(classes), mask
+
+
+def _texture(draws: _Draws) -> np.ndarray:
+    """Clouds of colour, stripes and grain: float64 [96, 96, 3], 0 to 255."""
+    cells = draws.integer(2, 12)
+    clouds = draws.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+    clouds = Image.fromarray(clouds).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    rows, columns = np.indices((SIDE, SIDE))
+    angle, length = draws.uniform(0, np.pi), draws.uniform(4, 24)
+    waves = np.sin(
+        2 * np.pi / length * (np.cos(angle) * rows + np.sin(angle) * columns)
+    )
+    stripes = waves[..., None] * draws.uniform(-25, 25, (3,))
+    grain = draws.uniform(-15, 15, (SIDE, SIDE, 3))
+    base = draws.uniform(30, 225, (3,))
+    return (base + 0.35 * (np.asarray(clouds) - 127.5) + stripes + grain).clip(0, 255)
+
+
+def _ink(image: np.ndarray, draws: _Draws) -> np.ndarray:
+    """Enlarges a digit: float64 [h, w], how opaque it is, within its bounds."""
+    # As many small ones as large ones, relative to their size.
+    side = int(_LEAST * (_MOST / _LEAST) ** draws.uniform(0, 1))
+    size = (side, side)
+    large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    ink = ((np.asarray(large, float) - 90) / 80).clip(0, 1)
+    rows, columns = (np.flatnonzero((ink >= 0.5).any(axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _blend(below: np.ndarray, ink: np.ndarray, draws: _Draws) -> np.ndarray:
+    """Paints ink of a colour that stands out from what is below it."""
+    luma = (below @ _LUMA).mean()
+    color = draws.uniform(0, 255, (3,))
+    # Lighter or darker, whichever there is more room for.
+    if luma < 127.5:
+        goal = draws.uniform(min(luma + _CONTRAST, 245), 255)
+    else:
+        goal = draws.uniform(0, max(luma - _CONTRAST, 10))
+    color = (color + goal - color @ _LUMA).clip(0, 255)
+    return below + ink[..., None] * (color - below)

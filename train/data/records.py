@@ -1,0 +1,196 @@
+"""Sources that read the records of a prepared TFDS data set."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from train.data.decode import decode_image, decode_mask
+from train.data.masks import IGNORED, make_values, segmentation_example
+from train.data.objects import detection_example, make_objects
+from train.data.source import Example, Source, check_labels
+
+_CITYSCAPES = (
+    "road sidewalk building wall fence pole traffic_light traffic_sign vegetation "
+    "terrain sky person rider car truck bus train motorcycle bicycle"
+)
+# Cityscapes' own numbers of these 19 classes; it evaluates no others.
+_CITYSCAPES_IDS = (*(7, 8, 11, 12, 13, 17), *range(19, 29), *(31, 32, 33))
+# Of these the first pixel is number 1, and the last one belongs to the box.
+_FROM_ONE = ("voc",)
+
+
+class MaskFeatures(NamedTuple):
+    """Where a data set has masks, and what their values stand for.
+
+    Attributes:
+      image: Name of the feature with the image.
+      mask: Name of the feature with the mask.
+      class_names: In the order of the classes.
+      ids: The value of each class; 0, 1, .. if None. All others are ignored.
+    """
+
+    image: str
+    mask: str
+    class_names: tuple[str, ...]
+    ids: tuple[int, ...] | None = None
+
+
+MASKS = {
+    "digits_canvas": MaskFeatures("image", "mask", ("background", *"0123456789")),
+    "oxford_iiit_pet": MaskFeatures(
+        "image", "segmentation_mask", ("pet", "background", "border"), (1, 2, 3)
+    ),
+    "cityscapes": MaskFeatures(
+        "image_left",
+        "segmentation_label",
+        tuple(name.replace("_", " ") for name in _CITYSCAPES.split()),
+        _CITYSCAPES_IDS,
+    ),
+}
+
+
+class PreparedSource(Source):
+    """One split of a prepared TFDS data set, with features `image` and `label`.
+
+    Args:
+      name: What to call the data set.
+      split: Name of the split, or a slice such as "train[:10%]".
+      builder: The prepared data set.
+      color: "rgb", "grey" or None, see `decode_image`.
+    """
+
+    undecoded: Sequence[str] = ("image",)
+
+    def __init__(self, name: str, split: str, builder, color: str | None):
+        self.name, self.split, self._color = name, split, color
+        self.class_names = self.find_class_names(builder.info.features)
+        self._records = builder.as_data_source(
+            split, decoders=dict.fromkeys(self.undecoded, tfds.decode.SkipDecoding())
+        )
+
+    def find_class_names(self, features) -> tuple[str, ...]:
+        """Returns the names of the classes, by the features of the builder."""
+        return tuple(features["label"].names)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        # Read when first asked for: of a large set this takes minutes, and training
+        # on all of it does not need them.
+        labels = [self._records[i]["label"] for i in range(len(self))]
+        labels = np.array(labels, np.int64)
+        check_labels(labels, len(self.class_names), f"{self.name} {self.split}")
+        return labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def example(self, index: int) -> Example:
+        record, provenance = self._records[index], self.provenance(index)
+        label, count = int(record["label"]), len(self.class_names)
+        if not 0 <= label < count:
+            raise ValueError(
+                f"{provenance}: label {label} is not in 0 .. {count - 1} "
+                f"({count} classes)."
+            )
+        return {"image": self._decode(record, index), "label": np.int32(label)}
+
+    def image(self, index: int) -> np.ndarray:
+        return self._decode(self._records[index], index)
+
+    def provenance(self, index: int) -> str:
+        return f"{self.name} {self.split} #{index}"
+
+    def _decode(self, record, index: int) -> np.ndarray:
+        data = record[self.undecoded[0]]
+        return decode_image(data, self.provenance(index), color=self._color)
+
+
+class PreparedObjects(PreparedSource):
+    """One split with features `image` and `objects`, which have `bbox` and `label`.
+
+    What is stored as difficult or as a crowd is difficult. TFDS keeps boxes as float32
+    shares of the sides; they are rounded to a thousandth of a pixel, which gives back
+    what the publisher wrote.
+    """
+
+    task = "detection"
+
+    def find_class_names(self, features) -> tuple[str, ...]:
+        return tuple(features["objects"]["label"].names)
+
+    def example(self, index: int) -> Example:
+        record = self._records[index]
+        image, objects = self._decode(record, index), record["objects"]
+        classes = np.array(objects["label"], np.int64).reshape(-1)
+        check_labels(classes, len(self.class_names), f"{self.provenance(index)} object")
+        height, width = image.shape[:2]
+        shares = np.array(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        boxes = (shares * [width, height, width, height]).round(3)
+        if self.name.partition("/")[0] in _FROM_ONE:
+            boxes -= [1, 1, 0, 0]
+        flags = [objects[k] for k in ("is_difficult", "is_crowd") if k in objects]
+        difficult = np.array(flags[0], bool) if flags else None
+        return detection_example(image, make_objects(boxes, classes, difficult))
+
+
+class PreparedMasks(PreparedSource):
+    """One split with masks, as `MASKS` says."""
+
+    task = "segmentation"
+
+    def __init__(self, name: str, split: str, builder, color: str | None):
+        self._features = MASKS[name.partition("/")[0]]
+        self.undecoded = self._features[:2]
+        super().__init__(name, split, builder, color)
+        self._values = make_values(len(self.class_names))
+        if self._features.ids is not None:
+            self._values = np.full(256, IGNORED, np.int16)
+            self._values[[*self._features.ids]] = np.arange(len(self.class_names))
+
+    def find_class_names(self, features) -> tuple[str, ...]:
+        return self._features.class_names
+
+    def example(self, index: int) -> Example:
+        record, provenance = self._records[index], self.provenance(index)
+        mask = decode_mask(record[self._features.mask], provenance)
+        image = self._decode(record, index)
+        return segmentation_example(image, mask, self._values, provenance)
+
+
+def find_kind(name: str, features, task: str | None) -> type[PreparedSource]:
+    """Returns the kind of source that a data set's features allow.
+
+    Args:
+      name: Of the data set.
+      features: Of its builder.
+      task: What it shall be for; None for the first of classification, detection and
+        segmentation that it can be for.
+
+    Raises:
+      ValueError: It has no such features.
+    """
+    kinds = dict(features.items())
+    objects = getattr(kinds.get("objects"), "feature", {})
+    masks = MASKS.get(name.partition("/")[0])
+    images = isinstance(kinds.get("image"), tfds.features.Image)
+    images = images and kinds["image"].np_dtype == np.uint8
+    possible = {}
+    if images and isinstance(kinds.get("label"), tfds.features.ClassLabel):
+        possible["classification"] = PreparedSource
+    if images and "bbox" in objects and "label" in objects:
+        possible["detection"] = PreparedObjects
+    if masks is not None and masks.mask in kinds:
+        possible["segmentation"] = PreparedMasks
+    if not possible or (task is not None and task not in possible):
+        found = [f"{key} ({type(f).__name__})" for key, f in kinds.items()]
+        raise ValueError(
+            f"{name}: expected a uint8 'image' and a class 'label' (classification), "
+            "'objects' with 'bbox' and 'label' (detection) or masks of "
+            f"{', '.join(MASKS)} (segmentation)"
+            f"{'' if task is None else f', for task={task!r}'}; it has "
+            f"{', '.join(found)}."
+        )
+    return possible[task or next(iter(possible))]

@@ -1,0 +1,142 @@
+"""Examples of fixed shapes: what a network takes, whatever the image's size."""
+
+import numpy as np
+
+from train.data.masks import IGNORED
+from train.data.source import Example
+from zoo.preprocess import crop_centre, fit_image, resize_image, scaled_size
+from zoo.spec import Preprocess
+
+MAX_BOXES = 100  # of an image, unless another number is asked for
+_OBJECTS = ("boxes", "classes", "difficult")
+
+
+def fitted_shapes(
+    task: str, preprocess: Preprocess, max_boxes: int
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Returns the shape and the type of each array of a fitted example."""
+    shapes = {"image": (preprocess.shape, np.uint8), "index": ((), np.int32)}
+    if task == "classification":
+        return shapes | {"label": ((), np.int32)}
+    shapes |= {"size": ((2,), np.int32), "original_size": ((2,), np.int32)}
+    if task == "segmentation":
+        return shapes | {"mask": (preprocess.shape[:2], np.uint8)}
+    return shapes | {
+        "boxes": ((max_boxes, 4), np.float32),
+        "classes": ((max_boxes,), np.int32),
+        "box_valid": ((max_boxes,), bool),
+        "difficult": ((max_boxes,), bool),
+    }
+
+
+def fit_example(example: Example, preprocess: Preprocess) -> Example:
+    """Fits an example's image to a network, and its boxes or mask with it.
+
+    Borders have the network's mean colour, and masks are to be ignored there.
+
+    Args:
+      example: As a `Source` gives it, with an image of any size.
+      preprocess: What the network takes.
+
+    Returns:
+      The example, with an image uint8 of `preprocess.shape`. Of detection and
+      segmentation it has `size` too, int32 [2]: height and width of the part of it,
+      from the upper left corner on, that shows the image.
+
+    Raises:
+      ValueError: The image is larger than the network's input and not to be resized,
+        or it has boxes and is to be cropped.
+    """
+    image = example["image"]
+    if "label" in example:
+        return example | {"image": fit_image(image, preprocess)}
+    if preprocess.fit == "crop":
+        return _crop(example, preprocess)
+    height, width = image.shape[:2]
+    size = placed_size(height, width, preprocess)
+    canvas = np.empty(preprocess.shape, np.uint8)
+    canvas[:] = np.rint(np.multiply(preprocess.mean, 255))
+    canvas[: size[0], : size[1]] = resize_image(image, size, preprocess.interpolation)
+    fitted = example | {"image": canvas, "size": np.array(size, np.int32)}
+    if "boxes" in example:
+        factors = np.array([size[1] / width, size[0] / height] * 2)
+        fitted["boxes"] = (example["boxes"] * factors).astype(np.float32)
+    else:
+        mask = np.full(preprocess.shape[:2], IGNORED, np.uint8)
+        mask[: size[0], : size[1]] = resize_mask(example["mask"], size)
+        fitted["mask"] = mask
+    return fitted
+
+
+def placed_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+    """Returns height and width of an image within the network's input.
+
+    Raises:
+      ValueError: It is larger than the input.
+    """
+    if preprocess.fit == "stretch":
+        return preprocess.shape[:2]
+    size = (height, width)
+    if preprocess.fit == "sides":
+        shorter, longer = min(size), max(size)
+        scale = min(preprocess.resize / shorter, preprocess.longest / longer)
+        size = (int(height * scale), int(width * scale))
+    if size[0] > preprocess.shape[0] or size[1] > preprocess.shape[1]:
+        raise ValueError(
+            f"an image of {width} x {height} pixels takes {size[1]} x {size[0]} with "
+            f"fit={preprocess.fit!r}, and the input has {preprocess.shape[1]} x "
+            f"{preprocess.shape[0]}; give the preprocessing a larger size and width."
+        )
+    return size
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a mask [h, w] to height and width by the nearest pixel."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(int)
+        for old, new in zip(mask.shape, size, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
+def pad_boxes(example: Example, max_boxes: int, provenance: str) -> Example:
+    """Brings the objects of an example to a fixed number.
+
+    Args:
+      example: With `boxes` [n, 4], `classes` [n] and `difficult` [n].
+      max_boxes: Number of slots.
+      provenance: What to call the example in errors.
+
+    Returns:
+      The example with `max_boxes` of each, zero where there is no object, and
+      `box_valid` bool [max_boxes].
+
+    Raises:
+      ValueError: There are more objects than slots.
+    """
+    count = len(example["boxes"])
+    if count > max_boxes:
+        raise ValueError(
+            f"{provenance} (#{example['index']}) has {count} objects, more than "
+            f"max_boxes={max_boxes}."
+        )
+    padded = {"box_valid": np.arange(max_boxes) < count}
+    for name in _OBJECTS:
+        padded[name] = np.zeros(
+            (max_boxes, *example[name].shape[1:]), example[name].dtype
+        )
+        padded[name][:count] = example[name]
+    return example | padded
+
+
+def _crop(example: Example, preprocess: Preprocess) -> Example:
+    if "boxes" in example:
+        raise ValueError("fit='crop' is for images without boxes; expected 'stretch'.")
+    size = preprocess.size
+    scaled = scaled_size(*example["mask"].shape, preprocess.resize or size)
+    mask = resize_mask(example["mask"], scaled)[..., None]
+    return example | {
+        "image": fit_image(example["image"], preprocess),
+        "mask": crop_centre(mask, size, size)[..., 0],
+        "size": np.array([size, size], np.int32),
+    }
