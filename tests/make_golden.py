@@ -20,12 +20,12 @@ import numpy as np
 import restate_columns
 import restate_googlenet
 import restate_residual
+import restate_segmentation
 import torch
 from torch.nn import functional as F
 
 import zoo
 from zoo.weights import parity, torchvision_live
-from zoo.weights.deterministic import make_images, make_labels
 from zoo.weights.summaries import measure, save_summaries
 from zoo.weights.verification import golden_path
 
@@ -36,6 +36,7 @@ RESTATED = {
     **restate_columns.NETWORKS,
     **restate_googlenet.NETWORKS,
     **restate_residual.NETWORKS,
+    **restate_segmentation.NETWORKS,
 }
 
 
@@ -63,10 +64,7 @@ class Source:
     def run(self, images):
         if self.hooks is None:
             return self.network(images)
-        outputs, stop = torchvision_live.record(self.network, self.hooks)
-        self.network(images)
-        stop()
-        return outputs
+        return torchvision_live.run(self.network, self.hooks, images)
 
 
 def run_evaluation(source, images, dtype):
@@ -101,8 +99,7 @@ def run_step(source, images, labels, aux_losses, dtype):
 
 def make_golden(name):
     spec = zoo.get_spec(name)
-    images = make_images(spec.preprocess)
-    labels = make_labels(spec.num_classes)
+    images, labels = parity.make_example(name)
     runs = {}
     for dtype in (torch.float64, torch.float32):
         source = Source(name)
@@ -133,7 +130,11 @@ def make_golden(name):
 
 
 def main(names):
-    known = [n for n in zoo.list_models(task="classification")]
+    known = [
+        name
+        for task in ("classification", "segmentation")
+        for name in zoo.list_models(task=task)
+    ]
     for name in names or known:
         if name in RESTATED or torchvision_live.has_counterpart(name):
             make_golden(name)

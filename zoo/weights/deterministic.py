@@ -102,3 +102,9 @@ def make_images(preprocess: Preprocess, count: int = 2) -> np.ndarray:
 def make_labels(num_classes: int, count: int = 2) -> np.ndarray:
     """Makes the images' labels, int32 [count]."""
     return ((np.arange(count) * 37 + 11) % num_classes).astype(np.int32)
+
+
+def make_masks(num_classes: int, height: int, width: int, count: int = 2) -> np.ndarray:
+    """Makes the images' masks, int32 [count, height, width], of tilted rectangles."""
+    b, y, x = np.ogrid[:count, :height, :width]
+    return ((b * 7 + (y + x // 4) // 11 * 5 + x // 9) % num_classes).astype(np.int32)

@@ -1,5 +1,6 @@
 """What both sides of a comparison compute: weights, images, endpoints, one step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,14 +10,37 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.registry import build, get_spec, list_options
-from zoo.weights.deterministic import fill_all, make_images, make_labels
+from zoo.weights.deterministic import fill_all, make_images, make_labels, make_masks
 from zoo.weights.summaries import Summaries, summarise
 from zoo.weights.torch_format import from_torch, list_torch_shapes, to_torch
+
+# Height and width of the images of networks that take any: small, and no multiples.
+ANY_SIZE = (74, 91)
+
+
+def make_example(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Makes the deterministic images, preprocessed, and their labels or masks."""
+    spec = get_spec(name)
+    pre = spec.preprocess
+    if pre.fit == "keep":
+        pre = dataclasses.replace(pre, size=ANY_SIZE[0], width=ANY_SIZE[1])
+    if spec.task == "segmentation":
+        return make_images(pre), make_masks(spec.num_classes, *pre.shape[:2])
+    return make_images(pre), make_labels(spec.num_classes)
 
 
 def training_options(name: str) -> dict[str, Any]:
     """The options with which a training step is compared: all heads."""
     return {"aux": True} if "aux" in list_options(name) else {}
+
+
+def evaluation_options(name: str) -> dict[str, Any]:
+    """The options with which endpoints are compared.
+
+    The source's auxiliary heads compute in evaluation, too, but for classifiers.
+    """
+    is_classifier = get_spec(name).task == "classification"
+    return {} if is_classifier else training_options(name)
 
 
 def deterministic_state(name: str, **overrides: Any) -> dict[str, np.ndarray]:
@@ -33,11 +57,13 @@ def compute_endpoints(
 
     Args:
       name: Of the model.
-      state: Weights by PyTorch's names.
+      state: Weights by PyTorch's names, of a network with `evaluation_options`.
       jit: Compiles the network.
     """
-    images = make_images(get_spec(name).preprocess)
-    return run_endpoints(name, from_torch(name, state), images, {}, jit)
+    images, _ = make_example(name)
+    options = evaluation_options(name)
+    variables = from_torch(name, state, **options)
+    return run_endpoints(name, variables, images, options, jit)
 
 
 def compute_step(
@@ -61,8 +87,8 @@ def compute_step(
     model = build(name, dtype=dtype, param_dtype=dtype, **options)
     variables = from_torch(name, state, **options)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
-    images = make_images(spec.preprocess).astype(dtype)
-    labels = make_labels(spec.num_classes)
+    images, labels = make_example(name)
+    images = images.astype(dtype)
 
     def loss(params: Any, rest: Any, images: Any) -> tuple[jax.Array, Any]:
         with nn.intercept_methods(_skip_dropout):
@@ -142,4 +168,4 @@ def _enable_x64(enable: bool) -> Any:
 
 def _cross_entropy(logits: jax.Array, labels: np.ndarray) -> jax.Array:
     rows = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(rows, jnp.asarray(labels)[:, None], axis=1).mean()
+    return -jnp.take_along_axis(rows, jnp.asarray(labels)[..., None], axis=-1).mean()

@@ -1,6 +1,7 @@
 """torchvision's own networks, run at the endpoints that they share with ours."""
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ _RESNET = {
     "pool": "avgpool",
     "logits": "fc",
 }
+_FCN = {
+    **{k: f"backbone.{v}" for k, v in _RESNET.items() if k not in ("pool", "logits")},
+    "head_conv": "classifier.2",
+    "score": "classifier.4",
+}
+# What these return beside the outputs of modules, by our names.
+_RESULTS = {"aux": "aux", "logits": "out"}
 _GOOGLENET = {
     "conv1": "conv1",
     "pool1": "maxpool1",
@@ -48,6 +56,7 @@ _NAMES = {
     "alexnet_tv": "alexnet",
     "googlenet_tv": "googlenet",
     **{name: name for name in _SAME_NAME.split()},
+    **{name: f"segmentation.{name}" for name in ("fcn_resnet50", "fcn_resnet101")},
 }
 
 
@@ -56,24 +65,30 @@ def has_counterpart(name: str) -> bool:
     return name in _NAMES
 
 
-def build_torchvision(name: str, *, num_classes: int = 1000, aux: bool = False) -> Any:
+def build_torchvision(
+    name: str, *, num_classes: int | None = None, aux: bool = False
+) -> Any:
     """Builds torchvision's network, without dropout and with weights to be filled.
 
     Args:
       name: Ours.
-      num_classes: Of the head.
-      aux: Whether to have the auxiliary heads; a GoogLeNet alone has some.
+      num_classes: Of the head; None for torchvision's number.
+      aux: Whether to have the auxiliary heads, of networks that have some.
 
     Raises:
       ImportError: torchvision is not installed, or does not work with this torch.
     """
     models = _import_models()
-    options: dict[str, Any] = {"num_classes": num_classes}
+    options: dict[str, Any] = {}
+    if num_classes is not None:
+        options["num_classes"] = num_classes
     if name.startswith(("vgg", "googlenet")):
         options["init_weights"] = False
     if name.startswith("googlenet"):
         options |= {"aux_logits": aux, "transform_input": False}
-    network = getattr(models, _NAMES[name])(**options)
+    if name.startswith("fcn"):
+        options |= {"aux_loss": aux, "weights": None, "weights_backbone": None}
+    network = attrgetter(_NAMES[name])(models)(**options)
     for module in network.modules():
         if type(module).__name__ == "Dropout":
             module.p = 0.0
@@ -105,6 +120,8 @@ def list_hooks(name: str, network: Any, *, aux: bool = False) -> dict[str, str]:
             **heads,
             **logits,
         }
+    if name.startswith("fcn"):
+        return _FCN
     return _ALEXNET if name.startswith("alexnet") else _RESNET
 
 
@@ -151,6 +168,17 @@ def record(network: Any, hooks: Mapping[str, str]) -> tuple[dict[str, Any], Call
     return outputs, stop
 
 
+def run(network: Any, hooks: Mapping[str, str], images: Any) -> dict[str, Any]:
+    """Runs a network of torch and returns the outputs of named modules and its own."""
+    outputs, stop = record(network, hooks)
+    result = network(images)
+    stop()
+    if isinstance(result, dict):
+        own = {k: result[v] for k, v in _RESULTS.items() if v in result}
+        outputs.update(own)
+    return outputs
+
+
 def to_our_axes(output: Any) -> np.ndarray:
     """Brings torch's [B, C, ...] to [B, ..., C], and maps of one pixel to [B, C]."""
     array = np.ascontiguousarray(np.moveaxis(output.detach().numpy(), 1, -1))
@@ -162,7 +190,7 @@ def run_torchvision(
     state_dict: Mapping[str, np.ndarray],
     images: np.ndarray,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Computes every endpoint in float32 by torchvision's network.
 
@@ -170,7 +198,7 @@ def run_torchvision(
       name: Ours, of a network that `has_counterpart`.
       state_dict: As torchvision has it.
       images: [B, H, W, C].
-      num_classes: Of the head.
+      num_classes: Of the head; None for torchvision's number.
 
     Raises:
       ImportError: As for `build_torchvision`.
@@ -180,9 +208,9 @@ def run_torchvision(
     import torch
 
     load_state(network, state_dict)
-    outputs, _ = record(network, list_hooks(name, network))
+    images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     with torch.no_grad():
-        network(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+        outputs = run(network, list_hooks(name, network), images)
     return {name: to_our_axes(output) for name, output in outputs.items()}
 
 

@@ -19,6 +19,7 @@ from zoo.weights.parity import (
     compute_endpoints,
     compute_step,
     deterministic_state,
+    evaluation_options,
     run_endpoints,
     summarise_endpoints,
     summarise_parameters,
@@ -111,7 +112,8 @@ def _verify_golden(name: str, training: str | None, jit: Callable) -> Certificat
                 "in float32, those of gradients also for ReLUs and max pools near a tie"
             )
     else:
-        found = compute_endpoints(name, deterministic_state(name), jit)
+        state = deterministic_state(name, **evaluation_options(name))
+        found = compute_endpoints(name, state, jit)
         checks = _check_endpoints(found, expected["endpoints"])
     return Certificate(
         model=name,
