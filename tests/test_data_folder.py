@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, folder, open_source
+from train.data import BadImage, files, folder, open_source
+from train.data.files import Files
 from train.data.folder import find_layout
 
 
@@ -155,7 +156,9 @@ def test_bad_files_name_themselves(tmp_path):
     source = open_source(f"imagefolder:{path}", "all")
     with pytest.raises(BadImage, match=r"s\.zip/cat/1\.png: .*CRC"):
         source[0]
-    assert reds(folder.FolderSource(path, "x", ("cat",), [("cat", "cat/2.png")], None))
+    assert reds(
+        folder.FolderSource(Files(path), "x", ("cat",), [("cat", "cat/2.png")], None)
+    )
 
     plain = write(tmp_path / "t", ["cat/1.png"], False)
     source = open_source(f"imagefolder:{plain}", "all")
@@ -185,7 +188,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "s.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("cat/1.png", bytes(5000))
-    monkeypatch.setattr(folder, "MAX_MEMBER_BYTES", 4999)
+    monkeypatch.setattr(files, "MAX_MEMBER_BYTES", 4999)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     with pytest.raises(BadImage, match=r"cat/1\.png: .* 5000 bytes, .* 4999"):
         open_source(f"imagefolder:{path}", "all")[0]

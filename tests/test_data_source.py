@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from train.data import Subset, array_source, open_source
-from train.data.source import select
+from train.data.choices import select
 
 NAMES = ("ape", "bee", "cat", "dog")
 

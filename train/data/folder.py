@@ -1,41 +1,18 @@
 """Folders and zip files of images, one folder a class."""
 
-import functools
 import hashlib
-import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.decode import BadImage, decode_image
+from train.data.decode import decode_image
+from train.data.files import SUFFIXES, Files, find_splits, is_hidden
 from train.data.source import Source
 
-SUFFIXES = tuple(
-    f".{kind}"
-    for kind in (
-        "bmp",
-        "gif",
-        "jpeg",
-        "jpg",
-        "pgm",
-        "png",
-        "ppm",
-        "tif",
-        "tiff",
-        "webp",
-    )
-)
 SPLITS = ("train", "val", "valid", "validation", "test")
-SAME_SPLIT = ("val", "valid", "validation")
 # Share of a class that is held out for testing where a set comes without splits.
 HELD_OUT = 0.2
-# A zip member that claims to be larger than this once unpacked is refused.
-MAX_MEMBER_BYTES = 256 * 2**20
-# RuntimeError is zipfile's word for an encrypted member.
-_UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 _LAYOUTS = (
     "expected split/class/image (splits: train, val, test) or class/image, with "
@@ -48,7 +25,7 @@ class FolderSource(Source):
     """One split of an image folder or zip file.
 
     Args:
-      path: The folder or zip file.
+      files: The folder or zip file.
       split: Name of the split.
       class_names: Classes of the whole set, sorted.
       examples: Class and path (inside the folder or zip file) of each image.
@@ -57,33 +34,27 @@ class FolderSource(Source):
 
     def __init__(
         self,
-        path: Path,
+        files: Files,
         split: str,
         class_names: tuple[str, ...],
         examples: Sequence[tuple[str, str]],
         color: str | None,
     ):
-        self.name, self.split, self.class_names = path.stem, split, class_names
+        self.name, self.split = files.path.stem, split
+        self.class_names = class_names
         label = {name: i for i, name in enumerate(class_names)}
         self.labels = np.array([label[name] for name, _ in examples], np.int32)
-        self._path, self._color = path, color
-        self._zipped = path.is_file()
+        self._files, self._color = files, color
         self._members = [member for _, member in examples]
 
     def image(self, index: int) -> np.ndarray:
-        member, provenance = self._members[index], self.provenance(index)
-        try:
-            data = (
-                _read_member(self._path, member)
-                if self._zipped
-                else (self._path / member).read_bytes()
-            )
-        except _UNREADABLE as error:
-            raise BadImage(f"{provenance}: cannot be read ({error}).") from error
-        return decode_image(data, provenance, color=self._color, upright=True)
+        data = self._files.read(self._members[index])
+        return decode_image(
+            data, self.provenance(index), color=self._color, upright=True
+        )
 
     def provenance(self, index: int) -> str:
-        return str(self._path / self._members[index])
+        return self._files.where(self._members[index])
 
 
 def open_folder(path: Path, split: str, *, color: str | None = None) -> Source:
@@ -98,7 +69,7 @@ def open_folder(path: Path, split: str, *, color: str | None = None) -> Source:
 
     Args:
       path: A folder, or a zip file, which is read in place.
-      split: A name of a split.
+      split: A name of a split, or several such as "train+val".
       color: "rgb", "grey" or None, see `decode_image`.
 
     Returns:
@@ -108,19 +79,12 @@ def open_folder(path: Path, split: str, *, color: str | None = None) -> Source:
       ValueError: The path does not exist or has another layout, a class folder is
         empty, or there is no such split.
     """
-    if path.is_dir():
-        entries = _walk(path)
-    elif path.is_file():
-        try:
-            entries = _zip_file(path, os.getpid()).namelist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is not a folder or zip file: {error}.") from error
-    else:
-        raise ValueError(f"{path} does not exist; expected a folder or a zip file.")
-    layout = find_layout(entries, str(path))
+    files = Files(path)
+    layout = find_layout(files.list(), str(path))
     class_names = sorted({name for images in layout.values() for name, _ in images})
-    split = _find_split(split, layout, path)
-    return FolderSource(path, split, tuple(class_names), layout[split], color)
+    splits = find_splits(split, layout, str(path))
+    examples = [example for part in splits for example in layout[part]]
+    return FolderSource(files, "+".join(splits), tuple(class_names), examples, color)
 
 
 def find_layout(entries: Sequence[str], where: str) -> Layout:
@@ -136,7 +100,7 @@ def find_layout(entries: Sequence[str], where: str) -> Layout:
     Raises:
       ValueError: See `open_folder`.
     """
-    visible = [(PurePosixPath(e).parts, e) for e in entries if not _is_hidden(e)]
+    visible = [(PurePosixPath(e).parts, e) for e in entries if not is_hidden(e)]
     images = [
         (p, e)
         for p, e in visible
@@ -210,47 +174,3 @@ def _hold_out(images: list[tuple[str, str, str]]) -> Layout:
         "test": [image for image in everything if image[1] in held_out],
         "all": everything,
     }
-
-
-def _find_split(split: str, layout: Layout, path: Path) -> str:
-    if split in layout:
-        return split
-    same = [s for s in layout if split in SAME_SPLIT and s in SAME_SPLIT]
-    if len(same) != 1:
-        raise ValueError(
-            f"{path} has no split {split!r}; it has {', '.join(sorted(layout))}."
-        )
-    return same[0]
-
-
-def _is_hidden(entry: str) -> bool:
-    parts = PurePosixPath(entry).parts
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
-def _walk(path: Path) -> list[str]:
-    entries = []
-    for folder, _, files in os.walk(path, followlinks=True):
-        relative = Path(folder).relative_to(path)
-        if relative.parts:
-            entries.append(relative.as_posix() + "/")
-        entries.extend((relative / file).as_posix() for file in files)
-    return entries
-
-
-@functools.lru_cache(maxsize=8)
-def _zip_file(path: Path, process: int) -> zipfile.ZipFile:
-    """Opens a zip file once in each process: a fork must not share its position."""
-    del process
-    return zipfile.ZipFile(path)
-
-
-def _read_member(path: Path, member: str) -> bytes:
-    archive = _zip_file(path, os.getpid())
-    size = archive.getinfo(member).file_size
-    if size > MAX_MEMBER_BYTES:
-        raise BadImage(
-            f"{path / member}: unpacks to {size} bytes, more than the limit of "
-            f"{MAX_MEMBER_BYTES}."
-        )
-    return archive.read(member)

@@ -43,15 +43,39 @@ def make_objects(
     )
 
 
-def clip_objects(objects: Objects, height: float, width: float) -> Objects:
-    """Cuts boxes to an image, and leaves out those of which nothing is left.
+def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
+    """Cuts boxes [n, 4] to an image of a height and a width."""
+    return boxes.clip(0, np.array([width, height, width, height], np.float32))
 
-    What has no area was never there (x2 <= x1), or lies outside.
+
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    """Says which boxes [n, 4] have x2 > x1 and y2 > y1: bool [n]."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
+def tidy_objects(
+    objects: Objects, size: tuple[int, int], names: Sequence[str]
+) -> tuple[Objects, list[str]]:
+    """Cuts boxes to their image, and leaves out those of which nothing is left.
+
+    What is left out was inside out (x2 <= x1 or y2 <= y1), or lies outside.
+
+    Args:
+      objects: The objects of an image.
+      size: Its height and width, 0 where they are not known.
+      names: What to call each object.
+
+    Returns:
+      The others, and for each that was left out a line that names it.
     """
-    limits = np.array([width, height, width, height], np.float32)
-    boxes = objects.boxes.clip(0, limits)
-    # A box that is not a number is of no area, too.
-    return objects._replace(boxes=boxes).choose((boxes[:, 2:] > boxes[:, :2]).all(1))
+    height, width = size if all(size) else (np.inf, np.inf)
+    boxes = clip_boxes(objects.boxes, height, width)
+    kept = has_area(boxes)
+    reasons = [
+        f"{names[i]}: box {', '.join(f'{x:g}' for x in objects.boxes[i])}"
+        for i in np.flatnonzero(~kept)
+    ]
+    return objects._replace(boxes=boxes).choose(kept), reasons
 
 
 def log_left_out(where: str, reasons: Sequence[str]) -> None:
@@ -68,7 +92,9 @@ def log_left_out(where: str, reasons: Sequence[str]) -> None:
 
 def detection_example(image: np.ndarray, objects: Objects) -> Example:
     """Puts an image and its objects together as `Source.example` returns them."""
-    return {"image": image, **clip_objects(objects, *image.shape[:2])._asdict()}
+    boxes = clip_boxes(objects.boxes, *image.shape[:2])
+    objects = objects._replace(boxes=boxes).choose(has_area(boxes))
+    return {"image": image, **objects._asdict()}
 
 
 class Table:

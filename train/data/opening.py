@@ -3,8 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.data.choices import select
+from train.data.coco import open_coco
 from train.data.decode import check_color
-from train.data.source import Source, select
+from train.data.folder import open_folder
+from train.data.pairs import open_pairs
+from train.data.source import Source, nearest
+from train.data.voc import open_voc, open_voc_masks
+
+# What stands before the colon -> the task, and the function that opens the path.
+FORMATS = {
+    "imagefolder": ("classification", open_folder),
+    "voc": ("detection", open_voc),
+    "coco": ("detection", open_coco),
+    "voc_masks": ("segmentation", open_voc_masks),
+    "masks": ("segmentation", open_pairs),
+}
 
 
 def open_source(
@@ -17,25 +31,34 @@ def open_source(
     seed: int = 0,
     color: str | None = None,
     task: str | None = None,
+    ignored: Sequence[int] = (),
 ) -> Source:
     """Opens a data set by name, preparing it first where that is possible.
 
     Args:
-      name: "digits" (from scikit-learn), "cifar10", "cifar100" (from their publisher's
-        archives), any data set of TFDS with an image and a label, or
-        "imagefolder:PATH", a folder or zip file with `split/class/image` or
-        `class/image`.
-      split: Such as "train" or "test"; "val", "valid" and "validation" are the same.
-        For data sets of TFDS also its slices, such as "train[:10%]".
+      name: "digits" and "digits_canvas" (from scikit-learn), "cifar10", "cifar100"
+        (from their publisher's archives), any data set of TFDS with an image and a
+        label or objects, "cityscapes" and "oxford_iiit_pet" for their masks, or files:
+
+        - "imagefolder:PATH", a folder or zip file with `split/class/image` or
+          `class/image`, see `open_folder`;
+        - "voc:PATH", boxes as in PASCAL VOC's folders, see `open_voc`;
+        - "coco:DIR" or "coco:FILE.json:IMAGES", boxes as in COCO, see `open_coco`;
+        - "voc_masks:PATH", masks as in PASCAL VOC's folders, see `open_voc_masks`;
+        - "masks:PATH", `split/images` and `split/masks`, see `open_pairs`.
+      split: Such as "train" or "test"; "val", "valid" and "validation" are the same,
+        and "train+val" is both. For data sets of TFDS also its slices, such as
+        "train[:10%]".
       data_dir: Where prepared data sets are kept; TFDS's own folder if None. A
-        relative PATH of "imagefolder:PATH" starts here.
+        relative PATH starts here.
       classes: Names of the classes to keep; they are relabelled 0, 1, .. in this order.
-      per_class: Number of images to keep of each class.
+        Of files with masks: what their values 0, 1, .. stand for.
+      per_class: Number of images to keep of each class, for classification.
       seed: Decides which images `per_class` keeps.
       color: "rgb" or "grey" to convert all images; None to keep what is stored.
-
       task: "classification", "detection" or "segmentation", of a data set that is for
         several; None for the first of them.
+      ignored: Of files with masks: values of pixels to be ignored, besides 255.
 
     Returns:
       The source.
@@ -45,14 +68,30 @@ def open_source(
         as described above.
     """
     check_color(color)
-    if name.startswith("imagefolder:"):
-        from train.data.folder import open_folder
-
-        path = Path(data_dir or "") / Path(name.partition(":")[2]).expanduser()
-        source = open_folder(path, split, color=color)
+    form, colon, path = name.partition(":")
+    options = {}
+    if colon and form in FORMATS:
+        found, opener = FORMATS[form]
+        _check_task(name, task, found)
+        if found == "segmentation":
+            options = {"class_names": classes, "ignored": tuple(ignored)}
+            classes, ignored = None, ()
+        # Of "coco:FILE:IMAGES" the second path, too, starts at `data_dir`.
+        paths = [Path(data_dir or "") / Path(p).expanduser() for p in path.split(":")]
+        path = paths[0] if opener is not open_coco else ":".join(map(str, paths))
+        source = opener(path, split, color=color, **options)
     else:
-        # Imported late: TFDS takes seconds, and image folders do without.
+        # Imported late: TFDS takes seconds, and files do without.
         from train.data.prepared import open_prepared
 
         source = open_prepared(name, split, data_dir=data_dir, color=color, task=task)
+    if ignored:
+        raise ValueError(f"{name}: ignored={ignored} is for files with masks.")
     return select(source, classes=classes, per_class=per_class, seed=seed)
+
+
+def _check_task(name: str, task: str | None, found: str) -> None:
+    if task not in (None, found):
+        tasks = tuple(kind for kind, _ in FORMATS.values())
+        hint = nearest(task, tasks) if task not in tasks else "."
+        raise ValueError(f"{name} is for {found}, not for task={task!r}{hint}")

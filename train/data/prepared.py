@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 from train.data.canvas import DigitsCanvas
 from train.data.cifar import Cifar10Binary, Cifar100Binary
 from train.data.digits import Digits
-from train.data.folder import SAME_SPLIT
+from train.data.files import SAME_SPLIT
+from train.data.opening import FORMATS
 from train.data.records import find_kind
 from train.data.source import Source, nearest
 
@@ -104,8 +105,8 @@ def _open_builder(name: str, data_dir: str | Path | None):
     base = name.partition("/")[0].partition(":")[0]
     if base not in known:
         raise ValueError(
-            f"unknown data set {name!r}{nearest(base, [*OWN, *known])} Also "
-            "'imagefolder:PATH' opens a folder or zip file of images."
+            f"unknown data set {name!r}{nearest(base, [*FORMATS, *OWN, *known])} Also "
+            f"{', '.join(f'{form}:PATH' for form in FORMATS)} open files."
         )
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     try:

@@ -1,0 +1,212 @@
+"""PASCAL VOC's folders: images with boxes in XML files, or with masks."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from train.data.files import Files, find_splits, images_by_stem, is_hidden
+from train.data.located import FileMasks, FileObjects
+from train.data.markup import Element, parse_xml
+from train.data.masks import make_values
+from train.data.objects import Objects, log_left_out, make_objects, tidy_objects
+from train.data.source import Source, nearest
+
+CLASSES = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
+    "motorbike person pottedplant sheep sofa train tvmonitor".split()
+)
+NAMES_FILE = "classes.txt"
+
+
+def open_voc(path: Path, split: str, *, color: str | None = None) -> Source:
+    """Opens images with boxes: JPEGImages, Annotations and ImageSets/Main/SPLIT.txt.
+
+    The classes are those of a file classes.txt beside them, one a line; else the 20 of
+    VOC where the whole set has no others; else those that the set has, sorted. VOC's
+    pixels are numbered from 1 and its boxes have their last pixel in xmax and ymax, so
+    that the box of the first pixel is 0, 0, 1, 1 here. Boxes are cut to their image;
+    those of which nothing is left are left out and logged.
+
+    Args:
+      path: A folder or a zip file with these folders, at any depth. Where there are
+        several, such as VOC2007 and VOC2012, a split is named "VOC2007/trainval".
+      split: A name of a split, or several such as "train+val".
+      color: "rgb", "grey" or None, see `decode_image`.
+
+    Returns:
+      The source.
+
+    Raises:
+      ValueError: There is no such split, an image or an annotation is missing, a class
+        is unknown, or an annotation cannot be read; its file and line are named.
+    """
+    tree = _Tree(path, "Main")
+    items = tree.find(split, "Annotations", ".xml")
+    annotations = {file: tree.read_xml(file) for _, file in items}
+    class_names = tree.read_names() or _collect_names(tree, annotations)
+    images, objects, sizes, left_out = [], [], [], []
+    for image, file in items:
+        found, size, reasons = _read_objects(annotations[file], class_names)
+        images.append(image)
+        objects.append(found)
+        sizes.append(size)
+        left_out += reasons
+    log_left_out(f"{path} {split}", left_out)
+    return FileObjects(tree.files, split, class_names, images, objects, sizes, color)
+
+
+def open_voc_masks(
+    path: Path,
+    split: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    ignored: tuple[int, ...] = (),
+    color: str | None = None,
+) -> Source:
+    """Opens images with masks: JPEGImages, SegmentationClass, ImageSets/Segmentation.
+
+    Args:
+      path: See `open_voc`.
+      split: See `open_voc`.
+      class_names: Of the masks' values 0, 1, ..; those of a file classes.txt if None,
+        else "background" and the 20 of VOC.
+      ignored: Values of pixels to be ignored, besides 255.
+      color: "rgb", "grey" or None, see `decode_image`.
+
+    Returns:
+      The source.
+
+    Raises:
+      ValueError: There is no such split, or an image or a mask is missing.
+    """
+    tree = _Tree(path, "Segmentation")
+    items = tree.find(split, "SegmentationClass", ".png")
+    names = tuple(class_names or tree.read_names() or ("background", *CLASSES))
+    values = make_values(len(names), ignored)
+    images, masks = zip(*items, strict=True)
+    return FileMasks(tree.files, split, names, images, masks, values, color)
+
+
+class _Tree:
+    """Where the folders of VOC lie in a folder or zip file."""
+
+    def __init__(self, path: Path, kind: str):
+        self.files = Files(path)
+        self.entries = sorted(e for e in self.files.list() if not is_hidden(e))
+        self._existing = set(self.entries)
+        lists = {}  # folder above JPEGImages and name of the split -> its file
+        for entry in self.entries:
+            parts = PurePosixPath(entry).parts
+            if parts[-3:-1] == ("ImageSets", kind) and entry.endswith(".txt"):
+                lists["/".join(parts[:-3]), PurePosixPath(entry).stem] = entry
+        if not lists:
+            raise ValueError(
+                f"{path} has no ImageSets/{kind}/SPLIT.txt; expected it beside "
+                "JPEGImages, as in PASCAL VOC."
+            )
+        self.tops = sorted({top for top, _ in lists})
+        alone = len(self.tops) == 1
+        self._splits = {
+            name if alone else f"{PurePosixPath(top).name}/{name}": (top, file)
+            for (top, name), file in lists.items()
+        }
+
+    def find(self, split: str, folder: str, suffix: str) -> list[tuple[str, str]]:
+        """Returns the image and another file of each line of a split's lists."""
+        items = []
+        for name in find_splits(split, self._splits, str(self.files.path)):
+            top, file = self._splits[name]
+            images = images_by_stem(self.entries, _join(top, "JPEGImages"))
+            for i, line in enumerate(self._read_lines(file)):
+                stem = line.split()[0] if line.strip() else None
+                if stem is None:
+                    continue
+                other = _join(top, folder, stem + suffix)
+                for missing, kind in (
+                    (stem not in images, "JPEGImages has no image"),
+                    (other not in self._existing, f"there is no {other}"),
+                ):
+                    if missing:
+                        where = self.files.where(file)
+                        raise ValueError(f"{where}:{i + 1}: {stem}: {kind}.")
+                items.append((images[stem], other))
+        if not items:
+            raise ValueError(f"{self.files.path}: split {split!r} names no image.")
+        if len(set(items)) < len(items):
+            raise ValueError(f"{self.files.path}: split {split!r} has images twice.")
+        return items
+
+    def read_names(self) -> tuple[str, ...]:
+        """Returns the lines of classes.txt; none where there is no such file."""
+        for top in self.tops:
+            if (file := _join(top, NAMES_FILE)) in self._existing:
+                return read_names(self.files, file)
+        return ()
+
+    def read_xml(self, file: str) -> Element:
+        return parse_xml(self.files.read(file), self.files.where(file))
+
+    def _read_lines(self, file: str) -> list[str]:
+        return self.files.read(file).decode("utf-8-sig", "replace").splitlines()
+
+
+def read_names(files: Files, file: str) -> tuple[str, ...]:
+    """Reads the names of classes, one a line.
+
+    Raises:
+      ValueError: There is none, or one is there twice.
+    """
+    lines = files.read(file).decode("utf-8-sig", "replace").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{files.where(file)}: expected names of classes that differ, one a line."
+        )
+    return names
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _collect_names(tree: _Tree, known: dict[str, Element]) -> tuple[str, ...]:
+    """Returns the classes of the whole set, whichever of them a split has."""
+    folders = {_join(top, "Annotations") for top in tree.tops}
+    names = set()
+    for entry in tree.entries:
+        if entry.endswith(".xml") and str(PurePosixPath(entry).parent) in folders:
+            annotation = known.get(entry) or tree.read_xml(entry)
+            names |= {obj.text("name") for obj in annotation.find_all("object")}
+    return CLASSES if names <= {*CLASSES} else tuple(sorted(names))
+
+
+def _read_objects(
+    annotation: Element, class_names: tuple[str, ...]
+) -> tuple[Objects, tuple[int, int], list[str]]:
+    """Returns objects, height and width (0 if not stated), and what was left out."""
+    elements = annotation.find_all("object")
+    boxes, classes, difficult = [], [], []
+    for element in elements:
+        name = element.text("name")
+        if name not in class_names:
+            raise ValueError(
+                f"{element.where}: unknown class {name!r}{nearest(name, class_names)} "
+                f"There are {', '.join(class_names[:20])}."
+            )
+        box = element.find("bndbox")
+        if box is None:
+            raise ValueError(f"{element.where}: <object> has no <bndbox>.")
+        x1, y1, x2, y2 = map(box.number, ("xmin", "ymin", "xmax", "ymax"))
+        boxes.append((x1 - 1, y1 - 1, x2, y2))
+        classes.append(class_names.index(name))
+        hard = element.find("difficult")
+        difficult.append(hard is not None and "".join(hard.texts).strip() == "1")
+    size = annotation.find("size")
+    height, width = (
+        (0, 0) if size is None else (int(size.number(s)) for s in ("height", "width"))
+    )
+    objects, left_out = tidy_objects(
+        make_objects(boxes, classes, difficult),
+        (height, width),
+        [element.where for element in elements],
+    )
+    return objects, (height, width), left_out
