@@ -20,6 +20,10 @@ LEDGER = {
     "fcn_resnet101": (51_949_141, 222_746_867_200),
     "pspnet_resnet50": (46_715_347, 362_992_701_632),
     "pspnet_resnet101": (65_707_475, 516_405_924_032),
+    "unet": (31_030_658, 150_428_424_448),
+    "unet_same": (31_037_698, 192_686_325_760),
+    "unet_small": (482_907, 327_647_232),
+    "unet_resnet34": (24_439_269, 6_127_091_712),
 }
 # The same with other options, and at another number of classes and size: the published
 # counts, and multiply-adds in units of 10**7.
@@ -45,6 +49,7 @@ OPTIONS = [
     ),
     ("pspnet_resnet101", dict(num_classes=21, aux=True), 473, 68_073_706, 23_799),
     ("pspnet_resnet101", dict(aux=True), 713, 68_072_166, 53_556),
+    ("unet_resnet34", dict(num_classes=1), 224, 24_436_369, 598),
 ]
 # Without a head, and what the head's layers have.
 HEADS = {

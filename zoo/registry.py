@@ -17,7 +17,7 @@ from zoo.classification import (
     vgg,
     zfnet,
 )
-from zoo.segmentation import fcn_resnet, fcn_vgg, pspnet
+from zoo.segmentation import fcn_resnet, fcn_vgg, pspnet, unet, unet_backbones
 from zoo.spec import ModelSpec
 
 _FAMILIES = (
@@ -33,6 +33,8 @@ _FAMILIES = (
     fcn_vgg,
     fcn_resnet,
     pspnet,
+    unet,
+    unet_backbones,
 )
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS

@@ -34,7 +34,7 @@ def max_pool(
     Raises:
       ValueError: The window does not fit into the padded image, or lies in the padding.
     """
-    pads = _pads(x, window, stride, padding, ceil)
+    pads = pool_padding(x, window, stride, padding, ceil)
     by_xla = partial(_max_by_xla, window=window, stride=stride, pads=pads)
     if window**2 > MAX_TAPS:
         return by_xla(x)
@@ -56,28 +56,31 @@ def _max_by_xla(x: Array, window: int, stride: int, pads: list) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _max_of_taps(x: Array, window: int, stride: int, pads: list) -> Array:
     """The same on CPUs, where XLA's gradient takes ten times as long."""
-    return reduce(jnp.maximum, _taps(x, window, stride, pads, -np.inf))
+    return reduce(jnp.maximum, window_taps(x, window, stride, pads, -np.inf))
 
 
 @_max_of_taps.defjvp
 def _max_of_taps_jvp(
     window: int, stride: int, pads: list, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
-    y, *others = _taps(*primals, window, stride, pads, -np.inf)
+    y, *others = window_taps(*primals, window, stride, pads, -np.inf)
     # Which tap is the largest; the first of equals, as everywhere.
     chosen = jnp.zeros(y.shape, jnp.uint8)
     for number, tap in enumerate(others, 1):
         chosen = jnp.where(tap > y, jnp.uint8(number), chosen)
         y = jnp.maximum(y, tap)
     y, chosen = lax.optimization_barrier((y, chosen))
-    taps = _taps(*tangents, window, stride, pads, 0)
+    taps = window_taps(*tangents, window, stride, pads, 0)
     zero = jnp.zeros((), y.dtype)
     dy = sum(jnp.where(chosen == i, tap, zero) for i, tap in enumerate(taps))
     return y, dy
 
 
-def _taps(x: Array, window: int, stride: int, pads: list, fill: float):
-    """Yields the pixels [B, H', W', C] that each element of the window meets."""
+def window_taps(x: Array, window: int, stride: int, pads: list, fill: float):
+    """Yields the pixels [B, H', W', C] that each element of the window meets.
+
+    Args are those of `max_pool`, the `pool_padding`, and the value of what it adds.
+    """
     x = lax.pad(x, np.array(fill, x.dtype), [(*sides, 0) for sides in pads])
     spans = [(n - window) // stride * stride + 1 for n in x.shape[1:3]]
     for i in range(window):
@@ -111,7 +114,7 @@ def avg_pool(
     Raises:
       ValueError: The window does not fit into the padded image, or lies in the padding.
     """
-    pads = _pads(x, window, stride, padding, ceil)
+    pads = pool_padding(x, window, stride, padding, ceil)
     shape, strides = (1, window, window, 1), (1, stride, stride, 1)
     zero = np.zeros((), x.dtype)
     total = lax.reduce_window(x, zero, lax.add, shape, strides, pads)
@@ -225,10 +228,16 @@ def _bin_pixels(length: int, count: int, places: int) -> np.ndarray:
     return pixels + np.arange(places)[:, None, None]
 
 
-def _pads(
+def pool_padding(
     x: Array, window: int, stride: int, padding: int, ceil: bool
 ) -> list[tuple[int, int]]:
-    """The padding of each axis; a rest that no window reaches is left over."""
+    """The padding of each axis; a rest that no window reaches is left over.
+
+    Args are those of `max_pool`.
+
+    Raises:
+      ValueError: The window does not fit into the padded image, or lies in the padding.
+    """
     if padding >= window:
         raise ValueError(
             f"a {window}x{window} window needs less padding than {window}, got "

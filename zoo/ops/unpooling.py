@@ -1,0 +1,143 @@
+"""Max pooling that tells which pixels it took, and the way back.
+
+A pixel is told by its number in the image, row * width + column, as in PyTorch and in
+SegNet's code. Unpooling puts values to the pixels that were taken and zeros elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from zoo.ops.pooling import pool_padding, window_taps
+
+Array = jax.Array
+Size = tuple[int, int]
+
+
+def max_pool_with_indices(
+    x: Array, window: int, stride: int, padding: int = 0, *, ceil: bool = False
+) -> tuple[Array, Array]:
+    """Takes the largest value of each window, and says where it was.
+
+    Of equal values the first is taken, row by row; a value that is no number is larger
+    than all.
+
+    Args:
+      x: [B, H, W, C], floating.
+      window: Height and width of a window.
+      stride: Between windows.
+      padding: On each of the four sides, of values that are never the largest.
+      ceil: As in `zoo.ops.pooling.max_pool`.
+
+    Returns:
+      `(y, indices)`: what `max_pool` returns, [B, H', W', C], and int32 of the same
+      shape, the number row * W + column of the pixel that was taken.
+
+    Raises:
+      ValueError: The window does not fit into the padded image, or lies in the padding.
+    """
+    pads = pool_padding(x, window, stride, padding, ceil)
+    number = _largest_tap(lax.stop_gradient(x), window, stride, pads)
+    # A sum with one term: its derivative, too, is a choice among taps.
+    zero = jnp.zeros((), x.dtype)
+    taps = window_taps(x, window, stride, pads, -np.inf)
+    y = sum(jnp.where(number == i, tap, zero) for i, tap in enumerate(taps))
+    rows, columns = (
+        jnp.arange(n, dtype=jnp.int32) * stride - low
+        for n, (low, _) in zip(y.shape[1:3], pads[1:3], strict=True)
+    )
+    number = number.astype(jnp.int32)
+    rows = rows.reshape(1, -1, 1, 1) + number // window
+    columns = columns.reshape(1, 1, -1, 1) + number % window
+    # Where nothing is larger than the padding, its first tap is taken.
+    return y, jnp.maximum(rows, 0) * x.shape[2] + jnp.maximum(columns, 0)
+
+
+def _largest_tap(x: Array, window: int, stride: int, pads: list) -> Array:
+    """Which tap of each window is the largest, the first of equals: uint8 or int32."""
+    y, *others = window_taps(x, window, stride, pads, -np.inf)
+    kind = jnp.uint8 if window**2 < 256 else jnp.int32
+    chosen = jnp.zeros(y.shape, kind)
+    for number, tap in enumerate(others, 1):
+        larger = (tap > y) | (tap != tap)
+        chosen = jnp.where(larger, kind(number), chosen)
+        y = jnp.where(larger, tap, y)
+    return chosen
+
+
+def max_unpool(
+    y: Array, indices: Array, size: Size, *, stride: int | None = None
+) -> Array:
+    """Puts each value where the largest one of its window was; zeros elsewhere.
+
+    Where windows overlapped and took the same pixel, their values are added (PyTorch
+    leaves open which one stays): so it is the adjoint of taking the pixels.
+
+    Args:
+      y: [B, H', W', C].
+      indices: int32 [B, H', W', C], of `max_pool_with_indices`.
+      size: Height and width of what was pooled, in pixels.
+      stride: Of the pooling, where its window was as large and without padding: then
+        nothing is scattered, which is faster. None for any pooling.
+
+    Returns:
+      [B, size[0], size[1], C], of the type of `y`.
+
+    Raises:
+      ValueError: The shapes do not fit.
+    """
+    if y.ndim != 4 or y.shape != indices.shape:
+        raise ValueError(
+            "max_unpool: values and indices must be of one shape [B, H', W', C], got "
+            f"{list(y.shape)} and {list(indices.shape)}."
+        )
+    height, width = size
+    if stride is None:
+        return _scatter(y, indices, size)
+    sizes = zip(size, y.shape[1:3], strict=True)
+    if any(m not in (n // stride, -(-n // stride)) for n, m in sizes):
+        raise ValueError(
+            f"max_unpool: windows of {stride} x {stride} pixels make of "
+            f"{height} x {width} pixels no {y.shape[1]} x {y.shape[2]}."
+        )
+    here = np.arange(height)[:, None] * width + np.arange(width)
+    here = jnp.asarray(here.reshape(1, height, width, 1), jnp.int32)
+    taken = _fit(repeat_pixels(indices, stride), size) == here
+    return jnp.where(
+        taken, _fit(repeat_pixels(y, stride), size), jnp.zeros((), y.dtype)
+    )
+
+
+def _scatter(y: Array, indices: Array, size: Size) -> Array:
+    batch, _, _, channels = y.shape
+    values, places = (x.reshape(batch, -1, channels) for x in (y, indices))
+    image, channel = jnp.ogrid[:batch, :1, :channels][::2]
+    out = jnp.zeros((batch, size[0] * size[1], channels), y.dtype)
+    out = out.at[image, places, channel].add(values, mode="drop")
+    return out.reshape(batch, *size, channels)
+
+
+def _fit(x: Array, size: Size) -> Array:
+    """Cuts a map, or fills it up with zeros, below and on the right."""
+    ends = [n - m for n, m in zip(size, x.shape[1:3], strict=True)]
+    pads = [(0, 0, 0), *((0, end, 0) for end in ends), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+def repeat_pixels(x: Array, factor: int) -> Array:
+    """Makes each pixel a square of pixels: "nearest" enlargement by a whole factor.
+
+    Unlike a gather, it has a gradient that is a plain sum.
+
+    Args:
+      x: [B, H, W, C].
+      factor: Height and width of the square.
+
+    Returns:
+      [B, H * factor, W * factor, C].
+    """
+    batch, height, width, channels = x.shape
+    shape = (batch, height, factor, width, factor, channels)
+    x = jnp.broadcast_to(x[:, :, None, :, None], shape)
+    return x.reshape(batch, height * factor, width * factor, channels)
