@@ -225,7 +225,7 @@ def show_training(result):
 
 def show_confusion(result):
     """Shows which class was taken for which."""
-    names, confusion = result.experiment.card.class_names, result.confusion
+    names, confusion = result.experiment.card.class_names, result.evaluated.confusion
     share = confusion / confusion.sum(axis=1, keepdims=True)
     _, axis = plt.subplots(figsize=(4.6, 4.4))
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)

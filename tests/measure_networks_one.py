@@ -16,7 +16,7 @@ import optax
 import zoo
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
-from train.tasks import make_loss
+from train.tasks import make_task
 from zoo.ops import convolution_cpu
 from zoo.summary import abstract_variables
 from zoo.weights.deterministic import fill_all, make_images
@@ -98,12 +98,11 @@ def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Low
     tx = optax.sgd(schedule, momentum=0.9)
     step = make_train_step(
         model,
-        make_loss(spec.loss),
+        make_task(spec),
         tx,
         schedule=schedule,
         prepare=make_prepare(pre, None),
         seed=0,
-        aux_losses=spec.aux_losses,
     )
     variables = abstract_variables(model, shape)
     state = jax.eval_shape(lambda variables: create_state(variables, tx), variables)

@@ -12,7 +12,7 @@ from train.config import OptimConfig
 from train.optim import make_optimizer, make_schedule
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
-from train.tasks import softmax_cross_entropy
+from train.tasks import Classification, softmax_cross_entropy
 from zoo.layers import Classifier, make_head
 
 pytestmark = pytest.mark.quick
@@ -42,12 +42,11 @@ def make_step_with(model, aux_losses):
     tx = make_optimizer(config, schedule, variables["params"])
     step = make_train_step(
         model,
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy, aux_losses),
         tx,
         schedule=schedule,
         prepare=make_prepare(PREPROCESS, None),
         seed=0,
-        aux_losses=aux_losses,
     )
     return create_state(variables, tx), jax.jit(step)
 

@@ -10,7 +10,7 @@ from train import evaluate
 from train.data import array_source
 from train.evaluate import Evaluator
 from train.steps import make_mesh
-from train.tasks import softmax_cross_entropy
+from train.tasks import Classification, softmax_cross_entropy
 from zoo.spec import Preprocess
 
 PREPROCESS = Preprocess(size=4, channels=1, mean=(0.0,), std=(1.0,))
@@ -42,7 +42,7 @@ def make_source():
 def make_evaluator(batch_size, source=None):
     return Evaluator(
         Peek(),
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy),
         source or make_source()[0],
         PREPROCESS,
         make_mesh(jax.devices()[:1]),
@@ -113,7 +113,7 @@ def test_a_set_of_few_classes_has_no_top5():
     source = array_source(images, np.arange(3))
     evaluator = Evaluator(
         Peek(3),
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy),
         source,
         PREPROCESS,
         make_mesh(jax.devices()[:1]),

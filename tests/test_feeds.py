@@ -15,7 +15,7 @@ from train.feeds import ResidentFeed, StreamFeed, make_feed
 from train.optim import make_optimizer, make_schedule
 from train.state import create_state
 from train.steps import make_mesh, make_prepare, make_train_step, put_everywhere
-from train.tasks import softmax_cross_entropy
+from train.tasks import Classification, softmax_cross_entropy
 from zoo.layers import Classifier, make_head
 from zoo.ops import augment
 from zoo.spec import Preprocess
@@ -47,7 +47,7 @@ def make_step():
     tx = make_optimizer(config, schedule, variables["params"])
     train_step = make_train_step(
         model,
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy),
         tx,
         schedule=schedule,
         prepare=make_prepare(PREPROCESS, augment.compose(("pad_crop:1",))),

@@ -72,8 +72,10 @@ def test_the_result_is_what_was_logged_and_saved(result):
     assert int(result.state.step) == 12
     last = read_rows(result.run_dir)[-1]
     assert {k: last[k] for k in result.metrics} == result.metrics
-    assert result.confusion.sum() == 15
-    wrong = result.predictions.predicted != result.experiment.eval_source.labels
+    assert result.evaluated.confusion.sum() == 15
+    wrong = (
+        result.evaluated.predictions.predicted != result.experiment.eval_source.labels
+    )
     assert 15 - wrong.sum() == result.metrics["correct"]
     assert 0 < result.first_step_seconds < result.seconds
     _, variables, step = None, *zoo.weights.read_checkpoint(result.run_dir, 12)[::2]
@@ -189,7 +191,7 @@ def test_a_signal_stops_after_a_step_and_saves(config, tmp_path, monkeypatch):
     assert 4 <= step <= 6
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest() == step
-    assert len(result.predictions.loss) == 15
+    assert len(result.evaluated.predictions.loss) == 15
 
 
 @pytest.mark.quick

@@ -13,7 +13,7 @@ from train.config import OptimConfig
 from train.optim import make_optimizer, make_schedule
 from train.state import change_frozen, create_state
 from train.steps import check_divides, make_mesh, make_prepare, make_train_step
-from train.tasks import softmax_cross_entropy
+from train.tasks import Classification, softmax_cross_entropy
 from zoo.layers import BatchNorm, Classifier, make_head
 from zoo.ops import augment
 from zoo.spec import Preprocess
@@ -57,7 +57,7 @@ def make_all(config=OptimConfig(), *, frozen=(), norm=True, dtype=jnp.float32, f
     tx = make_optimizer(config, schedule, variables["params"])
     step = make_train_step(
         model,
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy),
         tx,
         schedule=schedule,
         prepare=make_prepare(PREPROCESS, fn),
@@ -290,7 +290,7 @@ def test_a_whole_backbone_of_the_zoo_freezes_with_its_batch_norm():
     spec = zoo.get_spec("cifar_resnet20")
     step = make_train_step(
         model,
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy),
         tx,
         schedule=schedule,
         prepare=make_prepare(spec.preprocess, None),

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
 from train.state import TrainState
-from zoo.spec import Card
+from zoo.spec import Card, headline
 from zoo.weights.checkpoints import check_store
 
 
@@ -37,7 +37,7 @@ class Checkpoints:
         # Orbax logs pages of tracebacks for what it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = checkpoint_managers.BestN(
-            get_metric_fn=lambda m: m["accuracy"] if m else float("-inf"),
+            get_metric_fn=lambda m: headline(m) if m else float("-inf"),
             n=1,
             keep_checkpoints_without_metrics=False,
         )
@@ -48,7 +48,7 @@ class Checkpoints:
             preservation_policy=policy,
             # Not for its choice, which the policy makes: without it orbax does not
             # write the metrics, and the best step is forgotten when a run resumes.
-            best_fn=lambda metrics: metrics["accuracy"],
+            best_fn=headline,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

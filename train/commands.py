@@ -19,7 +19,7 @@ from train.loop import resume_run
 from train.report import confidence_interval
 from train.runs import new_run_dir, next_steps, report, run
 from train.steps import make_mesh, put_everywhere
-from train.tasks import make_loss
+from train.tasks import make_task
 from train.views import evaluate_views
 from zoo.protocols import get_protocol
 from zoo.spec import Card
@@ -107,7 +107,7 @@ def evaluate(
         mesh = make_mesh()
         evaluator = Evaluator(
             module,
-            make_loss(zoo.get_spec(model).loss),
+            make_task(zoo.get_spec(model)),
             source,
             card.preprocess,
             mesh,
@@ -116,7 +116,7 @@ def evaluate(
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         variables = jax.tree.map(lambda x: put_everywhere(x, everywhere), variables)
-        found, _, _ = evaluator(variables)
+        found = evaluator(variables).metrics
     else:
         found = evaluate_views(
             module,

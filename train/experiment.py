@@ -17,7 +17,7 @@ from train.config import TrainConfig, parse_options
 from train.data import Source, fit_source, open_source
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
-from train.tasks import Loss, make_loss
+from train.tasks import Task, make_task
 from zoo.ops import augment
 from zoo.paths import flatten, match_paths
 from zoo.spec import Card, ModelSpec
@@ -41,7 +41,7 @@ class Experiment:
       train_source: Images to train on.
       eval_source: Images to evaluate on.
       mesh: Devices.
-      loss: From logits and labels to losses.
+      task: What it is trained for.
     """
 
     config: TrainConfig
@@ -52,7 +52,7 @@ class Experiment:
     train_source: Source
     eval_source: Source
     mesh: Mesh
-    loss: Loss
+    task: Task
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,7 +96,7 @@ class Experiment:
         fn = augment.compose(config.data.augment) if config.data.augment else None
         return make_train_step(
             self.model,
-            self.loss,
+            self.task,
             self.optimizer,
             schedule=self.schedule,
             prepare=make_prepare(self.card.preprocess, fn),
@@ -104,7 +104,6 @@ class Experiment:
             frozen=self.frozen(step),
             ema_decay=config.optim.ema_decay,
             accumulate=config.optim.accumulate,
-            aux_losses=self.spec.aux_losses,
         )
 
 
@@ -156,7 +155,7 @@ def prepare_experiment(
             eval_source, card.preprocess, on_bad_image=data.on_bad_image
         ),
         mesh=mesh,
-        loss=make_loss(spec.loss, smoothing=config.optim.label_smoothing),
+        task=make_task(spec, smoothing=config.optim.label_smoothing),
     )
     if not experiment.steps_per_epoch:
         raise ValueError(

@@ -18,12 +18,13 @@ from tqdm.auto import tqdm
 from train.checkpoint import CheckpointError, Checkpoints
 from train.config import TrainConfig, load_config, save_config
 from train.data import Source
-from train.evaluate import Evaluator, Predictions
+from train.evaluate import Evaluator
 from train.experiment import Experiment, prepare_experiment
 from train.feeds import make_feed
 from train.history import History
 from train.state import TrainState, change_frozen
 from train.steps import put_everywhere
+from train.tasks import Evaluated
 
 SECONDS_PER_CALL = 1.0  # Between two looks at the losses, the clock and the signals.
 
@@ -41,9 +42,7 @@ class Result:
       experiment: Its parts.
       state: After the last step that was run.
       finished: False where a signal ended it; `resume` goes on.
-      metrics: Of the last evaluation: accuracy, loss, count, correct, top5.
-      confusion: int32 [K, K], rows are true classes.
-      predictions: For each image of the evaluation set.
+      evaluated: What the last evaluation found out, by the task; see `train.tasks`.
       seconds: Wall time, compilation included.
       first_step_seconds: From the call of `fit` until the first steps were done.
     """
@@ -52,11 +51,14 @@ class Result:
     experiment: Experiment
     state: TrainState
     finished: bool
-    metrics: dict[str, float]
-    confusion: np.ndarray
-    predictions: Predictions
+    evaluated: Evaluated
     seconds: float
     first_step_seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last evaluation."""
+        return self.evaluated.metrics
 
 
 def fit(
@@ -96,7 +98,7 @@ def fit(
     )
     evaluate = Evaluator(
         experiment.model,
-        experiment.loss,
+        experiment.task,
         experiment.eval_source,
         experiment.card.preprocess,
         experiment.mesh,
@@ -168,13 +170,15 @@ def fit(
             evaluated = None
             if step == total or (left == 0 and epoch % config.eval_every == 0):
                 evaluated = evaluate(state.eval_variables())
-                if not np.isfinite(evaluated[0]["loss"]):
+                found = evaluated.metrics
+                if not np.isfinite([*found.values()]).all():
                     raise _non_finite(step - 1, feed, experiment, checkpoints)
-                history.log("eval", step, step / steps_per_epoch, evaluated[0])
+                history.log("eval", step, step / steps_per_epoch, found)
                 if not bar.disable:
-                    bar.write(_eval_line(step / steps_per_epoch, evaluated[0]))
+                    line = f"epoch {step / steps_per_epoch:g}: "
+                    bar.write(line + experiment.task.say(found))
             if step == total or (left == 0 and epoch % config.save_every == 0):
-                found = evaluated and evaluated[0]
+                found = evaluated and evaluated.metrics
                 checkpoints.save(state, step, experiment.card, found, feed.batches)
 
         # 7. Save where a signal came, and wait for the disk.
@@ -187,7 +191,7 @@ def fit(
         experiment,
         state,
         step == total,
-        *evaluated,
+        evaluated,
         time.perf_counter() - started,
         first_step_seconds,
     )
@@ -282,13 +286,6 @@ def _progress(total: int, done: int, quiet: bool) -> tqdm:
         unit="step",
         dynamic_ncols=True,
         disable=quiet or jax.process_index() != 0,
-    )
-
-
-def _eval_line(epoch: float, found: dict[str, float]) -> str:
-    return (
-        f"epoch {epoch:g}: {found['accuracy']:.2%} of {found['count']} right, "
-        f"loss {found['loss']:.4f}"
     )
 
 

@@ -96,7 +96,7 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
         history=history,
         evaluation=Evaluation(
             class_names=card.class_names,
-            confusion=result.confusion,
+            confusion=result.evaluated.confusion,
             loss=result.metrics["loss"],
             mistakes=worst_mistakes(result),
         ),
@@ -112,7 +112,7 @@ def _duration(seconds: float) -> str:
 
 def worst_mistakes(result: Result) -> list[Mistake]:
     """Lists the images that the network is most sure and wrong about."""
-    source, predictions = result.experiment.eval_source, result.predictions
+    source, predictions = result.experiment.eval_source, result.evaluated.predictions
     wrong = np.flatnonzero(predictions.predicted != source.labels)
     worst = wrong[np.argsort(-predictions.probability[wrong], kind="stable")]
     return [

@@ -1,4 +1,4 @@
-"""The jitted steps: training over a mesh, whole epochs in one call, evaluation."""
+"""The jitted steps, of training and of evaluation, for any task."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train.state import TrainState
-from train.tasks import Loss
-from zoo.metrics import classification as metrics
+from train.tasks import Task
 from zoo.preprocess import normalize
 from zoo.spec import Preprocess
 from zoo.transfer import freeze_statistics, frozen_modules, merge, split
@@ -49,7 +48,9 @@ def make_prepare(
     """Makes the function from a batch of uint8 images to the network's input.
 
     Each image's random numbers follow from the key and its index in the data set, so
-    that they are the same on any number of devices and processes.
+    that they are the same on any number of devices and processes. Where a batch says
+    which height and width its images fill, with `size` int32 [B, 2], the rest is 0,
+    the colour of the mean.
 
     Args:
       preprocess: Of the network.
@@ -63,14 +64,24 @@ def make_prepare(
         if augment is not None:
             keys = jax.vmap(partial(jax.random.fold_in, key))(batch["index"])
             images = jax.vmap(augment)(keys, images)
-        return normalize(images, preprocess)
+        images = normalize(images, preprocess)
+        if "size" in batch:
+            images = jnp.where(_filled(images, batch["size"]), images, 0)
+        return images
 
     return prepare
 
 
+def _filled(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Which pixels [B, H, W, 1] are within the height and width [B, 2] of an image."""
+    rows, columns = jnp.indices(images.shape[1:3])[:, None]
+    heights, widths = sizes.T[:, :, None, None]
+    return ((rows < heights) & (columns < widths))[..., None]
+
+
 def make_train_step(
     model: nn.Module,
-    loss: Loss,
+    task: Task,
     tx: optax.GradientTransformation,
     *,
     schedule: optax.Schedule,
@@ -79,13 +90,12 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     ema_decay: float | None = None,
     accumulate: int = 1,
-    aux_losses: Sequence[tuple[str, float]] = (),
 ) -> Step:
     """Makes the pure function of one training step.
 
     Args:
       model: The network.
-      loss: From logits and labels to losses [B].
+      task: What is minimised.
       tx: Optimizer of the trained parameters.
       schedule: Learning rate by step, for the log.
       prepare: From `make_prepare`.
@@ -93,43 +103,30 @@ def make_train_step(
       frozen: Paths or patterns of what is not trained.
       ema_decay: Of the moving average; None for none.
       accumulate: Parts into which the batch is split, one after the other.
-      aux_losses: Endpoints with logits of their own and the factor of each one's loss,
-        see `ModelSpec`; those that the network does not have are left out.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`, all
-      losses together, `accuracy`, `grad_norm` and `learning_rate`.
+      losses together, `grad_norm`, `learning_rate`, and those of the task.
     """
-    method = "endpoints" if aux_losses else "__call__"
 
     def gradients(trained, kept, batch_stats, key, batch):
         key_images, key_dropout = jax.random.split(key)
         images = prepare(key_images, batch)
         still = frozen_modules(merge(trained, kept), frozen)
+        key_sample = jax.random.fold_in(key_dropout, 1)
+        rngs = {"dropout": key_dropout, "sample": key_sample}
 
         def objective(trained):
             variables = {"params": merge(trained, kept), "batch_stats": batch_stats}
             with freeze_statistics(still):
-                out, updated = model.apply(
-                    variables,
-                    images,
-                    train=True,
-                    mutable=["batch_stats"],
-                    rngs={"dropout": key_dropout},
-                    method=method,
+                loss, scalars, stats = task.objective(
+                    model, variables, images, batch, rngs
                 )
-            logits = out["logits"] if aux_losses else out
-            losses = loss(logits, batch["label"])
-            for name, factor in aux_losses:
-                if name in out:
-                    losses += factor * loss(out[name], batch["label"])
-            hits = logits.argmax(-1) == batch["label"]
-            return losses.mean(), (updated.get("batch_stats", {}), hits.mean())
+            return loss, (stats, scalars)
 
-        (value, (stats, accuracy)), grads = jax.value_and_grad(objective, has_aux=True)(
-            trained
-        )
-        return grads, stats, {"loss": value, "accuracy": accuracy}
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        (loss, (stats, scalars)), grads = differentiate(trained)
+        return grads, stats, {"loss": loss, **scalars}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -197,27 +194,19 @@ def put_everywhere(value: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def make_eval_step(
-    model: nn.Module, loss: Loss, preprocess: Preprocess, mesh: Mesh
-) -> Callable[[Any, metrics.State, Batch], tuple[metrics.State, Metrics]]:
+    model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh
+) -> Callable[[Any, Any, Batch], tuple[Any, Metrics]]:
     """Makes the jitted evaluation of one batch.
 
     Returns:
-      `step(variables, state, batch) -> (state, each)`; `each` has, for each image,
-      `predicted` int32, `probability` float32 of the predicted class, `loss`, and the
-      batch's `index` and `valid`.
+      `step(variables, state, batch) -> (state, each)`: the task's sums, and what it
+      keeps of each image with the batch's `index` and `valid`.
     """
+    prepare = make_prepare(preprocess, None)
 
     def step(variables, state, batch):
-        logits = model.apply(variables, normalize(batch["image"], preprocess))
-        losses = loss(logits, batch["label"])
-        state = metrics.update(state, logits, batch["label"], losses, batch["valid"])
-        each = {
-            "predicted": logits.argmax(-1),
-            "probability": jax.nn.softmax(logits).max(-1),
-            "loss": losses,
-            "index": batch["index"],
-            "valid": batch["valid"],
-        }
-        return state, each
+        images = prepare(None, batch)
+        state, each = task.evaluate(model, variables, images, state, batch)
+        return state, {**each, "index": batch["index"], "valid": batch["valid"]}
 
     return jax.jit(step, out_shardings=NamedSharding(mesh, P()))

@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 
-
 FITS = ("crop", "stretch", "sides", "keep")
+# The measure of each task by which checkpoints are compared.
+HEADLINES = {
+    "classification": "accuracy",
+    "detection": "ap50",
+    "segmentation": "mean_iou",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +201,12 @@ class ModelSpec:
     init: str = ""
     published: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+
+
+def headline(metrics: Mapping[str, Any] | None) -> float | None:
+    """The measure of some metrics by which checkpoints are compared, of any task."""
+    found = [metrics[name] for name in HEADLINES.values() if name in (metrics or {})]
+    return found[0] if found else None
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

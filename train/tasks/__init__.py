@@ -1,0 +1,64 @@
+"""The tasks: what is minimised, and what is measured."""
+
+from train.tasks.classification import (
+    Classification,
+    Loss,
+    make_loss,
+    softmax_cross_entropy,
+)
+from train.tasks.detection import Detection
+from train.tasks.segmentation import Segmentation, make_pixel_loss
+from train.tasks.task import Evaluated, Task
+from zoo.registry import unknown
+from zoo.spec import ModelSpec
+
+__all__ = [
+    "Classification",
+    "Detection",
+    "Evaluated",
+    "Loss",
+    "Segmentation",
+    "Task",
+    "make_loss",
+    "make_pixel_loss",
+    "make_task",
+    "softmax_cross_entropy",
+]
+
+
+def make_task(
+    spec: ModelSpec,
+    *,
+    loss: str = "",
+    smoothing: float = 0.0,
+    difficult: bool = False,
+    class_weights: tuple[float, ...] = (),
+) -> Task:
+    """Makes the task of a network.
+
+    Args:
+      spec: Facts of the network.
+      loss: Name of the loss; empty for the network's own. Detectors have but one.
+      smoothing: Label smoothing, of the softmax cross-entropy of classifiers alone.
+      difficult: Whether a detector is trained on objects that are marked difficult.
+      class_weights: Of the classes' pixels, where the loss is "median_frequency".
+
+    Raises:
+      ValueError: The task or the loss is unknown, or an option does not fit it.
+    """
+    if spec.task != "classification" and smoothing:
+        raise ValueError(
+            f"label smoothing is for classifiers; {spec.name} is for {spec.task}."
+        )
+    if spec.task == "classification":
+        chosen = make_loss(loss or spec.loss, smoothing=smoothing)
+        return Classification(chosen, spec.aux_losses)
+    if spec.task == "detection":
+        if loss:
+            raise ValueError(f"{spec.name} has losses of its own, and not {loss!r}.")
+        return Detection(difficult)
+    if spec.task == "segmentation":
+        chosen = make_pixel_loss(loss or spec.loss, class_weights)
+        return Segmentation(chosen, spec.aux_losses)
+    known = ("classification", "detection", "segmentation")
+    raise ValueError(unknown("task", spec.task, known))

@@ -1,0 +1,141 @@
+"""One class for each pixel."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.metrics import segmentation as metrics
+from zoo.ops.losses import bootstrapped_cross_entropy, segmentation_cross_entropy
+from zoo.preprocess import crop_centre
+from zoo.registry import unknown
+
+# From logits [B, H, W, K] and masks [B, H, W] to losses [B].
+PixelLoss = Callable[[jax.Array, jax.Array], jax.Array]
+IGNORED = 255
+
+
+def make_pixel_loss(name: str, class_weights: tuple[float, ...] = ()) -> PixelLoss:
+    """Makes the loss of a segmentation network, of each image.
+
+    Args:
+      name: "softmax_cross_entropy"; "median_frequency", which weighs the classes;
+        "bootstrapped_cross_entropy:COUNT", of an image's COUNT worst pixels.
+      class_weights: Of "median_frequency" alone, one for each class.
+
+    Raises:
+      ValueError: The name is unknown, or the weights or the count are missing.
+    """
+    kind, _, count = name.partition(":")
+    if kind == "softmax_cross_entropy":
+        return segmentation_cross_entropy
+    if kind == "median_frequency":
+        if not class_weights:
+            raise ValueError("the loss median_frequency needs the classes' weights.")
+        return partial(segmentation_cross_entropy, class_weights=class_weights)
+    if kind == "bootstrapped_cross_entropy":
+        if not count.isdigit() or not int(count):
+            raise ValueError(
+                f"the loss {name!r} must say of how many pixels, as in {kind}:32768."
+            )
+        return partial(bootstrapped_cross_entropy, count=int(count))
+    known = ("softmax_cross_entropy", "median_frequency", "bootstrapped_cross_entropy")
+    raise ValueError(unknown("loss", name, known))
+
+
+class Segmented(NamedTuple):
+    """What an evaluation found out.
+
+    Attributes:
+      metrics: `mean_iou`, `pixel_accuracy`, `class_accuracy`,
+        `frequency_weighted_iou`, `loss`, `images` and `pixels`.
+      classes: The same by class: "iou" and "accuracies", lists of K, None where a
+        class did not occur.
+      confusion: int64 [K, K], pixels; rows are true classes.
+      right: float32 [N], of each image the part of its pixels that are right; NaN
+        where all of them are ignored.
+    """
+
+    metrics: dict[str, float]
+    classes: dict[str, list[float | None]]
+    confusion: np.ndarray
+    right: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """Gives each pixel a class. A batch has `mask` uint8 [B, H, W], 255 is ignored.
+
+    Of a network whose logits are smaller than its images, which has no padding, the
+    masks' centres count.
+
+    Attributes:
+      loss: From logits and masks to losses [B].
+      aux_losses: Endpoints with logits of their own and the factor of each one's loss,
+        see `ModelSpec`; those that the network does not have are left out.
+    """
+
+    loss: PixelLoss
+    aux_losses: Sequence[tuple[str, float]] = ()
+    name = "segmentation"
+
+    def objective(self, model, variables, images, batch, rngs):
+        """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
+        out, updated = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs=rngs,
+            method="endpoints" if self.aux_losses else "__call__",
+        )
+        logits = out["logits"] if self.aux_losses else out
+        mask = crop_mask(batch["mask"], logits)
+        losses = self.loss(logits, mask)
+        for name, factor in self.aux_losses:
+            if name in out:
+                losses += factor * self.loss(out[name], mask)
+        valid = mask != IGNORED
+        right = (logits.argmax(-1) == mask) & valid
+        accuracy = right.sum() / jnp.maximum(valid.sum(), 1)
+        statistics = updated.get("batch_stats", {})
+        return losses.mean(), {"pixel_accuracy": accuracy}, statistics
+
+    def empty(self, num_classes: int) -> metrics.State:
+        """Returns the sums before any image."""
+        return metrics.empty(num_classes)
+
+    def evaluate(self, model, variables, images, state, batch):
+        """Adds a batch to the sums; keeps of each image which part is right."""
+        logits = model.apply(variables, images)
+        mask = crop_mask(batch["mask"], logits)
+        predicted, losses = logits.argmax(-1), self.loss(logits, mask)
+        state = metrics.update(state, predicted, mask, losses, batch["valid"])
+        valid = mask != IGNORED
+        right = ((predicted == mask) & valid).sum((1, 2)) / valid.sum((1, 2))
+        return state, {"right": right}
+
+    def collect(
+        self, state: metrics.State, each: dict[str, Any], class_names: tuple[str, ...]
+    ) -> Segmented:
+        """Computes the metrics."""
+        found = metrics.compute(state)
+        classes = {name: found.pop(name) for name in ("iou", "accuracies")}
+        return Segmented(found, classes, metrics.confusion_matrix(state), each["right"])
+
+    def say(self, metrics: dict[str, float]) -> str:
+        """Says the mean intersection over union, and the accuracies."""
+        return (
+            f"mean IoU {metrics['mean_iou']:.2%} of {metrics['images']} images, "
+            f"{metrics['pixel_accuracy']:.2%} of the pixels right, "
+            f"loss {metrics['loss']:.4f}"
+        )
+
+
+def crop_mask(mask: jax.Array, logits: jax.Array) -> jax.Array:
+    """Cuts the centre that the logits [B, h, w, K] are for out of masks [B, H, W]."""
+    return crop_centre(mask[..., None], *logits.shape[1:3])[..., 0]

@@ -1,0 +1,82 @@
+"""What a task is: something to minimise, and something to measure."""
+
+from typing import Any, Protocol
+
+import jax
+from flax import linen as nn
+
+Array = jax.Array
+Batch = dict[str, Array]
+Scalars = dict[str, Array]
+
+
+class Evaluated(Protocol):
+    """What an evaluation found out; each task has more beside the metrics.
+
+    Attributes:
+      metrics: Numbers by name, the task's headline (`zoo.spec.HEADLINES`) among them.
+    """
+
+    metrics: dict[str, float]
+
+
+class Task(Protocol):
+    """What a network is trained for, and how it is judged.
+
+    Attributes:
+      name: As in `ModelSpec.task`.
+    """
+
+    name: str
+
+    def objective(
+        self,
+        model: nn.Module,
+        variables: dict[str, Any],
+        images: Array,
+        batch: Batch,
+        rngs: dict[str, Array],
+    ) -> tuple[Array, Scalars, dict[str, Any]]:
+        """Computes what training minimises.
+
+        Args:
+          model: The network.
+          variables: Of the model.
+          images: float32 [B, H, W, C], preprocessed.
+          batch: What the images show; see `train.data`.
+          rngs: "dropout" and "sample".
+
+        Returns:
+          The loss, what else is logged of the step, and the new batch statistics.
+        """
+
+    def empty(self, num_classes: int) -> Any:
+        """Returns the sums of an evaluation before any image."""
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        variables: dict[str, Any],
+        images: Array,
+        state: Any,
+        batch: Batch,
+    ) -> tuple[Any, dict[str, Array]]:
+        """Evaluates a batch, some of whose images may be padding (not `valid`).
+
+        Returns:
+          The new sums, and what is kept of each image: arrays [B, ...] by name.
+        """
+
+    def collect(
+        self, state: Any, each: dict[str, Any], class_names: tuple[str, ...]
+    ) -> Evaluated:
+        """Concludes an evaluation.
+
+        Args:
+          state: The sums over all images.
+          each: What was kept of each image: numpy arrays [N, ...] in the set's order.
+          class_names: Of the set.
+        """
+
+    def say(self, metrics: dict[str, float]) -> str:
+        """Says the metrics in a few words."""
