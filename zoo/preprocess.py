@@ -57,12 +57,7 @@ def fit_images(images: jax.Array, preprocess: Preprocess) -> jax.Array:
       ValueError: The images are of another type, or have another number of channels
         than the network takes.
     """
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images must be uint8 [B, h, w, channels], got {images.dtype} "
-            f"{list(images.shape)}."
-        )
-    _check_channels(images.shape, preprocess)
+    check_batch(images, preprocess)
     size, shorter = preprocess.size, preprocess.resize or preprocess.size
     target = scaled_size(*images.shape[1:3], shorter)
     images = resize(images, target, preprocess.interpolation, antialias=True)
@@ -123,6 +118,20 @@ def crop_centre(images: jax.Array, height: int, width: int) -> jax.Array:
     top = round((images.shape[-3] - height) / 2)
     left = round((images.shape[-2] - width) / 2)
     return images[..., top : top + height, left : left + width, :]
+
+
+def check_batch(images: jax.Array, preprocess: Preprocess) -> None:
+    """Raises unless images are what `fit_images` takes.
+
+    Raises:
+      ValueError: See `fit_images`.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"images must be uint8 [B, h, w, channels], got {images.dtype} "
+            f"{list(images.shape)}."
+        )
+    _check_channels(images.shape, preprocess)
 
 
 def _check_channels(shape: tuple[int, ...], preprocess: Preprocess) -> None:
