@@ -17,6 +17,7 @@ from zoo.classification import (
     vgg,
     zfnet,
 )
+from zoo.detection import small, ssd_vgg, yolo_v1
 from zoo.segmentation import fcn_resnet, fcn_vgg, pspnet, unet, unet_backbones
 from zoo.spec import ModelSpec
 
@@ -30,6 +31,9 @@ _FAMILIES = (
     preact_resnet,
     cifar_resnet,
     he_init,
+    ssd_vgg,
+    yolo_v1,
+    small,
     fcn_vgg,
     fcn_resnet,
     pspnet,
