@@ -7,6 +7,7 @@ logits = model.apply(loaded.variables, images)
 
 from zoo.weights.certificate import Certificate, Check
 from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.darknet import read_darknet, save_darknet
 from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
 from zoo.weights.loading import Loaded, convert, load
@@ -24,7 +25,9 @@ __all__ = [
     "load",
     "load_safetensors",
     "read_checkpoint",
+    "read_darknet",
     "read_state_dict",
+    "save_darknet",
     "save_safetensors",
     "to_torch",
     "verify",

@@ -56,7 +56,8 @@ def check_file(path: str | os.PathLike) -> Path:
     suffixes = (".safetensors", *TORCH_SUFFIXES)
     if path.suffix not in suffixes:
         raise ValueError(
-            f"{path}: weights files end in {', '.join(suffixes)}, got {path.suffix!r}."
+            f"{path}: weights files end in {', '.join(suffixes)}, or .weights for a "
+            f"network of Darknet's, got {path.suffix!r}."
         )
     return path
 

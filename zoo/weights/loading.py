@@ -10,6 +10,7 @@ from zoo.paths import flatten, unflatten
 from zoo.registry import build, get_spec, list_options, unknown
 from zoo.spec import Card, Weights, plain_options
 from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.darknet import SUFFIX, read_darknet
 from zoo.weights.download import fetch, file_sha256
 from zoo.weights.files import (
     check_file,
@@ -48,8 +49,8 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
       name: Of the model.
       source: A name of published weights, which are downloaded once; or the path of a
         .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th or .bin
-        file, of a run folder or of a checkpoint. A name goes before a path; write
-        "./cifar10" for a file called as published weights are.
+        file, of Darknet's .weights, of a run folder or of a checkpoint. A name goes
+        before a path; write "./cifar10" for a file called as published weights are.
       **overrides: Options of the model, and `num_classes`. A source with a card says
         itself which it was made with. `dtype` and other options that do not change what
         the parameters mean may differ from the card's.
@@ -76,7 +77,9 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
 def _read_file(
     name: str, path: Path, published: Weights | None, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Card]:
-    if check_file(path).suffix == ".safetensors":
+    if path.suffix == SUFFIX:
+        arrays, card = read_darknet(name, path, **overrides), None
+    elif check_file(path).suffix == ".safetensors":
         arrays, card = read_safetensors(path)
     else:
         arrays, card = read_state_dict(path), None
