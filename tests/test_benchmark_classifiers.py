@@ -19,7 +19,9 @@ def check_numbers(found):
         assert numbers["machine"]["cpu"]
         for network in numbers["networks"].values():
             assert network["macs"] > 0
-            assert len({*network["parameters"].values()} - {25_636_712}) == 1
+            # Keras and jax-resnet count moving statistics or biases too.
+            theirs = {25_636_712, 25_583_592}
+            assert len({*network["parameters"].values()} - theirs) == 1
             for cell, group in network["cells"].items():
                 batch = int(cell.split("_")[1])
                 assert group == summarize(group["seconds"], batch, "zoo")

@@ -141,7 +141,7 @@ def test_no_sizes_are_the_arrays_own(facts):
     sized = jax.jit(lambda a, s: fit_batch(a, facts, s))(
         images, np.int32([(90, 100)] * 2)
     )
-    np.testing.assert_allclose(plain.images, sized.images, atol=1e-5)
+    np.testing.assert_allclose(plain.images, sized.images, atol=5e-5)
     np.testing.assert_array_equal(plain.sizes, sized.sizes)
 
 
@@ -185,19 +185,18 @@ def test_scale_is_reduced_to_fit_the_canvas():
 def test_host_and_device_agree(fit, antialias):
     facts = {"sides": SIDES, "stretch": STRETCH, "keep": KEEP}[fit]
     facts = dataclasses.replace(facts, antialias=antialias)
-    for size in [(50, 70), (90, 33), (100, 97), (20, 90)]:
-        image = picture(*size)
-        fitted, scale = fit_sides(image, facts)
+    arrays, sizes = batch()
+    canvas = (128, 128) if fit != "stretch" else None
+    device = jax.jit(lambda a, s: fit_batch(a, facts, s, canvas=canvas))(arrays, sizes)
+    for array, size, image, filled in zip(arrays, SIZES, *device, strict=True):
+        fitted, scale = fit_sides(array[: size[0], : size[1]], facts)
         height, width = fitted.shape[:2]
-        device = fit_batch(image[None], facts)
-        assert device.sizes[0].tolist() == [height, width]
+        assert tuple(filled) == (height, width)
         np.testing.assert_allclose(scale, np.float32((height, width)) / size)
-        pixels = (device.images[0, :height, :width] * np.float32(STD)[None, None]) + (
-            np.float32(MEAN)[None, None]
-        )
+        pixels = (np.asarray(image)[:height, :width] * STD + MEAN) * 255
         # Pillow rounds after each direction.
-        np.testing.assert_allclose(pixels * 255, fitted, atol=1.01)
-        assert abs((pixels * 255 - fitted).mean()) < 0.1
+        np.testing.assert_allclose(pixels, fitted, atol=1.01)
+        assert abs((pixels - fitted).mean()) < 0.2
 
 
 def test_boxes_go_there_and_back():

@@ -40,7 +40,8 @@ class DataConfig:
     """Which images, in which batches."""
 
     dataset: Annotated[str, _short("dataset")]
-    """digits, cifar10, cifar100, any TFDS name, or imagefolder:PATH (folder or zip)."""
+    """digits, cifar10, digits_canvas, any TFDS name, or FORMAT:PATH, such as
+    imagefolder:PATH (folder or zip), voc:PATH, voc_masks:PATH and masks:PATH."""
     train_split: str = "train"
     """Split to train on."""
     eval_split: str = "test"
@@ -61,6 +62,18 @@ class DataConfig:
     """Training images' part: center, square:256, scale_jitter:256:480, area:0.08:1."""
     augment: Annotated[tuple[str, ...], _short("augment")] = ()
     """Augmentations in their order, such as pad_crop:4 flip, or pca_color:0.1."""
+    geometry: Annotated[tuple[str, ...], _short("geometry")] = ()
+    """Those that move boxes and masks with their images, such as flip iou_crop."""
+    fit: Literal["", "crop", "stretch", "sides", "keep"] = ""
+    """How images are fitted to the network's input; the network's own way if empty."""
+    size: Annotated[tuple[int, ...], _short("size")] = ()
+    """Height and width of the network's input in pixels; none for its own."""
+    eval_size: tuple[int, ...] = ()
+    """The same in evaluation; none for that of training."""
+    max_boxes: int = 100
+    """Slots for the objects of an image; one with more is an error."""
+    difficult: bool = False
+    """Train on objects that are marked difficult, too."""
     placement: Literal["auto", "device", "stream"] = "auto"
     """Keep the whole set on the device, or stream it; auto: by its size."""
     device_megabytes: int = 1024
@@ -111,6 +124,10 @@ class OptimConfig:
     after an update; None for no such limit."""
     accumulate: int = 1
     """Parts into which a batch is split, one after the other, to save memory."""
+    loss: str = ""
+    """Of classifiers and pixels, softmax_cross_entropy, median_frequency (of pixels) or
+    bootstrapped_cross_entropy:COUNT (of each image's worst ones); else the network's
+    own."""
     label_smoothing: float = 0.0
     """Probability that is spread over all classes."""
     ema_decay: float | None = None
@@ -149,6 +166,11 @@ class TrainConfig:
         data, optim = self.data, self.optim
         for name in ("batch_size", "eval_batch_size"):
             _check(getattr(data, name) > 0, f"data.{name}", getattr(data, name), "> 0")
+        for name in ("size", "eval_size"):
+            value = getattr(data, name)
+            fits = len(value) in (0, 2) and all(n > 0 for n in value)
+            _check(fits, f"data.{name}", value, "HEIGHT WIDTH, both > 0")
+        _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "> 0")
         for name in ("per_class", "workers", "device_megabytes"):
             value = getattr(data, name)
             _check(value >= 0, f"data.{name}", value, ">= 0")

@@ -28,6 +28,7 @@ class Evaluator:
       preprocess: What the network takes.
       mesh: The devices.
       batch_size: Images per step, over all processes.
+      max_boxes: Of detection: slots for the objects of an image.
       progress: Whether to show a bar where standard error is a terminal.
     """
 
@@ -40,6 +41,7 @@ class Evaluator:
         mesh: Mesh,
         batch_size: int,
         *,
+        max_boxes: int = 100,
         progress: bool = False,
     ):
         check_divides("eval_batch_size", batch_size, mesh)
@@ -48,8 +50,9 @@ class Evaluator:
         self._batched = NamedSharding(mesh, P("data"))
         self._step = make_eval_step(model, task, preprocess, mesh)
         self._preprocess, self._batch_size = preprocess, batch_size
-        self._progress = progress
-        small = resident_bytes(source, preprocess) <= KEPT_MEGABYTES * 2**20
+        self._max_boxes, self._progress = max_boxes, progress
+        size = resident_bytes(source, preprocess, max_boxes=max_boxes)
+        small = size <= KEPT_MEGABYTES * 2**20
         # Read at once, so that a bad image is met before a network is trained.
         self._kept = [*self._bar(self._read(), "reading")] if small else None
 
@@ -82,6 +85,7 @@ class Evaluator:
             self.source,
             self._preprocess,
             batch_size=self._batch_size,
+            max_boxes=self._max_boxes,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 import zoo
 from train import optim
@@ -19,8 +21,9 @@ from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
 from train.tasks import Task, make_task
 from zoo.ops import augment
+from zoo.ops.losses import median_frequency_weights
 from zoo.paths import flatten, match_paths
-from zoo.spec import Card, ModelSpec
+from zoo.spec import Card, ModelSpec, Preprocess
 from zoo.transfer import graft, replace_head
 
 logger = logging.getLogger("train")
@@ -40,6 +43,8 @@ class Experiment:
       card: What goes with its variables into checkpoints.
       train_source: Images to train on.
       eval_source: Images to evaluate on.
+      train_preprocess: What the network takes in training; in evaluation it is the
+        card's.
       mesh: Devices.
       task: What it is trained for.
     """
@@ -51,6 +56,7 @@ class Experiment:
     card: Card
     train_source: Source
     eval_source: Source
+    train_preprocess: Preprocess
     mesh: Mesh
     task: Task
 
@@ -99,7 +105,7 @@ class Experiment:
             self.task,
             self.optimizer,
             schedule=self.schedule,
-            prepare=make_prepare(self.card.preprocess, fn),
+            prepare=make_prepare(self.train_preprocess, fn),
             seed=config.seed,
             frozen=self.frozen(step),
             ema_decay=config.optim.ema_decay,
@@ -134,13 +140,27 @@ def prepare_experiment(
             f"the splits {data.train_split} and {data.eval_split} of {data.dataset} "
             f"differ in classes: {train_source.class_names}, {eval_source.class_names}."
         )
+    for source in sources:
+        if source.task != spec.task:
+            raise ValueError(
+                f"{spec.name} is for {spec.task}, and {data.dataset}, split "
+                f"{source.split}, for {source.task}."
+            )
     model, variables, card = create_model(config, train_source.class_names)
+    fitted = fit_preprocess(card.preprocess, data.fit, data.size)
     card = dataclasses.replace(
         card,
+        preprocess=fit_preprocess(fitted, data.fit, data.eval_size),
         class_names=train_source.class_names,
         source=f"trained on {data.dataset}, split {data.train_split}",
         accuracy="",
         versions=versions(),
+    )
+    train_source, eval_source = (
+        fit_source(
+            source, pre, on_bad_image=data.on_bad_image, max_boxes=data.max_boxes
+        )
+        for source, pre in zip(sources, (fitted, card.preprocess), strict=True)
     )
     experiment = Experiment(
         config=config,
@@ -148,14 +168,17 @@ def prepare_experiment(
         model=model,
         variables=variables,
         card=card,
-        train_source=fit_source(
-            train_source, card.preprocess, on_bad_image=data.on_bad_image
-        ),
-        eval_source=fit_source(
-            eval_source, card.preprocess, on_bad_image=data.on_bad_image
-        ),
+        train_source=train_source,
+        eval_source=eval_source,
+        train_preprocess=fitted,
         mesh=mesh,
-        task=make_task(spec, smoothing=config.optim.label_smoothing),
+        task=make_task(
+            spec,
+            loss=config.optim.loss,
+            smoothing=config.optim.label_smoothing,
+            difficult=data.difficult,
+            class_weights=class_weights(config, train_source),
+        ),
     )
     if not experiment.steps_per_epoch:
         raise ValueError(
@@ -163,12 +186,45 @@ def prepare_experiment(
             f"{len(train_source)} images of {train_source.name}, "
             f"split {train_source.split}."
         )
+    check_augment(data.augment, spec.task)
     # What patterns, schedules and augmentations refuse, they refuse here.
     _ = experiment.make_step(0), jax.eval_shape(experiment.create_state)
-    size, channels = card.preprocess.size, card.preprocess.channels
-    image = jax.ShapeDtypeStruct((size, size, channels), "uint8")
+    image = jax.ShapeDtypeStruct(fitted.shape, "uint8")
     jax.eval_shape(augment.compose(data.augment), jax.random.key(0), image)
     return experiment
+
+
+def fit_preprocess(
+    preprocess: Preprocess, fit: str, size: tuple[int, ...]
+) -> Preprocess:
+    """Changes the way images are fitted, and the input's height and width, if asked."""
+    changes = {"fit": fit} if fit else {}
+    if size:
+        changes |= {"size": size[0], "width": size[1]}
+    return dataclasses.replace(preprocess, **changes)
+
+
+def check_augment(names: tuple[str, ...], task: str) -> None:
+    """Raises where an augmentation moves pixels, and not the boxes or masks."""
+    moving = [n for n in names if n.split(":")[0] in augment.MOVING]
+    if moving and task != "classification":
+        raise ValueError(
+            f"data.augment={moving[0]} moves pixels and not what {task} has beside "
+            "them; data.geometry has what moves both."
+        )
+
+
+def class_weights(config: TrainConfig, source: Source) -> tuple[float, ...]:
+    """Weighs the classes of a training set's pixels, where the loss asks for it."""
+    if config.optim.loss != "median_frequency":
+        return ()
+    count = len(source.class_names)
+    pixels, of_images = np.zeros((2, count), np.int64)
+    for i in tqdm(range(len(source)), desc="counting pixels", leave=False):
+        found = np.bincount(source[i]["mask"].ravel(), minlength=256)[:count]
+        pixels += found
+        of_images += (found > 0) * found.sum()
+    return tuple(map(float, median_frequency_weights(pixels, of_images)))
 
 
 def open_split(config: TrainConfig, split: str) -> Source:
@@ -183,6 +239,7 @@ def open_split(config: TrainConfig, split: str) -> Source:
         per_class=few or None,
         seed=config.seed,
         color=None if data.color == "as_stored" else data.color,
+        task=zoo.get_spec(config.model.name).task,
     )
 
 

@@ -61,21 +61,23 @@ def make_feed(
     """Makes the feed that a config asks for.
 
     With `placement="auto"` a set goes to the device where it takes at most
-    `device_megabytes` and the crop is the centre. Both kinds visit the same images in
-    the same order.
+    `device_megabytes` and nothing is cut or moved on the host. Both kinds visit the
+    same images in the same order.
 
     Raises:
       ValueError: A random crop is asked for of a set that shall be on the device.
     """
-    size = resident_bytes(source, preprocess)
-    fits = size <= config.device_megabytes * 2**20 and config.crop == "center"
-    if config.placement == "device" and config.crop != "center":
+    size = resident_bytes(source, preprocess, max_boxes=config.max_boxes)
+    still = config.crop == "center" and not config.geometry
+    fits = size <= config.device_megabytes * 2**20 and still
+    if config.placement == "device" and not still:
+        name = "geometry" if config.geometry else "crop"
         raise ValueError(
-            f"data.crop={config.crop} cuts each image anew in every epoch, which a set "
-            "on the device cannot: data.placement must be auto or stream."
+            f"data.{name}={getattr(config, name)} cuts each image anew in every epoch, "
+            "which a set on the device cannot: data.placement must be auto or stream."
         )
     if config.placement == "device" or (config.placement == "auto" and fits):
-        data = load_resident(source, preprocess)
+        data = load_resident(source, preprocess, max_boxes=config.max_boxes)
         return ResidentFeed(data, mesh, config.batch_size, seed)
     return StreamFeed(config, source, preprocess, mesh, seed)
 
@@ -99,7 +101,7 @@ class ResidentFeed:
         *,
         loop: bool | None = None,
     ):
-        count = len(data["label"])
+        count = len(data["image"])
         self._order = epoch_order(count, batch_size, seed)
         self.steps_per_epoch = count // batch_size
         self._everywhere = NamedSharding(mesh, P())
@@ -173,6 +175,7 @@ class StreamFeed:
             batch_size=config.batch_size,
             seed=seed,
             crop=config.crop,
+            max_boxes=config.max_boxes,
             workers=config.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

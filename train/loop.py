@@ -92,7 +92,7 @@ def fit(
     feed = make_feed(
         config.data,
         experiment.train_source,
-        experiment.card.preprocess,
+        experiment.train_preprocess,
         experiment.mesh,
         config.seed,
     )
@@ -103,6 +103,7 @@ def fit(
         experiment.card.preprocess,
         experiment.mesh,
         config.data.eval_batch_size,
+        max_boxes=config.data.max_boxes,
     )
     if resume is None:
         create_run_dir(run_dir, config)

@@ -10,10 +10,12 @@ from zoo.export import export
 from zoo.predict import Classification, make_classifier
 from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.registry import build, get_spec, list_models, list_options
+from zoo.segment import Segmentation, make_segmenter
 from zoo.summary import describe, list_endpoints, list_layers
 
 __all__ = [
     "Classification",
+    "Segmentation",
     "build",
     "create",
     "create_with_card",
@@ -28,6 +30,7 @@ __all__ = [
     "list_models",
     "list_options",
     "make_classifier",
+    "make_segmenter",
     "normalize",
     "protocols",
     "transfer",

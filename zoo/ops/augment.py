@@ -117,9 +117,9 @@ def _resample(image, angle, factor, centre, offset, fill):
     return out.astype(image.dtype)
 
 
-AUGMENTS: dict[str, Callable] = {
-    function.__name__: function
-    for function in (pad_crop, flip, affine, pca_color, color_jitter, photometric)
+MOVING: dict[str, Callable] = {f.__name__: f for f in (pad_crop, flip, affine)}
+AUGMENTS: dict[str, Callable] = MOVING | {
+    f.__name__: f for f in (pca_color, color_jitter, photometric)
 }
 
 

@@ -27,72 +27,6 @@ HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
-@dataclass(frozen=True, eq=False)
-class Mistake:
-    """An image that was given a wrong class.
-
-    Attributes:
-        image: uint8 [H, W, C] with 1, 3 or 4 channels, of any size.
-        label: True class, 0..K-1.
-        predicted: The model's class, 0..K-1.
-        probability: What the model gave its class, in [0, 1].
-        provenance: Where the image comes from, e.g. a file name.
-    """
-
-    image: np.ndarray
-    label: int
-    predicted: int
-    probability: float
-    provenance: str
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """How a trained model does on one set of labelled images.
-
-    Attributes:
-        class_names: K names.
-        confusion: Counts [K, K], row = truth, column = prediction.
-        loss: Mean loss over the images.
-        mistakes: The mistakes to show; the most confident ones come first.
-    """
-
-    class_names: tuple[str, ...]
-    confusion: np.ndarray
-    loss: float
-    mistakes: Sequence[Mistake] = ()
-
-    def __post_init__(self):
-        k, counts = len(self.class_names), self.confusion
-        whole = np.issubdtype(counts.dtype, np.integer) and not (counts < 0).any()
-        if not k or counts.shape != (k, k) or not whole:
-            raise ValueError(
-                f"confusion is {counts.dtype} {counts.shape} for {k} class names; "
-                f"expected whole numbers [{k}, {k}], none negative, for some classes"
-            )
-        for mistake in self.mistakes:
-            if not (0 <= mistake.label < k and 0 <= mistake.predicted < k):
-                raise ValueError(
-                    f"mistake {mistake.provenance!r} has label {mistake.label} and "
-                    f"predicted {mistake.predicted}; expected 0..{k - 1}"
-                )
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        """Number of images that were given their true class."""
-        return int(self.confusion.trace())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct predictions in [0, 1]; NaN without images."""
-        return self.correct / self.count if self.count else math.nan
-
-
 @dataclass(frozen=True)
 class Section:
     """A heading (plain text) and the HTML below it, which is shown as it is."""
@@ -125,33 +59,6 @@ def plot_section(
     """Makes a section of one plot of the series name -> (x values, y values)."""
     chart = line_chart(series, x_label, y_label, log_x=log_x)
     return Section(title, f'<div class="charts">{chart}</div><p>{_text(note)}</p>')
-
-
-def confidence_interval(correct: int, count: int) -> tuple[float, float]:
-    """Returns the 95 % score interval of a proportion; (0, 1) without examples.
-
-    It stays within [0, 1] and holds for few examples and for proportions near 0 or 1.
-
-    Args:
-        correct: Number of successes, 0..count.
-        count: Number of trials.
-
-    Reference:
-        Wilson, "Probable inference, the law of succession", JASA 22 (1927).
-    """
-    if not 0 <= correct <= count:
-        raise ValueError(
-            f"correct must lie in 0..count, got correct={correct} and count={count}"
-        )
-    if count == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share, weight = correct / count, 1 + z**2 / count
-    middle = (share + z**2 / (2 * count)) / weight
-    variance = share * (1 - share) / count + z**2 / (4 * count**2)
-    half = z * math.sqrt(variance) / weight
-    # The bounds at no and at full success are exact; rounding must not pass them.
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def write_report(
@@ -261,60 +168,6 @@ def _training(history) -> str:
     speed = {"train": _column(history, "train", "images_per_second")}
     charts += line_chart(speed, "epoch", "throughput (images/s)", from_zero=True)
     return f'<div class="charts">{charts}</div>'
-
-
-def _evaluation(evaluation: Evaluation) -> list[Section]:
-    confusion, names = evaluation.confusion.astype(np.int64), evaluation.class_names
-    totals = confusion.sum(axis=1)
-    errors = confusion * ~np.eye(len(names), dtype=bool)
-    pairs = []
-    for cell in np.argsort(-errors, axis=None, kind="stable")[:MOST_PAIRS]:
-        true, predicted = np.unravel_index(cell, errors.shape)
-        if count := errors[true, predicted]:
-            often = (f"{count:,}/{totals[true]:,}", _percent(count / totals[true]))
-            pairs.append((_text(names[true]), _text(names[predicted]), *often))
-    confused = _table(("truth", "predicted as", "times", "share"), pairs)
-
-    share = confusion.diagonal() / np.maximum(totals, 1)
-    order = np.argsort(np.where(totals, share, 2), kind="stable")  # empty ones last
-    rows = [_class_row(names[c], int(confusion[c, c]), int(totals[c])) for c in order]
-    header = ("class", "accuracy", "", "correct")
-    classes = _table(header, rows[:MOST_ROWS], "Lowest first; band = 95 % interval.")
-    if rows[MOST_ROWS:]:
-        rest = f"<summary>{len(rows) - MOST_ROWS} more classes</summary>"
-        classes += f"<details>{rest}{_table(header, rows[MOST_ROWS:])}</details>"
-
-    worst = sorted(evaluation.mistakes, key=lambda m: -m.probability)
-    cards = "".join(_mistake_card(m, names) for m in worst[:MOST_MISTAKES])
-    return [
-        Section("Confusion matrix", draw_confusion(confusion, names)),
-        Section("Most confused", confused),
-        Section("Accuracy of each class", classes),
-        Section("Worst mistakes", f'<div class="cards">{cards or NONE}</div>'),
-    ]
-
-
-def _class_row(name: str, correct: int, count: int) -> tuple[str, ...]:
-    """Returns the cells of one class, with a bar and its interval."""
-    if not count:
-        return _text(name), "", "–", "no examples"
-    low, high = (100 * bound for bound in confidence_interval(correct, count))
-    bar = f'<span class="bar"><i style="width:{100 * correct / count:.1f}%"></i>'
-    bar += f'<b style="left:{low:.1f}%;width:{high - low:.1f}%"></b></span>'
-    return _text(name), bar, _percent(correct / count), f"{correct:,}/{count:,}"
-
-
-def _mistake_card(mistake: Mistake, names: Sequence[str]) -> str:
-    picture = to_pil(mistake.image)
-    small = ' class="pixels"' if max(picture.size) < THUMBNAIL / 2 else ""
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    true, predicted = _text(names[mistake.label]), _text(names[mistake.predicted])
-    return (
-        f'<figure><img{small} src="{png_uri(picture)}" '
-        f'alt="{true} taken for {predicted}"><figcaption>'
-        f"<b>{predicted}</b> {_percent(mistake.probability)}<br>truth: <b>{true}</b>"
-        f"<small>{_text(mistake.provenance)}</small></figcaption></figure>"
-    )
 
 
 def _table(header, rows, note="") -> str:
