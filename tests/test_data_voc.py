@@ -1,0 +1,283 @@
+"""PASCAL VOC's folders: layouts, splits, classes, boxes, masks, and what is refused."""
+
+import io
+import logging
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data import BadImage, open_source, voc
+from train.data.markup import parse_xml
+
+SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+
+
+def box(name, x1, y1, x2, y2, more=""):
+    return (
+        f"<object><name>{name}</name>{more}<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+    )
+
+
+def png(value, size=(40, 30), mode="RGB"):
+    file = io.BytesIO()
+    Image.new(mode, size, value).save(file, "png")
+    return file.getvalue()
+
+
+def write(path, annotations, lists, *, top="", zipped=False, **files):
+    """Writes images of one value, their position, with annotations and lists.
+
+    Args:
+      path: Where to write a folder, or, with another suffix, a zip file.
+      annotations: By the image's name: what is within <annotation>, or a whole file.
+      lists: By the split's name: the file's text.
+      top: Folder around, with a slash.
+      zipped: Whether to write a zip file.
+      files: More files below `top`, with "__" for a slash.
+    """
+    contents = {}
+    for i, (name, text) in enumerate(annotations.items()):
+        if isinstance(text, str):
+            text = f"<annotation>\n{text}\n</annotation>".encode()
+        contents[f"{top}Annotations/{name}.xml"] = text
+        contents[f"{top}JPEGImages/{name}.png"] = png((i, 0, 0))
+    for split, text in lists.items():
+        contents[f"{top}ImageSets/Main/{split}.txt"] = text.encode()
+    for name, content in files.items():
+        contents[top + name.replace("__", "/")] = content
+    if zipped:
+        path = path.with_suffix(".zip")
+        with zipfile.ZipFile(path, "a") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return path
+    for name, content in contents.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+THREE = {
+    "a": SIZE + box("hen", 1, 1, 1, 1) + box("cow", 11, 6, 40, 30),
+    "b": SIZE,
+    "c": SIZE + box("ewe", 2, 3, 10, 12, "<difficult>1</difficult>"),
+}
+LISTS = {"train": "a\nb\n", "val": "c  1\n\n", "test": "b"}
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("top", ["", "VOCdevkit/VOC2007/"])
+def test_images_and_objects(tmp_path, top, zipped):
+    path = write(tmp_path / "s", THREE, LISTS, top=top, zipped=zipped)
+    source = open_source(f"voc:{path}", "train")
+    assert (source.task, len(source)) == ("detection", 2)
+    # Those of the whole set, whichever of them a split has.
+    assert source.class_names == ("cow", "ewe", "hen")
+    example = source[0]
+    assert {k: v.dtype.name for k, v in example.items()} == {
+        "image": "uint8",
+        "boxes": "float32",
+        "classes": "int32",
+        "difficult": "bool",
+        "index": "int32",
+    }
+    assert example["image"].shape == (30, 40, 3)
+    # Pixels are numbered from 1, and the last one belongs to the box.
+    assert example["boxes"].tolist() == [[0, 0, 1, 1], [10, 5, 40, 30]]
+    assert example["classes"].tolist() == [2, 0]
+    assert not example["difficult"].any()
+    # An image may have no object.
+    assert source[1]["boxes"].shape == (0, 4)
+    assert source[1]["classes"].shape == (0,)
+    assert source.provenance(1) == f"{path}/{top}JPEGImages/b.png"
+    for alias in ("val", "valid", "validation"):
+        other = open_source(f"voc:{path}", alias)
+        assert other[0]["difficult"].tolist() == [True]
+    both = open_source(f"voc:{path}", "train+val")
+    assert [int(both[i]["image"][0, 0, 0]) for i in range(3)] == [0, 1, 2]
+    assert both[2]["boxes"].tolist() == [[1, 2, 10, 12]]
+    with pytest.raises(IndexError, match="3 examples, no #3"):
+        both[3]
+
+
+def test_several_years_side_by_side(tmp_path):
+    path = write(tmp_path / "s", THREE, LISTS, top="VOC2007/")
+    more = {"z": SIZE + box("cat", 1, 1, 9, 9)}
+    write(path, more, {"train": "z"}, top="VOC2012/")
+    both = open_source(f"voc:{path}", "VOC2007/train+VOC2012/train")
+    assert both.class_names == ("cat", "cow", "ewe", "hen")
+    assert len(both) == 3
+    assert both[2]["classes"].tolist() == [0]
+    message = r"no split 'train'; it has VOC2007/test, VOC2007/train, .*VOC2012/train"
+    with pytest.raises(ValueError, match=message):
+        open_source(f"voc:{path}", "train")
+
+
+def test_which_classes(tmp_path):
+    objects = box("person", 1, 1, 9, 9) + box("cat", 1, 1, 9, 9)
+    path = write(tmp_path / "voc", {"a": SIZE + objects}, {"train": "a"})
+    source = open_source(f"voc:{path}", "train")
+    assert source.class_names == voc.CLASSES
+    assert len(voc.CLASSES) == 20
+    assert source[0]["classes"].tolist() == [14, 7]
+    # Some of them, in an order of one's own.
+    chosen = open_source(f"voc:{path}", "train", classes=("dog", "cat"))
+    assert chosen.class_names == ("dog", "cat")
+    assert chosen[0]["classes"].tolist() == [1]
+    assert chosen[0]["boxes"].shape == (1, 4)
+    with pytest.raises(ValueError, match=r"no class 'persn'; did you mean 'person'"):
+        open_source(f"voc:{path}", "train", classes=("persn",))
+    with pytest.raises(ValueError, match="per_class=2 is not possible for detection"):
+        open_source(f"voc:{path}", "train", per_class=2)
+    # Named beside them.
+    (path / "classes.txt").write_text("person\n\ncat\n")
+    source = open_source(f"voc:{path}", "train")
+    assert source.class_names == ("person", "cat")
+    assert source[0]["classes"].tolist() == [0, 1]
+    (path / "classes.txt").write_text("prson\ncat\n")
+    message = r"a\.xml:2: unknown class 'person'; did you mean 'prson'"
+    with pytest.raises(ValueError, match=message):
+        open_source(f"voc:{path}", "train")
+    (path / "classes.txt").write_text("cat\ncat\n")
+    with pytest.raises(
+        ValueError, match=r"classes\.txt: expected names .* that differ"
+    ):
+        open_source(f"voc:{path}", "train")
+
+
+def test_boxes_are_cut_to_the_image_and_empty_ones_left_out(tmp_path, caplog):
+    boxes = [
+        box("cow", -4, 0, 60, 90),
+        box("cow", 20, 5, 10, 9),  # inside out
+        box("cow", 50, 5, 60, 9),  # outside
+        box("cow", 5, 5, 4, 9),  # no pixel wide
+        box("cow", 39.5, 29, 41, 30.5),
+    ]
+    path = write(tmp_path / "s", {"a": SIZE + "".join(boxes)}, {"train": "a"})
+    with caplog.at_level(logging.WARNING):
+        source = open_source(f"voc:{path}", "train")
+    assert source[0]["boxes"].tolist() == [[0, 0, 40, 30], [38.5, 28, 40, 30]]
+    assert "3 box(es) without any area within their image are left out" in caplog.text
+    assert f"{path}/Annotations/a.xml:2: box 19, 4, 10, 9" in caplog.text
+    # Without a size they are cut when the image is read.
+    write(path, {"a": "".join(boxes)}, {"train": "a"})
+    source = open_source(f"voc:{path}", "train")
+    assert source[0]["boxes"].tolist() == [[0, 0, 40, 30], [38.5, 28, 40, 30]]
+
+
+def test_many_objects_and_a_long_log(tmp_path, caplog):
+    boxes = "\n".join(box("cow", 1, 1, 2 + i % 30, 9) for i in range(3000))
+    empty = "\n".join(box("cow", 9, 9, 1, 1) for _ in range(12))
+    path = write(tmp_path / "s", {"a": SIZE + boxes + empty}, {"train": "a"})
+    assert open_source(f"voc:{path}", "train")[0]["boxes"].shape == (3000, 4)
+    assert "12 box(es)" in caplog.text
+    assert "and 2 more" in caplog.text
+
+
+def test_an_annotation_for_another_size_is_a_bad_image(tmp_path):
+    size = "<size><width>30</width><height>40</height></size>"
+    path = write(tmp_path / "s", {"a": size}, {"train": "a"})
+    message = r"a\.png is 40 x 30 pixels; its annotation is for 30 x 40"
+    with pytest.raises(BadImage, match=message):
+        open_source(f"voc:{path}", "train")[0]
+
+
+BOMB = b"""<?xml version="1.0"?>
+<!DOCTYPE annotation [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>
+<annotation><filename>&b;</filename></annotation>"""
+OUTSIDE = b"""<!DOCTYPE annotation [<!ENTITY x SYSTEM "file:///etc/passwd">]>
+<annotation>&x;</annotation>"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", r"a\.xml:1: not XML \(no element found\)"),
+        (b"<annotation>\n<object>\n</annotation>", r"a\.xml:3: not XML \(mismatched"),
+        (b"<annotation/>\n<annotation/>", r"a\.xml:2: not XML \(junk after"),
+        (b"\xff\xfe\x00", r"a\.xml:1: not XML"),
+        (BOMB, r"a\.xml:2: a document type \(<!DOCTYPE \.\.>\) is not read"),
+        (BOMB.decode().encode("utf-16"), r"a\.xml:.: (a document type|not XML)"),
+        (OUTSIDE, r"a\.xml:1: a document type"),
+        (b"<a>" * 2000, r"a\.xml:1: elements are nested 100 deep"),
+        ("<object>\n</object>", r"a\.xml:2: <object> has no <name>"),
+        ("<object><name> </name></object>", r"a\.xml:2: <object> has no <name>"),
+        ("<object><name>cow</name></object>", r"a\.xml:2: <object> has no <bndbox>"),
+        ("\n" + box("cow", "", 1, 2, 3), r"a\.xml:3: <bndbox> has no <xmin>"),
+        (box("cow", "x1", 1, 2, 3), r"a\.xml:2: <xmin> is 'x1', expected a number"),
+        (box("cow", 1, 1, "nan", 3), r"a\.xml:2: <xmax> is 'nan', expected a number"),
+        (box("cow", 1, 1, "1e999", 3), r"a\.xml:2: <xmax> is '1e999'"),
+        ("<size><width>4</width></size>", r"a\.xml:2: <size> has no <height>"),
+    ],
+)
+def test_bad_annotations_name_file_and_line(tmp_path, text, message):
+    path = write(tmp_path / "s", {"a": text}, {"train": "a"})
+    with pytest.raises(ValueError, match=message):
+        open_source(f"voc:{path}", "train")
+
+
+def test_what_is_missing_is_named(tmp_path):
+    path = write(tmp_path / "s", THREE, LISTS | {"none": "\n", "twice": "a\na"})
+    name = f"voc:{path}"
+    with pytest.raises(ValueError, match="no split 'tset'; it has none, test, train"):
+        open_source(name, "tset")
+    with pytest.raises(ValueError, match="split 'none' names no image"):
+        open_source(name, "none")
+    with pytest.raises(ValueError, match="split 'twice' has images twice"):
+        open_source(name, "twice")
+    with pytest.raises(ValueError, match=r"'train\+train' names one twice"):
+        open_source(name, "train+train")
+    (path / "Annotations/b.xml").unlink()
+    message = r"Main/train\.txt:2: b: there is no Annotations/b\.xml"
+    with pytest.raises(ValueError, match=message):
+        open_source(name, "train")
+    (path / "JPEGImages/a.png").unlink()
+    with pytest.raises(ValueError, match=r"train\.txt:1: a: JPEGImages has no image"):
+        open_source(name, "train")
+    with pytest.raises(ValueError, match="none does not exist"):
+        open_source(f"voc:{tmp_path}/none", "train")
+    with pytest.raises(ValueError, match=r"has no ImageSets/Main/SPLIT\.txt"):
+        open_source(f"voc:{path}/JPEGImages", "train")
+
+
+def test_elements_have_their_line_and_own_text():
+    top = parse_xml(b"<a>1<b>x</b>2\n<b>y</b><c>3.5</c></a>", "f")
+    assert "".join(top.texts) == "12\n"
+    assert [b.where for b in top.find_all("b")] == ["f:1", "f:2"]
+    assert (top.text("b"), top.number("c")) == ("x", 3.5)
+    assert top.find("d") is None
+
+
+# Masks
+
+
+def write_masks(path, masks):
+    files = {f"SegmentationClass__{name}.png": data for name, data in masks.items()}
+    files["ImageSets__Segmentation__train.txt"] = "\n".join(masks).encode()
+    return write(path, dict.fromkeys(masks, SIZE), {"train": "a"}, **files)
+
+
+def test_masks_of_voc(tmp_path):
+    values = np.zeros((30, 40), np.uint8)
+    values[3:9, 5:7], values[9, 9] = 20, 255
+    mask = Image.fromarray(values)
+    mask.putpalette([v for i in range(256) for v in (i // 2, 255 - i, i)])
+    file = io.BytesIO()
+    mask.save(file, "png")
+    path = write_masks(tmp_path / "s", {"a": file.getvalue()})
+    source = open_source(f"voc_masks:{path}", "train")
+    assert (source.task, len(source)) == ("segmentation", 1)
+    assert source.class_names == ("background", *voc.CLASSES)
+    example = source[0]
+    np.testing.assert_array_equal(example["mask"], values)
+    assert (example["mask"].dtype, example["image"].shape) == (np.uint8, (30, 40, 3))
+    # Fewer classes than the mask has values.
+    source = open_source(f"voc_masks:{path}", "train", classes=("a", "b"))
+    assert source.class_names == ("a", "b")
+    with pytest.raises(
+        BadImage, match=r"a\.png: 12 pixel.* such as 20, expected 0 \.\. 1"
+    ):
+        source[0]
