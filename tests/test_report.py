@@ -14,7 +14,7 @@ from PIL import Image
 
 from train.figures import draw_confusion, draw_prediction, line_chart, to_pil
 from train.report import (
-    Evaluation,
+    ClassifierEvaluation,
     Mistake,
     confidence_interval,
     plot_section,
@@ -76,11 +76,11 @@ def make_history(steps: int) -> list[dict]:
     return lines
 
 
-def make_evaluation(k: int, names=None, mistakes=()) -> Evaluation:
+def make_evaluation(k: int, names=None, mistakes=()) -> ClassifierEvaluation:
     confusion = np.diag(np.full(k, 9))
     confusion[0, 1] = 3
     names = names or tuple(f"class {i}" for i in range(k))
-    return Evaluation(names, confusion, 0.4321, mistakes)
+    return ClassifierEvaluation(names, confusion, 0.4321, mistakes)
 
 
 def make_page(folder: Path, **changes) -> Page:
@@ -125,7 +125,7 @@ def test_evaluation_counts_and_refuses_what_does_not_fit():
     assert (fine.count, fine.correct, fine.accuracy) == (30, 27, 0.9)
     for confusion in (np.eye(2, dtype=int), np.eye(3), -np.eye(3, dtype=int)):
         with pytest.raises(ValueError, match="for 3 class names"):
-            Evaluation(("a", "b", "c"), confusion, 0.0)
+            ClassifierEvaluation(("a", "b", "c"), confusion, 0.0)
     mistake = Mistake(np.zeros((1, 1, 1), np.uint8), 0, 3, 0.5, "digit 8")
     with pytest.raises(ValueError, match="'digit 8' has label 0 and predicted 3"):
         make_evaluation(3, mistakes=[mistake])
@@ -205,7 +205,7 @@ def test_any_length_of_history(tmp_path, steps, evaluation):
 
 
 def test_an_evaluation_without_images(tmp_path):
-    nothing = Evaluation(("a", "b"), np.zeros((2, 2), int), math.nan)
+    nothing = ClassifierEvaluation(("a", "b"), np.zeros((2, 2), int), math.nan)
     assert nothing.count == 0
     text = make_page(tmp_path, evaluation=nothing).text
     assert "accuracy nan % 95 % interval 0.0 % to 100.0 %" in text

@@ -14,7 +14,7 @@ from train.config import TrainConfig, to_json
 from train.data import Source
 from train.history import read_history
 from train.loop import Result, fit
-from train.report import Evaluation, Mistake, Section, write_report
+from train.report import ClassifierEvaluation, Mistake, Section, write_report
 
 SHOWN_MISTAKES = 24
 
@@ -94,7 +94,7 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
             card.model, num_classes=card.num_classes, **card.overrides
         ),
         history=history,
-        evaluation=Evaluation(
+        evaluation=ClassifierEvaluation(
             class_names=card.class_names,
             confusion=result.evaluated.confusion,
             loss=result.metrics["loss"],

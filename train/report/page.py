@@ -1,23 +1,40 @@
 """The report of a run: one HTML page that needs no other file and no network."""
 
 import datetime
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from train.figures import STYLE, Series, draw_confusion, line_chart, png_uri, to_pil
+from train.figures import STYLE, Series, line_chart
+from train.report.parts import Card, Evaluation, Section, percent, table, text
 
-NONE = "<p>There are none.</p>"
 KINDS = ("train", "eval")
-MOST_ROWS = 20  # further classes fold away
-MOST_PAIRS, MOST_MISTAKES, THUMBNAIL = 10, 24, 256
+# Of each headline measure: its name, and the curves of its chart: (kind, key) by name.
+MEASURES = {
+    "accuracy": (
+        "accuracy",
+        {
+            "train": ("train", "accuracy"),
+            "eval": ("eval", "accuracy"),
+            "eval, top 5": ("eval", "top5"),
+        },
+    ),
+    "ap50": ("AP50", {"eval": ("eval", "ap50")}),
+    "mean_iou": (
+        "mean IoU",
+        {
+            "eval": ("eval", "mean_iou"),
+            "eval, pixels right": ("eval", "pixel_accuracy"),
+            "train, pixels right": ("train", "pixel_accuracy"),
+        },
+    ),
+}
+# What every task logs of a training step; the rest are parts of its loss.
+COMMON = ("kind", "step", "epoch", "loss", "grad_norm", "learning_rate")
 # The policy makes sure of it: the page runs no script and loads nothing.
 HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
@@ -25,40 +42,6 @@ HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{style}</style></head><body>"""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading (plain text) and the HTML below it, which is shown as it is."""
-
-    title: str
-    body: str
-
-
-def table_section(
-    title: str, header: Sequence[str], rows: Sequence[Sequence], note: str = ""
-) -> Section:
-    """Makes a section of one table; every cell is shown as `str(cell)`."""
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(
-                f"table {title!r} has a row of {len(row)} cells, {list(row)}, under a "
-                f"header of {len(header)}"
-            )
-    return Section(title, _table(header, [map(_text, row) for row in rows], note))
-
-
-def plot_section(
-    title: str,
-    series: Series,
-    x_label: str,
-    y_label: str,
-    note: str = "",
-    log_x: bool = False,
-) -> Section:
-    """Makes a section of one plot of the series name -> (x values, y values)."""
-    chart = line_chart(series, x_label, y_label, log_x=log_x)
-    return Section(title, f'<div class="charts">{chart}</div><p>{_text(note)}</p>')
 
 
 def write_report(
@@ -78,8 +61,8 @@ def write_report(
         run_dir: Folder of the run; made if it is missing.
         title: Heading of the page.
         summary: Further headline numbers, e.g. {"duration": "3 min"}. They replace
-            those of the same name that the page computes: accuracy, best accuracy,
-            loss, examples, throughput.
+            those of the same name that the page computes, such as accuracy, best
+            accuracy, loss, examples, throughput.
         config: The run's configuration; may be nested.
         model_table: The model as a table in plain text.
         history: Lines of `metrics.jsonl`, of kind "train" and "eval".
@@ -90,26 +73,26 @@ def write_report(
         Path of the page.
     """
     cards = _headline(history, evaluation)
-    cards |= {name: (_text(value), "") for name, value in summary.items()}
-    settings = [map(_text, setting) for setting in _flatten(config)]
+    cards |= {name: (text(value), "") for name, value in summary.items()}
+    settings = [map(text, setting) for setting in _flatten(config)]
     versions = [(name, metadata.version(name)) for name in PACKAGES]
     versions.insert(0, ("python", platform.python_version()))
     parts = [
         Section("Training", _training(history)),
-        *(_evaluation(evaluation) if evaluation else ()),
+        *(evaluation.sections() if evaluation else ()),
         *sections,
-        Section("Model", f'<pre tabindex="0">{_text(model_table)}</pre>'),
-        Section("Configuration", _table(("setting", "value"), settings)),
-        Section("Versions", _table(("package", "version"), versions)),
+        Section("Model", f'<pre tabindex="0">{text(model_table)}</pre>'),
+        Section("Configuration", table(("setting", "value"), settings)),
+        Section("Versions", table(("package", "version"), versions)),
     ]
     run_dir = Path(run_dir)
     time = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    page = HEAD.format(title=_text(title), style=STYLE)
-    page += f"<h1>{_text(title)}</h1><p>{_text(run_dir.name)}, {_text(time)}</p><dl>"
+    page = HEAD.format(title=text(title), style=STYLE)
+    page += f"<h1>{text(title)}</h1><p>{text(run_dir.name)}, {text(time)}</p><dl>"
     for name, (value, remark) in cards.items():
         number = f"{value}<small>{remark}</small>"
-        page += f"<div><dt>{_text(name)}</dt><dd>{number}</dd></div>"
-    sections = (f"<h2>{_text(part.title)}</h2>{part.body}" for part in parts)
+        page += f"<div><dt>{text(name)}</dt><dd>{number}</dd></div>"
+    sections = (f"<h2>{text(part.title)}</h2>{part.body}" for part in parts)
     page += f"</dl><section>{'</section><section>'.join(sections)}</section>"
     page += "</body></html>\n"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -123,46 +106,51 @@ def write_report(
     return path
 
 
-def _headline(history, evaluation) -> dict[str, tuple[str, str]]:
+def _headline(history, evaluation) -> dict[str, Card]:
     """Returns name -> (number, remark), both as HTML."""
+    key, (name, _) = _measure(history)
+    epochs, values = _column(history, "eval", key)
     cards = {}
-    epochs, accuracies = _column(history, "eval", "accuracy")
     if evaluation:
-        low, high = confidence_interval(evaluation.correct, evaluation.count)
-        interval = f"95 % interval {_percent(low)} to {_percent(high)}"
-        cards["accuracy"] = (_percent(evaluation.accuracy), interval)
-    elif accuracies.size:
-        cards["accuracy"] = (_percent(accuracies[-1]), "last evaluation in training")
+        cards |= evaluation.cards()
+    elif values.size:
+        cards[name] = (percent(values[-1]), "last evaluation in training")
     # Without an interval: the best of many looks is biased upwards.
-    if np.isfinite(accuracies).any():
-        best = np.nanargmax(accuracies)
-        cards["best accuracy"] = (_percent(accuracies[best]), f"epoch {epochs[best]:g}")
-    if evaluation:
-        cards["loss"] = (f"{evaluation.loss:.4g}", "evaluation")
-        cards["examples"] = (f"{evaluation.count:,}", "evaluated")
-    else:
-        losses = [(k, loss) for k in KINDS for loss in _column(history, k, "loss")[1]]
-        for kind, loss in losses[-1:]:
-            cards["loss"] = (f"{loss:.4g}", f"last {kind}")
+    if np.isfinite(values).any():
+        best = np.nanargmax(values)
+        cards[f"best {name}"] = (percent(values[best]), f"epoch {epochs[best]:g}")
+    losses = [(k, loss) for k in KINDS for loss in _column(history, k, "loss")[1]]
+    for kind, loss in losses[-1:]:
+        cards.setdefault("loss", (f"{loss:.4g}", f"last {kind}"))
     _, speeds = _column(history, "train", "images_per_second")
     if np.isfinite(speeds).any():
         cards["throughput"] = (f"{np.nanmedian(speeds):,.0f}", "images/s, median")
     return cards
 
 
+def _measure(history) -> tuple[str, tuple[str, dict[str, tuple[str, str]]]]:
+    """Finds the headline measure of a history, with what `MEASURES` has of it."""
+    known = {key for line in history for key in line}
+    key = next((key for key in MEASURES if key in known), "accuracy")
+    return key, MEASURES[key]
+
+
 def _training(history) -> str:
-    """Draws loss, accuracy, learning rate and throughput against epoch."""
+    """Draws losses, headline measure, learning rate and throughput against epoch."""
     if not history:
         return "<p>No measurements were logged.</p>"
+    _, (name, curves) = _measure(history)
     loss = {kind: _column(history, kind, "loss") for kind in KINDS}
-    accuracy = {kind: _column(history, kind, "accuracy", 100) for kind in KINDS}
-    accuracy["eval, top 5"] = _column(history, "eval", "top5", 100)
-    # Over more than two decades a linear axis would show the first steps only.
-    values = np.concatenate([values for _, values in loss.values()])
-    values = values[np.isfinite(values)]
-    log_y = len(values) > 0 and 0 < 100 * values.min() < values.max()
-    charts = line_chart(loss, "epoch", "loss", log_y=log_y)
-    charts += line_chart(accuracy, "epoch", "accuracy (%)")
+    measure = {label: _column(history, *of, 100) for label, of in curves.items()}
+    charts = line_chart(loss, "epoch", "loss", log_y=_spans_decades(loss))
+    keys = [key for line in history if line["kind"] == "train" for key in line]
+    others = {*COMMON, "images_per_second", *(key for _, key in curves.values())}
+    parts = [key for key in dict.fromkeys(keys) if key not in others]
+    if parts:
+        losses = {key: _column(history, "train", key) for key in parts}
+        log_y = _spans_decades(losses)
+        charts += line_chart(losses, "epoch", "parts of the loss", log_y=log_y)
+    charts += line_chart(measure, "epoch", f"{name} (%)")
     rate = {"train": _column(history, "train", "learning_rate")}
     charts += line_chart(rate, "epoch", "learning rate", from_zero=True)
     speed = {"train": _column(history, "train", "images_per_second")}
@@ -170,14 +158,11 @@ def _training(history) -> str:
     return f'<div class="charts">{charts}</div>'
 
 
-def _table(header, rows, note="") -> str:
-    """Returns a table of cells that are HTML already, and a note in plain text."""
-    if not rows:
-        return NONE
-    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
-    body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div><p>{_text(note)}</p>'
+def _spans_decades(series: Series) -> bool:
+    """Over more than two decades a linear axis would show the first steps only."""
+    values = np.concatenate([values for _, values in series.values()])
+    values = values[np.isfinite(values)]
+    return len(values) > 0 and 0 < 100 * values.min() < values.max()
 
 
 def _column(history, kind, key, scale=1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -193,11 +178,3 @@ def _flatten(config: Mapping, prefix: str = ""):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-
-
-def _text(value) -> str:
-    return escape(str(value))
