@@ -13,6 +13,11 @@ pytestmark = pytest.mark.quick
 
 # Trainable parameters and multiply-adds at the spec's number of classes and size.
 LEDGER = {
+    "fast_rcnn_vgg16": (134_690_729, 183_989_231_616),
+    "faster_rcnn_vgg16": (137_078_239, 225_573_931_008),
+    "faster_rcnn_resnet101_c4": (47_462_111, 314_128_862_208),
+    "faster_rcnn_resnet50_fpn": (41_808_406, 177_581_734_144),
+    "faster_rcnn_small": (1_287_526, 155_538_176),
     "ssd300_vgg16": (35_641_826, 34_858_153_472),
     "ssd512_vgg16": (27_188_676, 90_207_908_864),
     "ssd96_small": (899_684, 62_664_192),
@@ -23,6 +28,8 @@ LEDGER = {
 }
 # Parameters for other numbers of classes: VOC's 20, COCO's 80 and its numbers to 90.
 CLASSES = [
+    ("faster_rcnn_resnet50_fpn", 20, 41_808_406 - 70 * 5 * 1025),
+    ("faster_rcnn_vgg16", 80, 137_078_239 + 60 * 5 * 4097),
     ("ssd300_vgg16", 20, 26_285_486),
     ("ssd300_vgg16", 80, 34_305_206),
     ("ssd512_vgg16", 80, 36_038_196),
@@ -33,7 +40,15 @@ _VGG = (
     "conv1_1 conv1_2 pool1 conv2_1 conv2_2 pool2 conv3_1 conv3_2 conv3_3 pool3 conv4_1 "
     "conv4_2 conv4_3 pool4 conv4_3_norm conv5_1 conv5_2 conv5_3 pool5 fc6 fc7"
 )
+_RESNET = "stem stem_pool stage1 stage2 stage3"
 ENDPOINTS = {
+    "fast_rcnn_vgg16": _VGG.replace(" conv4_3_norm", "").partition(" pool5")[0],
+    "faster_rcnn_vgg16": _VGG.replace(" conv4_3_norm", "").partition(" pool5")[0]
+    + " rpn_logits rpn_deltas",
+    "faster_rcnn_resnet101_c4": f"{_RESNET} rpn_logits rpn_deltas",
+    "faster_rcnn_resnet50_fpn": f"{_RESNET} stage4 p2 p3 p4 p5 p6 rpn_logits "
+    "rpn_deltas",
+    "faster_rcnn_small": f"{_RESNET} p2 p3 p4 rpn_logits rpn_deltas",
     "ssd300_vgg16": f"{_VGG} conv8_1 conv8_2 conv9_1 conv9_2 conv10_1 conv10_2 "
     "conv11_1 conv11_2 deltas class_logits",
     "ssd96_small": "stage1 stage2 stage3 stage4 stage5 deltas class_logits",
@@ -44,7 +59,9 @@ ENDPOINTS = {
 
 
 def count(name, **options):
-    layers = list_layers(zoo.build(name, **options), zoo.get_spec(name).preprocess.shape)
+    layers = list_layers(
+        zoo.build(name, **options), zoo.get_spec(name).preprocess.shape
+    )
     return sum(r.params for r in layers), sum(r.macs for r in layers)
 
 

@@ -17,8 +17,24 @@ from zoo.classification import (
     vgg,
     zfnet,
 )
-from zoo.detection import small, ssd_vgg, yolo_v1
-from zoo.segmentation import fcn_resnet, fcn_vgg, pspnet, unet, unet_backbones
+from zoo.detection import (
+    fast_rcnn,
+    faster_rcnn,
+    faster_rcnn_paper,
+    faster_rcnn_small,
+    small,
+    ssd_vgg,
+    yolo_v1,
+)
+from zoo.segmentation import (
+    fcn_resnet,
+    fcn_vgg,
+    frrn,
+    pspnet,
+    segnet,
+    unet,
+    unet_backbones,
+)
 from zoo.spec import ModelSpec
 
 _FAMILIES = (
@@ -31,6 +47,10 @@ _FAMILIES = (
     preact_resnet,
     cifar_resnet,
     he_init,
+    fast_rcnn,
+    faster_rcnn_paper,
+    faster_rcnn,
+    faster_rcnn_small,
     ssd_vgg,
     yolo_v1,
     small,
@@ -39,6 +59,8 @@ _FAMILIES = (
     pspnet,
     unet,
     unet_backbones,
+    segnet,
+    frrn,
 )
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS
