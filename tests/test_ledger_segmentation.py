@@ -24,6 +24,10 @@ LEDGER = {
     "unet_same": (31_037_698, 192_686_325_760),
     "unet_small": (482_907, 327_647_232),
     "unet_resnet34": (24_439_269, 6_127_091_712),
+    "segnet": (29_449_355, 106_712_432_640),
+    "segnet_basic": (1_416_587, 59_188_838_400),
+    "frrn_a": (17_746_803, 123_098_628_096),
+    "frrn_b": (24_755_699, 496_169_385_984),
 }
 # The same with other options, and at another number of classes and size: the published
 # counts, and multiply-adds in units of 10**7.
