@@ -12,6 +12,7 @@ from train.data.fit import (
     resident_bytes,
     skip_bad_images,
 )
+from train.data.geometry import parse_geometry
 from train.data.opening import open_source
 from train.data.pipeline import epoch_order, eval_batches, train_stream
 from train.data.source import Source, Subset, array_source
@@ -28,6 +29,7 @@ __all__ = [
     "load_resident",
     "open_source",
     "parse_crop",
+    "parse_geometry",
     "resident_bytes",
     "skip_bad_images",
     "train_stream",

@@ -5,6 +5,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from train.data.digits import read_digits
+from train.data.draws import Draws
 
 SIDE = 96  # of a canvas, in pixels
 MOST_DIGITS = 6
@@ -76,23 +77,6 @@ class DigitsCanvas(tfds.core.GeneratorBasedBuilder):
             )
 
 
-class _Draws:
-    """Uniform numbers from a stream that numpy promises never to change."""
-
-    def __init__(self, *key: int):
-        self._bits = np.random.Philox(key=key)
-
-    def uniform(self, least: float, most: float, shape: tuple[int, ...] = ()):
-        """Returns float64 of a shape, from least to most without most."""
-        raw = self._bits.random_raw(int(np.prod(shape)))
-        numbers = (raw >> np.uint64(11)) * 2.0**-53
-        return least + (most - least) * np.reshape(numbers, shape)
-
-    def integer(self, least: int, most: int) -> int:
-        """Returns an integer from least to most, both included."""
-        return int(self.uniform(least, most + 1))
-
-
 def draw_canvas(
     split: str, index: int, images: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +92,7 @@ def draw_canvas(
       The canvas uint8 [96, 96, 3], boxes int [n, 4] as xyxy in pixels, classes int [n]
       and the mask uint8 [96, 96].
     """
-    draws = _Draws(index, list(COUNTS).index(split))
+    draws = Draws((index, list(COUNTS).index(split)))
     canvas, owner = _texture(draws), np.full((SIDE, SIDE), -1)
     boxes, classes, areas = [], [], []
     for _ in range(draws.integer(1, MOST_DIGITS)):
@@ -135,7 +119,7 @@ def draw_canvas(
     return canvas.round().astype(np.uint8), np.array(boxes), np.array(classes), mask
 
 
-def _texture(draws: _Draws) -> np.ndarray:
+def _texture(draws: Draws) -> np.ndarray:
     """Clouds of colour, stripes and grain: float64 [96, 96, 3], 0 to 255."""
     cells = draws.integer(2, 12)
     clouds = draws.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
@@ -151,7 +135,7 @@ def _texture(draws: _Draws) -> np.ndarray:
     return (base + 0.35 * (np.asarray(clouds) - 127.5) + stripes + grain).clip(0, 255)
 
 
-def _ink(image: np.ndarray, draws: _Draws) -> np.ndarray:
+def _ink(image: np.ndarray, draws: Draws) -> np.ndarray:
     """Enlarges a digit: float64 [h, w], how opaque it is, within its bounds."""
     # As many small ones as large ones, relative to their size.
     side = int(_LEAST * (_MOST / _LEAST) ** draws.uniform(0, 1))
@@ -162,7 +146,7 @@ def _ink(image: np.ndarray, draws: _Draws) -> np.ndarray:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _blend(below: np.ndarray, ink: np.ndarray, draws: _Draws) -> np.ndarray:
+def _blend(below: np.ndarray, ink: np.ndarray, draws: Draws) -> np.ndarray:
     """Paints ink of a colour that stands out from what is below it."""
     luma = (below @ _LUMA).mean()
     color = draws.uniform(0, 255, (3,))

@@ -13,6 +13,7 @@ A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `index` int32
 
 import functools
 import weakref
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -20,6 +21,7 @@ from absl import flags
 
 from train.data.crops import Crop, draw_numbers, parse_crop
 from train.data.fit import FittedSource, fit_source
+from train.data.geometry import Geometry, parse_geometry
 from train.data.shapes import MAX_BOXES, fit_example
 from train.data.source import Example, Source
 from zoo.spec import Preprocess
@@ -91,29 +93,30 @@ class _Load:
         self,
         source: FittedSource,
         crop: Crop,
+        geometry: Geometry,
         seed: int,
         process_index: int,
         process_count: int,
     ):
-        self.source, self.crop, self.seed = source, crop, seed
+        self.source, self.crop, self.geometry = source, crop, geometry
+        self.seed = seed
         self.process_index, self.process_count = process_index, process_count
 
     def __call__(self, step: int, indices: np.ndarray) -> Batch:
         share = len(indices) // self.process_count
         mine = indices[share * self.process_index :][:share]
-        examples = [self._read(step, int(i)) for i in mine]
+        examples = [
+            self.source.read(int(i), functools.partial(self._fit, step)) for i in mine
+        ]
         return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
-    def _read(self, step: int, index: int) -> Example:
-        numbers = draw_numbers(self.seed, step, index)
-
-        def fit(example: Example, preprocess: Preprocess) -> Example:
-            if "label" in example:
-                image = self.crop(numbers, example["image"], preprocess)
-                return example | {"image": image}
-            return fit_example(example, preprocess)
-
-        return self.source.read(index, fit)
+    def _fit(self, step: int, example: Example, preprocess: Preprocess) -> Example:
+        index = int(example["index"])
+        if self.source.task == "classification":
+            numbers = draw_numbers(self.seed, step, index)
+            image = self.crop(numbers, example["image"], preprocess)
+            return example | {"image": image}
+        return fit_example(self.geometry(example, step, index), preprocess)
 
 
 class _TrainIterator(grain.DatasetIterator):
@@ -181,6 +184,7 @@ def train_stream(
     batch_size: int,
     seed: int,
     crop: str = "center",
+    geometry: Sequence[str] = (),
     workers: int = 0,
     max_boxes: int = MAX_BOXES,
     process_index: int = 0,
@@ -197,9 +201,11 @@ def train_stream(
       source: The examples.
       preprocess: What the network takes.
       batch_size: Number of examples in a global batch, over all processes.
-      seed: Decides the order, and the crops.
-      crop: Which part of each image, see `parse_crop`; another one in every epoch
-        unless it is the centre.
+      seed: Decides the order, the crops and the geometry.
+      crop: Of classification: which part of each image, see `parse_crop`; another one
+        in every epoch unless it is the centre.
+      geometry: Of detection and segmentation: random changes of the images with their
+        boxes or masks, see `parse_geometry`; others in every epoch.
       workers: Number of processes that read and decode; 0 reads in threads of this
         process. They are spawned, thus a script needs `if __name__ == "__main__"`.
       max_boxes: See `fit_source`.
@@ -211,14 +217,19 @@ def train_stream(
 
     Raises:
       ValueError: The batch size does not fit the set or the processes, or the crop
-        does not fit the network.
+        or the geometry does not fit the network or the task.
     """
     _check_processes(batch_size, process_index, process_count)
+    if source.task != "classification" and crop != "center":
+        raise ValueError(
+            f"crop={crop!r} is for classification; for {source.task} there is geometry."
+        )
     order = epoch_order(len(source), batch_size, seed)
     _mark_flags_as_parsed()
     load = _Load(
         fit_source(source, preprocess, max_boxes=max_boxes),
         parse_crop(crop, preprocess),
+        parse_geometry(geometry, preprocess, task=source.task, seed=seed),
         seed,
         process_index,
         process_count,

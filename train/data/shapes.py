@@ -4,7 +4,8 @@ import numpy as np
 
 from train.data.masks import IGNORED
 from train.data.source import Example
-from zoo.preprocess import crop_centre, fit_image, resize_image, scaled_size
+from zoo.fitting import fit_sides
+from zoo.preprocess import crop_centre, fit_image, scaled_size
 from zoo.spec import Preprocess
 
 MAX_BOXES = 100  # of an image, unless another number is asked for
@@ -32,7 +33,10 @@ def fitted_shapes(
 def fit_example(example: Example, preprocess: Preprocess) -> Example:
     """Fits an example's image to a network, and its boxes or mask with it.
 
-    Borders have the network's mean colour, and masks are to be ignored there.
+    With `preprocess.fit` "sides" and "keep" all images lie in the upper left corner of
+    one canvas, of `preprocess.shape`; where "sides" would make one too large for it,
+    its scale is reduced. Borders have the network's mean colour, and masks are to be
+    ignored there.
 
     Args:
       example: As a `Source` gives it, with an image of any size.
@@ -52,15 +56,20 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
         return example | {"image": fit_image(image, preprocess)}
     if preprocess.fit == "crop":
         return _crop(example, preprocess)
-    height, width = image.shape[:2]
-    size = placed_size(height, width, preprocess)
+    if preprocess.fit == "keep" and np.any(image.shape > np.array(preprocess.shape)):
+        raise ValueError(
+            f"the image has {image.shape[1]} x {image.shape[0]} pixels, and fit='keep' "
+            f"has place for {preprocess.shape[1]} x {preprocess.shape[0]}; give a "
+            "larger size and width, or cut by the geometry random_crop."
+        )
+    image, factors = fit_sides(image, preprocess, canvas=preprocess.shape[:2])
+    size = image.shape[:2]
     canvas = np.empty(preprocess.shape, np.uint8)
-    canvas[:] = np.rint(np.multiply(preprocess.mean, 255))
-    canvas[: size[0], : size[1]] = resize_image(image, size, preprocess.interpolation)
+    canvas[:] = mean_color(preprocess)
+    canvas[: size[0], : size[1]] = image
     fitted = example | {"image": canvas, "size": np.array(size, np.int32)}
     if "boxes" in example:
-        factors = np.array([size[1] / width, size[0] / height] * 2)
-        fitted["boxes"] = (example["boxes"] * factors).astype(np.float32)
+        fitted["boxes"] = example["boxes"] * factors[[1, 0, 1, 0]]
     else:
         mask = np.full(preprocess.shape[:2], IGNORED, np.uint8)
         mask[: size[0], : size[1]] = resize_mask(example["mask"], size)
@@ -68,26 +77,9 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
     return fitted
 
 
-def placed_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
-    """Returns height and width of an image within the network's input.
-
-    Raises:
-      ValueError: It is larger than the input.
-    """
-    if preprocess.fit == "stretch":
-        return preprocess.shape[:2]
-    size = (height, width)
-    if preprocess.fit == "sides":
-        shorter, longer = min(size), max(size)
-        scale = min(preprocess.resize / shorter, preprocess.longest / longer)
-        size = (int(height * scale), int(width * scale))
-    if size[0] > preprocess.shape[0] or size[1] > preprocess.shape[1]:
-        raise ValueError(
-            f"an image of {width} x {height} pixels takes {size[1]} x {size[0]} with "
-            f"fit={preprocess.fit!r}, and the input has {preprocess.shape[1]} x "
-            f"{preprocess.shape[0]}; give the preprocessing a larger size and width."
-        )
-    return size
+def mean_color(preprocess: Preprocess) -> np.ndarray:
+    """Returns the colour that the network's input has around 0: uint8 [channels]."""
+    return np.rint(np.multiply(preprocess.mean, 255)).clip(0, 255).astype(np.uint8)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

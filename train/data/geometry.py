@@ -1,0 +1,274 @@
+"""Random changes of training images that move their boxes or masks too, on the host.
+
+Each is a pure function of an example and of numbers that follow from the seed, the step
+and the image's index alone, as random crops are (see `train.data.crops`), so that
+training is the same with any number of workers and after a restart. Most cut a window
+out of the image, which may reach beyond it: outside is the network's mean colour, and
+masks are to be ignored there. An object is kept if the centre of its box is in the
+window, to which the box is cut.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from train.data.decode import MAX_PIXELS
+from train.data.draws import Draws
+from train.data.masks import IGNORED
+from train.data.moves import cut, keep_boxes, mirror, resize
+from train.data.shapes import mean_color
+from train.data.source import Example
+from zoo.ops.augment import parse_call
+from zoo.spec import Preprocess
+
+Geometry = Callable[[Example, int, int], Example]
+
+# Of `iou_crop`: an object must cover so much of it; None leaves the image whole.
+OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+ATTEMPTS = 50  # to find a part with an object that does
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def flip(
+    draws: Draws, example: Example, preprocess: Preprocess, *, p: float = 0.5
+) -> Example:
+    """Mirrors left and right with probability `p`."""
+    del preprocess
+    _check("flip", 0 <= p <= 1, f"p={p}", "0 to 1")
+    if draws.uniform() >= p:
+        return example
+    return mirror(example)
+
+
+def zoom_out(
+    draws: Draws,
+    example: Example,
+    preprocess: Preprocess,
+    *,
+    most: float = 4,
+    p: float = 0.5,
+) -> Example:
+    """Puts the image on a larger canvas, with probability `p`.
+
+    The canvas has 1 to `most` times the image's height and width.
+
+    Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 3.6.
+    """
+    _check("zoom_out", most >= 1 and 0 <= p <= 1, f"most={most}, p={p}", ">= 1, 0 to 1")
+    if draws.uniform() >= p:
+        return example
+    ratio = draws.uniform(1, most)
+    height, width = example["image"].shape[:2]
+    # A canvas larger than any image that is read is of no use.
+    scale = math.sqrt(MAX_PIXELS / (height * width)) / ratio
+    if scale < 1:
+        example = resize(example, scale, preprocess)
+        height, width = example["image"].shape[:2]
+    tall, wide = int(height * ratio), int(width * ratio)
+    top, left = draws.integer(0, tall - height), draws.integer(0, wide - width)
+    return cut(example, (-top, -left, tall, wide), preprocess)
+
+
+def iou_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
+    """Cuts out a part that an object covers well enough.
+
+    One of the image as it is, any part, and parts with an IoU of at least 0.1, 0.3,
+    0.5, 0.7 or 0.9 with some object; those are left out for which none of `ATTEMPTS`
+    parts will do. A part's sides are 0.3 to 1 of the image's, geometrically averaged,
+    and its proportions 1:2 to 2:1 of the image's. An image without objects stays as it
+    is.
+
+    Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 2.2, and
+    its released code (`batch_sampler`).
+    """
+    if "boxes" not in example:
+        raise ValueError("iou_crop is for detection: it looks at the boxes.")
+    for overlap in np.array(OVERLAPS, object)[draws.order(len(OVERLAPS))]:
+        windows = _draw_windows(draws, *example["image"].shape[:2])
+        if overlap is None or not len(example["boxes"]):
+            return example
+        good = _iou(windows, example["boxes"]).max(axis=1) >= overlap
+        if good.any():
+            return cut(example, windows[good.argmax()], preprocess)
+    raise AssertionError("the image as it is was among the choices")
+
+
+def jitter(
+    draws: Draws, example: Example, preprocess: Preprocess, *, share: float = 0.2
+) -> Example:
+    """Moves each border in or out by up to a share of the side: scales and shifts.
+
+    Reference: Redmon et al., You Only Look Once, 2016, section 2.2, as darknet does it.
+    """
+    _check("jitter", 0 <= share < 0.5, f"share={share}", "0 to 0.5")
+    height, width = example["image"].shape[:2]
+    moves = draws.uniform(-share, share, (4,)) * [height, width, height, width]
+    top, left, bottom, right = np.rint(moves).astype(int)
+    size = max(1, height - bottom - top), max(1, width - right - left)
+    return cut(example, (top, left, *size), preprocess)
+
+
+def translate(
+    draws: Draws, example: Example, preprocess: Preprocess, *, share: float = 0.1
+) -> Example:
+    """Shifts by up to a share of height and width, in whole pixels."""
+    _check("translate", 0 <= share <= 1, f"share={share}", "0 to 1")
+    height, width = example["image"].shape[:2]
+    down, right = np.rint(draws.uniform(-share, share, (2,)) * [height, width])
+    return cut(example, (-int(down), -int(right), height, width), preprocess)
+
+
+def scale_jitter(
+    draws: Draws,
+    example: Example,
+    preprocess: Preprocess,
+    *,
+    least: float = 0.5,
+    most: float = 2,
+) -> Example:
+    """Resizes by a uniform factor, for `random_crop` to bring to the network's size.
+
+    Reference: Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1.
+    """
+    _check("scale_jitter", 0 < least <= most, f"{least} to {most}", "0 < .. <= ..")
+    return resize(example, draws.uniform(least, most), preprocess)
+
+
+def random_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
+    """Cuts out a part of the network's size, or puts a smaller image anywhere in it."""
+    tall, wide, _ = preprocess.shape
+    places = []
+    for length, target in zip(example["image"].shape, (tall, wide), strict=False):
+        place = draws.integer(0, abs(length - target))
+        places.append(place if length > target else -place)
+    return cut(example, (*places, tall, wide), preprocess)
+
+
+def rotate(
+    draws: Draws, example: Example, preprocess: Preprocess, *, degrees: float = 10
+) -> Example:
+    """Turns about the centre by a uniform angle of at most `degrees` either way.
+
+    Images are interpolated and masks are not; a box becomes the one around its four
+    turned corners.
+    """
+    _check("rotate", 0 <= degrees <= 180, f"degrees={degrees}", "0 to 180")
+    angle = draws.uniform(-degrees, degrees)
+    image = example["image"]
+    height, width, channels = image.shape
+    pil = Image.fromarray(image[..., 0] if channels == 1 else image)
+    color = tuple(mean_color(preprocess).tolist())
+    fill = color[0] if channels == 1 else color
+    turned = pil.rotate(angle, _FILTERS[preprocess.interpolation], fillcolor=fill)
+    example = example | {"image": np.asarray(turned).reshape(image.shape)}
+    if "mask" in example:
+        mask = Image.fromarray(example["mask"])
+        mask = mask.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORED)
+        return example | {"mask": np.asarray(mask)}
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    x = example["boxes"][:, [0, 2, 0, 2]] - width / 2
+    y = example["boxes"][:, [1, 1, 3, 3]] - height / 2
+    # Counter-clockwise where y points down.
+    x, y = cos * x + sin * y + width / 2, cos * y - sin * x + height / 2
+    boxes = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
+    return keep_boxes(example, boxes.astype(np.float32), height, width)
+
+
+GEOMETRY: dict[str, Callable] = {
+    function.__name__: function
+    for function in (
+        flip,
+        zoom_out,
+        iou_crop,
+        jitter,
+        translate,
+        scale_jitter,
+        random_crop,
+        rotate,
+    )
+}
+
+
+class _Chain:
+    """Changes one after the other, each with numbers of its own."""
+
+    def __init__(self, names: Sequence[str], preprocess: Preprocess, seed: int):
+        self._changes = [parse_call("geometry", name, GEOMETRY) for name in names]
+        self._preprocess, self._seed = preprocess, seed
+
+    def __call__(self, example: Example, step: int, index: int) -> Example:
+        for i, change in enumerate(self._changes):
+            draws = Draws((self._seed, step), (0, index + 1, i + 1))
+            example = change(draws, example, self._preprocess)
+        return example
+
+
+def parse_geometry(
+    names: Sequence[str], preprocess: Preprocess, *, task: str, seed: int
+) -> Geometry:
+    """Reads changes and their numbers, such as ("zoom_out:4", "iou_crop", "flip").
+
+    Args:
+      names: In their order; each a name of `GEOMETRY`, then its options in their order,
+        each after a colon.
+      preprocess: What the network takes.
+      task: "detection" or "segmentation".
+      seed: Of the training, 0 or more.
+
+    Returns:
+      A function of an example with an image of any size, the step of the training and
+      the image's place in its set, to the changed example. It can be pickled.
+
+    Raises:
+      ValueError: A name is unknown, its numbers do not fit it, or it is not for the
+        task.
+    """
+    chain = _Chain(names, preprocess, seed)
+    # What it refuses, it refuses here.
+    example = {"image": np.zeros((2, 2, preprocess.channels), np.uint8)}
+    if task == "segmentation":
+        example["mask"] = np.zeros((2, 2), np.uint8)
+    elif task == "detection":
+        example["boxes"] = np.zeros((0, 4), np.float32)
+        example["classes"], example["difficult"] = (
+            np.zeros(0, np.int32),
+            np.zeros(0, bool),
+        )
+    elif names:
+        raise ValueError(
+            f"geometry={tuple(names)} moves boxes or masks; for {task} there are crop "
+            "and augment."
+        )
+    for step in range(8):  # some happen by chance
+        chain(example, step, 0) if names else None
+    return chain
+
+
+def _check(name: str, good: bool, found: str, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: {found}; expected {expected}.")
+
+
+def _draw_windows(draws: Draws, height: int, width: int) -> np.ndarray:
+    """Draws int [ATTEMPTS, 4]: top, left, height and width of parts of an image."""
+    scale, ratio, down, right = draws.uniform(shape=(4, ATTEMPTS))
+    scale = 0.3 + 0.7 * scale
+    # No side may exceed the image's.
+    low, high = np.maximum(0.5, scale**2), np.minimum(2, scale**-2)
+    ratio = low + (high - low) * ratio
+    tall = np.rint(height * scale / np.sqrt(ratio)).clip(1, height)
+    wide = np.rint(width * scale * np.sqrt(ratio)).clip(1, width)
+    top = np.floor(down * (height - tall + 1))
+    left = np.floor(right * (width - wide + 1))
+    return np.stack([top, left, tall, wide], axis=-1).astype(int)
+
+
+def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Returns float [windows, boxes]."""
+    start, size = windows[:, None, 1::-1], windows[:, None, :1:-1]
+    low, high = boxes[None, :, :2], boxes[None, :, 2:]
+    shared = (np.minimum(high, start + size) - np.maximum(low, start)).clip(0)
+    shared = shared.prod(-1)
+    return shared / (size.prod(-1) + (high - low).prod(-1) - shared)
