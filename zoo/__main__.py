@@ -30,7 +30,7 @@ def list_(pattern: tyro.conf.Positional[str] = "*", *, task: str | None = None) 
     for name in names:
         spec = zoo.get_spec(name)
         pre = spec.preprocess
-        size = f"{pre.size}x{pre.size}x{pre.channels}"
+        size = "x".join(map(str, pre.shape))
         weights = ", ".join(w.name for w in spec.weights) or "-"
         rows.append((name, f"{spec.params:,}", f"{spec.macs:,}", size, weights))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
