@@ -6,7 +6,10 @@ logits = jax.jit(model.apply)(variables, images)
 
 from zoo import protocols, transfer, weights
 from zoo.api import create, create_with_card, features
+from zoo.detect import make_detector
+from zoo.detection.contract import Detections
 from zoo.export import export
+from zoo.fitting import fit_batch, fit_sides, pad_images
 from zoo.predict import Classification, make_classifier
 from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.registry import build, get_spec, list_models, list_options
@@ -15,6 +18,7 @@ from zoo.summary import describe, list_endpoints, list_layers
 
 __all__ = [
     "Classification",
+    "Detections",
     "Segmentation",
     "build",
     "create",
@@ -22,16 +26,20 @@ __all__ = [
     "describe",
     "export",
     "features",
+    "fit_batch",
     "fit_image",
     "fit_images",
+    "fit_sides",
     "get_spec",
     "list_endpoints",
     "list_layers",
     "list_models",
     "list_options",
     "make_classifier",
+    "make_detector",
     "make_segmenter",
     "normalize",
+    "pad_images",
     "protocols",
     "transfer",
     "weights",

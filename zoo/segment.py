@@ -1,0 +1,186 @@
+"""From uint8 images of any size to the class of each pixel."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.ops.looking import Size, clear_rest, place, slide
+from zoo.ops.resize import resize
+from zoo.preprocess import check_batch, normalize
+from zoo.segmentation.segmenter import Segmenter
+from zoo.spec import Preprocess
+
+Array = jax.Array
+
+
+class Segmentation(NamedTuple):
+    """The most probable class of each pixel.
+
+    Attributes:
+      classes: uint8 [B, h, w].
+      scores: float32 [B, h, w], their probabilities.
+    """
+
+    classes: Array | np.ndarray
+    scores: Array | np.ndarray
+
+
+def make_segmenter(
+    model: Segmenter,
+    preprocess: Preprocess | None = None,
+    *,
+    classes: Sequence[int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: int | Size | None = None,
+    overlap: float = 1 / 3,
+    bucket: int = 64,
+) -> Callable[[Mapping[str, Any], Any], Segmentation]:
+    """Makes the function from uint8 images to classes, at the images' own size.
+
+    Images are extended on the right and below to the next size in steps of `bucket`
+    pixels, by the mean colour: for each of these sizes, and not for each size of
+    images, the program is compiled once. With several scales or `flip`, probabilities
+    are averaged over all of them; with `window`, over the windows that see a pixel.
+
+    Args:
+      model: A segmentation network.
+      preprocess: What its variables expect, such as `card.preprocess`; None for the
+        model's own.
+      classes: Numbers of the classes to choose among; None for all.
+      scales: Factors by which images are resized before the network sees them.
+      flip: Whether it sees them mirrored, too.
+      window: Height and width of what the network sees at once, in pixels of a scaled
+        image, for images that are larger than memory allows; None for the whole.
+      overlap: Part of a window that its neighbour has, too, from 0 to below 1.
+      bucket: Step of the sizes; 1 to add only what the network's stride demands.
+
+    Returns:
+      `segment(variables, images) -> Segmentation`. Images are uint8 [B, h, w, channels]
+      of any one size. Of numpy arrays it makes numpy arrays; within `jit` and over a
+      mesh it takes jax's. For `jax.export`, return its `_asdict()`, which needs no zoo
+      to be read.
+
+    Raises:
+      ValueError: An option is out of range. `segment` raises it where images are of
+        another type, smaller than the network takes, or have another number of
+        channels.
+
+    Reference:
+      Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1 and the released
+      code, for windows, scales and mirror images.
+    """
+    preprocess = preprocess or model.preprocess
+    scales = tuple(scales)
+    window = (window, window) if isinstance(window, int) else window
+    chosen = _choose_classes(model, classes)
+    _check_options(model, preprocess, scales, window, overlap, bucket)
+
+    def probabilities(variables: Mapping[str, Any], images: Array) -> Array:
+        return jax.nn.softmax(model.apply(variables, images))
+
+    def look(function: Callable, images: Array, filled: Array, flip: bool) -> Array:
+        """Probabilities of images that fill a part of [B, H, W, C]; see `place`."""
+        margin, size = model.margin, images.shape[1:3]
+        seen = [_round_up(n + 2 * margin, model.stride, model.remainder) for n in size]
+        if window is not None:
+            seen = [max(pair) for pair in zip(seen, window, strict=True)]
+        x = place(images, filled, seen, margin=margin, flip=flip)
+        if not margin:
+            # The mean colour, as the convolutions' padding.
+            x = clear_rest(x, filled)
+        if window is None:
+            y = function(x)
+        else:
+            y = slide(function, x, filled, window, overlap=overlap, margin=margin)
+        return place(y, filled, size, flip=flip)
+
+    @jax.jit
+    def core(variables: Mapping[str, Any], images: Array, filled: Array):
+        size = images.shape[1:3]
+        images = normalize(images, preprocess)
+        function = partial(probabilities, variables)
+        looks, total = [*product(scales, (False, True)[: 1 + flip])], 0.0
+        for scale, mirrored in looks:
+            x, part = images, filled
+            if scale != 1:
+                target = [max(round(n * scale), 1) for n in size]
+                x = resize(place(x, filled, size), target, antialias=False)
+                part = _scale(filled, size, target)
+            y = look(function, x, part, mirrored)
+            total = total + resize(y, size, antialias=False)
+        total = jnp.take(total / len(looks), chosen, axis=-1, mode="clip")
+        best = jnp.take(chosen, total.argmax(axis=-1), mode="clip")
+        return Segmentation(best, total.max(axis=-1))
+
+    def segment(variables: Mapping[str, Any], images: Any) -> Segmentation:
+        on_host = not isinstance(images, jax.Array)
+        images = np.asarray(images) if on_host else images
+        check_batch(images, preprocess)
+        size = height, width = images.shape[1:3]
+        if min(size) < model.min_size:
+            raise ValueError(
+                f"{model.label} takes images of {model.min_size} x {model.min_size} "
+                f"pixels or more, got {list(images.shape)}."
+            )
+        # Sizes to which the network's stride adds nothing.
+        rest = (model.remainder - 2 * model.margin) % model.stride
+        more = [_round_up(n, bucket, rest) - n for n in size]
+        if any(more):
+            pad = np.pad if on_host else jnp.pad
+            images = pad(images, ((0, 0), (0, more[0]), (0, more[1]), (0, 0)))
+        found = core(variables, images, np.array(size, np.int32))
+        if on_host:
+            found = Segmentation(*map(np.asarray, found))
+        if any(more):
+            found = Segmentation(*(x[:, :height, :width] for x in found))
+        return found
+
+    return segment
+
+
+def _scale(filled: Array, size: Size, target: Sequence[int]) -> Array:
+    """Scales what is filled of an array as the array is scaled, and rounds it."""
+    size, target = np.array(size, np.int32), np.array(target, np.int32)
+    return jnp.maximum((2 * filled * target + size) // (2 * size), 1)
+
+
+def _round_up(length: int, step: int, rest: int = 0) -> int:
+    """The next length of `step * n + rest`."""
+    return -(-(length - rest) // step) * step + rest
+
+
+def _choose_classes(model: Segmenter, classes: Sequence[int] | None) -> np.ndarray:
+    if "head" not in model.heads():
+        raise ValueError(f"make_segmenter: {model.label} has no head.")
+    count = model.heads()["head"].num_classes
+    if count > 255:
+        raise ValueError(f"masks have up to 255 classes, {model.label} has {count}.")
+    chosen = range(count) if classes is None else classes
+    if not len(chosen) or not {*chosen} <= {*range(count)}:
+        raise ValueError(f"classes={classes} must be some of 0 to {count - 1}.")
+    return np.array(chosen, np.uint8)
+
+
+def _check_options(model, preprocess, scales, window, overlap, bucket) -> None:
+    if preprocess is None:
+        raise ValueError(f"make_segmenter: {model.label} needs a preprocess.")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales={scales} must be one or more positive numbers.")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap} must be at least 0 and less than 1.")
+    if bucket < 1:
+        raise ValueError(f"bucket={bucket} must be 1 pixel or more.")
+    for length in window or ():
+        least = max(model.min_size, 2 * model.margin + 1)
+        fits = _round_up(max(length, least), model.stride, model.remainder)
+        if length != fits:
+            raise ValueError(
+                f"window={window}: {model.label} takes {least} pixels or more, and "
+                f"{model.stride} n + {model.remainder} of them; the next is {fits}."
+            )
