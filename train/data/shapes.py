@@ -1,6 +1,7 @@
 """Examples of fixed shapes: what a network takes, whatever the image's size."""
 
 import numpy as np
+from PIL import Image
 
 from train.data.masks import IGNORED
 from train.data.source import Example
@@ -84,11 +85,8 @@ def mean_color(preprocess: Preprocess) -> np.ndarray:
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a mask [h, w] to height and width by the nearest pixel."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(int)
-        for old, new in zip(mask.shape, size, strict=True)
-    )
-    return mask[rows[:, None], columns]
+    resized = Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.asarray(resized)
 
 
 def pad_boxes(example: Example, max_boxes: int, provenance: str) -> Example:
