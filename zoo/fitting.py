@@ -4,6 +4,7 @@
 `scale_boxes` takes boxes along, there and back.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -61,6 +62,44 @@ def fit_sides(
     else:
         fitted = resize_image(array, target, preprocess.interpolation)
     return fitted, np.float32(target) / np.float32(size)
+
+
+def pad_images(
+    images: Sequence[np.ndarray], *, step: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts images of several sizes into one array, for `fit_batch` and detectors.
+
+    Args:
+      images: uint8 [h, w, channels], with channels as many in all.
+      step: Height and width of the array are multiples of it, in pixels: few shapes,
+        for each of which is compiled, serve many sizes.
+
+    Returns:
+      uint8 [B, H, W, channels], each image in its upper left corner and zeros
+      elsewhere, and the images' sizes, int32 [B, 2].
+
+    Raises:
+      ValueError: There is no image, or their types or channels differ.
+    """
+    if not len(images) or step < 1:
+        raise ValueError(
+            f"pad_images takes images and a step of 1 or more, got {len(images)} "
+            f"images and step={step}."
+        )
+    for i, image in enumerate(images):
+        alike = image.ndim == 3 and image.shape[2:] == images[0].shape[2:]
+        if image.dtype != np.uint8 or not alike or not image.size:
+            raise ValueError(
+                "images must be uint8 [h, w, channels] with channels as many in all "
+                f"({images[0].shape[-1]} in the first), got {image.dtype} "
+                f"{list(image.shape)} for images[{i}]."
+            )
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    height, width = -(-sizes.max(axis=0) // step) * step
+    out = np.zeros((len(images), height, width, images[0].shape[2]), np.uint8)
+    for image, place in zip(images, out, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return out, sizes
 
 
 def fit_batch(
