@@ -68,7 +68,9 @@ def resize(example: Example, scale: float, preprocess: Preprocess) -> Example:
     if "mask" in example:
         return example | {"image": image, "mask": resize_mask(example["mask"], size)}
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
-    return example | {"image": image, "boxes": example["boxes"] * factors}
+    # Rounding may lead beyond the image.
+    boxes = clip_boxes(example["boxes"] * factors, *size)
+    return example | {"image": image, "boxes": boxes}
 
 
 def mirror(example: Example) -> Example:

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from train.data.masks import IGNORED
+from train.data.objects import clip_boxes
 from train.data.source import Example
 from zoo.fitting import fit_sides
 from zoo.preprocess import crop_centre, fit_image, scaled_size
@@ -70,7 +71,8 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
     canvas[: size[0], : size[1]] = image
     fitted = example | {"image": canvas, "size": np.array(size, np.int32)}
     if "boxes" in example:
-        fitted["boxes"] = example["boxes"] * factors[[1, 0, 1, 0]]
+        boxes = example["boxes"] * factors[[1, 0, 1, 0]]
+        fitted["boxes"] = clip_boxes(boxes, *size)  # rounding may lead beyond it
     else:
         mask = np.full(preprocess.shape[:2], IGNORED, np.uint8)
         mask[: size[0], : size[1]] = resize_mask(example["mask"], size)
