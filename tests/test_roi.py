@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zoo.ops import taps
 from zoo.ops.roi import assign_levels, multiscale_roi_align, roi_align, roi_max_pool
 
 pytestmark = pytest.mark.quick
@@ -108,8 +109,8 @@ def slow_gradient(function, features, rois, weights):
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (7, 1), (3, 3), (1, 2)])
-def test_align_equals_the_definition(size, ratio, aligned):
+@pytest.mark.parametrize(("size", "ratio"), [(7, 2), (5, 1), (2, 3)])
+def test_align_equals_the_definition(size, ratio, aligned, cheap_jit):
     features = make_features()
     run = partial(
         roi_align,
@@ -118,19 +119,20 @@ def test_align_equals_the_definition(size, ratio, aligned):
         sampling_ratio=ratio,
         aligned=aligned,
     )
-    found = jax.jit(run)(features, ROIS)
+    found = cheap_jit(run)(features, ROIS)
     assert found.shape == (len(ROIS), size, size, 3)
     options = {"size": size, "ratio": ratio, "aligned": aligned}
     expected = slow_align(features, ROIS, 0.25, **options)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_align_on_maps_of_few_cells():
-    for height, width in ((1, 1), (1, 5), (2, 1), (2, 2)):
+def test_align_on_maps_of_few_cells(cheap_jit):
+    options = {"output_size": 2, "spatial_scale": 1 / 32}
+    align = cheap_jit(partial(roi_align, **options))
+    for height, width in ((1, 1), (1, 5), (2, 2)):
         features = make_features(1, height, width)
-        expected = slow_align(features, ROIS, 1 / 32)
-        found = roi_align(features, ROIS, spatial_scale=1 / 32)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        expected = slow_align(features, ROIS, 1 / 32, size=2)
+        np.testing.assert_allclose(align(features, ROIS), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -154,19 +156,25 @@ def test_gradient_of_align(aligned, cheap_jit):
     assert not by_rois.any()
 
 
-def test_both_ways_of_adding_gradients_are_the_same(monkeypatch):
+@pytest.mark.parametrize("function", [roi_align, roi_max_pool])
+def test_both_ways_of_adding_gradients_are_the_same(function, monkeypatch, cheap_jit):
     """CPUs and accelerators run different code; both run here."""
-    from zoo.ops import taps
-
     features = make_features(4)
-    run = jax.grad(lambda f: (roi_align(f, ROIS, spatial_scale=0.25) ** 2).sum())
-    on_cpu = run(features)
-    monkeypatch.setattr(taps, "_add_in_turn", taps._add_at_once)
-    jax.clear_caches()
-    np.testing.assert_allclose(run(features), on_cpu, atol=1e-4)
+
+    def run():
+        return cheap_jit(
+            jax.grad(lambda f: (function(f, ROIS, spatial_scale=0.25) ** 2).sum())
+        )(features)
+
+    def at_once(cells, where, gradient, at_once, in_turn):
+        return at_once(jnp.zeros((cells, gradient.shape[-1])), where, gradient)
+
+    on_cpu = run()
+    monkeypatch.setattr(taps, "_add_up", at_once)
+    np.testing.assert_allclose(run(), on_cpu, atol=1e-4)
 
 
-def test_regions_of_no_number_are_zero_and_leave_gradients_alone():
+def test_regions_of_no_number_are_zero_and_leave_gradients_alone(cheap_jit):
     features = make_features(5)
     rois = np.array([[np.nan] * 4, [0, 0, np.inf, 10], ROIS[0]], np.float32)
 
@@ -174,22 +182,21 @@ def test_regions_of_no_number_are_zero_and_leave_gradients_alone():
         pooled = roi_align(features, rois, spatial_scale=0.25)
         return pooled[2].sum(), pooled
 
-    grads, pooled = jax.grad(loss, has_aux=True)(features)
+    grads, pooled = cheap_jit(jax.grad(loss, has_aux=True))(features)
     assert np.isfinite(pooled).all()
     assert np.isfinite(grads).all()
     assert not pooled[0].any()
 
 
-def test_features_of_half_precision():
+def test_features_of_half_precision(cheap_jit):
     features = jnp.asarray(make_features(6), jnp.bfloat16)
-    found = roi_align(features, ROIS, spatial_scale=0.25)
+    align = partial(roi_align, spatial_scale=0.25)
+    found = cheap_jit(align)(features, ROIS)
     assert found.dtype == jnp.bfloat16
-    exact = roi_align(features.astype(jnp.float32), ROIS, spatial_scale=0.25)
-    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
-    grads = jax.grad(
-        lambda f: roi_align(f, ROIS, spatial_scale=0.25).astype(jnp.float32).sum()
-    )(features)
-    assert grads.dtype == jnp.bfloat16
+    exact = cheap_jit(align)(features.astype(jnp.float32), ROIS)
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=1e-2, atol=1e-6)
+    grads = jax.eval_shape(lambda f: jax.vjp(align, f, ROIS)[1](found), features)
+    assert grads[0].dtype == jnp.bfloat16
 
 
 def test_levels_are_those_of_the_pyramid_s_paper():
@@ -213,49 +220,44 @@ def pyramid():
     return levels, np.concatenate([rois, ROIS]).astype(np.float32)
 
 
-def test_regions_of_a_pyramid_are_aligned_in_their_level():
+def test_regions_of_a_pyramid_are_aligned_in_their_level(cheap_jit):
     levels, rois = pyramid()
     strides = (4, 8, 16, 32)
     run = partial(multiscale_roi_align, strides=strides)
-    found = jax.jit(run)(levels, rois)
+    found = cheap_jit(run)(levels, rois)
     places = assign_levels(rois, min_level=2, max_level=5) - 2
     assert {*places.tolist()} == {0, 1, 2, 3}
     for i, stride in enumerate(strides):
         mine = np.asarray(places == i)
         expected = slow_align(levels[i], rois[mine], 1 / stride)
         np.testing.assert_allclose(found[mine], expected, atol=2e-5)
-    grads = jax.grad(lambda levels: (run(levels, rois) ** 2).sum())(levels)
-    singles = jax.grad(
-        lambda levels: sum(
-            (roi_align(x, rois[places == i], spatial_scale=1 / s) ** 2).sum()
-            for i, (x, s) in enumerate(zip(levels, strides, strict=True))
+    # The gradients of levels lie in their own parts of the table.
+    grads = cheap_jit(jax.grad(lambda levels: run(levels, rois).sum()))(levels)
+    for i, stride in enumerate(strides):
+        mine = partial(roi_align, spatial_scale=1 / stride)
+        total = cheap_jit(
+            jax.grad(lambda f, r=rois[places == i], m=mine: m(f, r).sum())
         )
-    )(levels)
-    for one, other in zip(grads, singles, strict=True):
-        assert np.any(other)
-        np.testing.assert_allclose(one, other, atol=1e-3)
+        np.testing.assert_allclose(grads[i], total(levels[i]), atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [7, 6, 2])
-def test_pool_equals_the_definition(size):
+@pytest.mark.parametrize("size", [7, 2])
+def test_pool_equals_the_definition(size, cheap_jit):
     features = make_features(8)
     rois = np.concatenate([ROIS, ROIS + 2, ROIS - np.array([[10, 6, 6, 10]])])
     rois = rois.astype(np.float32)
     run = partial(roi_max_pool, output_size=size, spatial_scale=0.25)
-    found = jax.jit(run)(features, rois)
+    found = cheap_jit(run)(features, rois)
     np.testing.assert_array_equal(found, slow_pool(features, rois, 0.25, size))
 
 
-def test_pool_rounds_halves_away_from_zero():
+def test_pool_rounds_halves_away_from_zero(cheap_jit):
     """At stride 4, 2 and 10 are half cells: 1 and 3. Half to even would be 0 and 2."""
     features = np.arange(100, dtype=np.float32).reshape(10, 10, 1)
     rois = np.array([[2, 2, 10, 10], [-2, -2, 2, 2]], np.float32)
-    found = roi_max_pool(features, rois, output_size=1, spatial_scale=0.25)
-    assert found.ravel().tolist() == [33, 11]
-    assert (
-        roi_max_pool(-features, rois, output_size=1, spatial_scale=0.25).ravel()[0]
-        == -11
-    )
+    pool = cheap_jit(partial(roi_max_pool, output_size=1, spatial_scale=0.25))
+    assert pool(features, rois).ravel().tolist() == [33, 11]
+    assert pool(-features, rois).ravel().tolist() == [-11, 0]
 
 
 def test_gradient_of_pool(cheap_jit):
@@ -268,44 +270,42 @@ def test_gradient_of_pool(cheap_jit):
 
     grads = cheap_jit(jax.grad(lambda f: (pool(f) * weights).sum()))(features)
     expected = np.zeros_like(features)
-    pooled = np.asarray(pool(features))
+    pooled = np.asarray(cheap_jit(pool)(features))
     for r, i, j, c in np.ndindex(pooled.shape):
         places = np.argwhere(features[..., c] == pooled[r, i, j, c])
         if len(places):
             expected[(*places[0], c)] += weights[r, i, j, c]
     np.testing.assert_allclose(grads, expected, atol=1e-4)
 
-    flat = jax.grad(lambda f: roi_max_pool(f, ROIS[:1], spatial_scale=0.25).sum())(
-        jnp.ones((16, 24, 1))
-    )
+    flat = cheap_jit(
+        jax.grad(lambda f: roi_max_pool(f, ROIS[:1], spatial_scale=0.25).sum())
+    )(jnp.ones((16, 24, 1)))
     assert flat.sum() == 49
     assert {*flat.ravel().tolist()} <= {*range(50)}
 
 
-def test_work_on_a_batch():
-    features = np.stack([make_features(i) for i in range(3)])
-    rois = np.stack([ROIS, ROIS[::-1], ROIS + 3])
-    for function in (
-        partial(roi_align, spatial_scale=0.25),
-        partial(roi_max_pool, spatial_scale=0.25),
-    ):
-        many = jax.jit(jax.vmap(function))(features, rois)
-        grads = jax.grad(lambda f, g=function: (jax.vmap(g)(f, rois) ** 2).sum())(
-            features
-        )
-        for i in range(3):
-            np.testing.assert_allclose(
-                many[i], function(features[i], rois[i]), atol=1e-5
-            )
-            one = jax.grad(lambda f, g=function, i=i: (g(f, rois[i]) ** 2).sum())
-            np.testing.assert_allclose(grads[i], one(features[i]), atol=1e-4)
+@pytest.mark.parametrize("function", [roi_align, roi_max_pool])
+def test_work_on_a_batch(function, cheap_jit):
+    features = np.stack([make_features(i) for i in range(2)])
+    rois = np.stack([ROIS, ROIS[::-1] + 3])
+    run = partial(function, output_size=3, spatial_scale=0.25)
+
+    def value_and_grad(features, rois):
+        return run(features, rois), jax.grad(lambda f: run(f, rois).sum())(features)
+
+    many = cheap_jit(jax.vmap(value_and_grad))(features, rois)
+    one = cheap_jit(value_and_grad)
+    for i in range(2):
+        for found, expected in zip(many, one(features[i], rois[i]), strict=True):
+            np.testing.assert_allclose(found[i], expected, atol=1e-5)
 
 
-def test_no_regions():
-    none = jnp.zeros((0, 4))
-    features = make_features()
-    assert roi_align(features, none, spatial_scale=1).shape == (0, 7, 7, 3)
-    assert roi_max_pool(features, none, spatial_scale=1).shape == (0, 7, 7, 3)
+@pytest.mark.parametrize("function", [roi_align, roi_max_pool])
+def test_no_regions(function, cheap_jit):
+    run = partial(function, rois=jnp.zeros((0, 4)), spatial_scale=1)
+    assert jax.eval_shape(run, make_features()).shape == (0, 7, 7, 3)
+    grads = cheap_jit(jax.grad(lambda f: run(f).sum()))(make_features())
+    assert not grads.any()
 
 
 def test_memory_does_not_grow_with_the_samples():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from zoo.ops.boxes import area
-from zoo.ops.taps import Taps, place_samples, weigh
+from zoo.ops.taps import Taps, gather, place_samples, weigh
 
 Array = jax.Array
 
@@ -190,17 +191,14 @@ def roi_max_pool(
     cells = jnp.clip(cells, -(2**20), 2**20).astype(jnp.int32)
     ys = _cover_bins(cells[:, 1::2], height, output_size)
     xs = _cover_bins(cells[:, ::2], width, output_size)
-    doubled = _doubled_maxima(features, axis=0)
-    table = jnp.stack([_doubled_maxima(rows, axis=1) for rows in doubled])
-    powers = table.shape[:2]
-    table = table.reshape(-1, channels)
-    best = None
-    for y in ys.firsts:
-        for x in xs.firsts:
-            power = ys.power[:, :, None] * powers[1] + xs.power[:, None]
-            place = (power * height + y[:, :, None]) * width + x[:, None]
-            found = table.at[place].get(mode="promise_in_bounds")
-            best = found if best is None else _larger(best, found)
+    table, row_starts = _span_maxima(features, 0)
+    table, column_starts = _span_maxima(table, 1)
+    rows = jnp.asarray(row_starts)[ys.power][..., None] + ys.firsts  # [R, S, 2]
+    columns = jnp.asarray(column_starts)[xs.power][..., None] + xs.firsts
+    places = (rows * table.shape[1])[:, :, None, :, None] + columns[:, None, :, None]
+    places = places.reshape(*places.shape[:3], 4)
+    found = gather(table.reshape(-1, channels), places)
+    best = reduce(_larger, [found[..., i, :] for i in range(4)])
     empty = ys.empty[:, :, None] | xs.empty[:, None]
     return jnp.where(empty[..., None], 0, best)
 
@@ -209,12 +207,12 @@ class _Cover(NamedTuple):
     """Bins along one axis, each covered by two spans of 2^power cells that may overlap.
 
     Attributes:
-      firsts: int32 [R, S] of the first cells of the one and of the other.
+      firsts: int32 [R, S, 2], the first cells of both.
       power: int32 [R, S].
       empty: bool [R, S], bins outside of the map.
     """
 
-    firsts: tuple[Array, Array]
+    firsts: Array
     power: Array
     empty: Array
 
@@ -229,18 +227,26 @@ def _cover_bins(ends: Array, length: int, bins: int) -> _Cover:
     empty = high <= low
     low, high = jnp.where(empty, 0, low), jnp.where(empty, 1, high)
     power = 31 - lax.clz(high - low)
-    return _Cover((low, high - (1 << power)), power, empty)
+    firsts = jnp.stack([low, high - (1 << power)], axis=-1)
+    return _Cover(firsts, power, empty)
 
 
-def _doubled_maxima(x: Array, *, axis: int) -> Array:
-    """Stacks the maxima of 1, 2, 4 ... elements from each place of an axis on."""
-    tables, step = [x], 1
+def _span_maxima(x: Array, axis: int) -> tuple[Array, np.ndarray]:
+    """Puts the maxima of all spans of 1, 2, 4 ... elements of an axis one by one.
+
+    Returns:
+      `x` with a longer axis: all spans of 1 element, all of 2, of 4 ...; and the place
+      of the first one of each.
+    """
+    parts, step = [x], 1
     while 2 * step <= x.shape[axis]:
-        last = tables[-1]
-        # What begins too late for its length is not asked for.
-        tables.append(_larger(last, jnp.roll(last, -step, axis)))
+        last = parts[-1]
+        end = last.shape[axis]
+        first = lax.slice_in_dim(last, 0, end - step, axis=axis)
+        parts.append(_larger(first, lax.slice_in_dim(last, step, end, axis=axis)))
         step *= 2
-    return jnp.stack(tables)
+    starts = np.cumsum([0, *(part.shape[axis] for part in parts[:-1])], dtype=np.int32)
+    return jnp.concatenate(parts, axis), starts
 
 
 def _larger(first: Array, second: Array) -> Array:
