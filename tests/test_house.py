@@ -60,10 +60,11 @@ FLOORS = {
     "train/views": 8,
     "train/experiment": 8,
     "train/loop": 9,
-    "train/runs": 10,
-    "train/transfer_study": 11,
-    "train/commands": 12,
-    "train/__main__": 13,
+    "train/examples": 10,
+    "train/runs": 11,
+    "train/transfer_study": 12,
+    "train/commands": 13,
+    "train/__main__": 14,
 }
 
 # Heavy packages: the only rooms that import them, and whether within functions alone.

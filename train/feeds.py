@@ -175,6 +175,7 @@ class StreamFeed:
             batch_size=config.batch_size,
             seed=seed,
             crop=config.crop,
+            geometry=config.geometry,
             max_boxes=config.max_boxes,
             workers=config.workers,
             process_index=jax.process_index(),

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 import zoo
 from train.config import TrainConfig, to_json
 from train.data import Source
+from train.examples import make_evaluation
 from train.history import read_history
 from train.loop import Result, fit
-from train.report import ClassifierEvaluation, Mistake, Section, write_report
-
-SHOWN_MISTAKES = 24
+from train.report import Section, write_report
 
 
 def run(
@@ -94,12 +92,7 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
             card.model, num_classes=card.num_classes, **card.overrides
         ),
         history=history,
-        evaluation=ClassifierEvaluation(
-            class_names=card.class_names,
-            confusion=result.evaluated.confusion,
-            loss=result.metrics["loss"],
-            mistakes=worst_mistakes(result),
-        ),
+        evaluation=make_evaluation(result),
         sections=sections,
     )
 
@@ -110,39 +103,22 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds) // 60} min {round(seconds) % 60} s"
 
 
-def worst_mistakes(result: Result) -> list[Mistake]:
-    """Lists the images that the network is most sure and wrong about."""
-    source, predictions = result.experiment.eval_source, result.evaluated.predictions
-    wrong = np.flatnonzero(predictions.predicted != source.labels)
-    worst = wrong[np.argsort(-predictions.probability[wrong], kind="stable")]
-    return [
-        Mistake(
-            image=source.image(int(i)),
-            label=int(source.labels[i]),
-            predicted=int(predictions.predicted[i]),
-            probability=float(predictions.probability[i]),
-            provenance=source.provenance(int(i)),
-        )
-        for i in worst[:SHOWN_MISTAKES]
-    ]
-
-
 def next_steps(result: Result) -> str:
     """Says what came out, where it is and what can be done with it."""
-    run_dir, found = result.run_dir, result.metrics
+    run_dir, task = result.run_dir, result.experiment.task
     if not result.finished:
         return (
             f"Stopped after step {int(result.state.step)}; the state is saved.\n"
             f"Go on with:  python -m train resume {run_dir}"
         )
+    split = result.experiment.eval_source.split
     return (
-        f"{found['accuracy']:.2%} right ({found['correct']} of {found['count']} images "
-        f"of the split {result.experiment.eval_source.split!r}).\n"
+        f"{task.say(result.metrics)} (split {split!r}).\n"
         f"The run is in {run_dir}; open {run_dir / 'report.html'} in a browser.\n"
         "Next:\n"
         f"  python -m train evaluate {run_dir}\n"
         f"  python -m train predict {run_dir} IMAGE.png\n"
-        f"  python -m train transfer --from {run_dir} --dataset imagefolder:PATH "
+        f"  python -m train transfer --from {run_dir} --dataset FORMAT:PATH "
         "--freeze 'backbone/**'\n"
         "and in Python:\n"
         f'  zoo.create("{result.experiment.card.model}", weights="{run_dir}")'

@@ -8,6 +8,7 @@ from train.config import TrainConfig
 from train.configs import (
     cifar10_resnet,
     digits_lenet5,
+    digits_segmentation,
     imagenet_alexnet,
     imagenet_googlenet,
     imagenet_msra,
@@ -19,6 +20,7 @@ from zoo.registry import get_spec, unknown
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "digits_lenet5": digits_lenet5.config,
     "digits_lenet5_modern": digits_lenet5.modern,
+    "digits_segmentation_unet": digits_segmentation.unet,
     "cifar10_resnet20_short": cifar10_resnet.short,
     **{
         f"cifar10_resnet{depth}": partial(cifar10_resnet.config, depth)

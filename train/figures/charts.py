@@ -34,6 +34,7 @@ small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
 dl,.charts,.cards{display:grid;gap:.8rem;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,9.6rem),1fr))}
 .charts{gap:1.6rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
+.wide img{display:block;max-width:100%;margin:.8rem 0 .2rem}
 .cards img{display:block;width:100%;height:9rem;object-fit:contain;margin-bottom:.4rem}
 .scroll,pre{overflow:auto;overflow-wrap:normal}pre{max-height:40rem;font-size:.8rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}

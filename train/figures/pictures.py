@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 HIT, MISS = (0, 114, 178), (213, 94, 0)  # blue and orange: safe for colour blindness
+INK = "#1c1e21"
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
@@ -74,13 +75,15 @@ def draw_prediction(
     corner = (margin + (side - picture.width) // 2, (height - picture.height) // 2)
     canvas.paste(picture, corner, picture if picture.mode == "RGBA" else None)
 
-    draw, font, ink = ImageDraw.Draw(canvas), _font()[0], "#1c1e21"
+    draw, font = ImageDraw.Draw(canvas), make_font()[0]
     left, y = side + 2 * margin, (height - row * len(best)) // 2
     for index in best:
         share = f"{100 * probabilities[index]:.1f} %"
-        name = _caption(class_names[index], index, width - font.getlength(share) - 20)
-        draw.text((left, y + 4), name, ink, font)
-        draw.text((left + width, y + 4), share, ink, font, anchor="ra")
+        name = fit_caption(
+            class_names[index], index, width - font.getlength(share) - 20
+        )
+        draw.text((left, y + 4), name, INK, font)
+        draw.text((left + width, y + 4), share, INK, font, anchor="ra")
         bar = round(width * min(probabilities[index], 1.0))
         for length, color in ((width, "#e8e8e5"), (bar, HIT)):
             if length:
@@ -89,19 +92,62 @@ def draw_prediction(
     return canvas
 
 
+def beside(
+    pictures: Sequence[Image.Image], titles: Sequence[str], *, gap: int = 12
+) -> Image.Image:
+    """Puts pictures side by side, each below its title.
+
+    Args:
+        pictures: RGB, of any sizes.
+        titles: One for each.
+        gap: Pixels between them, and around them.
+
+    Returns:
+        An RGB picture.
+    """
+    row, font = 26, make_font(15)[0]
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) + 1)
+    height = max(picture.height for picture in pictures) + 2 * gap + row
+    canvas = Image.new("RGB", (width, height), "white")
+    draw, left = ImageDraw.Draw(canvas), gap
+    for picture, title in zip(pictures, titles, strict=True):
+        draw.text((left, gap), title, INK, font)
+        canvas.paste(picture, (left, gap + row))
+        left += picture.width + gap
+    return canvas
+
+
+def enlarge(image: np.ndarray, least: int) -> Image.Image:
+    """Makes an RGB picture whose longer side has at least so many pixels.
+
+    Small images become larger by a whole factor, with square pixels.
+    """
+    picture = to_pil(image).convert("RGB")
+    factor = -(-least // max(picture.size))
+    size = [factor * n for n in picture.size]
+    return picture.resize(size, Image.Resampling.NEAREST) if factor > 1 else picture
+
+
 @functools.cache
-def _font() -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
+def make_font(size: int = 17) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
     """Returns the font that comes with matplotlib, and the characters it has."""
     import matplotlib  # not above: slow, and the page draws without it
     from matplotlib.ft2font import FT2Font
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(path, 17), frozenset(FT2Font(str(path)).get_charmap())
+    return ImageFont.truetype(path, size), frozenset(FT2Font(str(path)).get_charmap())
 
 
-def _caption(name: str, index: int, room: float) -> str:
-    """Returns a name on one line of at most `room` pixels, in glyphs that exist."""
-    font, characters = _font()
+def fit_caption(name: str, index: int, room: float, size: int = 17) -> str:
+    """Returns a name on one line of at most `room` pixels, in glyphs that exist.
+
+    Args:
+        name: Of a class.
+        index: Its number, which is said where the name cannot be.
+        room: In pixels.
+        size: Of the letters.
+    """
+    font, characters = make_font(size)
     name = " ".join(name.split())
     shown = "".join(c if ord(c) in characters else "\N{WHITE SQUARE}" for c in name)
     tail = f" (class {index})" if shown != name or not name else ""

@@ -142,6 +142,6 @@ class Classification:
     def say(self, metrics: dict[str, float]) -> str:
         """Says the accuracy and the loss."""
         return (
-            f"{metrics['accuracy']:.2%} of {metrics['count']} right, "
-            f"loss {metrics['loss']:.4f}"
+            f"{metrics['accuracy']:.2%} right, {metrics['correct']} of "
+            f"{metrics['count']} images, loss {metrics['loss']:.4f}"
         )

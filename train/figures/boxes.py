@@ -1,0 +1,118 @@
+"""Pictures of images with boxes."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from train.figures.pictures import INK, enlarge, fit_caption, make_font
+
+Color = tuple[int, int, int]
+LEAST = 384  # pixels of the longer side, so that captions can be read
+LETTERS = 14
+
+
+def class_color(number: int) -> Color:
+    """Returns a colour for a class; neighbouring numbers have distant hues."""
+    hue = (0.58 + number * 0.618034) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.85 - 0.25 * (number % 2))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    *,
+    least: int = LEAST,
+) -> Image.Image:
+    """Draws boxes with captions on an image.
+
+    Args:
+        image: uint8 [H, W, C] with 1, 3 or 4 channels.
+        boxes: float [n, 4], xyxy in pixels of the image. The first ones are drawn
+            last, on top of the others.
+        captions: n texts; of an empty one there is nothing.
+        colors: n of them.
+        least: Pixels that the longer side has at least; smaller images are enlarged.
+
+    Returns:
+        An RGB picture.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if not len(boxes) == len(captions) == len(colors):
+        raise ValueError(
+            f"{len(boxes)} boxes have {len(captions)} captions and {len(colors)} "
+            "colours; expected one for each."
+        )
+    picture = enlarge(image, least)
+    scale = picture.width / np.asarray(image).shape[1]
+    draw, font = ImageDraw.Draw(picture), make_font(LETTERS)[0]
+    corners = (boxes * scale).clip(0, [*picture.size, *picture.size])
+    thick = max(2, round(max(picture.size) / 300))
+    for (left, top, right, bottom), color in [*zip(corners, colors, strict=True)][::-1]:
+        corner = (max(right - 1, left), max(bottom - 1, top))
+        draw.rectangle((left, top, *corner), None, color, thick)
+    for (left, top, _, _), caption, color in [
+        *zip(corners, captions, colors, strict=True)
+    ][::-1]:
+        if not caption:
+            continue
+        width, height = font.getlength(caption) + 6, LETTERS + 5
+        # Above the box, or where there is no room, within it.
+        top = top - height if top >= height else top
+        left = max(0.0, min(left, picture.width - width))
+        draw.rectangle((left, top, left + width, top + height), color)
+        ink = "white" if np.dot(color, (0.3, 0.59, 0.11)) < 150 else INK
+        draw.text((left + 3, top + 1), caption, ink, font)
+    return picture
+
+
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    scores: np.ndarray | None,
+    class_names: Sequence[str],
+    *,
+    least: int = LEAST,
+) -> Image.Image:
+    """Draws boxes in the colours of their classes, with names and scores.
+
+    Args:
+        image: uint8 [H, W, C].
+        boxes: float [n, 4], xyxy in pixels of the image.
+        classes: int [n].
+        scores: float [n], 0 to 1; None for objects that are known.
+        class_names: K names.
+        least: See `draw_boxes`.
+    """
+    captions = [fit_caption(class_names[c], int(c), 150, LETTERS) for c in classes]
+    if scores is not None:
+        captions = [f"{c} {s:.0%}" for c, s in zip(captions, scores, strict=True)]
+    colors = [class_color(int(c)) for c in classes]
+    return draw_boxes(image, boxes, captions, colors, least=least)
+
+
+def cut_around(
+    image: np.ndarray, box: np.ndarray, *, margin: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a square around a box out of an image.
+
+    Args:
+        image: uint8 [H, W, C].
+        box: float [4], xyxy in pixels.
+        margin: What is shown on each side, in units of the box's longer side.
+
+    Returns:
+        The part of the image, and the place of its corner, [left, top].
+    """
+    left, top, right, bottom = box
+    centre = np.array([left + right, top + bottom]) / 2
+    half = max(right - left, bottom - top, 8) * (0.5 + margin)
+    size = np.array(image.shape[1::-1])
+    low = np.floor(centre - half).clip(0, size - 1).astype(int)
+    high = np.maximum(np.ceil(centre + half).clip(1, size).astype(int), low + 1)
+    return image[low[1] : high[1], low[0] : high[0]], low
