@@ -1,5 +1,6 @@
 """Colour changes against slow numpy and Pillow, and what they leave as it was."""
 
+import colorsys
 import itertools
 
 import jax
@@ -14,13 +15,14 @@ from zoo.ops.colors import (
     pca_color,
     pca_of_colors,
     photometric,
+    ssd_photometric,
 )
 
 pytestmark = pytest.mark.quick
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 LUMA = np.array([0.299, 0.587, 0.114])
-CHANGES = ("pca_color:0.1", "color_jitter", "photometric")
+CHANGES = ("pca_color:0.1", "color_jitter", "photometric", "ssd_photometric")
 
 
 def make_image(seed=0, shape=(6, 8, 3), least=0, most=256):
@@ -179,6 +181,54 @@ def test_ranges():
     assert out.max() > 256
 
 
+# SSD's
+
+
+def slow_distortion(key, image, amounts):
+    """One pixel after the other, by the colour space of Python's own library."""
+    key_which, key_amounts = jax.random.split(key)
+    *which, first = np.asarray(jax.random.bernoulli(key_which, shape=(5,)))
+    draws = np.asarray(jax.random.uniform(key_amounts, (4,), minval=-1.0), float)
+    shift, by, saturate, turn = draws * amounts * which
+    image = (image.astype(np.float64) + shift).clip(0, 255)
+    if first:
+        image = (image * (1 + by)).clip(0, 255)
+    for y, x in np.ndindex(*image.shape[:2]):
+        hue, saturation, value = colorsys.rgb_to_hsv(*image[y, x] / 255)
+        hue, saturation = hue + turn / 180, min(1, saturation * (1 + saturate))
+        image[y, x] = np.multiply(colorsys.hsv_to_rgb(hue % 1, saturation, value), 255)
+    return image if first else (image * (1 + by)).clip(0, 255)
+
+
+def test_ssds_distortions_are_what_they_say(cheap_jit):
+    distort = cheap_jit(jax.vmap(ssd_photometric))
+    images = np.stack([make_image(i) for i in range(60)])
+    images[1] = images[1][..., :1]  # greys, that have no hue
+    images[2], images[3] = 0, 255
+    amounts = np.array([32, 0.5, 0.5, 18])
+    out = np.asarray(distort(KEYS[:60], images))
+    for key, image, found in zip(KEYS, images, out, strict=False):
+        expected = slow_distortion(key, image, amounts)
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+    strong = cheap_jit(jax.vmap(parse_augment("ssd_photometric:90:1:1:90")))
+    out = np.asarray(strong(KEYS[:60], images))
+    for key, image, found in zip(KEYS, images, out, strict=False):
+        expected = slow_distortion(key, image, np.array([90, 1, 1, 90]))
+        np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_each_of_ssds_distortions_happens_half_the_time(cheap_jit):
+    image = make_image(least=80, most=120)
+    plain = cheap_jit(jax.vmap(parse_augment("ssd_photometric:0:0:0:0"), (0, None)))
+    np.testing.assert_allclose(plain(KEYS[:9], image)[0], image, atol=1e-4)
+    for text in ("32:0:0:0", "0:0.5:0:0", "0:0:0.5:0", "0:0:0:18"):
+        change = cheap_jit(
+            jax.vmap(parse_augment(f"ssd_photometric:{text}"), (0, None))
+        )
+        same = np.abs(np.asarray(change(KEYS, image)) - image).max((1, 2, 3)) < 1e-3
+        assert 150 < same.sum() < 250
+
+
 # Alike
 
 
@@ -214,6 +264,7 @@ def test_nothing_is_rounded_between_augmentations():
         ("pca_color:-1", r"pca_color: amounts \(-1.0,\), expected 0 or more"),
         ("color_jitter:0:-1", r"color_jitter: amounts \(0.0, -1.0, 0.4\)"),
         ("photometric:-0.1", "photometric: amounts"),
+        ("ssd_photometric:-1", r"ssd_photometric: amounts \(-1.0, 0.5, 0.5, 18\)"),
         ("pca_color:0.1:2", r"has 2 number\(s\); expected pca_color:std=0.1\."),
         ("colour_jitter", r"did you mean 'color_jitter'\?"),
     ],

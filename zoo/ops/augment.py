@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from zoo.ops.colors import color_jitter, pca_color, photometric
+from zoo.ops.colors import color_jitter, pca_color, photometric, ssd_photometric
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -119,7 +119,7 @@ def _resample(image, angle, factor, centre, offset, fill):
 
 MOVING: dict[str, Callable] = {f.__name__: f for f in (pad_crop, flip, affine)}
 AUGMENTS: dict[str, Callable] = MOVING | {
-    f.__name__: f for f in (pca_color, color_jitter, photometric)
+    f.__name__: f for f in (pca_color, color_jitter, photometric, ssd_photometric)
 }
 
 

@@ -2,8 +2,8 @@
 
 Each takes a key first and one image [height, width, 3], red, green, blue of 0 to 255 in
 any numeric type. It returns float32, so that nothing is rounded on the way to the
-network, and only `photometric` clips. `jax.vmap` does a batch, with a key for each
-image.
+network, and only `photometric` and `ssd_photometric` clip. `jax.vmap` does a batch,
+with a key for each image.
 """
 
 from collections.abc import Iterable
@@ -134,6 +134,81 @@ def photometric(key: jax.Array, image: jax.Array, *, amount: float = 0.5) -> jax
     Image Classification, 2013, which GoogLeNet names for its photometric distortions.
     """
     return _jitter("photometric", key, image, (amount,) * 3, clip=True)
+
+
+def ssd_photometric(
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    brightness: float = 32,
+    contrast: float = 0.5,
+    saturation: float = 0.5,
+    hue: float = 18,
+) -> jax.Array:
+    """Distorts colours as SSD's training does, each way with probability 1/2.
+
+    In this order: a constant is added; contrast, all values times a factor, here or at
+    the end with equal probability; saturation and hue of the HSV colour are changed.
+    Values are clipped to 0 .. 255 after each.
+
+    Args:
+      key: Random key.
+      image: [height, width, 3], red, green, blue, 0 to 255.
+      brightness: Largest constant, either way.
+      contrast: Largest change of the factor from 1.
+      saturation: Largest change of the saturation's factor from 1.
+      hue: Largest change of the hue, either way, in OpenCV's units of two degrees.
+
+    Returns:
+      float32 [height, width, 3], 0 to 255.
+
+    Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 2.2, and
+    its released code (`distort_param`).
+    """
+    amounts = (brightness, contrast, saturation, hue)
+    _check_color("ssd_photometric", image, *amounts)
+    key_which, key_amounts = jax.random.split(key)
+    *which, first = jax.random.bernoulli(key_which, shape=(5,))
+    draws = jax.random.uniform(key_amounts, (4,), minval=-1.0)
+    shift, by, saturate, turn = (
+        jnp.where(do, draw * amount, 0)
+        for do, draw, amount in zip(which, draws, amounts, strict=True)
+    )
+    image = _clip(image.astype(jnp.float32) + shift)
+    image = _clip(image * jnp.where(first, 1 + by, 1))
+    image = _turn_hue(_saturate(image, 1 + saturate), 2 * turn)
+    return _clip(image * jnp.where(first, 1, 1 + by))
+
+
+def _saturate(image, factor):
+    """Multiplies the saturation of HSV, at most to 1, and leaves hue and value."""
+    value = image.max(-1, keepdims=True)
+    range_ = value - image.min(-1, keepdims=True)
+    most = value / jnp.where(range_ > 0, range_, 1)
+    return value - jnp.clip(factor, 0, jnp.maximum(most, 1)) * (value - image)
+
+
+def _turn_hue(image, degrees):
+    """Turns the hue of HSV, and leaves saturation and value."""
+    value, least = image.max(-1), image.min(-1)
+    range_ = jnp.where(value > least, value - least, 1)
+    red, green, blue = jnp.moveaxis(image, -1, 0)
+    # Sixths of a turn from red.
+    hue = jnp.where(
+        value == red,
+        (green - blue) / range_,
+        jnp.where(
+            value == green, 2 + (blue - red) / range_, 4 + (red - green) / range_
+        ),
+    )
+    hue = hue + degrees / 60
+    sixths = (hue[..., None] + jnp.array([5.0, 3.0, 1.0])[None, None]) % 6
+    share = jnp.clip(jnp.minimum(sixths, 4 - sixths), 0, 1)
+    return value[..., None] - (value - least)[..., None] * share
+
+
+def _clip(image):
+    return jnp.clip(image, 0, 255)
 
 
 def _jitter(name, key, image, amounts, clip=False):
