@@ -58,6 +58,7 @@ FLOORS = {
     "train/feeds": 8,
     "train/evaluate": 8,
     "train/views": 8,
+    "train/predict": 8,
     "train/experiment": 8,
     "train/loop": 9,
     "train/examples": 10,

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tyro.conf import Positional
 
@@ -14,8 +13,8 @@ from train import transfer_study
 from train.config import TrainConfig, load_config, parse_options
 from train.data import decode_image, fit_source, open_source
 from train.evaluate import Evaluator
-from train.figures import draw_prediction
 from train.loop import resume_run
+from train.predict import load_predictor
 from train.report import confidence_interval
 from train.runs import new_run_dir, next_steps, report, run
 from train.steps import make_mesh, put_everywhere
@@ -170,36 +169,37 @@ def predict(
     run_dir: Positional[Path],
     images: Positional[tuple[Path, ...]],
     out: Path | None = None,
+    score_threshold: float = 0.3,
 ) -> None:
-    """Classifies images with the network of a run, and draws what it says.
+    """Shows a run's network images, and draws what it says.
+
+    Of a classifier that is its classes, of a detector boxes with classes and scores. A
+    segmentation network's masks are written, too, in the colours of its data set.
 
     Args:
       run_dir: Folder of a run.
-      images: Files to classify.
+      images: Files.
       out: Folder for the pictures; RUN/predictions if not given.
+      score_threshold: Of detectors: what is drawn has a higher score, 0 to 1.
     """
     if not images:
         raise ValueError("name at least one image.")
-    card = zoo.weights.read_checkpoint(run_dir)[1]
-    model, variables = zoo.create(card.model, weights=str(run_dir))
-    apply = jax.jit(model.apply)
-    names = card.class_names or tuple(map(str, range(card.num_classes)))
+    predictor = load_predictor(run_dir, score_threshold=score_threshold)
     out = out or run_dir / "predictions"
     out.mkdir(parents=True, exist_ok=True)
-    color = {1: "grey", 3: "rgb"}[card.preprocess.channels]
     for i, path in enumerate(images):
-        image = decode_image(path.read_bytes(), str(path), color=color)
-        fitted = zoo.fit_image(image, card.preprocess)[None]
-        logits = apply(
-            variables, zoo.normalize(jax.numpy.asarray(fitted), card.preprocess)
+        predicted = predictor(
+            decode_image(path.read_bytes(), str(path), color=predictor.color)
         )
-        probabilities = np.asarray(jax.nn.softmax(logits)[0])
         # Two folders may have a file of the same name.
         number = sum(other.stem == path.stem for other in images[:i])
-        picture = out / f"{path.stem}{f'-{number}' if number else ''}.png"
-        draw_prediction(image, names, probabilities).save(picture)
-        best = int(probabilities.argmax())
-        print(f"{path}: {names[best]} {probabilities[best]:.1%}  ({picture})")
+        files = []
+        for ending, picture in predicted.pictures.items():
+            files.append(
+                out / f"{path.stem}{f'-{number}' if number else ''}{ending}.png"
+            )
+            picture.save(files[-1])
+        print(f"{path}: {predicted.words}  ({', '.join(map(str, files))})")
 
 
 def transfer(config: TrainConfig) -> None:

@@ -20,6 +20,7 @@ from train.report import (
 )
 from train.steps import make_prepare
 from train.tasks.matching import match_objects, overlaps
+from zoo.preprocess import crop_centre
 
 MOST = 24  # mistakes, false alarms and misses
 PICTURES = 6
@@ -172,11 +173,14 @@ def evaluate_segmentation(result: Result) -> SegmentationEvaluation:
         batch = {k: example[k][None] for k in ("image", "size")}
         predicted = np.asarray(predict(variables, batch)[0])
         # A network without padding says the classes of the middle.
-        low = [(a - b) // 2 for a, b in zip(example["mask"].shape, predicted.shape)]
-        part = tuple(slice(n, n + k) for n, k in zip(low, predicted.shape))
-        image, mask = example["image"][part], example["mask"][part]
+        image, mask = (
+            crop_centre(values, *predicted.shape)
+            for values in (example["image"], example["mask"][..., None])
+        )
         right = float(found.right[i])
-        return SegmentedImage(image, mask, predicted, right, source.provenance(i))
+        return SegmentedImage(
+            image, mask[..., 0], predicted, right, source.provenance(i)
+        )
 
     order = np.argsort(np.nan_to_num(found.right, nan=2.0), kind="stable")
     worst = order[:PICTURES]
