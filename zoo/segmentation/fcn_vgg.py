@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.classification.vgg import CONFIGS, VGGBackbone
+from zoo.classification import vgg
 from zoo.layers import Conv, initializer
 from zoo.segmentation.segmenter import (
     ClassLayer,
@@ -189,9 +189,9 @@ def fcn_vgg16(
     label = f"fcn{stride}s_vgg16"
     types = dict(dtype=dtype, param_dtype=param_dtype)
     kernel_init = initializer(init or "gaussian_0.1")
-    backbone = VGGBackbone(
+    backbone = vgg.VGGBackbone(
         network=label,
-        blocks=CONFIGS["D"],
+        blocks=vgg.CONFIGS["D"],
         conv_init=kernel_init,
         dense_init=kernel_init,
         fully_convolutional=True,
@@ -222,13 +222,13 @@ def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """The released names; what interpolates here has a fixed kernel there."""
     layers = [
         f"conv{i}_{j}"
-        for i, block in enumerate(CONFIGS["D"], start=1)
+        for i, block in enumerate(vgg.CONFIGS["D"], start=1)
         for j in range(1, len(block) + 1)
     ]
     rules = [TorchRule(f"backbone/{name}", name) for name in layers]
     rules += [
         # By the same name where a file keeps them as convolutions.
-        TorchRule("backbone/fc6", "fc6", (512, 7, 7), alias="fc6"),
+        TorchRule("backbone/fc6", "fc6", (vgg.WIDTHS[-1], 7, 7), alias="fc6"),
         TorchRule("backbone/fc7", "fc7", alias="fc7"),
     ]
     if model.head is None:
