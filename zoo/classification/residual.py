@@ -130,17 +130,40 @@ class Stage(nn.Module):
       first: Makes the first block.
       block: Makes each of the others.
       blocks: How many there are, the first included.
+      scan: Whether the others are compiled as one loop over them.
     """
 
     first: Callable
     block: Callable
     blocks: int
+    scan: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = self.first(name="block1")(x, train)
-        for i in range(1, self.blocks):
-            x = self.block(name=f"block{i + 1}")(x, train)
+        names = [f"block{i + 1}" for i in range(1, self.blocks)]
+        if self.scan and names and not self.is_initializing():
+            return self._loop(names, x, train)
+        for name in names:
+            x = self.block(name=name)(x, train)
+        return x
+
+    def _loop(self, names: list[str], x: Array, train: bool) -> Array:
+        """Runs equal blocks with their own parameters, which are stacked on the way."""
+        own = {
+            collection: jax.tree.map(lambda *v: jnp.stack(v), *(t[n] for n in names))
+            for collection, t in self.variables.items()
+        }
+        block = self.block(parent=None)
+
+        def body(x: Array, variables: dict) -> tuple[Array, dict]:
+            return block.apply(variables, x, train, mutable=["batch_stats"])
+
+        x, updated = jax.lax.scan(body, x, own)
+        if train and self.is_mutable_collection("batch_stats"):
+            for i, name in enumerate(names):
+                stats = jax.tree.map(lambda v, i=i: v[i], updated["batch_stats"])
+                self.put_variable("batch_stats", name, stats)
         return x
 
 
@@ -164,6 +187,7 @@ class ResNetBackbone(nn.Module):
       epsilon: Of batch norm.
       frozen: Whether batch norm is a fixed affine map, see `BatchNorm`.
       remat: Recompute each block's activations in the backward pass (less memory).
+      scan: Compile equal blocks as one loop.
 
     The other attributes are those of `Block`, `BatchNorm` and `Conv`.
     """
@@ -185,6 +209,7 @@ class ResNetBackbone(nn.Module):
     epsilon: float = 1e-5
     frozen: bool = False
     remat: bool = False
+    scan: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -216,7 +241,8 @@ class ResNetBackbone(nn.Module):
             of_first = dilation if self.dilate_first else before
             first = partial(make, stride=stride, dilation=of_first, first=i == 0)
             block = partial(make, dilation=dilation)
-            x = Stage(first, block, blocks, name=f"stage{i + 1}")(x, train)
+            stage = Stage(first, block, blocks, self.scan, name=f"stage{i + 1}")
+            x = stage(x, train)
             out[f"stage{i + 1}"] = x
         if self.preactivation:
             x = out["final"] = nn.relu(norm(name="final_bn")(x, train=train))

@@ -1,0 +1,48 @@
+"""Equal blocks as one loop: the same numbers from a program that depth leaves alone."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from families import train
+
+import zoo
+from zoo.classification.preact_resnet import preact_resnet
+
+BUILDS = {
+    "cifar": partial(zoo.build, "cifar_resnet20"),
+    "imagenet": partial(zoo.build, "resnet34", num_classes=10),
+    "remat": partial(zoo.build, "cifar_resnet20", remat=True),
+    "v2": partial(preact_resnet, depth=29, small=True, num_classes=10),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_computes_the_same_with_the_same_variables(kind, cheap_jit):
+    build = BUILDS[kind]
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    plain, scanned = build(), build(scan=True)
+    variables = cheap_jit(plain.init)(jax.random.key(0), images)
+    chex.assert_trees_all_equal_shapes(
+        variables, jax.eval_shape(scanned.init, jax.random.key(0), images)
+    )
+    logits = [cheap_jit(m.apply)(variables, images) for m in (plain, scanned)]
+    chex.assert_trees_all_close(*logits, rtol=1e-4, atol=1e-5)
+    steps = [cheap_jit(partial(train, m))(variables, images) for m in (plain, scanned)]
+    expected, found = map(jax.tree.leaves, steps)
+    for a, b in zip(expected, found, strict=True):
+        assert jnp.abs(a - b).max() <= 1e-3 * jnp.abs(a).max() + 1e-6
+
+
+def count_equations(name):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    model = zoo.build(name, scan=True)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    text = str(jax.make_jaxpr(model.apply)(variables, images))
+    return text.count("platform_index") + text.count("conv_general_dilated")
+
+
+def test_the_program_does_not_grow_with_the_depth():
+    assert count_equations("cifar_resnet20") == count_equations("cifar_resnet56")
