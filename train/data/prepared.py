@@ -110,15 +110,25 @@ def _open_builder(name: str, data_dir: str | Path | None):
         )
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder = tfds.builder(name, data_dir=data_dir)
+        builder = _make_builder(name, data_dir)
     except ModuleNotFoundError as error:
-        raise _needs_tensorflow(name, data_dir) from error
+        # The code of some, such as COCO's, needs TensorFlow; the files that it has
+        # written do not, which any version stands for.
+        any_version = name if ":" in name else f"{name}:*.*.*"
+        try:
+            builder = _make_builder(any_version, data_dir)
+        except ModuleNotFoundError:
+            raise _needs_tensorflow(name, data_dir) from error
     if not builder.data_path.exists():
         if not has_tensorflow:
             raise _needs_tensorflow(name, builder.data_dir)
         builder.download_and_prepare(file_format=_FORMAT)
     return builder
+
+
+def _make_builder(name: str, data_dir: str | Path | None):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return tfds.builder(name, data_dir=data_dir)
 
 
 def _needs_tensorflow(name: str, where) -> ModuleNotFoundError:
