@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.classification.vgg import CONFIGS, WIDTHS
+from zoo.classification import vgg
 from zoo.layers import Conv, check_images, initializer, per_channel, remat_stage
 from zoo.ops.pooling import max_pool
+from zoo.spec import Preprocess
 
 Array = jax.Array
 
-BLOCKS = CONFIGS["D"]
+BLOCKS = vgg.CONFIGS["D"]
 # Channels of fc6 and fc7, which are convolutions here.
 DENSE = 1024
+# The mean colour that images lack, of the full range; the values are 0 to 255.
+MEAN = (0.48235, 0.45882, 0.40784)
 
 # Figure 2 and its code: behind fc7, pairs of a 1x1 convolution and a second one, of
 # which here are (channels, channels, window, stride, padding).
@@ -89,7 +92,7 @@ class SSDVGGBackbone(nn.Module):
             conv = partial(Conv, kernel=3, padding=1, kernel_init=self.conv_init)
             out = {}
             for j in range(1, len(BLOCKS[i - 1]) + 1):
-                layer = conv(WIDTHS[i - 1], name=f"conv{i}_{j}", **types)
+                layer = conv(vgg.WIDTHS[i - 1], name=f"conv{i}_{j}", **types)
                 x = out[f"conv{i}_{j}"] = nn.relu(layer(x))
             if i < 5:
                 out[f"pool{i}"] = max_pool(x, 2, 2, ceil=i == 3)
@@ -115,41 +118,55 @@ class SSDVGGBackbone(nn.Module):
         return out
 
 
-def reduce_vgg16(variables: Mapping[str, Any]) -> dict[str, Any]:
+def reduce_vgg16(
+    variables: Mapping[str, Any], preprocess: Preprocess
+) -> dict[str, Any]:
     """Makes of a VGG-16 classifier's variables those with which SSD's backbone begins.
 
     Of fc6's window of 7 x 7 every third row and column is taken, and of the channels of
-    fc6 and fc7 every fourth. `zoo.transfer.graft` then fills a detector with them:
+    fc6 and fc7 every fourth. The first convolution is adapted to SSD's images, exactly
+    but for the zeros around them. `zoo.transfer.graft` fills a detector with them:
 
-        vgg = zoo.create("vgg16", weights="vgg16.safetensors")[1]
+        _, vgg, card = zoo.create_with_card("vgg16", weights="imagenet")
         keep = ["head/**", "backbone/conv4_3_norm/**", "backbone/conv{8,9,10,11}_*/**"]
-        variables = zoo.transfer.graft(variables, reduce_vgg16(vgg), keep=keep)
-
-    The classifier must expect images as SSD does: 0 to 255, a mean colour subtracted.
+        source = reduce_vgg16(vgg, card.preprocess)
+        variables = zoo.transfer.graft(variables, source, keep=keep)
 
     Args:
       variables: {"params": ...} of `vgg16`, with or without a head.
+      preprocess: Of the images that the classifier takes, RGB.
 
     Returns:
       {"params": {"backbone": ...}}, without a head.
 
     Raises:
-      ValueError: The variables are not those of `vgg16`.
+      ValueError: The variables are not those of `vgg16`, or the images are not RGB.
 
     Reference:
       Section 3; the authors' starting point is VGG_ILSVRC_16_layers_fc_reduced.
     """
     backbone = dict(variables["params"].get("backbone", {}))
-    channels, step = WIDTHS[-1], 4096 // DENSE
-    shapes = {
-        name: jnp.shape(backbone.get(name, {}).get("kernel")) for name in ("fc6", "fc7")
-    }
-    wide = step * DENSE
-    if shapes != {"fc6": (49 * channels, wide), "fc7": (wide, wide)}:
+    channels, wide, step = vgg.WIDTHS[-1], vgg.DENSE, vgg.DENSE // DENSE
+    shapes = [
+        jnp.shape(backbone.get(name, {}).get("kernel")) for name in ("fc6", "fc7")
+    ]
+    if shapes != [(49 * channels, wide), (wide, wide)]:
         raise ValueError(
             f"reduce_vgg16 takes the variables of vgg16, got fc6 and fc7 {shapes}."
         )
-    fc6, fc7 = backbone["fc6"], backbone["fc7"]
+    if (preprocess.channels, preprocess.channel_order) != (3, "rgb"):
+        raise ValueError(
+            f"reduce_vgg16: the classifier must take RGB, got {preprocess.channels} "
+            f"channels, {preprocess.channel_order!r}."
+        )
+    first, fc6, fc7 = backbone["conv1_1"], backbone["fc6"], backbone["fc7"]
+    std = jnp.array(preprocess.std, jnp.float32)
+    shift = (jnp.array(MEAN) - jnp.array(preprocess.mean)) / std
+    scale = 1 / 255 / std
+    backbone["conv1_1"] = {
+        "kernel": first["kernel"] * scale[None, None, :, None],
+        "bias": first["bias"] + jnp.einsum("hwio,i->o", first["kernel"], shift),
+    }
     window = jnp.reshape(fc6["kernel"], (7, 7, channels, wide))
     backbone["fc6"] = {
         "kernel": window[::3, ::3, :, ::step],

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
-from zoo.detection.ssd_backbone import BLOCKS, EXTRAS, SSDVGGBackbone
+from zoo.detection.ssd_backbone import BLOCKS, EXTRAS, MEAN, SSDVGGBackbone
 from zoo.layers import initializer
 from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
 
@@ -113,7 +113,7 @@ def _preprocess(size: int) -> Preprocess:
     return Preprocess(
         size=size,
         channels=3,
-        mean=(0.48235, 0.45882, 0.40784),
+        mean=MEAN,
         std=(1 / 255,) * 3,
         fit="stretch",
         antialias=False,
