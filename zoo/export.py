@@ -4,13 +4,15 @@ artifact = zoo.export("resnet50", variables, preprocess=card.preprocess)
 logits = jax.export.deserialize(artifact).call(images)  # also where there is no zoo
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
+from flax import linen as nn
 
+from zoo.detect import make_detector
 from zoo.paths import flatten
 from zoo.preprocess import normalize
 from zoo.registry import build, get_spec
@@ -26,11 +28,12 @@ def export(
     variables: Mapping[str, Any],
     *,
     batch: int | str = "b",
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
     constants: bool = True,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     num_classes: int | None = None,
+    detector: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> bytes:
     """Writes a network's inference as a StableHLO artifact.
@@ -45,29 +48,40 @@ def export(
     `zoo.fit_image` does them. `jax.default_matmul_precision`, where it is set around
     this call, holds for the artifact.
 
+    Of a detector it is the whole function of `zoo.make_detector`, which resizes:
+
+        found = exported.call(images, sizes)  # "boxes", "scores", "classes", "valid"
+
     Args:
       name: Of the model.
       variables: Of the model; where `constants` is False, shapes and types suffice.
       batch: Images in a call: a number, or a name such as "b" for any number.
-      size: Height and width of the images, in pixels; the preprocessing's, or else the
-        model's own, where None.
+      size: Height and width of the images, in pixels, or both as a pair; the
+        preprocessing's, or else the model's own, where None.
       preprocess: None to take float32 images that are preprocessed already; else what
-        to do with uint8 images, such as `card.preprocess`.
+        to do with uint8 images, such as `card.preprocess`. Detectors take uint8
+        images in any case.
       constants: Whether the variables are in the artifact, which then is a file as
         large as they are (VGG-16: 550 MB) that lacks nothing. Otherwise it takes some
         kilobytes, compiles faster, and is called with `(variables, images)`.
       platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu".
       num_classes: Of the head: as many as the variables have where None, 0 for none.
+      detector: Of a detector, options of `zoo.make_detector`.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`.
 
     Returns:
-      The serialised `jax.export.Exported` from images [batch, size, size, channels] to
-      float32 logits [batch, num_classes].
+      The serialised `jax.export.Exported` from images [batch, height, width, channels]
+      to float32 logits [batch, num_classes]. That of a detector is from these and
+      int32 sizes [batch, 2], see `zoo.fit_batch`, to a dict of what `zoo.Detections`
+      has.
 
     Raises:
       ValueError: The model, an option, the batch or a platform is unknown, or the
         variables do not fit.
     """
+    detects = get_spec(name).task == "detection"
+    if detector is not None and not detects:
+        raise ValueError(f"detector={detector} is for detectors, and {name} is none.")
     if not platforms or not {*platforms} <= {*PLATFORMS}:
         raise ValueError(
             f"platforms must be some of {[*PLATFORMS]}, got {[*platforms]}."
@@ -80,31 +94,48 @@ def export(
         expected_shapes(name, model),
         flatten(variables),
     )
-    own = preprocess or get_spec(name).preprocess
-    images = jax.ShapeDtypeStruct(
-        _shape(batch, size or own.size, own.channels),
-        jnp.float32 if preprocess is None else jnp.uint8,
-    )
+    own = preprocess or getattr(model, "preprocess", get_spec(name).preprocess)
+    shape = _shape(batch, size or own.shape[:2], own.channels)
+    takes = jnp.float32 if preprocess is None and not detects else jnp.uint8
+    inputs = [jax.ShapeDtypeStruct(shape, takes)]
+    infer = _give_logits(model, preprocess)
+    if detects:
+        inputs.append(jax.ShapeDtypeStruct((shape[0], 2), jnp.int32))
+        infer = _give_objects(make_detector(model, own, **(detector or {})))
 
+    def infer_by_constants(*inputs: jax.Array) -> Any:
+        return infer(variables, *inputs)
+
+    function = jax.jit(infer_by_constants if constants else infer)
+    arguments = inputs if constants else (variables, *inputs)
+    exported = jax.export.export(function, platforms=[*platforms])(*arguments)
+    return bytes(exported.serialize())
+
+
+def _give_logits(model: nn.Module, preprocess: Preprocess | None) -> Callable:
     def infer(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         if preprocess is not None:
             images = normalize(images, preprocess)
         return model.apply(variables, images)
 
-    def infer_by_constants(images: jax.Array) -> jax.Array:
-        return infer(variables, images)
-
-    function = jax.jit(infer_by_constants if constants else infer)
-    arguments = (images,) if constants else (variables, images)
-    exported = jax.export.export(function, platforms=[*platforms])(*arguments)
-    return bytes(exported.serialize())
+    return infer
 
 
-def _shape(batch: int | str, size: int, channels: int) -> tuple:
+def _give_objects(detect: Callable) -> Callable:
+    """Makes a dict of `Detections`, which would need the zoo where it is read."""
+
+    def infer(variables: Mapping[str, Any], images: jax.Array, sizes: jax.Array):
+        return detect(variables, images, sizes)._asdict()
+
+    return infer
+
+
+def _shape(batch: int | str, size: int | tuple[int, int], channels: int) -> tuple:
     text = str(batch)
     if not text.isidentifier() and (not text.isdecimal() or int(text) < 1):
         raise ValueError(
             "batch must be a positive number, or a name such as 'b' for any number, "
             f"got {batch!r}."
         )
-    return jax.export.symbolic_shape(f"{text}, {size}, {size}, {channels}")
+    height, width = (size, size) if isinstance(size, int) else size
+    return jax.export.symbolic_shape(f"{text}, {height}, {width}, {channels}")

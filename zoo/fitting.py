@@ -133,7 +133,7 @@ def fit_batch(
     images = normalize(images, preprocess)
     fitted = fitted_size(*array_size, preprocess, canvas=canvas)
     if sizes is None and fitted == array_size:
-        filled = jnp.full((len(images), 2), np.int32(array_size))
+        filled = jnp.broadcast_to(np.int32(array_size), (images.shape[0], 2))
         return FittedBatch(_add_borders(images, canvas), filled)
 
     def fit_one(image: jax.Array, size: jax.Array) -> FittedBatch:

@@ -102,8 +102,8 @@ class RPN(nn.Module):
             s, d = (y(x).astype(jnp.float32) for y in (score, move))
             if self.pairs:
                 s = s[..., self.anchors :] - s[..., : self.anchors]
-            logits.append(s.reshape(len(x), -1))
-            deltas.append(d.reshape(len(x), -1, 4))
+            logits.append(s.reshape(x.shape[0], -1))
+            deltas.append(d.reshape(x.shape[0], -1, 4))
         return logits, deltas
 
 

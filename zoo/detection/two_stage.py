@@ -221,7 +221,7 @@ class TwoStage(nn.Module):
         out = {
             "rpn_logits": jnp.concatenate(logits, axis=1),
             "rpn_deltas": jnp.concatenate(deltas, axis=1),
-            "anchors": jnp.broadcast_to(anchors, (len(sizes), *anchors.shape)),
+            "anchors": jnp.broadcast_to(anchors, (sizes.shape[0], *anchors.shape)),
         }
         if targets is not None:
             out["rpn_labels"], out["rpn_matches"] = jax.vmap(

@@ -95,7 +95,7 @@ class YOLO(nn.Module):
     ) -> Candidates:
         """Multiplies confidences and classes; boxes are clipped to the image."""
         height, width, _ = self.preprocess.shape
-        batch, classes = len(outputs["classes"]), outputs["classes"].shape[-1]
+        batch, classes = outputs["classes"].shape[0], outputs["classes"].shape[-1]
         boxes = from_cxcywh(_to_image(outputs["boxes"])).reshape(batch, -1, 4)
         boxes *= jnp.array([width, height] * 2, boxes.dtype)[None, None]
         if sizes is None:
