@@ -9,6 +9,8 @@ from PIL import Image
 
 from train.data import open_source
 
+pytestmark = pytest.mark.quick
+
 CONTENT = {
     "images": [
         {"id": 7, "file_name": "b.png", "width": 40, "height": 30},

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, array_source, open_source
+from train.data import BadImage, array_source, fit_source, open_source
 from train.data.decode import decode_mask
 from train.data.masks import make_values
+from zoo.spec import Preprocess
+
+pytestmark = pytest.mark.quick
 
 NAMES = ("sky", "road", "car")
 
@@ -121,6 +124,24 @@ def test_bad_masks_name_their_file(tmp_path, mask, message):
     with pytest.raises(BadImage, match=f"masks/{message}"):
         source[0]
     np.testing.assert_array_equal(source[1]["mask"], make_mask())
+
+
+def test_bad_pairs_can_be_skipped(tmp_path, caplog):
+    contents = files(
+        train_a=encode(make_mask()),
+        train_b=encode(make_mask(), "RGB"),
+        train_c=encode(make_mask(size=(9, 6))),
+        train_d=encode(make_mask(3)),
+    )
+    path = write(tmp_path / "s", contents)
+    source = open_source(f"masks:{path}", "train", classes=NAMES)
+    preprocess = Preprocess(size=9, channels=3, mean=(0,) * 3, std=(1,) * 3, fit="keep")
+    good = fit_source(source, preprocess, on_bad_image="skip")
+    assert "2 of 4 images are left out" in caplog.text
+    assert "masks/b.png: a mask must have a palette" in caplog.text
+    assert (good.task, len(good)) == ("segmentation", 2)
+    np.testing.assert_array_equal(good[1]["mask"][:6, :9], make_mask(3))
+    assert good.provenance(1).endswith("images/d.jpg")
 
 
 def test_more_modes_of_masks():

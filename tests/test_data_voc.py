@@ -11,6 +11,8 @@ from PIL import Image
 from train.data import BadImage, open_source, voc
 from train.data.markup import parse_xml
 
+pytestmark = pytest.mark.quick
+
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
 
 
@@ -183,6 +185,18 @@ def test_an_annotation_for_another_size_is_a_bad_image(tmp_path):
     message = r"a\.png is 40 x 30 pixels; its annotation is for 30 x 40"
     with pytest.raises(BadImage, match=message):
         open_source(f"voc:{path}", "train")[0]
+
+
+def test_grey_and_transparent_images(tmp_path):
+    path = write(tmp_path / "s", THREE, LISTS)
+    (path / "JPEGImages/a.png").write_bytes(png(77, mode="L"))
+    (path / "JPEGImages/b.png").write_bytes(png((1, 2, 3, 4), mode="RGBA"))
+    stored = open_source(f"voc:{path}", "train")
+    assert [stored[i]["image"].shape[-1] for i in (0, 1)] == [1, 3]
+    converted = open_source(f"voc:{path}", "train", color="rgb")
+    assert converted[0]["image"][5, 5].tolist() == [77] * 3
+    assert converted[1]["image"][5, 5].tolist() == [1, 2, 3]
+    assert open_source(f"voc:{path}", "train", color="grey")[1]["image"].shape[-1] == 1
 
 
 BOMB = b"""<?xml version="1.0"?>

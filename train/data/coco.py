@@ -89,7 +89,7 @@ def _open_one(file: Path, folder: Path, split: str, color: str | None) -> Source
                 )
         found[annotation["image_id"]].append(annotation)
     files = Files(folder)
-    existing = set(files.list())
+    existing = set(files.paths())
     images, objects, sizes, left_out = [], [], [], []
     for image in content["images"]:
         name = _get(file, image, "file_name", str)

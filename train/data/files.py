@@ -55,7 +55,7 @@ class Files:
                     f"{path} is not a folder or zip file: {error}."
                 ) from error
 
-    def list(self) -> list[str]:
+    def paths(self) -> list[str]:
         """Lists all paths with forward slashes; folders end in a slash."""
         if self._zipped:
             return _zip_file(self.path, os.getpid()).namelist()
@@ -65,7 +65,7 @@ class Files:
         """Reads a file.
 
         Args:
-          name: As `list` gives it.
+          name: As `paths` gives it.
           most: Largest size in a zip file, in bytes; `MAX_MEMBER_BYTES` if None.
 
         Raises:

@@ -80,7 +80,7 @@ def open_folder(path: Path, split: str, *, color: str | None = None) -> Source:
         empty, or there is no such split.
     """
     files = Files(path)
-    layout = find_layout(files.list(), str(path))
+    layout = find_layout(files.paths(), str(path))
     class_names = sorted({name for images in layout.values() for name, _ in images})
     splits = find_splits(split, layout, str(path))
     examples = [example for part in splits for example in layout[part]]

@@ -6,7 +6,7 @@ import numpy as np
 
 from train.data.masks import IGNORED
 from train.data.objects import clip_boxes, has_area
-from train.data.shapes import mean_color, resize_mask
+from train.data.shapes import blank_image, resize_mask
 from train.data.source import Example
 from zoo.preprocess import resize_image
 from zoo.spec import Preprocess
@@ -26,8 +26,7 @@ def cut(example: Example, window: Sequence[int], preprocess: Preprocess) -> Exam
     """
     top, left, height, width = map(int, window)
     image = example["image"]
-    canvas = np.empty((height, width, image.shape[-1]), np.uint8)
-    canvas[:] = mean_color(preprocess)
+    canvas = blank_image(height, width, preprocess)
     rows, from_rows = _overlap(top, height, image.shape[0])
     columns, from_columns = _overlap(left, width, image.shape[1])
     canvas[rows, columns] = image[from_rows, from_columns]

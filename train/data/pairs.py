@@ -36,7 +36,7 @@ def open_pairs(
         are not known.
     """
     files = Files(path)
-    entries = sorted(e for e in files.list() if not is_hidden(e))
+    entries = sorted(e for e in files.paths() if not is_hidden(e))
     existing = set(entries)
     splits = {}  # name -> folder
     for entry in entries:

@@ -66,8 +66,7 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
         )
     image, factors = fit_sides(image, preprocess, canvas=preprocess.shape[:2])
     size = image.shape[:2]
-    canvas = np.empty(preprocess.shape, np.uint8)
-    canvas[:] = mean_color(preprocess)
+    canvas = blank_image(*preprocess.shape[:2], preprocess)
     canvas[: size[0], : size[1]] = image
     fitted = example | {"image": canvas, "size": np.array(size, np.int32)}
     if "boxes" in example:
@@ -83,6 +82,13 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
 def mean_color(preprocess: Preprocess) -> np.ndarray:
     """Returns the colour that the network's input has around 0: uint8 [channels]."""
     return np.rint(np.multiply(preprocess.mean, 255)).clip(0, 255).astype(np.uint8)
+
+
+def blank_image(height: int, width: int, preprocess: Preprocess) -> np.ndarray:
+    """Returns an image uint8 [height, width, channels] of the mean colour alone."""
+    # Whole rows are copied several times faster than pixels are.
+    row = np.tile(mean_color(preprocess), width)
+    return np.tile(row, (height, 1)).reshape(height, width, -1)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -91,7 +91,7 @@ class _Tree:
 
     def __init__(self, path: Path, kind: str):
         self.files = Files(path)
-        self.entries = sorted(e for e in self.files.list() if not is_hidden(e))
+        self.entries = sorted(e for e in self.files.paths() if not is_hidden(e))
         self._existing = set(self.entries)
         lists = {}  # folder above JPEGImages and name of the split -> its file
         for entry in self.entries:
