@@ -41,6 +41,7 @@ FLOORS = {
     "zoo/weights": 5,
     "zoo/api": 6,
     "zoo/export": 6,
+    "zoo/regions": 5,
     "zoo/__init__": 7,
     "zoo/__main__": 8,
     "train/__init__": 0,
@@ -60,6 +61,7 @@ FLOORS = {
     "train/views": 8,
     "train/predict": 8,
     "train/experiment": 8,
+    "train/rcnn": 8,
     "train/loop": 9,
     "train/examples": 10,
     "train/runs": 11,
@@ -78,7 +80,9 @@ OWNERS = {
     "torchvision": {"zoo/weights": "lazily"},
     "orbax": {"zoo/weights": "lazily", "train/checkpoint": "anywhere"},
     "matplotlib": {"train/figures": "lazily"},
-    "sklearn": {"train/data": "anywhere"},
+    "pycocotools": {"zoo/metrics": "lazily"},
+    "sklearn": {"train/data": "anywhere", "train/rcnn": "anywhere"},
+    "cv2": {"train/data": "lazily"},
 }
 TOP_LEVEL = {
     "pyproject.toml",

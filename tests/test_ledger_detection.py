@@ -13,6 +13,9 @@ pytestmark = pytest.mark.quick
 
 # Trainable parameters and multiply-adds at the spec's number of classes and size.
 LEDGER = {
+    # Of one warped region.
+    "rcnn_alexnet": (57_687_524, 721_130_016),
+    "rcnn_vgg16": (136_349_604, 15_468_257_280),
     "fast_rcnn_vgg16": (134_690_729, 183_989_231_616),
     "faster_rcnn_vgg16": (137_078_239, 225_573_931_008),
     "faster_rcnn_resnet101_c4": (47_462_111, 314_128_862_208),

@@ -12,6 +12,7 @@ from zoo.export import export
 from zoo.fitting import fit_batch, fit_sides, pad_images
 from zoo.predict import Classification, make_classifier
 from zoo.preprocess import fit_image, fit_images, normalize
+from zoo.regions import make_region_detector, make_region_reader
 from zoo.registry import build, get_spec, list_models, list_options
 from zoo.segment import Segmentation, make_segmenter
 from zoo.summary import describe, list_endpoints, list_layers
@@ -37,6 +38,8 @@ __all__ = [
     "list_options",
     "make_classifier",
     "make_detector",
+    "make_region_detector",
+    "make_region_reader",
     "make_segmenter",
     "normalize",
     "pad_images",

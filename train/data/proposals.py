@@ -1,0 +1,97 @@
+"""Regions that may hold an object, by OpenCV's selective search."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+# Kept by the paper's code: no region narrower than this, in pixels.
+MIN_SIDE = 20
+
+
+def selective_search(
+    image: np.ndarray,
+    *,
+    mode: str = "fast",
+    max_proposals: int = 2000,
+    min_side: int = MIN_SIDE,
+    seed: int = 0,
+) -> np.ndarray:
+    """Proposes regions by merging the segments of an image.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      mode: "fast" or "quality", which has more colour spaces and segmentations.
+      max_proposals: How many to keep of them, in the order of their priority.
+      min_side: Smallest height and width, in pixels.
+      seed: Of the order, which is partly random.
+
+    Returns:
+      float32 [R, 4], xyxy in pixels, without duplicates; the best come first.
+
+    Raises:
+      ValueError: The image or the mode is not as above.
+      ImportError: OpenCV's contributed modules are missing; says how to install them.
+
+    Reference:
+      Uijlings et al., Selective Search for Object Recognition, 2013.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"selective search takes uint8 [h, w, 3], got {image.dtype} "
+            f"{list(image.shape)}."
+        )
+    if mode not in ("fast", "quality"):
+        raise ValueError(f"mode={mode!r} must be 'fast' or 'quality'.")
+    try:
+        import cv2
+        from cv2.ximgproc import segmentation
+    except ImportError as error:
+        raise ImportError(
+            "selective search is in OpenCV's contributed modules: "
+            "pip install 'canon-zoo[rcnn]'."
+        ) from error
+    if min(image.shape[:2]) < min_side:
+        return np.zeros((0, 4), np.float32)
+    cv2.setRNGSeed(seed)
+    search = segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
+    switch = {
+        "fast": search.switchToSelectiveSearchFast,
+        "quality": search.switchToSelectiveSearchQuality,
+    }
+    switch[mode]()
+    found = np.asarray(search.process(), np.float32).reshape(-1, 4)
+    _, first = np.unique(found, axis=0, return_index=True)
+    found = found[np.sort(first)]
+    found = found[(found[:, 2:] >= min_side).all(axis=1)][:max_proposals]
+    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
+
+
+def remember(
+    propose: Callable[[np.ndarray], np.ndarray], folder: Path
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Keeps an image's proposals in a file, for they take longer than the network.
+
+    Args:
+      propose: From an image to proposals float32 [R, 4].
+      folder: Where to keep them, in a file for each image that differs; another
+        `propose` needs another folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def remembered(image: np.ndarray) -> np.ndarray:
+        content = np.ascontiguousarray(image)
+        digest = hashlib.sha256(repr(image.shape).encode() + content.tobytes())
+        file = folder / f"{digest.hexdigest()[:32]}.npy"
+        if file.exists():
+            return np.load(file, allow_pickle=False)
+        found = propose(image)
+        part = file.with_suffix(".part")
+        with part.open("wb") as out:
+            np.save(out, found)
+        part.replace(file)
+        return found
+
+    return remembered

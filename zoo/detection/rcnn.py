@@ -1,0 +1,265 @@
+"""R-CNN: proposed regions, each warped and read by a classifier of whole images.
+
+The network takes regions, not images: `zoo.make_region_detector` cuts them out. Its
+head is linear, on the features of a classifier, and `python -m train rcnn` fits it by
+support vector machines and ridge regression, as the paper does.
+
+Reference:
+  Girshick, Donahue, Darrell, Malik, Rich Feature Hierarchies for Accurate Object
+  Detection and Semantic Segmentation, 2014 (the tech report's version 5, and its code).
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo.classification import alexnet, vgg
+from zoo.detection.contract import Candidates, Postprocess
+from zoo.detection.two_stage import check_classes
+from zoo.layers import INITIALIZERS
+from zoo.ops import box_coding
+from zoo.ops.boxes import clip
+from zoo.spec import ModelSpec, Preprocess, TorchRule
+
+Array = jax.Array
+
+PAPER = (
+    "Girshick, Donahue, Darrell, Malik: Rich Feature Hierarchies for Accurate Object "
+    "Detection and Semantic Segmentation, 2014"
+)
+CONTEXT = 16  # Pixels around a region, once it is warped.
+# A margin of -1 is where a machine's certain negatives begin.
+POSTPROCESS = Postprocess(
+    score_threshold=0.26894, iou_threshold=0.3, max_detections=100, max_candidates=400
+)
+
+
+class RegionHead(nn.Module):
+    """A linear machine and a linear box regressor for each class.
+
+    Attributes:
+      num_classes: K, without background.
+    """
+
+    num_classes: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pool5: Array, fc7: Array) -> tuple[Array, Array]:
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(nn.Dense, kernel_init=INITIALIZERS["gaussian_0.01"], **types)
+        margins = dense(self.num_classes, name="svm")(fc7)
+        flat = pool5.reshape(len(pool5), -1)  # height, width, channel
+        deltas = dense(4 * self.num_classes, name="box")(flat)
+        shape = len(pool5), self.num_classes, 4
+        return margins.astype(jnp.float32), deltas.reshape(shape).astype(jnp.float32)
+
+
+class RCNN(nn.Module):
+    """A classifier up to fc7, and a linear head.
+
+    Attributes:
+      backbone: Of a classifier; gives the endpoints pool5 and fc7.
+      head: From them to margins and box deltas.
+      preprocess: What the backbone was trained on; `size` is that of a warped region.
+      context: Pixels of a warped region, on each side, that are outside of the box.
+    """
+
+    backbone: nn.Module
+    head: RegionHead
+    preprocess: Preprocess
+    context: int = CONTEXT
+    postprocess: Postprocess = POSTPROCESS
+
+    def __call__(self, regions: Array, train: bool = False) -> dict[str, Array]:
+        """Reads warped regions.
+
+        Args:
+          regions: float32 [R, size, size, 3], preprocessed; see `warp`.
+          train: Whether dropout is active.
+
+        Returns:
+          `margins` float32 [R, K] and `deltas` float32 [R, K, 4], in units of the
+          proposals.
+        """
+        out = self.endpoints(regions, train)
+        return {name: out[name] for name in ("margins", "deltas")}
+
+    def endpoints(self, regions: Array, train: bool = False) -> dict[str, Array]:
+        """Computes every named activation, in the order of the network."""
+        out = dict(self.backbone(regions, train=train))
+        out["margins"], out["deltas"] = self.head(out["pool5"], out["fc7"])
+        return out
+
+    @nn.nowrap
+    def decode(self, outputs: dict[str, Array], proposals: Array, size: Array):
+        """Moves proposals as the regressors say, once, and scores them.
+
+        Args:
+          outputs: Of the network, for R regions of one image.
+          proposals: float32 [R, 4], xyxy in pixels of the image.
+          size: [2], height and width of the image.
+
+        Returns:
+          `Candidates` of a batch of one image, all valid. Scores are the logistic
+          function of the margins, which keeps their order.
+        """
+        boxes = box_coding.decode(outputs["deltas"], proposals[:, None])
+        boxes = clip(boxes, size[0], size[1])
+        scores = jax.nn.sigmoid(outputs["margins"])
+        valid = jnp.ones(len(proposals), bool)
+        return Candidates(boxes[None], scores[None], valid[None])
+
+    @nn.nowrap
+    def heads(self) -> dict[str, nn.Module]:
+        """Lists the parts that have classes, by the names of their fields."""
+        return {"head": self.head}
+
+
+def warp(
+    image: Array, boxes: Array, extent: Array, *, size: int, context: int = CONTEXT
+) -> Array:
+    """Cuts regions out of an image and stretches each to a square.
+
+    The box is stretched to what `context` leaves of the square, and what is around it
+    comes with it. Interpolation is bilinear; what lies outside of the image is 0, the
+    mean colour of a preprocessed image.
+
+    Args:
+      image: float32 [H, W, C], preprocessed.
+      boxes: float32 [R, 4], xyxy in pixels.
+      extent: [2], height and width of what the image fills of [H, W].
+      size: Height and width of the result, in pixels.
+      context: Pixels on each side of the result that are outside of the box.
+
+    Returns:
+      float32 [R, size, size, C].
+
+    Reference:
+      Appendix A, figure 7 (D), with context.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    grown = (high - low) * size / (size - 2 * context)
+    # Centres of the result's pixels, where a pixel i of the image is at i.
+    steps = (jnp.arange(size) + 0.5) / size - 0.5
+    centre = ((low + high) / 2)[:, None, :]
+    places = centre + grown[:, None, :] * steps[None, :, None] - 0.5  # [R, size, xy]
+    limits = jnp.asarray(extent)[::-1].reshape(1, 1, 2).astype(places.dtype)
+    inside = (places >= -0.5) & (places <= limits - 0.5)
+    places = jnp.clip(places, 0, limits - 1)
+    first = jnp.floor(places)
+    part = places - first
+    first = first.astype(jnp.int32)
+    second = jnp.minimum(first + 1, limits.astype(jnp.int32) - 1)
+    (x0, y0), (x1, y1), (px, py) = (
+        (v[:, None, :, 0], v[:, :, None, 1]) for v in (first, second, part)
+    )
+    px, py = px[..., None], py[..., None]
+    upper = image[y0, x0] * (1 - px) + image[y0, x1] * px
+    lower = image[y1, x0] * (1 - px) + image[y1, x1] * px
+    seen = inside[:, None, :, 0] & inside[:, :, None, 1]
+    return jnp.where(seen[..., None], upper * (1 - py) + lower * py, 0)
+
+
+# Its classifier, what builds that one, and its facts.
+_CLASSIFIERS = {spec.name: spec for family in (alexnet, vgg) for spec in family.SPECS}
+
+
+def rcnn(
+    *,
+    classifier: str,
+    num_classes: int = 20,
+    context: int = CONTEXT,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> RCNN:
+    """Builds an R-CNN.
+
+    Args:
+      classifier: "alexnet" or "vgg16", whose layers up to fc7 it has.
+      num_classes: Without background.
+      context: Pixels around a warped region's box.
+      dtype: Of the computation.
+      param_dtype: Of the parameters.
+
+    Raises:
+      ValueError: An option is out of range.
+    """
+    spec = _CLASSIFIERS[classifier]
+    size = spec.preprocess.size
+    check_classes(f"rcnn_{classifier}", num_classes)
+    if not 0 <= context < size // 2:
+        raise ValueError(f"context={context} must be 0 to {size // 2 - 1}.")
+    types = dict(dtype=dtype, param_dtype=param_dtype)
+    return RCNN(
+        backbone=spec.build(num_classes=0, **types).backbone,
+        head=RegionHead(num_classes, **types),
+        preprocess=dataclasses.replace(spec.preprocess, resize=None, fit="stretch"),
+        context=context,
+    )
+
+
+def _torch_rules(model: RCNN, *, classifier: str) -> tuple[TorchRule, ...]:
+    spec = _CLASSIFIERS[classifier]
+    rules = spec.torch_rules(spec.build(num_classes=0))
+    rules = [r for r in rules if r.module and r.module.startswith("backbone/")]
+    pool5 = next(r.flatten for r in rules if r.flatten)
+    return (
+        *rules,
+        TorchRule("head/svm", "svm"),
+        TorchRule("head/box", "bbox_pred", flatten=pool5),
+    )
+
+
+def _spec(classifier: str, params: int, macs: int, published: tuple[str, ...]):
+    spec = _CLASSIFIERS[classifier]
+    return ModelSpec(
+        name=f"rcnn_{classifier}",
+        task="detection",
+        build=partial(rcnn, classifier=classifier),
+        paper=f"{PAPER}, sections 2 and 3, appendices A to C",
+        num_classes=20,
+        preprocess=rcnn(classifier=classifier).preprocess,
+        params=params,
+        macs=macs,
+        torch_rules=partial(_torch_rules, classifier=classifier),
+        loss="hinge and ridge",
+        init=f"the classifier's: {spec.init}; the head is fitted, not trained",
+        published=published,
+        deviations=(
+            "counts are of one region; a region is sampled from the continuous box, "
+            "whose corners the paper's code rounds to whole pixels",
+            "the classifier is not fine-tuned on warped regions before the head is "
+            "fitted (54.2 % with it, 44.7 % without, for AlexNet's fc7)",
+            "scores are the logistic function of the machines' margins",
+            *spec.deviations,
+        ),
+    )
+
+
+SPECS = (
+    _spec(
+        "alexnet",
+        57_687_524,
+        721_130_016,
+        (
+            "VOC 2007 test mAP 58.5 % with fine-tuning and box regression, 54.2 % "
+            "without the latter, 44.7 % without both (table 2)",
+            "VOC 2010 test mAP 53.7 % (table 1), VOC 2012 53.3 %",
+        ),
+    ),
+    _spec(
+        "vgg16",
+        136_349_604,
+        15_468_257_280,
+        (
+            "VOC 2007 test mAP 66.0 % with fine-tuning and box regression, 62.2 % "
+            "without the latter (table 3)",
+        ),
+    ),
+)
