@@ -18,8 +18,9 @@ from train.predict import load_predictor
 from train.report import confidence_interval
 from train.runs import new_run_dir, next_steps, report, run
 from train.steps import make_mesh, put_everywhere
-from train.tasks import make_task
+from train.tasks import Detected, make_task
 from train.views import evaluate_views
+from zoo.metrics import coco
 from zoo.protocols import get_protocol
 from zoo.spec import Card
 
@@ -54,7 +55,7 @@ def evaluate(
     color: str | None = None,
     protocol: str = "center_crop",
     scales: tuple[int, ...] = (),
-    batch_size: int = 512,
+    batch_size: int | None = None,
     on_bad_image: str = "stop",
 ) -> None:
     """Evaluates a run, or any model with weights, on a data set.
@@ -64,20 +65,24 @@ def evaluate(
       model: Registered name of a model.
       weights: Path or registered name of its weights.
       option: Options of the model as name=value.
-      dataset: digits, cifar10, a TFDS name or imagefolder:PATH; the run's if not given.
+      dataset: digits, cifar10, digits_canvas, a TFDS name, or FORMAT:PATH, such as
+        imagefolder:PATH; the run's if not given.
       split: Of the data set; the run's, else test.
       data_dir: Where TFDS keeps prepared data sets.
       color: rgb, grey or as_stored; the run's, else that which the network takes.
-      protocol: Views of each image whose probabilities are averaged: center_crop,
-        ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or dense_vgg_384.
+      protocol: Of classifiers: views of each image whose probabilities are averaged:
+        center_crop, ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or
+        dense_vgg_384.
       scales: Lengths of an image's shorter side, in pixels, instead of the protocol's.
       batch_size: Images per step; views, where the protocol has several of an image.
+        If not given the run's, else 512, and 8 of detectors and segmentation networks.
       on_bad_image: stop, or skip, which counts and names unreadable images.
     """
-    chosen = get_protocol(protocol, scales)
-    classes = None
+    chosen, usual = get_protocol(protocol, scales), get_protocol("center_crop")
+    classes, max_boxes = None, 100
     if run_dir is not None:
         data = load_config(run_dir / "config.json").data
+        max_boxes, batch_size = data.max_boxes, batch_size or data.eval_batch_size
         card = zoo.weights.read_checkpoint(run_dir)[1]
         model, weights = card.model, str(run_dir)
         if dataset is None:
@@ -87,6 +92,14 @@ def evaluate(
     split = split or "test"
     if model is None or weights is None or dataset is None:
         raise ValueError("give a run folder, or --model, --weights and --dataset.")
+    spec = zoo.get_spec(model)
+    # Which weights the classes had in training does not matter here.
+    weighted = spec.loss == "median_frequency"
+    task = make_task(spec, loss="softmax_cross_entropy" if weighted else "")
+    if task.name != "classification" and chosen != usual:
+        raise ValueError(
+            f"--protocol and --scales are for classifiers; {model} is for {task.name}."
+        )
     options = parse_options(option)
     if not chosen.cropped and "fully_convolutional" in zoo.list_options(model):
         options = {"fully_convolutional": True} | options
@@ -98,24 +111,36 @@ def evaluate(
         data_dir=data_dir,
         classes=classes,
         color=None if color == "as_stored" else color,
+        task=task.name,
     )
+    if source.task != task.name:
+        raise ValueError(
+            f"{dataset} is for {source.task}, and {model} for {task.name}."
+        )
     _check_classes(source.class_names, card, f"{dataset}, split {split},", weights)
     started = time.perf_counter()
-    source = fit_source(source, card.preprocess, on_bad_image=on_bad_image)
-    if chosen == get_protocol("center_crop"):
+    source = fit_source(
+        source, card.preprocess, on_bad_image=on_bad_image, max_boxes=max_boxes
+    )
+    batch_size = batch_size or (512 if task.name == "classification" else 8)
+    if chosen == usual:
         mesh = make_mesh()
         evaluator = Evaluator(
             module,
-            make_task(zoo.get_spec(model)),
+            task,
             source,
             card.preprocess,
             mesh,
             batch_size,
+            max_boxes=max_boxes,
             progress=True,
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         variables = jax.tree.map(lambda x: put_everywhere(x, everywhere), variables)
-        found = evaluator(variables).metrics
+        evaluated = evaluator(variables)
+        found = evaluated.metrics
+        if task.name == "detection":
+            found = {**found, **measure_coco(evaluated, card.num_classes)}
     else:
         found = evaluate_views(
             module,
@@ -127,15 +152,28 @@ def evaluate(
         )
     seconds = time.perf_counter() - started
     print(f"{model} ({card.source}) on {dataset}, split {split}:")
-    views = "one view" if chosen.count == 1 else f"{chosen.count} views"
-    print(f"  protocol  {chosen.name}, {views} of each image")
-    print(f"  top-1     {_share(found['correct'], found['count'])}")
-    if "top5" in found:
-        hits = round(found["top5"] * found["count"])
-        print(f"  top-5     {_share(hits, found['count'])}")
-    print(f"  loss      {found['loss']:.4f}")
-    speed = found["count"] / seconds
+    if task.name == "classification":
+        views = "one view" if chosen.count == 1 else f"{chosen.count} views"
+        print(f"  protocol  {chosen.name}, {views} of each image")
+        print(f"  top-1     {_share(found['correct'], found['count'])}")
+        if "top5" in found:
+            hits = round(found["top5"] * found["count"])
+            print(f"  top-5     {_share(hits, found['count'])}")
+        print(f"  loss      {found['loss']:.4f}")
+    else:
+        for name, value in found.items():
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            print(f"  {name.replace('_', ' '):<22}  {shown}")
+    speed = len(source) / seconds
     print(f"  speed     {speed:,.1f} images per second, compilation included")
+
+
+def measure_coco(evaluated: Detected, num_classes: int) -> dict[str, float]:
+    """Computes what COCO adds to the average precision at an IoU of 0.5."""
+    state = coco.empty(num_classes)
+    state = coco.update(state, evaluated.detections, evaluated.objects)
+    found = coco.compute(state)
+    return {f"coco_{name}": found[name] for name in coco.NAMES}
 
 
 def _check_classes(

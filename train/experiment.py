@@ -216,7 +216,8 @@ def check_augment(names: tuple[str, ...], task: str) -> None:
 
 def class_weights(config: TrainConfig, source: Source) -> tuple[float, ...]:
     """Weighs the classes of a training set's pixels, where the loss asks for it."""
-    if config.optim.loss != "median_frequency":
+    loss = config.optim.loss or zoo.get_spec(config.model.name).loss
+    if loss != "median_frequency":
         return ()
     count = len(source.class_names)
     pixels, of_images = np.zeros((2, count), np.int64)

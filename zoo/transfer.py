@@ -64,8 +64,9 @@ def freeze_statistics(modules: frozenset[str]) -> AbstractContextManager:
 
     def intercept(call, args, kwargs, context):
         module, is_call = context.module, context.method_name == "__call__"
-        frozen = "/".join(module.path) in modules
-        if isinstance(module, BatchNorm) and is_call and frozen:
+        # Only what is within a network that runs has a path.
+        is_norm = isinstance(module, BatchNorm) and is_call
+        if is_norm and "/".join(module.path) in modules:
             kwargs = {**kwargs, "train": False}
         return call(*args, **kwargs)
 
@@ -136,12 +137,14 @@ def replace_head(
     key: jax.Array,
     shared: Mapping[int, int] | None = None,
 ) -> tuple[Classifier, dict]:
-    """Exchanges a classifier's last layer for a new one.
+    """Exchanges the layers that have classes for new ones.
 
-    Where the model has auxiliary heads, each one's last layer is exchanged as well.
+    Of several heads, such as auxiliary ones, each one's are exchanged. What a detector
+    says without regard to classes, such as SSD's boxes and the background's scores,
+    keeps its weights.
 
     Args:
-      model: A classifier with a head.
+      model: A network with a head.
       variables: Of the model; they are left as they are.
       num_classes: Of the new head.
       key: For the new head's initialisation.
@@ -155,12 +158,13 @@ def replace_head(
       ValueError: The model has no head, or a class number is out of range, or classes
         shall change their numbers in a head whose codes are fixed.
     """
-    if model.head is None:
+    if not model.heads():
         raise ValueError("replace_head: the model has no head; create it with one.")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
     shared = shared or {}
-    old = model.head.num_classes
+    before = model.heads()
+    old = next(iter(before.values())).num_classes
     for new_class, old_class in shared.items():
         if not (0 <= new_class < num_classes and 0 <= old_class < old):
             raise ValueError(
@@ -175,7 +179,11 @@ def replace_head(
     for i, (name, head) in enumerate(heads.items()):
         if name in params:
             part = jax.random.fold_in(key, i)
-            params[name] = _replace_last_layer(head, params[name], part, shared)
+            if hasattr(head, "class_outputs"):
+                layers = before[name].class_outputs(), head.class_outputs()
+                params[name] = _renew_outputs(*layers, params[name], part, shared)
+            else:
+                params[name] = _replace_last_layer(head, params[name], part, shared)
         elif any(new_class != old_class for new_class, old_class in shared.items()):
             raise ValueError(
                 f"replace_head: shared={shared} moves classes, but the head has no "
@@ -223,6 +231,32 @@ def _renew_layers(
         if "bias" in old:
             bias = jnp.zeros(number, old["bias"].dtype)
             new["bias"] = bias.at[rows].set(old["bias"][source])
+        params[name] = new
+    return params
+
+
+def _renew_outputs(
+    before: Mapping, after: Mapping, params: Tree, key: jax.Array, shared: Mapping
+) -> dict:
+    """The same for a detector's head, which has outputs without a class as well.
+
+    These keep their weights. `before` and `after` say whose the outputs are.
+    """
+    params = dict(params)
+    for i, (name, layer) in enumerate(after.items()):
+        old = {kind: jnp.asarray(leaf) for kind, leaf in params[name].items()}
+        new = {
+            kind: jnp.zeros((*leaf.shape[:-1], len(layer.classes)), leaf.dtype)
+            for kind, leaf in old.items()
+        }
+        kernel = new["kernel"]
+        part = jax.random.fold_in(key, i)
+        new["kernel"] = layer.kernel_init(part, kernel.shape, kernel.dtype)
+        for new_class, old_class in {-1: -1, **shared}.items():
+            (to,) = np.nonzero(layer.classes == new_class)
+            (of,) = np.nonzero(before[name].classes == old_class)
+            for kind, leaf in old.items():
+                new[kind] = new[kind].at[..., to].set(leaf[..., of])
         params[name] = new
     return params
 

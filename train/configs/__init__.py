@@ -7,6 +7,7 @@ from functools import partial
 from train.config import TrainConfig
 from train.configs import (
     cifar10_resnet,
+    digits_detection,
     digits_lenet5,
     digits_segmentation,
     imagenet_alexnet,
@@ -20,6 +21,9 @@ from zoo.registry import get_spec, unknown
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "digits_lenet5": digits_lenet5.config,
     "digits_lenet5_modern": digits_lenet5.modern,
+    "digits_detection_ssd": digits_detection.ssd,
+    "digits_detection_faster_rcnn": digits_detection.faster_rcnn,
+    "digits_detection_yolo": digits_detection.yolo,
     "digits_segmentation_unet": digits_segmentation.unet,
     "cifar10_resnet20_short": cifar10_resnet.short,
     **{

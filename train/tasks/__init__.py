@@ -6,7 +6,7 @@ from train.tasks.classification import (
     make_loss,
     softmax_cross_entropy,
 )
-from train.tasks.detection import Detection
+from train.tasks.detection import Detected, Detection
 from train.tasks.segmentation import Segmentation, make_pixel_loss
 from train.tasks.task import Evaluated, Task
 from zoo.registry import unknown
@@ -14,6 +14,7 @@ from zoo.spec import ModelSpec
 
 __all__ = [
     "Classification",
+    "Detected",
     "Detection",
     "Evaluated",
     "Loss",

@@ -1,10 +1,37 @@
 """Boxes with classes."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from zoo.detection.contract import Targets
+from zoo.detect import choose_detections
+from zoo.detection.contract import Detections, Targets
+from zoo.fitting import scale_boxes
+from zoo.metrics import detection as metrics
+from zoo.metrics.detection import Objects
+
+
+class Detected(NamedTuple):
+    """What an evaluation found out.
+
+    Attributes:
+      metrics: `ap50`, `ap50_voc07`, `images`, `objects` and `detections`. `ap50` is NaN
+        where an output of the network is not finite.
+      precision: Average precision at an IoU of 0.5 of each class; None where the set
+        has no object of it.
+      curves: Recall and precision of each class.
+      detections: Of all images, numpy, in pixels of the images as they are stored.
+      objects: Of all images, likewise.
+    """
+
+    metrics: dict[str, float]
+    precision: Sequence[float | None]
+    curves: Sequence[tuple[np.ndarray, np.ndarray]]
+    detections: Detections
+    objects: Objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,3 +63,59 @@ class Detection:
         )
         losses = model.losses(outputs, targets)
         return sum(losses.values()), losses, updated.get("batch_stats", {})
+
+    def empty(self, num_classes: int) -> tuple[()]:
+        """Returns no sums: what is found in each image is kept."""
+        return ()
+
+    def evaluate(self, model, variables, images, state, batch):
+        """Keeps the objects and the detections of each image."""
+        sizes = batch["size"].astype(jnp.float32)
+        candidates = model.decode(model.apply(variables, images, sizes), sizes)
+        found = choose_detections(candidates, model.postprocess)
+        scale = batch["size"], batch["original_size"]
+        each = {
+            "boxes": scale_boxes(found.boxes, *scale),
+            "scores": found.scores,
+            "classes": found.classes,
+            "found": found.valid,
+            "object_boxes": scale_boxes(batch["boxes"], *scale),
+            "object_classes": batch["classes"],
+            "object_valid": batch["box_valid"],
+            "difficult": batch["difficult"],
+            "finite": jnp.isfinite(candidates.scores).all((1, 2)),
+        }
+        return state, each
+
+    def collect(
+        self, state: tuple[()], each: dict[str, Any], class_names: tuple[str, ...]
+    ) -> Detected:
+        """Computes the metrics."""
+        detections = Detections(
+            each["boxes"], each["scores"], each["classes"], each["found"]
+        )
+        objects = Objects(
+            each["object_boxes"],
+            each["object_classes"],
+            each["object_valid"],
+            each["difficult"],
+        )
+        state = metrics.update(metrics.empty(len(class_names)), detections, objects)
+        if not state.objects.any():
+            raise ValueError(
+                f"none of the {state.images} images has an object, and there is no "
+                "average precision without."
+            )
+        found = metrics.compute(state)
+        precision, curves = found.pop("by_class"), found.pop("curves")
+        del found["by_class_voc07"]
+        if not each["finite"].all():
+            found["ap50"] = float("nan")
+        return Detected(found, precision, curves, detections, objects)
+
+    def say(self, metrics: dict[str, float]) -> str:
+        """Says the average precision."""
+        return (
+            f"AP50 {metrics['ap50']:.2%}, {metrics['objects']} objects in "
+            f"{metrics['images']} images"
+        )
