@@ -62,6 +62,7 @@ FLOORS = {
     "train/predict": 8,
     "train/experiment": 8,
     "train/rcnn": 8,
+    "train/regions": 12,
     "train/loop": 9,
     "train/examples": 10,
     "train/runs": 11,

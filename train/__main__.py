@@ -7,7 +7,7 @@ import sys
 import jax
 import tyro
 
-from train import commands
+from train import commands, regions
 from train.checkpoint import CheckpointError
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.configs import CONFIGS, get_config
@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": commands.evaluate,
     "predict": commands.predict,
     "digits_transfer": commands.digits_transfer,
+    "rcnn": regions.rcnn,
 }
 
 # The usual recipe for a small set: a new head on frozen features (--freeze), a low
@@ -43,6 +44,7 @@ def usage() -> str:
         "       python -m train predict RUN IMAGE ...",
         "       python -m train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       python -m train digits_transfer    the embedded transfer study",
+        "       python -m train rcnn --dataset voc:PATH    R-CNN on a classifier",
         "",
         "--distributed before any of them joins the other processes of a run. Slurm,",
         "Open MPI, Kubernetes and TPUs say themselves who they are; elsewhere set",
