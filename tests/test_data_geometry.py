@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from train.data import geometry, parse_geometry
+from train.data import parse_geometry
 from train.data.draws import Draws
 from train.data.geometry import GEOMETRY
 from train.data.masks import make_values, segmentation_example
@@ -160,10 +160,10 @@ def test_scaling(name):
 def test_rotation():
     angles = []
     for step in range(40):
-        # A wide bar across the middle tells the angle.
+        # A wide bar tells the angle, and beside the centre where it turns about.
         image = np.zeros((61, 61, 1), np.uint8)
-        image[28:33, 5:56] = 100
-        scene = detection_example(image, make_objects([[5, 28, 56, 33]], [0]))
+        image[18:23, 10:42] = 100
+        scene = detection_example(image, make_objects([[10, 18, 42, 23]], [0]))
         out = change("rotate:30", scene, step=step)
         ys, xs = np.nonzero(out["image"][..., 0] == 100)
         angles.append(math.degrees(math.atan(-np.polyfit(xs, ys, 1)[0])))
@@ -177,7 +177,7 @@ def test_rotation():
         # But for the pixels at edges, which are interpolated in the image alone.
         assert (bar == (other["mask"] == 1))[inside].mean() > 0.97
         assert inside.mean() > 0.75
-        assert not inside.all() or abs(angles[-1]) < 2
+        assert not inside.all() or abs(angles[-1]) < 3
     assert -31 < min(angles) < -20 < 20 < max(angles) < 31
     same = change("rotate:0", make_pixels())
     np.testing.assert_array_equal(same["mask"], make_pixels()["mask"])
@@ -195,108 +195,6 @@ def test_a_random_crop_has_the_networks_size():
             corners.add((height, *np.argwhere(seen)[0]))
     assert len({c for c in corners if c[0] == 10}) == 15  # rows 0 to 14
     assert len({c for c in corners if c[0] == 40}) > 15  # columns 0 to 23
-
-
-# SSD's
-
-
-def test_zooming_out():
-    ratios, plain = [], 0
-    for step in range(300):
-        scene = make_scene(step, objects=1)
-        height, width, _ = change("zoom_out", scene, step=step)["image"].shape
-        plain += (height, width) == (30, 41)
-        ratios.append(height / 30)
-        assert width / 41 == pytest.approx(height / 30, abs=0.05)
-    assert 110 < plain < 190
-    ratios = np.array(ratios)[np.array(ratios) > 1]
-    assert ratios.max() <= 4
-    np.testing.assert_allclose(np.histogram(ratios, 3, (1, 4))[0], 50, atol=25)
-
-
-def test_no_canvas_is_larger_than_an_image_may_be(monkeypatch):
-    monkeypatch.setattr(geometry, "MAX_PIXELS", 2000)
-    for step in range(20):
-        scene = make_scene(step)
-        out = change("zoom_out:4:1", scene, step=step)
-        assert out["image"].size <= 2200
-        assert len(out["boxes"]) == 3
-
-
-def windows_of(step, overlaps, monkeypatch, scene):
-    monkeypatch.setattr(geometry, "OVERLAPS", overlaps)
-    # The image of places tells which part was cut out.
-    height, width = scene["image"].shape[:2]
-    rows, columns = np.indices((height, width)).astype(np.uint8)
-    image = np.stack([rows, columns, rows], -1)
-    rgb = Preprocess(size=9, channels=3, mean=(1,) * 3, std=(1,) * 3)
-    part = change("iou_crop", scene | {"image": image}, step=step, preprocess=rgb)
-    part = part["image"]
-    return part[0, 0, 1], part[0, 0, 0], part[-1, -1, 1] + 1, part[-1, -1, 0] + 1
-
-
-def slow_iou(a, b):
-    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(
-        0, min(a[3], b[3]) - max(a[1], b[1])
-    )
-    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
-    return shared / (sum(areas) - shared)
-
-
-@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.3, 0.5, 0.7])
-def test_parts_are_covered_by_an_object(overlap, monkeypatch):
-    shapes, least = [], []
-    for step in range(80):
-        boxes = [[10, 20, 150, 110], [100, 60, 190, 120]]
-        scene = detection_example(
-            np.zeros((120, 200, 1), np.uint8), make_objects(boxes, [0, 1])
-        )
-        window = windows_of(step, (overlap, None), monkeypatch, scene)
-        window = tuple(map(int, window))
-        if window == (0, 0, 200, 120):
-            continue
-        least.append(max(slow_iou(window, box) for box in boxes))
-        x1, y1, x2, y2 = window
-        shapes.append([(x2 - x1) / 200, (y2 - y1) / 120])
-    assert len(least) > 25
-    assert min(least) >= overlap
-    if overlap < 0.5:
-        assert min(least) < overlap + 0.2
-    sides = np.array(shapes)
-    assert 0.2 < sides.min() < sides.max() <= 1
-    ratios = sides[:, 0] / sides[:, 1]
-    assert 0.48 < ratios.min() < 0.75 < 1.3 < ratios.max() < 2.1
-
-
-def test_the_choices_are_as_frequent(monkeypatch):
-    # With a box that is the image, every part with 0.9 is nearly all of it.
-    scene = detection_example(
-        np.zeros((90, 90, 1), np.uint8), make_objects([[0, 0, 90, 90]], [0])
-    )
-    areas = []
-    for step in range(350):
-        x1, y1, x2, y2 = map(
-            int, windows_of(step, geometry.OVERLAPS, monkeypatch, scene)
-        )
-        areas.append((x2 - x1) * (y2 - y1) / 8100)
-    areas = np.array(areas)
-    assert 25 < (areas == 1).sum() < 85
-    # 0, 0.1 and 0.3 are six of seven times below one in two.
-    assert 0.15 < (areas < 0.5).mean() < 0.5
-    assert areas.min() < 0.2
-    # Without any object the image stays as it is.
-    empty = detection_example(np.zeros((90, 90, 1), np.uint8), make_objects([], []))
-    out = change("iou_crop", empty)
-    assert out["image"].shape == (90, 90, 1)
-
-
-def test_an_impossible_overlap_leaves_another_choice(monkeypatch):
-    tiny = detection_example(
-        np.zeros((90, 90, 1), np.uint8), make_objects([[4, 4, 5, 5]], [0])
-    )
-    for step in range(20):
-        window = windows_of(step, (0.9, None), monkeypatch, tiny)
-        assert tuple(map(int, window)) == (0, 0, 90, 90)
 
 
 # Numbers
