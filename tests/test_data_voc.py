@@ -2,6 +2,7 @@
 
 import io
 import logging
+import pickle
 import zipfile
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_images_and_objects(tmp_path, top, zipped):
     assert both[2]["boxes"].tolist() == [[1, 2, 10, 12]]
     with pytest.raises(IndexError, match="3 examples, no #3"):
         both[3]
+    copy = pickle.loads(pickle.dumps(both))  # as workers get it
+    assert copy[2]["boxes"].tolist() == both[2]["boxes"].tolist()
 
 
 def test_several_years_side_by_side(tmp_path):

@@ -9,11 +9,9 @@ from train.data.markup import Element, parse_xml
 from train.data.masks import make_values
 from train.data.objects import Objects, log_left_out, make_objects, tidy_objects
 from train.data.source import Source, nearest
+from zoo.segmentation.voc import CLASS_NAMES
 
-CLASSES = tuple(
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
-    "motorbike person pottedplant sheep sofa train tvmonitor".split()
-)
+CLASSES = CLASS_NAMES[1:]  # without the background
 NAMES_FILE = "classes.txt"
 
 
@@ -80,7 +78,7 @@ def open_voc_masks(
     """
     tree = _Tree(path, "Segmentation")
     items = tree.find(split, "SegmentationClass", ".png")
-    names = tuple(class_names or tree.read_names() or ("background", *CLASSES))
+    names = tuple(class_names or tree.read_names() or CLASS_NAMES)
     values = make_values(len(names), ignored)
     images, masks = zip(*items, strict=True)
     return FileMasks(tree.files, split, names, images, masks, values, color)
