@@ -65,8 +65,8 @@ def open_voc_masks(
     Args:
       path: See `open_voc`.
       split: See `open_voc`.
-      class_names: Of the masks' values 0, 1, ..; those of a file classes.txt if None,
-        else "background" and the 20 of VOC.
+      class_names: Of the masks' values 0, 1, ..; "background" and the 20 of VOC if
+        None. (A file classes.txt names the classes of boxes, without a background.)
       ignored: Values of pixels to be ignored, besides 255.
       color: "rgb", "grey" or None, see `decode_image`.
 
@@ -78,7 +78,7 @@ def open_voc_masks(
     """
     tree = _Tree(path, "Segmentation")
     items = tree.find(split, "SegmentationClass", ".png")
-    names = tuple(class_names or tree.read_names() or CLASS_NAMES)
+    names = tuple(class_names or CLASS_NAMES)
     values = make_values(len(names), ignored)
     images, masks = zip(*items, strict=True)
     return FileMasks(tree.files, split, names, images, masks, values, color)
@@ -115,17 +115,14 @@ class _Tree:
             top, file = self._splits[name]
             images = images_by_stem(self.entries, _join(top, "JPEGImages"))
             for i, line in enumerate(self._read_lines(file)):
-                stem = line.split()[0] if line.strip() else None
-                if stem is None:
+                if not line.strip():
                     continue
-                other = _join(top, folder, stem + suffix)
-                for missing, kind in (
-                    (stem not in images, "JPEGImages has no image"),
-                    (other not in self._existing, f"there is no {other}"),
-                ):
-                    if missing:
-                        where = self.files.where(file)
-                        raise ValueError(f"{where}:{i + 1}: {stem}: {kind}.")
+                stem = line.split()[0]  # what may follow is a class's -1, 0 or 1
+                other, where = _join(top, folder, stem + suffix), self.files.where(file)
+                if stem not in images:
+                    raise ValueError(f"{where}:{i + 1}: JPEGImages has no {stem}.")
+                if other not in self._existing:
+                    raise ValueError(f"{where}:{i + 1}: there is no {other}.")
                 items.append((images[stem], other))
         if not items:
             raise ValueError(f"{self.files.path}: split {split!r} names no image.")
