@@ -19,8 +19,6 @@ from zoo import detect as module
 from zoo.detect import choose_detections
 from zoo.detection.contract import Candidates, Postprocess
 
-pytestmark = pytest.mark.quick
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -79,6 +77,7 @@ RULES = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("rules", "own_boxes", "few"),
     [
@@ -166,6 +165,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("fit", "own_boxes"), [("stretch", False), ("sides", True), ("keep", False)]
 )
