@@ -18,6 +18,7 @@ import sys
 
 import numpy as np
 import restate_columns
+import restate_encoder_decoder
 import restate_googlenet
 import restate_residual
 import restate_segmentation
@@ -37,6 +38,7 @@ RESTATED = {
     **restate_googlenet.NETWORKS,
     **restate_residual.NETWORKS,
     **restate_segmentation.NETWORKS,
+    **restate_encoder_decoder.NETWORKS,
 }
 
 

@@ -16,16 +16,24 @@ from zoo.weights.torch_format import from_torch, list_torch_shapes, to_torch
 
 # Height and width of the images of networks that take any: small, and no multiples.
 ANY_SIZE = (74, 91)
+# Of others that are not resized to one size.
+SIZES = {"unet": (188, 204), "frrn_a": (64, 96), "frrn_b": (64, 96)}
+# Networks that put values where a pool took its own: in float32 a pool that is near a
+# tie takes another pixel than its source's, so that they are compared in float64.
+SWITCHED = ("segnet", "segnet_basic")
 
 
 def make_example(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Makes the deterministic images, preprocessed, and their labels or masks."""
     spec = get_spec(name)
     pre = spec.preprocess
-    if pre.fit == "keep":
-        pre = dataclasses.replace(pre, size=ANY_SIZE[0], width=ANY_SIZE[1])
+    if pre.fit in ("keep", "sides"):
+        height, width = SIZES.get(name, ANY_SIZE)
+        pre = dataclasses.replace(pre, size=height, width=width)
     if spec.task == "segmentation":
-        return make_images(pre), make_masks(spec.num_classes, *pre.shape[:2])
+        margin = 2 * build(name).margin
+        size = [n - margin for n in pre.shape[:2]]
+        return make_images(pre), make_masks(spec.num_classes, *size)
     return make_images(pre), make_labels(spec.num_classes)
 
 
@@ -63,7 +71,13 @@ def compute_endpoints(
     images, _ = make_example(name)
     options = evaluation_options(name)
     variables = from_torch(name, state, **options)
-    return run_endpoints(name, variables, images, options, jit)
+    if name not in SWITCHED:
+        return run_endpoints(name, variables, images, options, jit)
+    wide = dict(dtype="float64", param_dtype="float64")
+    variables = jax.tree.map(lambda leaf: leaf.astype("float64"), variables)
+    images = images.astype("float64")
+    with _enable_x64(True):
+        return run_endpoints(name, variables, images, {**options, **wide}, jit)
 
 
 def compute_step(

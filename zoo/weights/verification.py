@@ -16,6 +16,7 @@ from zoo.weights.deterministic import make_images
 from zoo.weights.download import fetch, file_sha256
 from zoo.weights.loading import FREE_OPTIONS, Loaded, load
 from zoo.weights.parity import (
+    SWITCHED,
     compute_endpoints,
     compute_step,
     deterministic_state,
@@ -75,6 +76,11 @@ def verify(
         raise ValueError(
             f"training must be None or one of {[*TRAINING_TYPES]}, got {training!r}."
         )
+    if training and get_spec(name).task == "detection":
+        raise ValueError(
+            f"training={training!r}: training steps are compared of classifiers and "
+            f"segmentation networks alone, not of {name}."
+        )
     if weights is None:
         return _verify_golden(name, training, jit)
     if training:
@@ -115,6 +121,8 @@ def _verify_golden(name: str, training: str | None, jit: Callable) -> Certificat
         state = deterministic_state(name, **evaluation_options(name))
         found = compute_endpoints(name, state, jit)
         checks = _check_endpoints(found, expected["endpoints"])
+        if name in SWITCHED:
+            notes.append("in float64: in float32 a pool near a tie takes another pixel")
     return Certificate(
         model=name,
         weights="deterministic, from the parameters' names",
