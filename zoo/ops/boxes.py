@@ -14,8 +14,9 @@ Array = jax.Array
 def area(boxes: Array, *, inclusive: bool = False) -> Array:
     """Returns the areas [...] of boxes [..., 4]; 0 for a box that is inside out."""
     one = 1 if inclusive else 0
-    sides = boxes[..., 2:] - boxes[..., :2] + one
-    return jnp.prod(jnp.maximum(sides, 0), axis=-1)
+    width = boxes[..., 2] - boxes[..., 0] + one
+    height = boxes[..., 3] - boxes[..., 1] + one
+    return jnp.maximum(width, 0) * jnp.maximum(height, 0)
 
 
 def clip(boxes: Array, height: float | Array, width: float | Array) -> Array:
@@ -78,9 +79,14 @@ def iou(a: Array, b: Array, *, inclusive: bool = False) -> Array:
 
 def intersection(a: Array, b: Array, *, inclusive: bool = False) -> Array:
     """Returns the area [...] that boxes [..., 4] share with boxes [..., 4]."""
-    low = jnp.maximum(a[..., :2], b[..., :2])
-    high = jnp.minimum(a[..., 2:], b[..., 2:])
-    return area(jnp.concatenate([low, high], axis=-1), inclusive=inclusive)
+    one = 1 if inclusive else 0
+    # A coordinate at a time: CPUs take as many pairs at once as they have lanes.
+    sides = [
+        jnp.minimum(a[..., i + 2], b[..., i + 2]) - jnp.maximum(a[..., i], b[..., i])
+        for i in range(2)
+    ]
+    width, height = (jnp.maximum(side + one, 0) for side in sides)
+    return width * height
 
 
 def giou(a: Array, b: Array) -> Array:

@@ -10,8 +10,10 @@ from zoo.ops.boxes import iou
 
 Array = jax.Array
 
-# Boxes that are decided at a time. Memory grows with BLOCK * N, never with N * N.
+# Boxes that are decided at a time, and kept ones that they are compared with at a time:
+# beside the boxes, memory is BLOCK * TILE however many there are.
 BLOCK = 256
+TILE = 1024
 
 
 class Kept(NamedTuple):
@@ -39,7 +41,8 @@ def nms(
     """Keeps boxes by falling score, unless one that is kept overlaps too much.
 
     Equal to the greedy algorithm at every threshold. Of equal scores the earlier box
-    goes first. A box whose score is not a number is not valid.
+    goes first. A box whose score is not a number is not valid. Time grows with the
+    boxes times those that are kept, and memory with the boxes.
 
     Args:
       boxes: float [N, 4], xyxy.
@@ -68,51 +71,72 @@ def nms(
             f"nms: iou_threshold={iou_threshold} must be 0 to 1, and "
             f"max_outputs={max_outputs} 1 or more."
         )
-    count = len(boxes)
-    padded = max(-(-count // BLOCK) * BLOCK, BLOCK)
     usable = ~jnp.isnan(scores)
     if valid is not None:
         usable &= valid
+    count = usable.sum(dtype=jnp.int32)
     # Padding sorts behind everything, then the order of the input decides.
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
-    rest = (0, padded - count)
-    alive = jnp.pad(usable[order], rest)
-    boxes = jnp.pad(boxes[order], (rest, (0, 0)))
-    classes = None if classes is None else jnp.pad(classes[order], rest)
-    order = jnp.pad(order, rest)
+    rest = -len(boxes) % BLOCK if len(boxes) else BLOCK
+    # Boxes, and what goes with them, in blocks [blocks, BLOCK, ...].
+    boxes = _block(jnp.asarray(boxes)[order], rest)
+    classes = None if classes is None else _block(jnp.asarray(classes)[order], rest)
+    order = _block(order.astype(jnp.int32), rest)
+    tile = min(TILE, -(-max_outputs // BLOCK) * BLOCK)
+    room = -(-max_outputs // tile) * tile
 
-    def overlaps(rows: Array, start: Array) -> Array:
-        """Which boxes [N] are too near to each box of the block at `start`."""
-        near = iou(rows[:, None], boxes[None], inclusive=inclusive) > iou_threshold
-        if classes is not None:
-            block = lax.dynamic_slice(classes, (start,), (BLOCK,))
-            near &= block[:, None] == classes[None]
-        return near
+    def near(some: Array, others: Array, kinds: Array | None, others_kinds: Array):
+        overlaps = iou(some[:, None], others[None], inclusive=inclusive) > iou_threshold
+        if kinds is None:
+            return overlaps
+        return overlaps & (kinds[:, None] == others_kinds[None])
 
     def body(carry: tuple) -> tuple:
-        number, alive, total = carry
-        start = number * BLOCK
-        rows = lax.dynamic_slice(boxes, (start, 0), (BLOCK, 4))
-        near = overlaps(rows, start)
-        within = lax.dynamic_slice(near, (0, start), (BLOCK, BLOCK))
-        block = lax.dynamic_slice(alive, (start,), (BLOCK,))
-        block = _decide(block, within)
-        later = jnp.arange(padded) >= start + BLOCK
-        alive &= ~((near & block[:, None]).any(axis=0) & later)
-        alive = lax.dynamic_update_slice(alive, block, (start,))
-        return number + 1, alive, total + block.sum()
+        number, total, kept, kept_classes, places = carry
+        rows = boxes[number]
+        kinds = None if classes is None else classes[number]
+
+        def compare(at: Array, alive: Array) -> Array:
+            start = at * tile
+            some = lax.dynamic_slice(kept, (start, 0), (tile, 4))
+            some_kinds = None
+            if classes is not None:
+                some_kinds = lax.dynamic_slice(kept_classes, (start,), (tile,))
+            there = (start + jnp.arange(tile) < total)[:, None]
+            return alive & ~(near(some, rows, some_kinds, kinds) & there).any(axis=0)
+
+        alive = number * BLOCK + jnp.arange(BLOCK) < count
+        alive = lax.fori_loop(0, -(-total // tile), compare, alive)
+        alive = _decide(alive, near(rows, rows, kinds, kinds))
+        # What is kept goes behind what was kept before; the rest nowhere.
+        to = jnp.where(alive, total + jnp.cumsum(alive, dtype=jnp.int32) - 1, room)
+        kept = kept.at[to].set(rows, mode="drop")
+        places = places.at[to].set(order[number], mode="drop")
+        if classes is not None:
+            kept_classes = kept_classes.at[to].set(kinds, mode="drop")
+        total += alive.sum(dtype=jnp.int32)
+        return number + 1, total, kept, kept_classes, places
 
     def unfinished(carry: tuple) -> Array:
-        number, _, total = carry
-        return (number < padded // BLOCK) & (total < max_outputs)
+        number, total, *_ = carry
+        return (number * BLOCK < count) & (total < max_outputs)
 
-    # Blocks behind the last one that was decided may hold boxes that should go, but
-    # so many were kept before them that they do not reach the result.
-    _, alive, _ = lax.while_loop(unfinished, body, (0, alive, 0))
-    (places,) = jnp.nonzero(alive, size=max_outputs, fill_value=padded)
-    found = places < padded
-    indices = jnp.where(found, order[jnp.minimum(places, padded - 1)], 0)
-    return Kept(indices.astype(jnp.int32), found)
+    start = (
+        jnp.int32(0),
+        jnp.int32(0),
+        jnp.zeros((room, 4), boxes.dtype),
+        None if classes is None else jnp.zeros(room, classes.dtype),
+        jnp.zeros(room, jnp.int32),
+    )
+    _, total, _, _, places = lax.while_loop(unfinished, body, start)
+    found = jnp.arange(max_outputs) < total
+    return Kept(jnp.where(found, places[:max_outputs], 0), found)
+
+
+def _block(x: Array, rest: int) -> Array:
+    """Pads [N, ...] by `rest` places of zeros, and splits it into blocks."""
+    x = jnp.pad(x, [(0, rest)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(-1, BLOCK, *x.shape[1:])
 
 
 def _decide(alive: Array, near: Array) -> Array:
