@@ -41,7 +41,8 @@ def mark(names, always):
 
 @pytest.mark.quick
 def test_every_classifier_has_a_golden_file():
-    assert {path.stem for path in GOLDEN.glob("*")} == {*NETWORKS}
+    files = {path.stem for path in GOLDEN.glob("*")}
+    assert files & {*zoo.list_models(task="classification")} == {*NETWORKS}
 
 
 @pytest.mark.quick
