@@ -1,0 +1,103 @@
+"""torchvision's side of the detectors' benchmark; it runs in its own process."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark_detectors_jax import MAPS, make_objects, make_photographs
+from benchmark_pairs import peak_megabytes
+from benchmark_rounds import seconds_per_call_within
+from benchmark_torch import VARIANTS
+
+from zoo.weights.parity import deterministic_state
+from zoo.weights.torchvision_live import load_state
+
+with contextlib.suppress(ImportError):
+    # Where torch is a CPU build and torchvision is not.
+    import torchvision_on_cpu  # noqa: F401
+import torchvision
+from torchvision.models import detection
+
+BUILDERS = {
+    "ssd300_vgg16": detection.ssd300_vgg16,
+    "faster_rcnn_resnet50_fpn": detection.fasterrcnn_resnet50_fpn,
+}
+
+
+class Side:
+    """Everything that the process keeps between its turns."""
+
+    def __init__(self, name: str, threads: int):
+        torch.set_num_threads(threads)
+        self.name, self.models = name, {}
+
+    def create(self, variant: str) -> torch.nn.Module:
+        """Creates the network once, with the weights that the zoo's has."""
+        if variant not in self.models:
+            options = {"weights": None, "weights_backbone": None, "num_classes": 91}
+            model = BUILDERS[self.name](**options)
+            load_state(model, deterministic_state(self.name))
+            self.models[variant] = model.to(memory_format=VARIANTS[variant][0])
+        return self.models[variant]
+
+    def time(self, variant: str, kind: str, count: int, seconds: float) -> float:
+        """Returns the seconds of a call, or of a training step."""
+        model = self.create(variant).train(kind == "train")
+        photographs = make_photographs(self.name, count).transpose(0, 3, 1, 2)
+        images = [torch.from_numpy(np.ascontiguousarray(p)) for p in photographs]
+        if kind == "train":
+            return self._time_training(model, images, seconds)
+
+        def detect():
+            # As ours, it is given uint8.
+            model([image.float() / 255 for image in images])
+
+        def run_network():
+            maps = model.backbone(batch)
+            if self.name not in MAPS:
+                model.head([*maps.values()])
+
+        with torch.inference_mode():
+            if kind == "detect":
+                return seconds_per_call_within(detect, seconds)
+            batch = model.transform([image.float() / 255 for image in images])[0]
+            layout = VARIANTS[variant][0]
+            batch = batch.tensors.contiguous(memory_format=layout)
+            return seconds_per_call_within(run_network, seconds)
+
+    def _time_training(self, model, images, seconds) -> float:
+        boxes, classes = make_objects(self.name, len(images))
+        targets = [
+            {"boxes": torch.from_numpy(b), "labels": torch.from_numpy(c).long() + 1}
+            for b, c in zip(boxes, classes, strict=True)
+        ]
+        images = [image.float() / 255 for image in images]
+        params = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(params, lr=1e-4, momentum=0.9)
+
+        def step():
+            loss = sum(model(images, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return seconds_per_call_within(step, seconds)
+
+    def peak_memory(self) -> float:
+        """Returns the process's largest memory so far, in MiB."""
+        return peak_megabytes()
+
+
+_side: list[Side] = []
+
+
+def start(name: str, threads: int) -> dict[str, str]:
+    """Creates the side; returns versions."""
+    _side[:] = [Side(name, threads)]
+    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
+
+
+def call(method: str, *arguments: Any) -> Any:
+    """Calls a method of the side, by name."""
+    return getattr(_side[0], method)(*arguments)
