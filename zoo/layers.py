@@ -29,11 +29,10 @@ def initializer(name: str) -> Callable:
     """Looks up an initialiser of kernels by name.
 
     Args:
-      name: "he_fan_in" and "he_fan_out" (He et al. 2015, untruncated normal),
-        "glorot" (Glorot and Bengio 2010, uniform), "caffe_xavier" (uniform, by
-        fan-in), "torch" (PyTorch's own, uniform within 1 / sqrt(fan-in)),
-        "gaussian_0.01", "gaussian_0.1" and "truncated_0.01" (normal of that standard
-        deviation; the last cut at two of them).
+      name: "he_fan_in", "he_fan_out" (He et al. 2015, untruncated normal), "glorot"
+        (Glorot and Bengio 2010, uniform), "caffe_xavier" (uniform, by fan-in), "torch"
+        (uniform within 1 / sqrt(fan-in)), "gaussian_0.01", "gaussian_0.1" and
+        "truncated_0.01" (normal of that deviation; the last cut at two of them).
 
     Raises:
       ValueError: There is none of that name.
@@ -138,8 +137,7 @@ class BatchNorm(nn.Module):
       momentum: What the running averages keep at a step; PyTorch's `1 - momentum`.
       epsilon: Added to the variance, inside the root.
       axis_name: Mapped axis over which to average the statistics.
-      frozen: Whether it is a fixed affine map, as in detectors: training neither uses
-        the batch's statistics nor changes the running ones, scale or bias.
+      frozen: Whether it is a fixed affine map, which training does not change.
 
     Reference:
       Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
@@ -276,8 +274,7 @@ def remat_stage(stage: Callable, remat: bool) -> Callable:
     unless it is compiled with `{"xla_disable_hlo_passes": "cse_barrier_expander"}`.
 
     Args:
-      stage: Called with the module that it is a part of and an array; returns a dict of
-        endpoints.
+      stage: From its module and an array to a dict of endpoints.
       remat: False to leave it as it is.
 
     Returns:
@@ -330,12 +327,9 @@ def check_images(
 
     Args:
       images: What was given.
-      name: Of the network.
+      name: Of the network, for the error.
       size: The one height and width that it takes; None for any.
       min_size: Smallest height and width that it takes.
-
-    Raises:
-      ValueError: Names the network, the shape and what was expected.
     """
     shape, hint = images.shape, ""
     if len(shape) == 3:
