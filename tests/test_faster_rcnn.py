@@ -228,6 +228,34 @@ def test_published_weights_say_which_epsilon_they_need(tmp_path, monkeypatch):
     assert (model.backbone.epsilon, card.overrides) == (1e-5, {})
 
 
+def test_another_number_of_classes_gives_a_new_predictor(variables):
+    model = zoo.build(NAME)
+    predictor = {"params": {"predictor": variables["params"]["predictor"]}}
+    few, new = zoo.transfer.replace_head(
+        model, predictor, 2, key=jax.random.key(0), shared={1: 15}
+    )
+    assert few.predictor.num_classes == 2
+    for name, each in (("cls_score", 1), ("bbox_pred", 4)):
+        for kind in ("kernel", "bias"):
+            old = predictor["params"]["predictor"][name][kind]
+            found = np.asarray(new["params"]["predictor"][name][kind])
+            assert found.shape == (*old.shape[:-1], 3 * each)
+            # Background stays, and what was class 15 is class 1.
+            np.testing.assert_array_equal(found[..., :each], old[..., :each])
+            kept = old[..., 16 * each : 17 * each]
+            np.testing.assert_array_equal(found[..., 2 * each :], kept)
+    spread = new["params"]["predictor"]["cls_score"]["kernel"][:, 1].std()
+    np.testing.assert_allclose(spread, (1 / 3 / 1024) ** 0.5, rtol=0.1)
+
+
+def test_weights_of_another_detector_are_refused(tmp_path):
+    path = tmp_path / "ssd.safetensors"
+    state = {"backbone.features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}
+    safetensors.numpy.save_file(state, path)
+    with pytest.raises(ValueError, match=r"faster_rcnn_small: the state dict does not"):
+        zoo.create("faster_rcnn_small", weights=str(path))
+
+
 def test_multiply_adds_are_those_that_torchvision_states():
     layers = list_layers(zoo.build(NAME), (800, 800, 3))
     assert round(sum(layer.macs for layer in layers) / 1e9, 2) == 134.38

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from zoo.detection.contract import Candidates, Targets
+from zoo.detection.contract import Candidates, ClassOutputs, Targets
 from zoo.layers import INITIALIZERS, FullyConnected
 from zoo.ops.box_coding import decode, encode
 from zoo.ops.boxes import clip
@@ -94,6 +95,15 @@ class Predictor(nn.Module):
         move = nn.Dense(4 * k, kernel_init=self.box_init, name="bbox_pred", **types)
         logits, deltas = (y(features).astype(jnp.float32) for y in (score, move))
         return logits, deltas.reshape(-1, k, 4)
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Lists the layers whose outputs have classes, see `ClassOutputs`."""
+        classes = np.arange(-1, self.num_classes)
+        return {
+            "cls_score": ClassOutputs(classes, self.class_init),
+            "bbox_pred": ClassOutputs(np.repeat(classes, 4), self.box_init),
+        }
 
 
 def predictor_rules(prefix: str = "") -> tuple[TorchRule, ...]:
