@@ -18,6 +18,7 @@ import zoo
 from zoo.ops.resize import resize
 from zoo.segmentation.segmenter import Segmenter
 from zoo.spec import Preprocess
+from zoo.summary import abstract_variables
 
 pytestmark = pytest.mark.quick
 
@@ -63,7 +64,7 @@ def make(*, note=len, padding="SAME", window=3, **options):
         preprocess=PREPROCESS,
         **options,
     )
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return model, variables
 
 
@@ -129,7 +130,8 @@ def test_sizes_are_what_the_stride_demands(stride, remainder):
 
 @pytest.mark.parametrize("size", [(30, 41), (9, 70), (4, 4)])
 def test_a_network_without_padding_sees_a_mirrored_border(size):
-    model, variables = make(padding="VALID", window=7, margin=3, stride=4, remainder=2)
+    facts = dict(margin=3, stride=4, remainder=2, min_size=10)
+    model, variables = make(padding="VALID", window=7, **facts)
     images = make_images(*size)
     more = ((0, 0), (3, 3), (3, 3), (0, 0))
     normal = zoo.normalize(np.pad(images, more, mode="reflect"), PREPROCESS)
@@ -168,6 +170,15 @@ def test_scales_average_what_is_seen_at_each(size):
 
     segment = zoo.make_segmenter(model, scales=scales, flip=True, bucket=16)
     check(segment(variables, images), average(variables, normal), atol=1e-5)
+
+
+def test_no_scale_makes_an_image_smaller_than_the_network_takes():
+    seen = []
+    model, variables = make(note=seen.append, min_size=24, stride=8)
+    segment = zoo.make_segmenter(model, scales=(0.5,), bucket=1)
+    seen.clear()
+    assert segment(variables, make_images(24, 60)).classes.shape == (2, 24, 60)
+    assert seen == [(24, 32)]
 
 
 @pytest.mark.parametrize("size", [(64, 70), (33, 100), (20, 24)])
@@ -258,6 +269,21 @@ def test_it_exports():
     np.testing.assert_allclose(found["scores"], expected.scores, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name",
+    "fcn32s_vgg16 fcn_resnet50 pspnet_resnet50 unet unet_small unet_resnet34 "
+    "segnet_basic frrn_a".split(),
+)
+def test_networks_of_the_zoo_make_masks_of_any_size(name):
+    model = zoo.build(name)
+    shape = model.preprocess.shape
+    variables = abstract_variables(model, shape)
+    images = jax.ShapeDtypeStruct((2, 43, 130, shape[-1]), jnp.uint8)
+    found = jax.eval_shape(zoo.make_segmenter(model), variables, images)
+    assert found.classes.shape == found.scores.shape == (2, 43, 130)
+    assert (found.classes.dtype, found.scores.dtype) == (jnp.uint8, jnp.float32)
+
+
 MESH = """
     import jax, numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -308,7 +334,7 @@ def test_a_batch_may_be_spread_over_a_mesh():
     ],
 )
 def test_wrong_images_are_named(images, words):
-    model, variables = make(min_size=4)
+    model, variables = make(min_size=10, margin=3)
     segment = zoo.make_segmenter(model)
     for given in (images, jnp.asarray(images)):
         with pytest.raises(ValueError, match=words):

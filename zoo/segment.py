@@ -47,6 +47,7 @@ def make_segmenter(
     pixels, by the mean colour: for each of these sizes, and not for each size of
     images, the program is compiled once. With several scales or `flip`, probabilities
     are averaged over all of them; with `window`, over the windows that see a pixel.
+    Before `scales` nothing is resized, whatever the preprocessing says.
 
     Args:
       model: A segmentation network.
@@ -87,9 +88,9 @@ def make_segmenter(
     def look(function: Callable, images: Array, filled: Array, flip: bool) -> Array:
         """Probabilities of images that fill a part of [B, H, W, C]; see `place`."""
         margin, size = model.margin, images.shape[1:3]
-        seen = [_round_up(n + 2 * margin, model.stride, model.remainder) for n in size]
-        if window is not None:
-            seen = [max(pair) for pair in zip(seen, window, strict=True)]
+        least = window or (model.min_size, model.min_size)
+        seen = [max(n + 2 * margin, m) for n, m in zip(size, least, strict=True)]
+        seen = [_round_up(n, model.stride, model.remainder) for n in seen]
         x = place(images, filled, seen, margin=margin, flip=flip)
         if not margin:
             # The mean colour, as the convolutions' padding.
@@ -123,10 +124,11 @@ def make_segmenter(
         images = np.asarray(images) if on_host else images
         check_batch(images, preprocess)
         size = height, width = images.shape[1:3]
-        if min(size) < model.min_size:
+        least = max(model.min_size - 2 * model.margin, 1)
+        if min(size) < least:
             raise ValueError(
-                f"{model.label} takes images of {model.min_size} x {model.min_size} "
-                f"pixels or more, got {list(images.shape)}."
+                f"{model.label} takes images of {least} x {least} pixels or more, got "
+                f"{list(images.shape)}."
             )
         # Sizes to which the network's stride adds nothing.
         rest = (model.remainder - 2 * model.margin) % model.stride
