@@ -24,7 +24,7 @@ from zoo.classification.imagenet import IMAGENET
 from zoo.detection import ssd, ssd_backbone
 from zoo.detection.contract import Targets
 from zoo.paths import flatten
-from zoo.transfer import graft
+from zoo.transfer import graft, replace_head
 from zoo.weights import from_torch, to_torch, verify
 from zoo.weights.torch_format import list_torch_shapes
 
@@ -294,6 +294,28 @@ def test_a_classifier_becomes_the_backbone(narrow):
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"takes the variables of vgg16, got fc6"):
         ssd_backbone.reduce_vgg16(ours, IMAGENET)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", [NAME, "ssd96_small"])
+def test_a_head_for_other_classes(name, narrow):
+    pre = zoo.get_spec(name).preprocess
+    images = jax.ShapeDtypeStruct((1, *pre.shape), jnp.float32)
+    model = zoo.build(name, num_classes=3)
+    before = random_variables(model, images)
+    model, after = replace_head(model, before, 2, key=jax.random.key(0), shared={1: 2})
+    assert model.head.num_classes == 2
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), after, shapes)
+    old, new = (flatten(v["params"]) for v in (before, after))
+    for path, leaf in new.items():
+        if not path.split("/")[1].endswith("_conf"):
+            np.testing.assert_array_equal(leaf, old[path])
+            continue
+        # Background, new class, class 2 of the old ones.
+        x, y = (v.reshape(*v.shape[:-1], -1, n) for v, n in ((old[path], 4), (leaf, 3)))
+        np.testing.assert_array_equal(y[..., [0, 2]], x[..., [0, 3]])
+        assert not (y[..., 1] == x[..., 2]).any()
 
 
 @pytest.mark.quick

@@ -12,6 +12,7 @@ import zoo
 from zoo.detection import yolo, yolo_v1
 from zoo.detection.contract import Targets
 from zoo.paths import flatten
+from zoo.transfer import replace_head
 from zoo.weights import from_torch, to_torch
 
 pytestmark = pytest.mark.quick
@@ -278,6 +279,22 @@ def test_a_state_dict_comes_back_bit_by_bit(name, narrow):
     after = flatten(from_torch(name, to_torch(name, variables)))
     for path, leaf in flatten(variables).items():
         np.testing.assert_array_equal(after[path], leaf)
+
+
+@pytest.mark.parametrize("name", ["yolo_v1_tiny", "yolo96_small"])
+def test_a_head_for_other_classes(name, narrow, cheap_jit):
+    pre = zoo.get_spec(name).preprocess
+    images = np.random.default_rng(0).random((1, *pre.shape), np.float32)
+    model = zoo.build(name, num_classes=3)
+    before = random_variables(model, images)
+    expected = cheap_jit(model.apply)(before, images)
+    model, after = replace_head(model, before, 2, key=jax.random.key(0), shared={1: 2})
+    found = cheap_jit(model.apply)(after, images)
+    for output in ("confidences", "boxes"):
+        np.testing.assert_allclose(found[output], expected[output], rtol=1e-5)
+    kept = expected["classes"][..., 2]
+    np.testing.assert_allclose(found["classes"][..., 1], kept, rtol=1e-5)
+    assert not np.isclose(found["classes"][..., :1], expected["classes"]).any()
 
 
 def test_bad_input():

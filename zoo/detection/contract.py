@@ -13,14 +13,17 @@ A detector is a Linen module with the fields `preprocess` (`zoo.spec.Preprocess`
   minimises their sum.
 - `decode(outputs, sizes=None) -> Candidates`: pure, without variables.
 - `endpoints(images, train=False)`: dict of named activations, as of all networks.
-- `heads()`: the parts that have classes, by the names of their fields.
+- `heads()`: the parts that have classes, by the names of their fields; each has
+  `num_classes` and `class_outputs()`, a dict of `ClassOutputs` by its layers' names.
 
 `zoo.make_detector` makes one jitted function of it, from uint8 images to `Detections`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 
@@ -87,3 +90,16 @@ class Postprocess(NamedTuple):
     max_detections: int
     max_candidates: int | None = None
     min_size: float = 0.0
+
+
+class ClassOutputs(NamedTuple):
+    """Which outputs of a layer are whose, for `zoo.transfer.replace_head`.
+
+    Attributes:
+      classes: int [outputs], 0 to K-1, or -1 for what has no class of its own, such as
+        background.
+      kernel_init: Initialiser of the layer's kernel.
+    """
+
+    classes: np.ndarray
+    kernel_init: Callable

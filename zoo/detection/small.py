@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from zoo.detection.contract import ClassOutputs
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
 from zoo.detection.yolo import YOLO
 from zoo.layers import BatchNorm, Conv, check_images, initializer, remat_stage
@@ -100,6 +102,14 @@ class GridHead(nn.Module):
         classes, confidences, boxes = jnp.split(y, ends, axis=-1)
         boxes = boxes.reshape(*boxes.shape[:-1], PREDICTORS, 4)
         return {}, {"classes": classes, "confidences": confidences, "boxes": boxes}
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Lists the layer whose outputs have classes, see `ClassOutputs`."""
+        classes, rest = np.arange(self.num_classes), np.full(5 * PREDICTORS, -1)
+        return {
+            "cells": ClassOutputs(np.concatenate([classes, rest]), self.kernel_init)
+        }
 
 
 def small_detector(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.detection.contract import Candidates, Postprocess, Targets
+from zoo.detection.contract import Candidates, ClassOutputs, Postprocess, Targets
 from zoo.layers import INITIALIZERS, Conv
 from zoo.ops.anchors import ssd_boxes
 from zoo.ops.box_coding import decode, encode
@@ -117,6 +117,17 @@ class MultiBoxHead(nn.Module):
             y = jnp.concatenate(levels, axis=1)
             out[name] = y.astype(jnp.promote_types(y.dtype, jnp.float32))
         return out
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Lists the layers whose outputs have classes, see `ClassOutputs`."""
+        classes = np.arange(-1, self.num_classes)
+        return {
+            f"{level.source}_conf": ClassOutputs(
+                np.tile(classes, level.boxes_per_cell), self.kernel_init
+            )
+            for level in self.levels
+        }
 
 
 class SSD(nn.Module):

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from zoo.detection.contract import ClassOutputs
 from zoo.layers import BatchNorm, Conv, FullyConnected, check_images, remat_stage
 from zoo.ops.pooling import max_pool
 
@@ -114,3 +116,11 @@ class DenseHead(nn.Module):
             "confidences": confidences.reshape(*grid, PREDICTORS),
             "boxes": boxes.reshape(*grid, PREDICTORS, 4),
         }
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Lists the layer whose outputs have classes, see `ClassOutputs`."""
+        classes = np.tile(np.arange(self.num_classes), GRID**2)
+        rest = np.full(GRID**2 * 5 * PREDICTORS, -1)
+        outputs = ClassOutputs(np.concatenate([classes, rest]), self.kernel_init)
+        return {f"fc{len(self.hidden) + 1}": outputs}
