@@ -24,18 +24,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from zoo.classification import vgg
 from zoo.layers import Conv, initializer
+from zoo.ops.bilinear import interpolate
 from zoo.segmentation.segmenter import (
     ClassLayer,
     ConvTransposed,
     Segmenter,
     Size,
     bilinear,
-    bilinear_filter,
     widen,
 )
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -124,29 +123,6 @@ class FCNHead(nn.Module):
             **{name: ClassLayer(self.score_init) for name in scores},
             **{name: ClassLayer(bilinear, reads_classes=True) for name in self.learnt},
         }
-
-
-def interpolate(x: Array, stride: int, size: Size, offset: int = 0) -> Array:
-    """Does what a transposed convolution with a bilinear kernel does, without kernel.
-
-    Args:
-      x: [B, H, W, C], float32 or wider.
-      stride: Pixels of the result to one of `x`; half the kernel's length.
-      size: Height and width of the result.
-      offset: Rows and columns that are cut off, above and on the left.
-
-    Returns:
-      [B, size[0], size[1], C].
-    """
-    taps = bilinear_filter(2 * stride)
-    weights = []
-    for length, target in zip(x.shape[1:3], size, strict=True):
-        # Which tap of the kernel at each pixel of `x` meets each one of the result.
-        tap = offset + np.arange(target)[:, None] - stride * np.arange(length)
-        inside = (tap >= 0) & (tap < len(taps))
-        values = np.where(inside, taps[tap.clip(0, len(taps) - 1)], 0)
-        weights.append(jnp.asarray(values, x.dtype))
-    return jnp.einsum("ph,qw,bhwc->bpqc", *weights, x, precision="highest")
 
 
 def fcn_vgg16(

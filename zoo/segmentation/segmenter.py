@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.layers import BatchNorm, Conv, check_images, check_kernel, per_channel
+from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
 from zoo.ops.resize import resize
 from zoo.spec import Preprocess
@@ -200,16 +201,6 @@ class ConvTransposed(nn.Module):
         shape = (self.features,)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype)
         return y + per_channel(bias.astype(self.dtype), y)
-
-
-def bilinear_filter(kernel: int) -> np.ndarray:
-    """The triangle by which a transposed convolution interpolates, float64 [kernel].
-
-    Its stride is half the kernel's length.
-    """
-    factor = (kernel + 1) // 2
-    centre = factor - 1 if kernel % 2 else factor - 0.5
-    return 1 - np.abs(np.arange(kernel) - centre) / factor
 
 
 def bilinear(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
