@@ -31,9 +31,10 @@ from train.config import ModelConfig
 from train.configs import get_config
 from train.data import open_source, parse_crop
 from train.data.crops import draw_numbers
-from train.experiment import create_model, prepare_experiment, take_layers
+from train.experiment import prepare_experiment
 from train.feeds import make_feed
 from train.loop import fit, resume_run
+from train.starting import create_model, take_layers
 from zoo.layers import Classifier, Conv, make_head
 from zoo.preprocess import fit_image
 from zoo.registry import _SPECS

@@ -79,14 +79,14 @@ def evaluate(
       on_bad_image: stop, or skip, which counts and names unreadable images.
     """
     chosen, usual = get_protocol(protocol, scales), get_protocol("center_crop")
-    classes, max_boxes = None, 100
+    classes, ignored, max_boxes = None, (), 100
     if run_dir is not None:
         data = load_config(run_dir / "config.json").data
         max_boxes, batch_size = data.max_boxes, batch_size or data.eval_batch_size
         card = zoo.weights.read_checkpoint(run_dir)[1]
         model, weights = card.model, str(run_dir)
         if dataset is None:
-            dataset, classes = data.dataset, data.classes or None
+            dataset, classes, ignored = data.dataset, data.classes or None, data.ignored
             data_dir, color = data_dir or data.data_dir, color or data.color
             split = split or data.eval_split
     split = split or "test"
@@ -112,6 +112,7 @@ def evaluate(
         classes=classes,
         color=None if color == "as_stored" else color,
         task=task.name,
+        ignored=ignored,
     )
     if source.task != task.name:
         raise ValueError(

@@ -27,8 +27,8 @@ class ModelConfig:
     weights: Annotated[str | None, _short("from")] = None
     """Path or registered name of weights to start from; None for the initialisation."""
     layers: tuple[str, ...] = ()
-    """Path patterns of what another network's run, as weights, gives this one, such as
-    'backbone/conv1_1/**'; none where the weights are this network's own."""
+    """Path patterns of what another network, a run or MODEL:WEIGHTS as weights, gives
+    this one, such as 'backbone/conv1_1/**'; none where the weights are its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters and statistics stay float32."""
     options: tuple[str, ...] = ()
@@ -49,7 +49,10 @@ class DataConfig:
     data_dir: Annotated[str | None, _short("data-dir")] = None
     """Where TFDS keeps prepared data sets; None for its own default."""
     classes: Annotated[tuple[str, ...], _short("classes")] = ()
-    """Names of the classes to keep; none for all."""
+    """Names of the classes to keep; none for all. Of folders with masks: what their
+    values 0, 1, .. stand for."""
+    ignored: tuple[int, ...] = ()
+    """Of folders with masks: values of pixels to be ignored, besides 255."""
     per_class: Annotated[int, _short("per-class")] = 0
     """Training images of each class to keep; 0 for all."""
     color: Annotated[Literal["as_stored", "rgb", "grey"], _short("color")] = "as_stored"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import logging
 from functools import cached_property
 from typing import Any
 
@@ -15,18 +14,15 @@ from tqdm import tqdm
 
 import zoo
 from train import optim
-from train.config import TrainConfig, parse_options
+from train.config import TrainConfig
 from train.data import Source, fit_source, open_source
+from train.starting import create_model
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
 from train.tasks import Task, make_task
 from zoo.ops import augment
 from zoo.ops.losses import median_frequency_weights
-from zoo.paths import flatten, match_paths
 from zoo.spec import Card, ModelSpec, Preprocess
-from zoo.transfer import graft, replace_head
-
-logger = logging.getLogger("train")
 
 PACKAGES = ("canon-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -241,79 +237,8 @@ def open_split(config: TrainConfig, split: str) -> Source:
         seed=config.seed,
         color=None if data.color == "as_stored" else data.color,
         task=zoo.get_spec(config.model.name).task,
+        ignored=data.ignored,
     )
-
-
-def create_model(
-    config: TrainConfig, class_names: tuple[str, ...]
-) -> tuple[nn.Module, dict[str, Any], Card]:
-    """Creates the network for these classes, and what it starts from.
-
-    Where weights were trained on other classes the head is new; what it knows of the
-    classes that both have, it keeps. With `layers` a run of another network gives those
-    alone.
-
-    Raises:
-      ValueError: The model, its options or weights are unknown or do not fit.
-    """
-    name, weights = config.model.name, config.model.weights
-    layers = config.model.layers
-    if layers and not weights:
-        raise ValueError(
-            f"model.layers={layers} are those of another network's run, and there is "
-            "none: give --from RUN, or --model.layers without a value."
-        )
-    options = parse_options(config.model.options)
-    if config.model.dtype != "float32":
-        options["dtype"] = config.model.dtype
-    key, count = jax.random.key(config.seed), len(class_names)
-    fresh = not weights or layers
-    model, variables, card = zoo.create_with_card(
-        name,
-        weights=None if fresh else weights,
-        num_classes=count if fresh else None,
-        key=key,
-        **options,
-    )
-    if layers:
-        variables = take_layers(
-            variables, zoo.weights.read_checkpoint(weights)[0], layers
-        )
-    known = card.class_names
-    if not fresh and (card.num_classes != count or (known and known != class_names)):
-        shared = {i: known.index(c) for i, c in enumerate(class_names) if c in known}
-        logger.warning(
-            "%s has %d classes of its own; the head for %d is new, but for the %d that "
-            "both have.",
-            weights,
-            card.num_classes,
-            count,
-            len(shared),
-        )
-        model, variables = replace_head(model, variables, count, key=key, shared=shared)
-    # The type of the computation is a choice of the run, not a fact of the weights.
-    overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
-    card = dataclasses.replace(card, num_classes=count, overrides=overrides)
-    return model, variables, card
-
-
-def take_layers(
-    target: dict[str, Any], source: dict[str, Any], layers: tuple[str, ...]
-) -> dict[str, Any]:
-    """Copies some layers of one network's variables into another's.
-
-    Args:
-      target: Variables to fill.
-      source: Variables to take from, where the same paths have the same shapes.
-      layers: Path patterns.
-
-    Raises:
-      ValueError: A pattern matches nothing, or what it matches is not the same in both.
-    """
-    trees = *target.values(), *source.values()
-    paths = {path for tree in trees for path in flatten(tree)}
-    others = paths - match_paths([*paths], layers)
-    return graft(target, source, keep=sorted(others))
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from functools import partial
 from train.config import TrainConfig
 from train.configs import (
     cifar10_resnet,
+    detection,
     digits_detection,
     digits_lenet5,
     digits_segmentation,
@@ -15,6 +16,7 @@ from train.configs import (
     imagenet_msra,
     imagenet_resnet,
     imagenet_vgg,
+    segmentation,
 )
 from zoo.registry import get_spec, unknown
 
@@ -51,6 +53,20 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
         f"imagenet_{name}": partial(imagenet_resnet.paper, name)
         for name in ("resnet50_v1", "resnet101_v1", "resnet152_v1", "plain34")
     },
+    "voc_ssd300": partial(detection.ssd, "ssd300_vgg16"),
+    "voc_ssd512": partial(detection.ssd, "ssd512_vgg16"),
+    "coco_ssd300": partial(detection.ssd, "ssd300_vgg16", on="coco"),
+    "voc_faster_rcnn": detection.faster_rcnn,
+    "coco_faster_rcnn_fpn": detection.faster_rcnn_fpn,
+    "voc_yolo": detection.yolo,
+    **{f"voc_fcn{n}s": partial(segmentation.fcn, n) for n in (32, 16, 8)},
+    "camvid_segnet": segmentation.segnet,
+    "camvid_unet": segmentation.camvid_unet,
+    "camvid_fcn8s": segmentation.camvid_fcn8s,
+    "camvid_pspnet": segmentation.camvid_pspnet,
+    "camvid_frrn": segmentation.camvid_frrn,
+    "cityscapes_frrn": segmentation.cityscapes_frrn,
+    "cityscapes_pspnet": segmentation.cityscapes_pspnet,
 }
 
 
@@ -69,19 +85,24 @@ def get_config(name: str) -> TrainConfig:
 
 def tiny(config: TrainConfig) -> TrainConfig:
     """Shrinks an experiment to three small steps on digits: a test of its plumbing."""
-    preprocess = get_spec(config.model.name).preprocess
+    spec = get_spec(config.model.name)
+    preprocess = spec.preprocess
     # Of the large images of ImageNet's networks a few are enough.
     few = preprocess.size > 64
-    data = dataclasses.replace(
-        config.data,
-        dataset="digits",
-        eval_split="test[:16]" if few else "test",
-        color={1: "grey", 3: "rgb"}[preprocess.channels],
-        per_class=2,
-        batch_size=8,
-        eval_batch_size=16 if few else 72,
-        workers=0,
-    )
+    changes = {
+        "dataset": "digits",
+        "eval_split": "test[:16]" if few else "test",
+        "color": {1: "grey", 3: "rgb"}[preprocess.channels],
+        "per_class": 2,
+        "batch_size": 8,
+        "eval_batch_size": 16 if few else 72,
+        "workers": 0,
+    }
+    if spec.task != "classification":
+        changes |= {"dataset": "digits_canvas", "per_class": 0, "classes": ()}
+        changes |= {"train_split": "train[:8]", "eval_split": "test[:4]"}
+        changes |= {"batch_size": 2, "eval_batch_size": 2, "ignored": ()}
+    data = dataclasses.replace(config.data, **changes)
     model = dataclasses.replace(config.model, layers=())
     optim = dataclasses.replace(config.optim, warmup_steps=0)
     return dataclasses.replace(

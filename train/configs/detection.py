@@ -1,0 +1,164 @@
+"""The papers' recipes for SSD, Faster R-CNN and YOLO, on PASCAL VOC and COCO.
+
+    python -m train voc_ssd300 --dataset voc:VOCdevkit --from vgg16:imagenet
+    python -m train coco_faster_rcnn_fpn --dataset coco:DIR --from resnet50:imagenet
+
+VOCdevkit is the folder that VOC's archives unpack to, with VOC2007 and VOC2012; DIR has
+annotations/instances_train2017.json and the images in train2017 and val2017. `--from`
+names the classifier that gives the first layers, a run or MODEL:WEIGHTS.
+
+- voc_ssd300, voc_ssd512: zoom-out and crops by IoU, batch 32, 120,000 steps, rate 0.001
+  divided by 10 at 80,000 and 100,000. Published (trained on 07+12, "SSD*"): 77.2 % and
+  79.8 % mAP on VOC 2007 test.
+- coco_ssd300: the same for 400,000 steps, divided at 280,000 and 360,000: 25.1 % AP on
+  test-dev.
+- voc_faster_rcnn: VGG-16, 2 images, 70,000 steps, rate 0.001 divided by 10 at 50,000:
+  73.2 % mAP on VOC 2007 test, trained on 07+12.
+- coco_faster_rcnn_fpn: torchvision's. ResNet-50, 16 images, 26 epochs, rate 0.02
+  divided by 10 after 16 and 22: 37.0 % AP on val2017.
+- voc_yolo: batch 64, 40,000 steps, rate up to 0.01, divided by 10 at 20,000 and 30,000:
+  63.4 % mAP on VOC 2007 test, trained on 07+12.
+
+Differences: images are put on a canvas of one size that all of them fit on, and the
+resizing is always bilinear, where SSD drew between filters. Faster R-CNN's joint
+training stands for the alternating one, as in its released code. YOLO changes exposure
+and saturation in RGB, not in HSV, and its rate rises linearly, in 600 steps.
+
+References:
+  Liu et al., SSD: Single Shot MultiBox Detector, 2016, sections 3.1, 3.4 and 3.6, and
+  the released code. Ren et al., Faster R-CNN, 2015, section 3, and py-faster-rcnn.
+  Redmon et al., You Only Look Once, 2016, section 2.2, and the released configuration.
+  references/detection of torchvision.
+"""
+
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+VGG = ("backbone/{conv1_1,conv1_2,conv2_1,conv2_2,conv3_1,conv3_2,conv3_3}/**",)
+VGG += ("backbone/{conv4_1,conv4_2,conv4_3,conv5_1,conv5_2,conv5_3}/**",)
+# What torchvision keeps as the classifier has it; batch norm is frozen everywhere.
+FROZEN = ("backbone/{stem,stage1}/**", "backbone/**/{bn1,bn2,bn3,shortcut_bn}/**")
+
+
+def voc(**options) -> DataConfig:
+    """The training and validation images of 2007 and 2012, and the test of 2007."""
+    return DataConfig(
+        "voc:VOCdevkit",
+        train_split="VOC2007/trainval+VOC2012/trainval",
+        eval_split="VOC2007/test",
+        color="rgb",
+        workers=8,
+        **{"eval_batch_size": 8, **options},
+    )
+
+
+def coco(**options) -> DataConfig:
+    """COCO of 2017."""
+    return DataConfig(
+        "coco:coco",
+        train_split="train",
+        eval_split="val",
+        color="rgb",
+        workers=16,
+        **{"eval_batch_size": 8, **options},
+    )
+
+
+def ssd(name: str, *, on: str = "voc") -> TrainConfig:
+    """The recipe of SSD with zoom-out ("SSD*").
+
+    Args:
+      name: "ssd300_vgg16" or "ssd512_vgg16".
+      on: "voc" or "coco".
+    """
+    few = on == "voc"
+    return TrainConfig(
+        model=ModelConfig(
+            name, layers=(*VGG, "backbone/{fc6,fc7}/**"), options=(f"boxes={on}",)
+        ),
+        data=(voc if few else coco)(
+            batch_size=32,
+            eval_batch_size=32,
+            augment=("ssd_photometric",),
+            geometry=("zoom_out:4", "iou_crop", "flip"),
+            difficult=True,
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-3,
+            momentum=0.9,
+            weight_decay=5e-4,
+            decay="kernels",
+            rates=("**/bias=2",),
+            schedule="step",
+            boundaries=(80 / 120, 100 / 120) if few else (280 / 400, 360 / 400),
+        ),
+        steps=120_000 if few else 400_000,
+        eval_every=10,
+        save_every=2,
+        log_every=100,
+    )
+
+
+def faster_rcnn() -> TrainConfig:
+    """Faster R-CNN with VGG-16, trained jointly."""
+    return TrainConfig(
+        model=ModelConfig("faster_rcnn_vgg16", layers=(*VGG, "box_head/**")),
+        data=voc(batch_size=2, geometry=("flip",), size=(1000, 1000)),
+        optim=OptimConfig(
+            learning_rate=1e-3,
+            momentum=0.9,
+            weight_decay=5e-4,
+            decay="kernels",
+            rates=("**/bias=2",),
+            schedule="step",
+            boundaries=(5 / 7,),
+            freeze=("backbone/{conv1_1,conv1_2,conv2_1,conv2_2}/**",),
+        ),
+        steps=70_000,
+        log_every=100,
+    )
+
+
+def faster_rcnn_fpn() -> TrainConfig:
+    """torchvision's recipe for ResNet-50 with a feature pyramid."""
+    return TrainConfig(
+        model=ModelConfig("faster_rcnn_resnet50_fpn", layers=("backbone/**",)),
+        data=coco(batch_size=16, geometry=("flip",), size=(1344, 1344)),
+        optim=OptimConfig(
+            learning_rate=0.02,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="step",
+            boundaries=(16 / 26, 22 / 26),
+            warmup_steps=1000,
+            warmup_rate=2e-5,
+            freeze=FROZEN,
+        ),
+        epochs=26,
+        log_every=100,
+    )
+
+
+def yolo() -> TrainConfig:
+    """YOLO of 2016; its first 20 layers come from a classifier where there is one."""
+    return TrainConfig(
+        model=ModelConfig("yolo_v1"),
+        data=voc(
+            batch_size=64,
+            eval_batch_size=64,
+            augment=("color_jitter:0.5:0:0.5",),
+            geometry=("jitter:0.2", "flip"),
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-2,
+            momentum=0.9,
+            weight_decay=5e-4,
+            schedule="step",
+            boundaries=(20 / 40, 30 / 40),
+            warmup_steps=600,
+            warmup_rate=1e-3,
+        ),
+        steps=40_000,
+        eval_every=10,
+        save_every=5,
+        log_every=100,
+    )

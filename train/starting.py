@@ -1,0 +1,152 @@
+"""What a run starts from: a new network, one that was trained, or parts of another."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+import zoo
+from train.config import TrainConfig, parse_options
+from zoo.detection.ssd_backbone import reduce_vgg16
+from zoo.paths import flatten, match_paths
+from zoo.spec import Card
+from zoo.summary import abstract_variables
+from zoo.transfer import graft, replace_head
+
+logger = logging.getLogger("train")
+
+
+def create_model(
+    config: TrainConfig, class_names: tuple[str, ...]
+) -> tuple[nn.Module, dict[str, Any], Card]:
+    """Creates the network for these classes, and what it starts from.
+
+    Where weights were trained on other classes the head is new; what it knows of the
+    classes that both have, it keeps (of a detector: what does not depend on classes).
+    With `layers` another network gives those alone, and its images' scale and order of
+    colours with them.
+
+    Raises:
+      ValueError: The model, its options or weights are unknown or do not fit.
+    """
+    name, weights = config.model.name, config.model.weights
+    layers = config.model.layers
+    if layers and not weights:
+        raise ValueError(
+            f"model.layers={layers} are those of another network's run, and there is "
+            "none: give --from RUN, or --model.layers without a value."
+        )
+    options = parse_options(config.model.options)
+    if config.model.dtype != "float32":
+        options["dtype"] = config.model.dtype
+    key, count = jax.random.key(config.seed), len(class_names)
+    fresh = not weights or layers
+    model, variables, card = zoo.create_with_card(
+        name,
+        weights=None if fresh else weights,
+        num_classes=count if fresh else None,
+        key=key,
+        **options,
+    )
+    if layers:
+        source, other = read_other(weights)
+        if name.startswith("ssd") and other.model == "vgg16":
+            source = reduce_vgg16(source, other.preprocess)
+        else:
+            card = _take_colors(card, other)
+        if name in ("fast_rcnn_vgg16", "faster_rcnn_vgg16"):
+            source = _move_dense_layers(source)
+        variables = take_layers(variables, source, layers)
+    known = card.class_names
+    if not fresh and (card.num_classes != count or (known and known != class_names)):
+        shared = {i: known.index(c) for i, c in enumerate(class_names) if c in known}
+        if zoo.get_spec(name).task == "detection":
+            shared = {}
+        logger.warning(
+            "%s has %d classes of its own; the head for %d is new, but for the %d that "
+            "both have.",
+            weights,
+            card.num_classes,
+            count,
+            len(shared),
+        )
+        if zoo.get_spec(name).task == "detection":
+            options = {**card.overrides, **options}
+            model, variables = _replace_classes(name, variables, count, key, options)
+        else:
+            model, variables = replace_head(
+                model, variables, count, key=key, shared=shared
+            )
+    # The type of the computation is a choice of the run, not a fact of the weights.
+    overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
+    card = dataclasses.replace(card, num_classes=count, overrides=overrides)
+    return model, variables, card
+
+
+def read_other(weights: str) -> tuple[dict[str, Any], Card]:
+    """Reads the variables of another network than the one that is to be trained.
+
+    Args:
+      weights: A run folder, or MODEL:WEIGHTS, such as "vgg16:imagenet".
+    """
+    name, sign, rest = weights.partition(":")
+    if sign and name in zoo.list_models():
+        return zoo.create_with_card(name, weights=rest)[1:]
+    return zoo.weights.read_checkpoint(weights)[:2]
+
+
+def take_layers(
+    target: dict[str, Any], source: dict[str, Any], layers: tuple[str, ...]
+) -> dict[str, Any]:
+    """Copies some layers of one network's variables into another's.
+
+    Args:
+      target: Variables to fill.
+      source: Variables to take from, where the same paths have the same shapes.
+      layers: Path patterns.
+
+    Raises:
+      ValueError: A pattern matches nothing, or what it matches is not the same in both.
+    """
+    trees = *target.values(), *source.values()
+    paths = {path for tree in trees for path in flatten(tree)}
+    others = paths - match_paths([*paths], layers)
+    return graft(target, source, keep=sorted(others))
+
+
+def _take_colors(card: Card, other: Card) -> Card:
+    """Lets images be scaled as the layers that were taken expect it."""
+    names = ("mean", "std", "channel_order")
+    if other.preprocess.channels != card.preprocess.channels:
+        return card
+    colors = {name: getattr(other.preprocess, name) for name in names}
+    preprocess = dataclasses.replace(card.preprocess, **colors)
+    return dataclasses.replace(card, preprocess=preprocess)
+
+
+def _move_dense_layers(source: dict[str, Any]) -> dict[str, Any]:
+    """Names a classifier's dense layers as those that look at regions."""
+    params = dict(source["params"])
+    backbone = dict(params.get("backbone", {}))
+    dense = {name: backbone.pop(name) for name in ("fc6", "fc7") if name in backbone}
+    return {**source, "params": {**params, "backbone": backbone, "box_head": dense}}
+
+
+def _replace_classes(
+    name: str,
+    variables: dict[str, Any],
+    count: int,
+    key: jax.Array,
+    options: dict[str, Any],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Makes those layers new whose shapes depend on the number of classes."""
+    model, fresh = zoo.create(name, num_classes=count, key=key, **options)
+    more = zoo.build(name, num_classes=count + 1, **options)
+    shape = zoo.get_spec(name).preprocess.shape
+    ours, others = (
+        flatten(tree["params"]) for tree in (fresh, abstract_variables(more, shape))
+    )
+    depend = [path for path in ours if ours[path].shape != others[path].shape]
+    return model, graft(fresh, variables, keep=depend)
