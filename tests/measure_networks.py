@@ -3,10 +3,12 @@
 python tests/measure_networks.py             # what tests/networks.json lacks
 python tests/measure_networks.py 'vgg*'      # of it, the networks of that name
 python tests/measure_networks.py --again     # everything once more, about an hour
+python tests/measure_networks.py --parts bfloat16_deviation training_mebibytes
 python tests/measure_networks.py --table     # prints the tables of README.md
 python tests/measure_networks.py --readme    # writes them there
 
-Each network has a new process. Where the numbers were made on another machine or with
+Each network has a new process; nothing else should run while it is timed (the two parts
+above are not). Where the numbers were made on another machine or with
 another jax, all are made again.
 """
 
@@ -19,7 +21,6 @@ from typing import Any
 import measure_networks_table
 import readme
 from benchmark_rounds import machine, same_machine, say, side_process
-from measure_networks_one import Wanted
 
 import zoo
 
@@ -40,6 +41,8 @@ TRAINED = (
 )
 FITTED = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50", "resnet152")
 BATCHES = (8, 32, 256)
+TIMED = ("first_call_seconds", "training_step_seconds")
+PARTS = (*TIMED, "bfloat16_deviation", "training_mebibytes")
 
 
 def main(arguments: list[str]) -> None:
@@ -47,6 +50,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("names", nargs="*", default=["*"], help="shell patterns of names; all if none")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="all if none")
     add("--again", action="store_true", help="measure also what is in the file")
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the tables and measure nothing")
@@ -69,16 +73,27 @@ def main(arguments: list[str]) -> None:
     ]
     for name in names:
         zoo.get_spec(name)  # An unknown name is an error before any measurement.
-    measure(names, found, options.out, again=options.again, quick=options.quick)
+    todo = {name: choose(name, options.parts, options.quick) for name in names}
+    measure(todo, found, options.out, again=options.again, quick=options.quick)
+
+
+def classifiers() -> list[str]:
+    """Lists the networks that are measured."""
+    return zoo.list_models(task="classification")
 
 
 def measure(
-    names: list[str], found: dict[str, Any], out: Path, *, again: bool, quick: bool
+    todo: dict[str, list[str]],
+    found: dict[str, Any],
+    out: Path,
+    *,
+    again: bool,
+    quick: bool,
 ) -> None:
     """Measures networks, and writes the file after each.
 
     Args:
-      names: Of the networks.
+      todo: Of each network, what to measure of it.
       found: What is in the file already.
       out: The file.
       again: Whether to measure also what is in it.
@@ -90,22 +105,30 @@ def measure(
         found.clear()
     found["machine"] = here
     networks = found.setdefault("networks", {})
-    todo = [name for name in names if again or name not in networks]
-    for i, name in enumerate(todo, start=1):
+    if not again:
+        known = {name: networks.get(name, {}) for name in todo}
+        todo = {n: [p for p in parts if p not in known[n]] for n, parts in todo.items()}
+    todo = {name: parts for name, parts in todo.items() if parts}
+    for i, (name, parts) in enumerate(todo.items(), start=1):
         say(f"{i}/{len(todo)} {name}")
         with side_process("measure_networks_one") as process:
-            networks[name] = process("measure", name, choose(name, quick))
-        say(f"  {networks[name]}")
+            new = process("measure", name, tuple(parts), (2,) if quick else BATCHES)
+        say(f"  {new}")
+        networks[name] = {**networks.get(name, {}), **new}
         order = [name for name in zoo.list_models() if name in networks]
         found["networks"] = networks = {name: networks[name] for name in order}
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def choose(name: str, quick: bool) -> Wanted:
-    """Chooses what to measure of a network."""
-    if quick:
-        return Wanted(batches=(2,) if "remat" in zoo.list_options(name) else ())
-    return Wanted(name in TRAINED, BATCHES if name in FITTED else ())
+def choose(name: str, parts: list[str], quick: bool) -> list[str]:
+    """Chooses, of the parts, what is measured of a network."""
+    fitted = name in FITTED or (quick and "remat" in zoo.list_options(name))
+    left_out = set()
+    if quick or name not in TRAINED:
+        left_out.add("training_step_seconds")
+    if not fitted:
+        left_out.add("training_mebibytes")
+    return [part for part in parts if part not in left_out]
 
 
 if __name__ == "__main__":

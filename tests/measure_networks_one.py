@@ -1,6 +1,5 @@
 """What is measured of one network, in a process of its own."""
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -159,28 +158,19 @@ def total_memory(compiled: jax.stages.Compiled) -> int:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What to measure of a network.
+def measure(name: str, parts: tuple[str, ...], batches: tuple[int, ...]) -> dict:
+    """Measures parts of what is measured of a network.
 
-    Attributes:
-      training: Whether to compile its training step too.
+    Args:
+      name: Of the network.
+      parts: Keys of the result.
       batches: For which batches to ask for the memory of training.
     """
-
-    training: bool = False
-    batches: tuple[int, ...] = ()
-
-
-def measure(name: str, wanted: Wanted) -> dict[str, Any]:
-    """Measures one network; see the functions above."""
     jax.config.update("jax_enable_compilation_cache", False)
-    found = {
-        "first_call_seconds": measure_first_call(name),
-        "bfloat16_deviation": measure_deviation(name),
+    measures = {
+        "first_call_seconds": measure_first_call,
+        "training_step_seconds": measure_training,
+        "bfloat16_deviation": measure_deviation,
+        "training_mebibytes": lambda name: measure_memory(name, batches),
     }
-    if wanted.training:
-        found["training_step_seconds"] = measure_training(name)
-    if wanted.batches:
-        found["training_mebibytes"] = measure_memory(name, wanted.batches)
-    return found
+    return {part: measures[part](name) for part in parts}

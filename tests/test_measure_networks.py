@@ -33,7 +33,8 @@ def check_numbers(found):
 @pytest.mark.slow
 def test_measures_what_is_missing(tmp_path, capsys):
     out = tmp_path / "numbers.json"
-    kept = {"first_call_seconds": "of before"}
+    kept = {"first_call_seconds": "of before", "bfloat16_deviation": "of before"}
+    kept["training_mebibytes"] = "of before"
     here = {**machine(), "date": "earlier"}
     out.write_text(json.dumps({"machine": here, "networks": {"lenet5": kept}}))
     names = ["lenet5", "cifar_resnet20"]
