@@ -13,7 +13,7 @@ Array = jax.Array
 # Boxes that are decided at a time, and kept ones that they are compared with at a time:
 # beside the boxes, memory is BLOCK * TILE however many there are.
 BLOCK = 256
-TILE = 1024
+TILE = 512
 
 
 class Kept(NamedTuple):
