@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from zoo.fitting import canvas_size, fit_batch, fit_sides, fitted_size, scale_boxes
+from zoo.ops import resize_within
 from zoo.ops.resize import resize
 from zoo.ops.resize_within import scale_sides
 from zoo.preprocess import normalize
@@ -253,3 +254,15 @@ def test_canvas_is_a_multiple_of_32():
 def test_what_cannot_be_fitted_is_said(images, facts, canvas, message):
     with pytest.raises(ValueError, match=message):
         fit_batch(images, facts, canvas=canvas)
+
+
+def test_products_and_taps_agree():
+    """Which of the two is compiled depends on the device."""
+    arrays, sizes = batch()
+    image, size = arrays[1].astype(np.float32), sizes[1]
+    for target in ((90, 70), (20, 128), (50, 70)):
+        target = jnp.int32(target)
+        taps = resize_within._by_taps(image, size, target, (96, 128))
+        products = resize_within._by_products(image, size, target, (96, 128), False)
+        np.testing.assert_allclose(taps, products, atol=0.02)
+        assert not np.asarray(taps[target[0] :]).any()

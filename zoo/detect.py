@@ -114,84 +114,80 @@ def choose_detections(candidates: Candidates, postprocess: Postprocess) -> Detec
       lower class, then the earlier candidate comes first.
     """
     boxes = candidates.boxes
-    scores, rows = jax.vmap(lambda *image: _rank(*image, postprocess))(*candidates)
+    scores = jax.vmap(lambda *image: _rank(*image, postprocess))(*candidates)
 
     def over_images(function: Callable) -> Callable:
         return jax.vmap(lambda *image: function(*image, postprocess))
 
-    few = over_images(_suppress_few)(boxes, scores, rows)
-    # The best few say it all, where they fill the result or no others are left.
-    left = (scores > -jnp.inf).sum(axis=(1, 2)) > FEW
-    enough = (few[1].all(axis=1) | ~left).all()
-    every = over_images(_suppress_each_class)
-    if scores[0].size <= FEW:
-        places, valid = few
-    else:
-        places, valid = lax.cond(enough, lambda *image: few, every, boxes, scores, rows)
-    return jax.vmap(_take)(boxes, scores, rows, places, valid)
+    few = over_images(_suppress_few)(boxes, scores)
+    if scores[0].size > FEW:
+        # The best few say it all, where they fill the result or no others are left.
+        left = (scores > -jnp.inf).sum(axis=(1, 2)) > FEW
+        enough = (few[1].all(axis=1) | ~left).all()
+        every = over_images(_suppress_each_class)
+        few = lax.cond(enough, lambda *images: few, every, boxes, scores)
+    return jax.vmap(_take)(boxes, scores, *few)
 
 
-def _rank(
-    boxes: Array, scores: Array, valid: Array, postprocess: Postprocess
-) -> tuple[Array, Array]:
-    """What may be detected of one image, by classes.
-
-    Returns:
-      Scores float32 [K, C], -inf where a candidate does not count, and candidates'
-      places int32 [K, C] among [R].
-    """
+def _rank(boxes: Array, scores: Array, valid: Array, postprocess: Postprocess) -> Array:
+    """One image's scores float32 [K, R], -inf where a candidate does not count."""
     sides = boxes[..., 2:] - boxes[..., :2]
     large = (sides >= postprocess.min_size).all(axis=-1)
     usable = valid[:, None] & (scores > postprocess.score_threshold)
     usable &= large[:, None] if boxes.ndim == 2 else large
-    scores = jnp.where(usable, scores, -jnp.inf).T
-    best = postprocess.max_candidates
-    if best is not None and best < scores.shape[1]:
-        return lax.top_k(scores, best)
-    return scores, lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    return jnp.where(usable, scores, -jnp.inf).T
 
 
 def _suppress_few(
-    boxes: Array, scores: Array, rows: Array, postprocess: Postprocess
+    boxes: Array, scores: Array, postprocess: Postprocess
 ) -> tuple[Array, Array]:
     """Suppresses among the best few of one image, of all classes together.
 
     Returns:
       Places int32 [D] in the flattened scores, best first, and whether they are valid.
     """
+    num_classes, count = scores.shape
     best, places = lax.top_k(scores.ravel(), min(FEW, scores.size))
-    classes, rows = places // scores.shape[1], rows.ravel()[places]
+    classes, rows = places // count, places % count
+    usable = best > -jnp.inf
+    most = postprocess.max_candidates
+    if most is not None and most < len(best):
+        mine = classes[:, None] == jnp.arange(num_classes)[None]
+        before = (jnp.cumsum(mine, axis=0, dtype=jnp.int32) * mine).sum(axis=1) - 1
+        usable &= before < most
     kept, valid = nms(
         boxes[rows] if boxes.ndim == 2 else boxes[rows, classes],
         best,
         iou_threshold=postprocess.iou_threshold,
         max_outputs=postprocess.max_detections,
         classes=classes,
-        valid=best > -jnp.inf,
+        valid=usable,
     )
     return places[kept], valid
 
 
 def _suppress_each_class(
-    boxes: Array, scores: Array, rows: Array, postprocess: Postprocess
+    boxes: Array, scores: Array, postprocess: Postprocess
 ) -> tuple[Array, Array]:
     """As `_suppress_few`, among all candidates of one image, one class at a time."""
     num_classes, count = scores.shape
+    most = min(postprocess.max_candidates or count, count)
 
-    def suppress(each: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        number, scores, rows = each
+    def suppress(each: tuple[Array, Array]) -> tuple[Array, Array]:
+        number, scores = each
+        scores, rows = lax.top_k(scores, most)
         kept, valid = nms(
             boxes[rows] if boxes.ndim == 2 else boxes[rows, number],
             scores,
             iou_threshold=postprocess.iou_threshold,
-            max_outputs=min(postprocess.max_detections, count),
+            max_outputs=min(postprocess.max_detections, most),
             valid=scores > -jnp.inf,
         )
         # Best first is lowest first.
-        return jnp.where(valid, -scores[kept], jnp.inf), number * count + kept
+        return jnp.where(valid, -scores[kept], jnp.inf), number * count + rows[kept]
 
     numbers = jnp.arange(num_classes, dtype=jnp.int32)
-    found = lax.map(suppress, (numbers, scores, rows))
+    found = lax.map(suppress, (numbers, scores))
     losses, places = lax.sort([x.ravel() for x in found], num_keys=2)
     rest = (0, max(0, postprocess.max_detections - len(places)))
     places = jnp.pad(places, rest)[: postprocess.max_detections]
@@ -199,11 +195,9 @@ def _suppress_each_class(
     return places, losses[: postprocess.max_detections] < jnp.inf
 
 
-def _take(
-    boxes: Array, scores: Array, rows: Array, places: Array, valid: Array
-) -> Detections:
+def _take(boxes: Array, scores: Array, places: Array, valid: Array) -> Detections:
     """One image's detections from their places in the flattened scores."""
-    rows, classes = rows.ravel()[places], places // scores.shape[1]
+    classes, rows = places // scores.shape[1], places % scores.shape[1]
     boxes = boxes[rows] if boxes.ndim == 2 else boxes[rows, classes]
     return Detections(
         jnp.where(valid[:, None], boxes, 0),

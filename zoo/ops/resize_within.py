@@ -1,8 +1,8 @@
 """Resizing of images that fill only a part of their arrays, to sizes of their own.
 
 Images of many sizes share one compiled program where they lie at the upper left corner
-of arrays of one shape. Their sizes are then values on the device, and so are the two
-matrices that resize them.
+of arrays of one shape. Their sizes are then values on the device, and so is what
+follows from them: which pixels are taken, or the two matrices that resize.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,43 @@ def resize_within(
     Returns:
       float32 [*canvas, C].
     """
+    image = image.astype(jnp.float32)
+
+    def by_products(image: Array, size: Array, target: Array) -> Array:
+        return _by_products(image, size, target, canvas, antialias)
+
+    def by_taps(image: Array, size: Array, target: Array) -> Array:
+        return _by_taps(image, size, target, canvas)
+
+    if antialias:
+        return by_products(image, size, target)
+    # For 480 x 640 pixels to 800 x 1066 a CPU takes 19 ms, and 228 ms by products.
+    taps = dict.fromkeys(("cpu", "cuda", "rocm"), by_taps)
+    return lax.platform_dependent(image, size, target, **taps, default=by_products)
+
+
+def _by_taps(image: Array, size: Array, target: Array, canvas: tuple) -> Array:
+    """Without antialias, each pixel comes from two of a column, then two of a row."""
+    for axis in (0, 1):
+        outputs = np.arange(canvas[axis], dtype=np.float32)
+        step = size[axis].astype(jnp.float32) / target[axis]
+        places = jnp.clip(step * (outputs + 0.5) - 0.5, 0, size[axis] - 1)
+        first = places.astype(jnp.int32)
+        second = jnp.minimum(first + 1, size[axis] - 1)
+        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+        share = (places - first).reshape(shape)
+        near, far = (jnp.take(image, x, axis, mode="clip") for x in (first, second))
+        inside = (outputs < target[axis]).reshape(shape)
+        image = jnp.where(inside, near + (far - near) * share, 0)
+    return image
+
+
+def _by_products(
+    image: Array, size: Array, target: Array, canvas: tuple, antialias: bool
+) -> Array:
     height, width = image.shape[:2]
     rows = _weights(height, canvas[0], size[0], target[0], antialias)
     columns = _weights(width, canvas[1], size[1], target[1], antialias)
-    image = image.astype(jnp.float32)
     products = [("hwc,th->twc", rows), ("hwc,tw->htc", columns)]
     # The cheaper order: height * width of either first product, and of the second.
     rows_first = canvas[0] * width * (height + canvas[1])
