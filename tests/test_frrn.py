@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.segmentation.frrn_parts import FRRNBackbone, ScoreHead
+from zoo.ops.resize import resize
+from zoo.segmentation.frrn_parts import FRRNBackbone, ScoreHead, _double
 from zoo.segmentation.segmenter import Segmenter
 from zoo.summary import list_endpoints, list_layers
 
@@ -107,6 +108,15 @@ def test_remat_is_of_each_stage(tiny):
         for f in (plain, again)
     ]
     assert counts[1] - counts[0] >= len(ROWS) + 2
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_doubling_is_resizing(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    expected = resize(x, (2 * size[0], 2 * size[1]), antialias=False)
+    np.testing.assert_allclose(_double(x), expected, atol=1e-6)
+    assert _double(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 @pytest.mark.quick

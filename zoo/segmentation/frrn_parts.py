@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from zoo.layers import BatchNorm, Conv, remat_stage
 from zoo.ops.pooling import max_pool
-from zoo.ops.resize import resize
 from zoo.ops.unpooling import repeat_pixels
 from zoo.segmentation.segmenter import ClassLayer, Size, widen
 
@@ -70,10 +70,11 @@ class FullResolutionUnit(nn.Module):
 
     @nn.compact
     def __call__(self, y: Array, z: Array, train: bool) -> tuple[Array, Array]:
-        pooled = z
-        # The largest of 2 x 2 the largest: XLA takes longer for one large window.
-        for _ in range(self.scale.bit_length() - 1):
-            pooled = max_pool(pooled, 2, 2)
+        pooled, rest = z, self.scale
+        # The largest of the largest: XLA takes longer for one large window.
+        while rest > 1:
+            step = 4 if rest % 4 == 0 else 2
+            pooled, rest = max_pool(pooled, step, step), rest // step
         y = jnp.concatenate([y, pooled], axis=-1)
         for i in (1, 2):
             y = self.conv(self.features, 3, name=f"conv{i}")(y)
@@ -194,5 +195,17 @@ class ScoreHead(nn.Module):
 
 
 def _double(x: Array) -> Array:
-    """Twice the height and width, bilinearly."""
-    return resize(x, (2 * x.shape[1], 2 * x.shape[2]), antialias=False)
+    """Twice the height and width, bilinearly: `resize` without its matrices.
+
+    Each pixel becomes two, a quarter of the way to its neighbours; where there is none,
+    the border's pixel stands for it. (tests/benchmark_unpooling.py measures both.)
+    """
+    dtype, x = x.dtype, widen(x)
+    for axis in (1, 2):
+        part = partial(lax.slice_in_dim, x, axis=axis)
+        before = jnp.concatenate([part(0, 1), part(0, -1)], axis)
+        after = jnp.concatenate([part(1, None), part(-1, None)], axis)
+        pair = [0.75 * x + 0.25 * neighbour for neighbour in (before, after)]
+        shape = (*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+        x = jnp.stack(pair, axis + 1).reshape(shape)
+    return x.astype(dtype)
