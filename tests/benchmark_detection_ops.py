@@ -173,8 +173,8 @@ def roi_align_calls(operators: Any, count: int) -> Calls:
 
     calls = {"zoo": jax_call(align, levels, rois), "torchvision": theirs}
     expected = calls["torchvision"]().permute(0, 2, 3, 1).numpy()
-    # Of random numbers, which differ by some units within one cell: a place of 270 cells
-    # is known to 3e-5 cells in float32.
+    # Neighbours differ by some units here, and float32 knows places near 270 cells to
+    # 3e-5 cells.
     np.testing.assert_allclose(calls["zoo"](), expected, atol=1e-3)
     return calls
 
