@@ -61,8 +61,8 @@ def frrn(
 ) -> Segmenter:
     """Builds FRRN A or B.
 
-    The residual stream has the image's size throughout: a training step keeps some 60
-    maps of that size, and with `remat` some 10.
+    The residual stream has the image's size throughout, and a training step keeps it
+    behind each unit; with `remat`, between the rows of the table alone.
 
     Args:
       variant: A name of `TABLES`.
