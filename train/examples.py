@@ -140,7 +140,7 @@ def _alarm(found, source, names: Sequence[str], i: int, d: int) -> Finding:
         reason = "found a second time"
     title = f"{names[number]} {boxes.scores[d]:.0%}"
     where = source.provenance(i)
-    return Finding(source.image(i), box, title, reason, where, truth, number)
+    return Finding(source.image(i), box, title, reason, where, truth)
 
 
 def _miss(found, source, names: Sequence[str], i: int, n: int) -> Finding:
@@ -153,7 +153,7 @@ def _miss(found, source, names: Sequence[str], i: int, n: int) -> Finding:
         other = f"{names[boxes.classes[best]]} {boxes.scores[best]:.0%}"
         reason = f"found {other}, which shares {shares[best]:.0%} of the union"
     where = source.provenance(i)
-    return Finding(source.image(i), box, names[number], reason, where, boxes, number)
+    return Finding(source.image(i), box, names[number], reason, where, boxes)
 
 
 def evaluate_segmentation(result: Result) -> SegmentationEvaluation:

@@ -27,6 +27,7 @@ def draw_boxes(
     colors: Sequence[Color],
     *,
     least: int = LEAST,
+    bold: int = 0,
 ) -> Image.Image:
     """Draws boxes with captions on an image.
 
@@ -37,6 +38,7 @@ def draw_boxes(
         captions: n texts; of an empty one there is nothing.
         colors: n of them.
         least: Pixels that the longer side has at least; smaller images are enlarged.
+        bold: How many of the first boxes have thicker lines.
 
     Returns:
         An RGB picture.
@@ -52,12 +54,13 @@ def draw_boxes(
     draw, font = ImageDraw.Draw(picture), make_font(LETTERS)[0]
     corners = (boxes * scale).clip(0, [*picture.size, *picture.size])
     thick = max(2, round(max(picture.size) / 300))
-    for (left, top, right, bottom), color in [*zip(corners, colors, strict=True)][::-1]:
+    for i in reversed(range(len(boxes))):
+        left, top, right, bottom = corners[i]
         corner = (max(right - 1, left), max(bottom - 1, top))
-        draw.rectangle((left, top, *corner), None, color, thick)
-    for (left, top, _, _), caption, color in [
-        *zip(corners, captions, colors, strict=True)
-    ][::-1]:
+        width = 2 * thick if i < bold else thick
+        draw.rectangle((left, top, *corner), None, colors[i], width)
+    for i in reversed(range(len(boxes))):
+        (left, top, _, _), caption, color = corners[i], captions[i], colors[i]
         if not caption:
             continue
         width, height = font.getlength(caption) + 6, LETTERS + 5

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from train.figures import Series, line_chart
-from train.figures.boxes import class_color, cut_around, draw_boxes, draw_detections
-from train.figures.pictures import beside
+from train.figures.boxes import cut_around, draw_boxes, draw_detections
+from train.figures.pictures import MISS, beside
 from train.report.parts import (
     NONE,
     Card,
@@ -64,7 +64,6 @@ class Finding(NamedTuple):
       reason: In words.
       provenance: Where the image comes from.
       others: Boxes that are shown beside it: objects, or detections.
-      number: Of its class.
     """
 
     image: np.ndarray
@@ -73,7 +72,6 @@ class Finding(NamedTuple):
     reason: str
     provenance: str
     others: Boxes
-    number: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +171,14 @@ def _cards(findings: Sequence[Finding], names: Sequence[str]) -> str:
 
 def _finding_card(finding: Finding, names: Sequence[str]) -> str:
     part, corner = cut_around(finding.image, finding.box)
-    # The others first, so that they are drawn below it.
-    boxes = np.concatenate([finding.box[None], finding.others.boxes])
-    pale = [(255, 255, 255)] * len(finding.others.boxes)
-    colors = [class_color(finding.number), *pale]
-    captions = ["", *(names[c] for c in finding.others.classes)]
-    picture = draw_boxes(part, boxes - np.tile(corner, 2), captions, colors, least=256)
+    box, others = finding.box - np.tile(corner, 2), finding.others
+    boxes = others.boxes - np.tile(corner, 2)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    near = ((centres >= 0) & (centres < part.shape[1::-1])).all(-1)
+    captions = ["", *(names[c] for c in others.classes[near])]
+    colors = [MISS, *[(255, 255, 255)] * near.sum()]
+    boxes = np.concatenate([box[None], boxes[near]])
+    picture = draw_boxes(part, boxes, captions, colors, least=256, bold=1)
     caption = (
         f"<b>{text(finding.title)}</b><br>{text(finding.reason)}"
         f"<small>{text(finding.provenance)}</small>"
