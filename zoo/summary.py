@@ -164,6 +164,7 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
         f"  from   {weights.source}; licence {weights.licence}",
         f"  input  {_input(weights.preprocess or get_spec(name).preprocess)}",
         f"  {len(classes)} classes, {classes[0]!r} to {classes[-1]!r}",
+        *(f"  with   {option}={value!r}" for option, value in weights.options),
         f"  {weights.url}",
         f"  sha256 {weights.sha256}",
     ]
