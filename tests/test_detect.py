@@ -72,7 +72,7 @@ def random_candidates(seed, own_boxes, batch=2, count=40, classes=3):
 RULES = [
     Postprocess(0.3, 0.5, 10),
     Postprocess(0.0, 0.3, 200),
-    Postprocess(0.05, 0.45, 7, max_candidates=9, min_size=3.0),
+    Postprocess(0.05, 0.45, 30, max_candidates=5, min_size=3.0),
     Postprocess(0.05, 0.0, 30, max_candidates=100, min_size=0.01),
 ]
 
