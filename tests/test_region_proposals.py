@@ -1,0 +1,250 @@
+"""Anchors, proposals, samples and pooling by the papers' rules, restated in numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from zoo.detection.contract import Targets
+from zoo.detection.fast_rcnn import pool_regions
+from zoo.detection.faster_rcnn import make_cells
+from zoo.detection.fpn import enlarge
+from zoo.detection.roi_head import Classifying, sample_regions
+from zoo.detection.rpn import RPN, place_anchors, propose, sample_anchors
+
+RNG = np.random.default_rng(0)
+SIZE = (120, 150)
+
+
+def random_boxes(count, size=SIZE):
+    corner = RNG.uniform(0, 0.8, (count, 2)) * size[::-1]
+    side = RNG.uniform(0.1, 0.5, (count, 2)) * size[::-1]
+    boxes = np.concatenate([corner, np.minimum(corner + side, size[::-1])], axis=1)
+    return boxes.astype(np.float32)
+
+
+def inclusive_iou(a, b):
+    """As the authors' code has it: the last pixel belongs to a box."""
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = np.prod(np.maximum(high - low + 1, 0))
+    areas = [np.prod(box[2:] - box[:2] + 1) for box in (a, b)]
+    return shared / (sum(areas) - shared)
+
+
+def place(anchors):
+    """How the paper's network proposes, and its anchors on a map of 8 x 10."""
+    how = zoo.build("faster_rcnn_vgg16", anchors=anchors).proposing
+    (placed,) = place_anchors([np.zeros((1, 8, 10, 1))], (128, 160), how)
+    return how, placed
+
+
+@pytest.mark.quick
+def test_the_paper_has_nine_anchors_at_each_position():
+    _, anchors = place("voc")
+    # The authors' list counts pixels from 1 and has the last one in a box.
+    assert anchors[:9].astype(int).tolist() == [
+        [-84, -40, 100, 56],
+        [-176, -88, 192, 104],
+        [-360, -184, 376, 200],
+        [-56, -56, 72, 72],
+        [-120, -120, 136, 136],
+        [-248, -248, 264, 264],
+        [-36, -80, 52, 96],
+        [-80, -168, 96, 184],
+        [-168, -344, 184, 360],
+    ]
+    assert anchors.shape == (8 * 10 * 9, 4)
+    # Row by row, and all of a position together.
+    np.testing.assert_array_equal(anchors[9] - anchors[0], [16, 0, 16, 0])
+    np.testing.assert_array_equal(anchors[90] - anchors[0], [0, 16, 0, 16])
+    _, twelve = place("coco")
+    assert twelve[:12, 2].astype(int).tolist()[4:6] == [40, 72]
+    assert len(twelve) == 8 * 10 * 12
+    with pytest.raises(ValueError, match=r"anchors='x' must be one of \['voc', 'coco'"):
+        zoo.build("faster_rcnn_vgg16", anchors="x")
+
+
+@pytest.mark.quick
+def test_a_pyramids_anchors_are_torchvisions():
+    how = zoo.build("faster_rcnn_resnet50_fpn").proposing
+    maps = [np.zeros((1, 200 // s, 272 // s, 1)) for s in (1, 2, 4, 8)]
+    maps.append(np.zeros((1, 13, 17, 1)))
+    levels = place_anchors(maps, (800, 1088), how)
+    assert levels[0][:3].astype(int).tolist() == [
+        [-23, -11, 23, 11],
+        [-16, -16, 16, 16],
+        [-11, -23, 11, 23],
+    ]
+    # 800 / 13 and 1088 / 17, rounded down.
+    np.testing.assert_array_equal(levels[4][3] - levels[4][0], [64, 0, 64, 0])
+    np.testing.assert_array_equal(levels[4][51] - levels[4][0], [0, 61, 0, 61])
+    assert make_cells([32])[0][1] == (-16, -16, 16, 16)
+
+
+def test_labels_of_anchors_follow_the_paper():
+    how, anchors = place("coco")
+    how = how._replace(sampled=10**4, fraction=1)  # all
+    size = np.float32([128, 160])
+    boxes = np.float32([[10, 12, 130, 100], [60, 30, 158, 126], [5, 5, 9, 9], [0] * 4])
+    valid = np.array([True, True, True, False])
+    labels, matches = jax.jit(lambda *args: sample_anchors(*args, how))(
+        jax.random.key(0), anchors, boxes, valid, size
+    )
+    last = anchors - np.float32([0, 0, 1, 1])
+    inside = (last[:, :2] >= 0).all(1) & (last[:, 2:] < size[::-1]).all(1)
+    overlaps = np.array(
+        [[inclusive_iou(a, b - [0, 0, 1, 1]) for b in boxes[valid]] for a in last]
+    )
+    overlaps[~inside] = -1
+    expected = np.where(overlaps.max(1) < 0.3, 0, -1)
+    for number in range(3):
+        best = overlaps[:, number].max()
+        if best > 0:
+            expected[overlaps[:, number] == best] = 1
+    expected[overlaps.max(1) >= 0.7] = 1
+    expected[~inside] = -1
+    np.testing.assert_array_equal(labels, expected)
+    positive = expected == 1
+    np.testing.assert_array_equal(matches[positive], overlaps.argmax(1)[positive])
+    assert 0 < positive.sum() < inside.sum() < len(anchors) / 2
+
+
+def test_a_sample_is_256_anchors_half_of_them_positive_at_most():
+    how = zoo.build("faster_rcnn_vgg16").proposing
+    how = how._replace(inside=False)
+    anchors = random_boxes(2000)
+    boxes = anchors[:5]
+    labels, _ = sample_anchors(
+        jax.random.key(0), anchors, boxes, np.ones(5, bool), np.float32(SIZE), how
+    )
+    assert (labels == 1).sum() <= 128
+    assert (labels >= 0).sum() == 256
+    none, _ = sample_anchors(
+        jax.random.key(0), anchors, boxes, np.zeros(5, bool), np.float32(SIZE), how
+    )
+    assert (none == 0).sum() == 256
+    assert not (none == 1).any()
+
+
+def greedy(boxes, scores, threshold):
+    kept = []
+    for i in np.argsort(-scores, kind="stable"):
+        if all(inclusive_iou(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def test_proposals_follow_the_authors_code():
+    """Boxes that include their last pixel, decoded as by the authors' MATLAB."""
+    how, anchors = place("voc")
+    how = how._replace(best=(60, 90), count=(12, 70))
+    size = np.float32([120, 150])
+    logits = RNG.normal(size=len(anchors)).astype(np.float32)
+    deltas = RNG.normal(scale=0.3, size=(len(anchors), 4)).astype(np.float32)
+    run = jax.jit(
+        lambda s, d, z, train: propose([s], [d], [anchors], z, how, train),
+        static_argnums=3,
+    )
+    for train in (False, True):
+        boxes, valid = run(logits, deltas, size, train)
+        assert boxes.shape == (how.count[train], 4)
+        best = np.argsort(-logits, kind="stable")[: how.best[train]]
+        a, d = anchors[best] - np.float32([0, 0, 1, 1]), deltas[best]
+        side = a[:, 2:] - a[:, :2] + 1
+        centre = a[:, :2] + 0.5 * (side - 1)
+        centre, side = d[:, :2] * side + centre, np.exp(d[:, 2:]) * side
+        last = np.concatenate([centre - (side - 1) / 2, centre + (side - 1) / 2], 1)
+        last = np.clip(last, 0, np.tile(size[::-1], 2) - 1)
+        large = (last[:, 2:] - last[:, :2] + 1 >= 16).all(1)
+        last, scores = last[large], logits[best][large]
+        kept = greedy(last, scores, 0.7)[: how.count[train]]
+        assert valid.sum() == len(kept)
+        expected = last[kept] + np.float32([0, 0, 1, 1])
+        np.testing.assert_allclose(boxes[valid], expected, rtol=0, atol=2e-4)
+    assert not valid.all()
+
+
+def test_regions_are_sampled_as_in_the_papers():
+    boxes, valid = random_boxes(4), np.array([True, True, True, False])
+    targets = Targets(boxes, np.int32([7, 0, 4, 9]), valid)
+    regions = np.concatenate([random_boxes(300), boxes[:3] + np.float32(1)])
+    usable = np.arange(len(regions)) % 7 > 0
+    how = Classifying(negative=(0.1, 0.5), sampled=64)
+    out = sample_regions(jax.random.key(1), regions, usable, targets, how)
+    assert out["rois"].shape == (64, 4)
+    pool = np.concatenate([regions, boxes])
+    allowed = np.concatenate([usable, valid])
+    for box, fine, kind, match in zip(
+        *(np.asarray(v) for v in out.values()), strict=True
+    ):
+        if not fine:
+            assert kind == 0
+            continue
+        (place,) = np.flatnonzero((pool == box).all(1) & allowed)[:1]
+        overlaps = [float(zoo_iou(pool[place], b)) for b in boxes[:3]]
+        if kind:
+            assert max(overlaps) >= 0.5
+            assert match == np.argmax(overlaps)
+            assert kind == targets.classes[match] + 1
+        else:
+            assert 0.1 <= max(overlaps) < 0.5
+    positive = (out["roi_classes"] > 0) & out["roi_valid"]
+    assert 3 <= positive.sum() <= 16
+    none = sample_regions(
+        jax.random.key(1), regions, usable, targets._replace(valid=valid & False), how
+    )
+    # Nothing overlaps anything by 0.1, and so nothing is trained.
+    assert not none["roi_valid"].any()
+
+
+def zoo_iou(a, b):
+    return inclusive_iou(a - [0, 0, 1, 1], b - [0, 0, 1, 1])
+
+
+def test_regions_are_pooled_as_by_the_authors():
+    features = RNG.normal(size=(8, 10, 3)).astype(np.float32)
+    boxes = np.float32([[0, 0, 160, 128], [24, 40, 72, 104], [150, 120, 160, 128]])
+    pooled = pool_regions([features], boxes, size=7)
+    for box, found in zip(boxes, np.asarray(pooled), strict=True):
+        x1, y1, x2, y2 = np.floor((box - [0, 0, 1, 1]) / 16 + 0.5).astype(int)
+        height, width = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
+        for i in range(7):
+            for j in range(7):
+                rows = slice(
+                    min(max(y1 + i * height // 7, 0), 8),
+                    min(max(y1 - (-(i + 1) * height // 7), 0), 8),
+                )
+                columns = slice(
+                    min(max(x1 + j * width // 7, 0), 10),
+                    min(max(x1 - (-(j + 1) * width // 7), 0), 10),
+                )
+                cut = features[rows, columns]
+                expected = cut.max(axis=(0, 1)) if cut.size else np.zeros(3)
+                np.testing.assert_array_equal(found[i, j], expected)
+
+
+@pytest.mark.quick
+def test_pairs_of_scores_are_one_difference(cheap_jit):
+    """All of "background", then all of "object", as in the authors' files."""
+    maps = [RNG.normal(size=(2, 3, 4, 8)).astype(np.float32)]
+    model = RPN(5, 6, pairs=True)
+    variables = cheap_jit(model.init)(jax.random.key(0), maps)
+    assert variables["params"]["cls_logits"]["kernel"].shape == (1, 1, 6, 10)
+    (logits,), (deltas,) = model.apply(variables, maps)
+    plain = RPN(10, 6)
+    params = {**variables["params"]}
+    params["bbox_pred"] = plain.init(jax.random.key(0), maps)["params"]["bbox_pred"]
+    (scores,), _ = plain.apply({"params": params}, maps)
+    scores = scores.reshape(2, 12, 10)
+    np.testing.assert_allclose(
+        logits, (scores[..., 5:] - scores[..., :5]).reshape(2, -1), rtol=1e-6, atol=1e-7
+    )
+    assert deltas.shape == (2, 60, 4)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("small", "large"), [((3, 4), (6, 8)), ((3, 3), (5, 6))])
+def test_enlarging_takes_the_nearest_pixel(small, large):
+    x = RNG.normal(size=(1, *small, 2)).astype(np.float32)
+    rows, columns = (np.arange(n) * m // n for m, n in zip(small, large, strict=True))
+    np.testing.assert_array_equal(enlarge(x, large), x[:, rows][:, :, columns])
