@@ -27,7 +27,7 @@ LEDGER = {
     "yolo_v1": (271_703_550, 20_285_153_280),
     "yolo_v1_tiny": (45_089_374, 2_418_728_960),
     "yolo_v1_tiny_bn": (27_095_374, 1_608_015_360),
-    "yolo96_small": (416_580, 49_526_784),
+    "yolo96_small": (406_788, 76_253_184),
 }
 # Parameters for other numbers of classes: VOC's 20, COCO's 80 and its numbers to 90.
 CLASSES = [
@@ -57,7 +57,7 @@ ENDPOINTS = {
     "ssd96_small": "stage1 stage2 stage3 stage4 stage5 deltas class_logits",
     "yolo_v1_tiny": "conv1 pool1 conv2 pool2 conv3 pool3 conv4 pool4 conv5 pool5 conv6 "
     "pool6 conv7 conv8 conv9 fc1 fc2 classes confidences boxes",
-    "yolo96_small": "stage1 stage2 stage3 stage4 classes confidences boxes",
+    "yolo96_small": "stage1 stage2 stage3 classes confidences boxes",
 }
 
 

@@ -24,6 +24,9 @@ Array = jax.Array
 SIZE = 96
 # Channels of the stages, each of which halves height and width: 48, 24, 12, 6 and 3.
 WIDTHS = (16, 48, 96, 128, 128)
+# Convolutions of each stage. YOLO's cells are 8 x 8 pixels, and see all around them.
+SSD_DEPTHS = (2, 2, 2, 2, 2)
+YOLO_DEPTHS = (2, 2, 5)
 # Digits on canvases are about 15 to 55 pixels high.
 LEVELS = (
     Level("stage3", 12, 8, 22, (2,)),
@@ -35,18 +38,18 @@ PREDICTORS = 2
 
 
 class SmallBackbone(nn.Module):
-    """Stages of two 3x3 convolutions with batch norm, the first of which has stride 2.
+    """Stages of 3x3 convolutions with batch norm, the first of which has stride 2.
 
     Attributes:
       network: Its name, for messages.
-      stages: How many of `WIDTHS`.
+      depths: Convolutions of each stage; there are as many stages, of `WIDTHS`.
       momentum: What batch norm's running averages keep at a step.
       kernel_init: Initialiser of the convolutions.
       remat: Recompute each stage's activations in the backward pass.
     """
 
     network: str
-    stages: int
+    depths: tuple[int, ...]
     momentum: float = 0.9
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
@@ -62,14 +65,15 @@ class SmallBackbone(nn.Module):
         norm = partial(BatchNorm, momentum=self.momentum, **types)
 
         def stage(self, x: Array, i: int) -> dict[str, Array]:
-            for j, stride in ((1, 2), (2, 1)):
+            for j in range(1, self.depths[i - 1] + 1):
+                stride = 2 if j == 1 else 1
                 layer = conv(WIDTHS[i - 1], stride=stride, name=f"conv{i}_{j}")
                 x = norm(name=f"bn{i}_{j}")(layer(x), train=train)
                 x = nn.relu(x)
             return {f"stage{i}": x}
 
         out, x = {}, images
-        for i in range(1, self.stages + 1):
+        for i in range(1, len(self.depths) + 1):
             out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
             x = out[f"stage{i}"]
         return out
@@ -151,10 +155,10 @@ def small_detector(
         **types,
     )
     if variant == "yolo96_small":
-        head = GridHead(num_classes, initializer("glorot"), **types)
-        return YOLO(backbone(stages=4), head, _PREPROCESS)
+        head = GridHead(num_classes, initializer("gaussian_0.01"), **types)
+        return YOLO(backbone(YOLO_DEPTHS), head, _PREPROCESS)
     return SSD(
-        backbone(stages=5),
+        backbone(SSD_DEPTHS),
         MultiBoxHead(num_classes, LEVELS, **types),
         last_size=LAST_SIZE,
         max_side=None,
@@ -165,8 +169,8 @@ def small_detector(
 def _torch_rules(model: SSD | YOLO) -> tuple[TorchRule, ...]:
     """Our own names."""
     rules = []
-    for i in range(1, model.backbone.stages + 1):
-        for j in (1, 2):
+    for i, depth in enumerate(model.backbone.depths, start=1):
+        for j in range(1, depth + 1):
             for kind in ("conv", "bn"):
                 path = f"{kind}{i}_{j}"
                 rules.append(TorchRule(f"backbone/{path}", f"backbone.{path}"))
@@ -187,7 +191,9 @@ _PREPROCESS = Preprocess(
 )
 
 
-def _spec(name: str, kind: str, loss: str, params: int, macs: int) -> ModelSpec:
+def _spec(
+    name: str, kind: str, loss: str, head_init: str, params: int, macs: int
+) -> ModelSpec:
     return ModelSpec(
         name=name,
         task="detection",
@@ -201,7 +207,7 @@ def _spec(name: str, kind: str, loss: str, params: int, macs: int) -> ModelSpec:
         loss=loss,
         init=(
             "backbone He et al. 2015, normal of variance 2 / (k * k * output "
-            "channels); head Glorot's, uniform; biases 0"
+            f"channels); head {head_init}; biases 0"
         ),
         published=("none: it is no paper's network",),
         deviations=("the backbone is this zoo's own, with batch norm",),
@@ -213,6 +219,7 @@ SPECS = (
         "ssd96_small",
         "SSD (Liu et al. 2016)",
         "multibox: softmax cross-entropy with hard negatives, smooth L1",
+        "Glorot's, uniform",
         899_684,
         62_664_192,
     ),
@@ -220,7 +227,8 @@ SPECS = (
         "yolo96_small",
         "YOLO (Redmon et al. 2016)",
         "squared errors of boxes, confidences and classes",
-        416_580,
-        49_526_784,
+        "normal, std 0.01",
+        406_788,
+        76_253_184,
     ),
 )
