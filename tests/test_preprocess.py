@@ -215,12 +215,19 @@ def test_cards_survive_json():
     card = Card(
         model="lenet5",
         num_classes=3,
-        overrides=plain_options({"dtype": jnp.bfloat16, "momentum": 0.5, "x": None}),
+        overrides=plain_options(
+            {"dtype": jnp.bfloat16, "momentum": 0.5, "x": None, "widths": (8, 16)}
+        ),
         preprocess=facts(28, 32, channels=1),
         class_names=("a", "b", "c"),
         versions={"jax": "1"},
     )
-    assert card.overrides == {"dtype": "bfloat16", "momentum": 0.5, "x": None}
+    assert card.overrides == {
+        "dtype": "bfloat16",
+        "momentum": 0.5,
+        "x": None,
+        "widths": [8, 16],
+    }
     assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
 
 

@@ -211,11 +211,14 @@ def headline(metrics: Mapping[str, Any] | None) -> float | None:
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """A model's options as JSON has them: a type by its name, such as "bfloat16"."""
-    plain = (str, int, float, bool, type(None))
-    return {
-        name: value if isinstance(value, plain) else np.dtype(value).name
-        for name, value in options.items()
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return [plain(each) for each in value]
+        known = isinstance(value, str | int | float | bool | None)
+        return value if known else np.dtype(value).name
+
+    return {name: plain(value) for name, value in options.items()}
 
 
 @dataclasses.dataclass(frozen=True)
