@@ -6,9 +6,11 @@
 
 The sources are in jupytext's percent format. The notebooks keep the outputs of smoke
 mode, without what differs from run to run: progress bars, execution counts, and what
-a cell tagged `clear-output` shows.
+a cell tagged `clear-output` shows. Pictures have 256 colours, so that they are small.
 """
 
+import base64
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +18,16 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 FOLDER = Path(__file__).parent
-NOTEBOOKS = ("00_quickstart", "01_transfer_learning", "02_pretrained_and_features")
+NOTEBOOKS = (
+    "00_quickstart",
+    "01_transfer_learning",
+    "02_pretrained_and_features",
+    "03_detection",
+    "04_segmentation",
+)
 TIMEOUT = 600  # Seconds for one cell.
 
 
@@ -51,7 +60,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
 
 
 def tidy(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Takes away what differs from run to run and says nothing."""
+    """Takes away what differs from run to run and says nothing; shrinks pictures."""
     # The kernel's version, and the times of each cell, are the executing machine's.
     executed.metadata.pop("language_info", None)
     for cell in executed.cells:
@@ -65,7 +74,18 @@ def tidy(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for out in cell.outputs:
             if "execution_count" in out:
                 out.execution_count = None
+            if "image/png" in out.get("data", {}):
+                out.data["image/png"] = reduce_colors(out.data["image/png"])
     return executed
+
+
+def reduce_colors(picture: str) -> str:
+    """Makes a PNG in base64 one of 256 colours, without grain, which would be large."""
+    rgb = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    buffer = io.BytesIO()
+    few = rgb.quantize(256, dither=Image.Dither.NONE)
+    few.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def is_current(name: str) -> bool:

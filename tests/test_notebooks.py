@@ -99,10 +99,11 @@ def test_notebook_runs_in_smoke_mode(name, tmp_path, monkeypatch):
     executed = build.execute(build.read_source(name), folder)
     assert count_pictures(executed) == count_pictures(written(name))
     # Data sets where one is opened by name, and what was trained; nothing else.
-    prepared = "open_source(" in (FOLDER / f"{name}.py").read_text()
-    expected = ["data", "runs"] if prepared else ["runs"]
+    source = (FOLDER / f"{name}.py").read_text()
+    opened = {*re.findall(r'open_source\("(\w+)"', source)}
+    expected = ["data", "runs"] if opened else ["runs"]
     assert sorted(path.name for path in folder.iterdir()) == expected
-    assert (folder / "data" / "digits").is_dir() == prepared
+    assert all((folder / "data" / data_set).is_dir() for data_set in opened)
     errors = [out.text for out in outputs(executed) if out.get("name") == "stderr"]
     # Colab has ipywidgets, for which tqdm looks.
     assert [text for text in errors if "IProgress" not in text] == []

@@ -230,7 +230,7 @@ class Card:
     Attributes:
       model: Registered name.
       num_classes: Of the head.
-      overrides: Options the model was built with, by name; strings and numbers.
+      overrides: Options the model was built with, by name; as JSON has them.
       preprocess: What the variables expect.
       class_names: In the order of the logits; empty where unknown.
       source: Where the variables come from, in words.
