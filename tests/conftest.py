@@ -13,6 +13,13 @@ jax.config.update("jax_enable_x64", False)
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Lets go of what a file has compiled: all of it together would take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def cheap_jit():
     """Like `jax.jit`, but fast to compile and slow to run: for what runs once."""

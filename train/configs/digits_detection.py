@@ -18,7 +18,13 @@ def ssd() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig("ssd96_small"),
         data=DataConfig(
-            "digits_canvas", batch_size=16, eval_batch_size=40, max_boxes=8
+            "digits_canvas",
+            batch_size=16,
+            eval_batch_size=40,
+            max_boxes=8,
+            # Without these the networks learn the canvases by heart.
+            geometry=("translate:0.12",),
+            augment=("ssd_photometric",),
         ),
         optim=OptimConfig(
             name="adamw",
@@ -35,9 +41,15 @@ def ssd() -> TrainConfig:
 
 def faster_rcnn() -> TrainConfig:
     """A small Faster R-CNN."""
-    return dataclasses.replace(ssd(), model=ModelConfig("faster_rcnn_small"))
+    return dataclasses.replace(ssd(), model=ModelConfig("faster_rcnn_small"), epochs=8)
 
 
 def yolo() -> TrainConfig:
-    """A small YOLO."""
-    return dataclasses.replace(ssd(), model=ModelConfig("yolo96_small"))
+    """A small YOLO, which takes a higher rate and longer."""
+    base = ssd()
+    return dataclasses.replace(
+        base,
+        model=ModelConfig("yolo96_small"),
+        optim=dataclasses.replace(base.optim, learning_rate=3e-3),
+        epochs=20,
+    )
