@@ -109,4 +109,5 @@ def test_every_large_network_has_the_option():
     without = {
         name for name in zoo.list_models() if "remat" not in zoo.list_options(name)
     }
-    assert without <= small
+    # Of these the head alone is fitted.
+    assert without <= small | {"rcnn_alexnet", "rcnn_vgg16"}

@@ -41,7 +41,9 @@ class Reader(nn.Module):
 
     def decode(self, outputs, sizes=None):
         boxes = outputs["said"][:, None, :4]
-        scores = self.good * jax.nn.one_hot(outputs["said"][:, 4].astype(int), 3)[:, None]
+        scores = (
+            self.good * jax.nn.one_hot(outputs["said"][:, 4].astype(int), 3)[:, None]
+        )
         return Candidates(boxes, scores, jnp.ones(boxes.shape[:2], bool))
 
     def losses(self, outputs, targets):

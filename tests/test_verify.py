@@ -55,7 +55,10 @@ def test_same_padding_is_found(monkeypatch, cheap_jit):
 
 @pytest.mark.slow
 def test_another_epsilon_is_found(monkeypatch, cheap_jit):
-    monkeypatch.setattr(residual, "BatchNorm", partial(BatchNorm, epsilon=1e-3))
+    def other(**options):
+        return BatchNorm(**{**options, "epsilon": 1e-3})
+
+    monkeypatch.setattr(residual, "BatchNorm", other)
     assert failed(verify(SMALL, jit=cheap_jit))[0] == "stem"
 
 

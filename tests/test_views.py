@@ -15,7 +15,7 @@ from train import views
 from train.data import Source, array_source
 from train.evaluate import Evaluator
 from train.steps import make_mesh
-from train.tasks import softmax_cross_entropy
+from train.tasks.classification import Classification, softmax_cross_entropy
 from train.views import check_views, evaluate_views
 from zoo.protocols import PROTOCOLS, get_protocol
 from zoo.spec import Card, Preprocess
@@ -130,13 +130,13 @@ def test_views_are_averaged_and_not_the_centre_alone(source, variables):
 def test_the_centre_crop_is_the_evaluators(source, variables):
     evaluator = Evaluator(
         Waves(),
-        softmax_cross_entropy,
+        Classification(softmax_cross_entropy),
         source,
         PREPROCESS,
         make_mesh(jax.devices()[:1]),
         8,
     )
-    expected, _, _ = evaluator(variables)
+    expected = evaluator(variables).metrics
     found = evaluate(variables, source, get_protocol("center_crop"))
     assert found == pytest.approx(expected, rel=1e-5)
 
