@@ -116,7 +116,7 @@ def test_parameters_and_multiply_adds(name):
     assert count(name) == LEDGER[name]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize("name", DEEPEST)
 def test_parameters_and_multiply_adds_of_the_deepest(name):
     test_parameters_and_multiply_adds(name)

@@ -25,6 +25,12 @@ OPTIONS = {
 }
 
 
+def mark(names):
+    """Leaves those that compile for a minute to `pytest -m apart`."""
+    long = ("googlenet_tv", "msra_small14", "plain18")
+    return [pytest.param(n, marks=[pytest.mark.apart] * (n in long)) for n in names]
+
+
 @pytest.fixture(autouse=True)
 def one_formulation(monkeypatch):
     """Has convolutions computed as on accelerators: they need no patches or tiles."""
@@ -39,7 +45,7 @@ def compile_training(name, images, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mark(NAMES))
 def test_computes_the_same(name, monkeypatch):
     family = importlib.import_module(f"zoo.classification.{family_of(name)}")
     if hasattr(family, "DENSE"):

@@ -17,9 +17,13 @@ BUILDS = {
     "remat": partial(zoo.build, "cifar_resnet20", remat=True),
     "v2": partial(preact_resnet, depth=29, small=True, num_classes=10),
 }
+# Minutes together: `pytest -m apart` runs them.
+LONG = ("imagenet", "remat")
 
 
-@pytest.mark.parametrize("kind", BUILDS)
+@pytest.mark.parametrize(
+    "kind", ["cifar", "v2", *(pytest.param(k, marks=pytest.mark.apart) for k in LONG)]
+)
 def test_computes_the_same_with_the_same_variables(kind, cheap_jit):
     build = BUILDS[kind]
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
