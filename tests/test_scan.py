@@ -5,10 +5,14 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from families import train
 
 import zoo
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from train.data import array_source
+from train.experiment import prepare_experiment
 from zoo.classification.preact_resnet import preact_resnet
 
 BUILDS = {
@@ -50,3 +54,14 @@ def count_equations(name):
 
 def test_the_program_does_not_grow_with_the_depth():
     assert count_equations("cifar_resnet20") == count_equations("cifar_resnet56")
+
+
+def test_freezing_is_refused():
+    source = array_source(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2)
+    config = TrainConfig(
+        model=ModelConfig("cifar_resnet20", options=("scan=True",)),
+        data=DataConfig("arrays", batch_size=2, eval_batch_size=2),
+        optim=OptimConfig(freeze=("backbone/**",)),
+    )
+    with pytest.raises(ValueError, match="scan=True blocks run as one loop"):
+        prepare_experiment(config, (source, source))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import zoo
 from train import optim
-from train.config import TrainConfig
+from train.config import TrainConfig, parse_options
 from train.data import Source, fit_source, open_source
 from train.starting import create_model
 from train.state import TrainState, create_state
@@ -142,6 +142,11 @@ def prepare_experiment(
                 f"{spec.name} is for {spec.task}, and {data.dataset}, split "
                 f"{source.split}, for {source.task}."
             )
+    if config.optim.freeze and parse_options(config.model.options).get("scan"):
+        raise ValueError(
+            f"optim.freeze={config.optim.freeze}: with the model option scan=True blocks "
+            "run as one loop, in which batch norm cannot be frozen; leave it out."
+        )
     model, variables, card = create_model(config, train_source.class_names)
     fitted = fit_preprocess(card.preprocess, data.fit, data.size)
     card = dataclasses.replace(

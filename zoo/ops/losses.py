@@ -67,7 +67,7 @@ def segmentation_cross_entropy(
       mask: uint8 or int32 [B, H, W], 0 to K - 1 or `ignore`. Any other value makes the
         image's loss NaN.
       class_weights: [K], by the true class, see `median_frequency_weights`.
-      pixel_weights: float32 [B, H, W], see `border_weights`.
+      pixel_weights: float32 [B, H, W], such as U-Net's, which are larger at borders.
       ignore: Marks pixels that do not count.
 
     Returns:
