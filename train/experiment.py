@@ -144,8 +144,8 @@ def prepare_experiment(
             )
     if config.optim.freeze and parse_options(config.model.options).get("scan"):
         raise ValueError(
-            f"optim.freeze={config.optim.freeze}: with the model option scan=True blocks "
-            "run as one loop, in which batch norm cannot be frozen; leave it out."
+            f"optim.freeze={config.optim.freeze}: with the option scan=True blocks run "
+            "as one loop, in which batch norm cannot be frozen; leave it out."
         )
     model, variables, card = create_model(config, train_source.class_names)
     fitted = fit_preprocess(card.preprocess, data.fit, data.size)
