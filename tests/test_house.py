@@ -25,6 +25,7 @@ FLOORS = {
     "zoo/paths": 0,
     "zoo/ops": 0,
     "zoo/metrics": 0,
+    "zoo/checks": 0,
     "zoo/layers": 1,
     "zoo/classification": 2,
     "zoo/detection": 3,

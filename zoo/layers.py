@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_kernel, check_num_classes
 from zoo.ops.convolution import convolve
 
 Array = jax.Array
@@ -262,8 +263,7 @@ class Classifier(nn.Module):
 
 def make_head(num_classes: int, **options) -> LinearHead | None:
     """Builds the usual head; none for `num_classes=0`."""
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     return LinearHead(num_classes, **options) if num_classes else None
 
 
@@ -299,51 +299,3 @@ def remat_stage(stage: Callable, remat: bool) -> Callable:
 def per_channel(values: Array, x: Array) -> Array:
     """Shapes values [C] to the rank of `x` [..., C], so that both broadcast."""
     return values.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises where the features do not fit the parameters that a layer has already."""
-    if not module.has_variable("params", "kernel"):
-        return
-    path, found = "/".join(module.path), module.get_variable("params", "kernel").shape
-    given, taken = (s[-2] * getattr(module, "groups", 1) for s in (shape, found))
-    if given != taken and taken <= 4:  # Nothing but images has so few.
-        raise ValueError(
-            f"{path}: the images have {given} channel(s) and the network takes {taken} "
-            "(zoo.transfer.change_input_channels adapts it)."
-        )
-    if found != shape:
-        raise ValueError(
-            f"{path}: the kernel is {list(found)}, and its input wants {list(shape)}; "
-            "look at the images' size and channels, and whether the variables are this "
-            "network's."
-        )
-
-
-def check_images(
-    images: Array, name: str, *, size: int | None = None, min_size: int = 1
-) -> None:
-    """Raises where a network is given images of a shape that it cannot take.
-
-    Args:
-      images: What was given.
-      name: Of the network, for the error.
-      size: The one height and width that it takes; None for any.
-      min_size: Smallest height and width that it takes.
-    """
-    shape, hint = images.shape, ""
-    if len(shape) == 3:
-        hint = " images[None] is a batch of one."
-    if len(shape) == 4 and 0 < shape[1] <= 4 < min(shape[2:]):
-        hint = " Channels come last: images.transpose(0, 2, 3, 1)."
-    fits = len(shape) == 4 and (size is None or shape[1:3] == (size, size))
-    if hint or not fits:
-        raise ValueError(
-            f"{name} takes images [B, {size or 'H'}, {size or 'W'}, C], got "
-            f"{list(shape)}.{hint}"
-        )
-    if min(shape[1:3]) < min_size:
-        raise ValueError(
-            f"{name} takes images of {min_size} x {min_size} pixels or more, got "
-            f"{list(shape)}."
-        )

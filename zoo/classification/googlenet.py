@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_images
 from zoo.classification.imagenet import MEAN_COLOUR, torchvision_weights
 from zoo.classification.inception import (
     CONVOLUTIONS,
@@ -22,7 +23,7 @@ from zoo.classification.inception import (
     make_layers,
     rectified,
 )
-from zoo.layers import Classifier, check_images, initializer, make_head
+from zoo.layers import Classifier, initializer, make_head
 from zoo.ops.normalization import local_response_norm
 from zoo.ops.pooling import max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule

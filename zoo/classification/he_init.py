@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_images
 from zoo.classification.imagenet import MEAN_COLOUR
 from zoo.layers import (
     Classifier,
     Conv,
-    check_images,
     initializer,
     make_head,
     per_channel,

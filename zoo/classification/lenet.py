@@ -13,15 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import (
-    Classifier,
-    Conv,
-    check_images,
-    check_kernel,
-    initializer,
-    make_head,
-    per_channel,
-)
+from zoo.checks import check_images, check_kernel, check_num_classes
+from zoo.layers import Classifier, Conv, initializer, make_head, per_channel
 from zoo.ops.convolution import convolve
 from zoo.ops.pooling import max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -193,8 +186,7 @@ def lenet5(
       dtype: Of the computation up to F6.
       param_dtype: Of the parameters.
     """
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     head = RBFHead(num_classes) if num_classes else None
     return Classifier(LeNet5Backbone(dtype=dtype, param_dtype=param_dtype), head)
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier, Conv, check_images, initializer, make_head
+from zoo.checks import check_images
+from zoo.layers import BatchNorm, Classifier, Conv, initializer, make_head
 from zoo.ops.pooling import max_pool
 from zoo.spec import TorchRule
 

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_images
 from zoo.classification.imagenet import MEAN_COLOUR
 from zoo.layers import (
     Classifier,
     Conv,
     FullyConnected,
-    check_images,
     initializer,
     make_head,
     remat_stage,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_detector_classes, check_images
 from zoo.classification.vgg import CONFIGS, DENSE, WIDTHS
 from zoo.detection.contract import Postprocess
 from zoo.detection.roi_head import (
@@ -24,8 +25,8 @@ from zoo.detection.roi_head import (
     Predictor,
     predictor_rules,
 )
-from zoo.detection.two_stage import TwoStage, check_classes
-from zoo.layers import Conv, check_images, initializer, remat_stage
+from zoo.detection.two_stage import TwoStage
+from zoo.layers import Conv, initializer, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.roi import roi_max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -140,7 +141,7 @@ def fast_rcnn(
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    check_classes("fast_rcnn_vgg16", num_classes)
+    check_detector_classes("fast_rcnn_vgg16", num_classes)
     types = dict(dtype=dtype, param_dtype=param_dtype)
     kernels = dict(kernel_init=initializer(init), **types)
     return TwoStage(

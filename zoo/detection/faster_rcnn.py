@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zoo.checks import check_detector_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.residual import Bottleneck, ResNetBackbone
 from zoo.classification.residual import torch_rules as backbone_rules
@@ -28,7 +29,7 @@ from zoo.detection.roi_head import (
     predictor_rules,
 )
 from zoo.detection.rpn import RPN, Proposing
-from zoo.detection.two_stage import TwoStage, check_classes
+from zoo.detection.two_stage import TwoStage
 from zoo.layers import INITIALIZERS, initializer
 from zoo.ops.anchors import make_anchors
 from zoo.ops.roi import multiscale_roi_align
@@ -115,7 +116,7 @@ def faster_rcnn_fpn(
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    check_classes("faster_rcnn_resnet50_fpn", num_classes)
+    check_detector_classes("faster_rcnn_resnet50_fpn", num_classes)
     types = dict(dtype=dtype, param_dtype=param_dtype)
     backbone = ResNetBackbone(
         label="faster_rcnn_resnet50_fpn",

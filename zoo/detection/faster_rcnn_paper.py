@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.checks import check_detector_classes
 from zoo.classification.residual import Bottleneck, ResNetBackbone, Stage
 from zoo.classification.residual import torch_rules as backbone_rules
 from zoo.classification.vgg import DENSE
@@ -37,7 +38,7 @@ from zoo.detection.roi_head import (
     predictor_rules,
 )
 from zoo.detection.rpn import RPN, Proposing
-from zoo.detection.two_stage import TwoStage, check_classes
+from zoo.detection.two_stage import TwoStage
 from zoo.layers import BatchNorm, Conv, initializer
 from zoo.ops.anchors import rpn_anchors
 from zoo.spec import ModelSpec, TorchRule
@@ -107,7 +108,7 @@ def faster_rcnn_vgg16(
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    check_classes("faster_rcnn_vgg16", num_classes)
+    check_detector_classes("faster_rcnn_vgg16", num_classes)
     types = dict(dtype=dtype, param_dtype=param_dtype)
     kernels = dict(kernel_init=initializer(init), **types)
     return TwoStage(
@@ -146,7 +147,7 @@ def faster_rcnn_c4(
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
     name = "faster_rcnn_resnet101_c4"
-    check_classes(name, num_classes)
+    check_detector_classes(name, num_classes)
     types = dict(dtype=dtype, param_dtype=param_dtype)
     own = dict(kernel_init=initializer(init), early_stride=early_stride, **types)
     return TwoStage(

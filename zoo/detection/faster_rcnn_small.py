@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_detector_classes
 from zoo.classification.residual import BasicBlock, ResNetBackbone
 from zoo.classification.resnet import INIT
 from zoo.detection.faster_rcnn import (
@@ -20,7 +21,7 @@ from zoo.detection.faster_rcnn import (
 from zoo.detection.fpn import FPN
 from zoo.detection.roi_head import Classifying, DenseHead, Predictor
 from zoo.detection.rpn import RPN, Proposing
-from zoo.detection.two_stage import TwoStage, check_classes
+from zoo.detection.two_stage import TwoStage
 from zoo.layers import INITIALIZERS, initializer
 from zoo.spec import ModelSpec, Preprocess
 
@@ -52,7 +53,7 @@ def faster_rcnn_small(
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    check_classes("faster_rcnn_small", num_classes)
+    check_detector_classes("faster_rcnn_small", num_classes)
     types = dict(dtype=dtype, param_dtype=param_dtype)
     backbone = ResNetBackbone(
         label="faster_rcnn_small",

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_detector_classes
 from zoo.classification import alexnet, vgg
 from zoo.detection.contract import Candidates, Postprocess
-from zoo.detection.two_stage import check_classes
 from zoo.layers import INITIALIZERS
 from zoo.ops import box_coding
 from zoo.ops.boxes import clip
@@ -192,7 +192,7 @@ def rcnn(
     """
     spec = _CLASSIFIERS[classifier]
     size = spec.preprocess.size
-    check_classes(f"rcnn_{classifier}", num_classes)
+    check_detector_classes(f"rcnn_{classifier}", num_classes)
     if not 0 <= context < size // 2:
         raise ValueError(f"context={context} must be 0 to {size // 2 - 1}.")
     types = dict(dtype=dtype, param_dtype=param_dtype)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.checks import check_detector_classes, check_images
 from zoo.detection.contract import ClassOutputs
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
 from zoo.detection.yolo import YOLO
-from zoo.layers import BatchNorm, Conv, check_images, initializer, remat_stage
+from zoo.layers import BatchNorm, Conv, initializer, remat_stage
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -140,11 +141,7 @@ def small_detector(
     Raises:
       ValueError: `num_classes` is less than 1, or `init` is unknown.
     """
-    if num_classes < 1:
-        raise ValueError(
-            f"{variant}: num_classes must be 1 or more, got {num_classes}: a detector "
-            "has no use without its head."
-        )
+    check_detector_classes(variant, num_classes)
     types = dict(dtype=dtype, param_dtype=param_dtype)
     backbone = partial(
         SmallBackbone,

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_images
 from zoo.classification import vgg
-from zoo.layers import Conv, check_images, initializer, per_channel, remat_stage
+from zoo.layers import Conv, initializer, per_channel, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.spec import Preprocess
 

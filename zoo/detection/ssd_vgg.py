@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_detector_classes
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
 from zoo.detection.ssd_backbone import BLOCKS, EXTRAS, MEAN, SSDVGGBackbone
@@ -80,11 +81,7 @@ def ssd_vgg16(
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    if num_classes < 1:
-        raise ValueError(
-            f"{variant}: num_classes must be 1 or more, got {num_classes}: a detector "
-            "has no use without its head."
-        )
+    check_detector_classes(variant, num_classes)
     if boxes is None:
         boxes = "torchvision" if size == 300 else "voc"
     if boxes not in BOXES:

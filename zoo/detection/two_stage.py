@@ -244,15 +244,6 @@ class TwoStage(nn.Module):
             )
 
 
-def check_classes(name: str, num_classes: int) -> None:
-    """Raises where a detector shall have no classes."""
-    if num_classes < 1:
-        raise ValueError(
-            f"{name}: num_classes must be 1 or more, got {num_classes}; background is "
-            "not counted."
-        )
-
-
 def _with_a_slot(targets: Targets) -> Targets:
     """Makes sure that there is a slot to be read, where there is no object at all."""
     if targets.valid.shape[1]:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.checks import check_images
 from zoo.detection.contract import ClassOutputs
-from zoo.layers import BatchNorm, Conv, FullyConnected, check_images, remat_stage
+from zoo.layers import BatchNorm, Conv, FullyConnected, remat_stage
 from zoo.ops.pooling import max_pool
 
 Array = jax.Array

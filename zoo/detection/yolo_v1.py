@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from zoo.checks import check_detector_classes
 from zoo.detection.yolo import YOLO
 from zoo.detection.yolo_layers import GRID, PREDICTORS, SIZE, DenseHead, YOLOBackbone
 from zoo.layers import initializer
@@ -62,11 +63,7 @@ def yolo_v1(
     Raises:
       ValueError: `num_classes` is less than 1, or `init` is unknown.
     """
-    if num_classes < 1:
-        raise ValueError(
-            f"{variant}: num_classes must be 1 or more, got {num_classes}: a detector "
-            "has no use without its head."
-        )
+    check_detector_classes(variant, num_classes)
     row = _NETWORKS[variant]
     options = dict(kernel_init=initializer(init), dtype=dtype, param_dtype=param_dtype)
     return YOLO(

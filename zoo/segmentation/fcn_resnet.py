@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_num_classes
 from zoo.classification import residual
 from zoo.classification.imagenet import IMAGENET
 from zoo.layers import initializer
@@ -64,8 +65,7 @@ def fcn_resnet(
     """
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     label = f"fcn_resnet{depth}"
     types = dict(momentum=momentum, dtype=dtype, param_dtype=param_dtype)
     backbone = residual.ResNetBackbone(

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_num_classes
 from zoo.classification import vgg
 from zoo.layers import Conv, initializer
 from zoo.ops.bilinear import interpolate
@@ -160,8 +161,7 @@ def fcn_vgg16(
     learnt = {"paper": layers[:-1], "fixed": (), "learnt": layers}
     if upsampling not in learnt:
         raise ValueError(f"upsampling must be one of {[*learnt]}, got {upsampling!r}.")
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     label = f"fcn{stride}s_vgg16"
     types = dict(dtype=dtype, param_dtype=param_dtype)
     kernel_init = initializer(init or "gaussian_0.1")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_num_classes
 from zoo.layers import initializer
 from zoo.segmentation.frrn_parts import HE_UNIFORM, UNITS, FRRNBackbone, ScoreHead
 from zoo.segmentation.segmenter import Segmenter
@@ -79,8 +80,7 @@ def frrn(
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     if min(width, lanes) < 1:
         raise ValueError(f"width={width} and lanes={lanes} must be at least 1.")
     types = dict(dtype=dtype, param_dtype=param_dtype)

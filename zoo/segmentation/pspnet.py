@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_num_classes
 from zoo.classification import residual
 from zoo.classification.imagenet import MEAN_COLOUR
 from zoo.layers import BatchNorm, Conv, initializer
@@ -108,8 +109,7 @@ def pspnet(
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     label = f"pspnet_resnet{depth}"
     kernel_init = initializer(init or "he_fan_out")
     types = dict(kernel_init=kernel_init, momentum=momentum)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Conv, check_images, check_kernel, per_channel
+from zoo.checks import check_images, check_kernel
+from zoo.layers import BatchNorm, Conv, per_channel
 from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
 from zoo.ops.resize import resize

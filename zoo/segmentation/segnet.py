@@ -20,6 +20,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.layers import initializer
 from zoo.segmentation.segmenter import Segmenter
@@ -98,8 +99,7 @@ def segnet(
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     options = dict(
         table=TABLES[variant],
         kernel_init=initializer(init or "he_fan_in"),

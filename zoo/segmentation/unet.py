@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_num_classes
 from zoo.layers import initializer
 from zoo.segmentation.segmenter import Segmenter
 from zoo.segmentation.unet_parts import UNetEncoder, UNetHead
@@ -53,8 +54,7 @@ def unet(
     widths = row["widths"] if widths is None else tuple(widths)
     if len(widths) < 2:
         raise ValueError(f"widths must be of two levels or more, got {widths}.")
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     valid = variant == "unet"
     options = dict(
         padding=0 if valid else 1,

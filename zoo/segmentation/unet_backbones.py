@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.residual import torch_rules
 from zoo.classification.resnet import INIT as RESNET_INIT
@@ -62,8 +63,7 @@ def unet_on(
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    check_num_classes(num_classes)
     if len(widths) - len(reads) not in (-1, 0):
         raise ValueError(
             f"reads={reads} have {len(reads) - 1} steps between them, and one more to "
