@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from train.data import Source
 from zoo.detection.rcnn import RCNN
+from zoo.metrics.detection import overlaps
 from zoo.ops import box_coding
 from zoo.regions import make_region_reader
 from zoo.spec import Preprocess
@@ -50,16 +51,6 @@ class FitConfig:
     """Proposals of a class, drawn evenly, that teach its regressor."""
     norm_images: int = 200
     """Images from which the features' norm is estimated."""
-
-
-def overlaps(boxes: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Returns the IoU [R, N] of boxes [R, 4] with objects [N, 4], as numpy."""
-    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
-    shared = np.maximum(high - low, 0).prod(-1)
-    area = [np.maximum(b[:, 2:] - b[:, :2], 0).prod(-1) for b in (boxes, objects)]
-    union = area[0][:, None] + area[1][None] - shared
-    return shared / np.where(union > 0, union, 1)
 
 
 class Machine:

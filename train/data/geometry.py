@@ -20,6 +20,7 @@ from train.data.masks import IGNORED
 from train.data.moves import cut, keep_boxes, mirror, resize
 from train.data.shapes import mean_color
 from train.data.source import Example
+from zoo.metrics.detection import overlaps
 from zoo.ops.augment import parse_call
 from zoo.spec import Preprocess
 
@@ -89,7 +90,9 @@ def iou_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
         windows = _draw_windows(draws, *example["image"].shape[:2])
         if overlap is None or not len(example["boxes"]):
             return example
-        good = _iou(windows, example["boxes"]).max(axis=1) >= overlap
+        low, size = windows[:, 1::-1], windows[:, :1:-1]
+        parts = np.concatenate([low, low + size], axis=1)
+        good = overlaps(parts, example["boxes"]).max(axis=1) >= overlap
         if good.any():
             return cut(example, windows[good.argmax()], preprocess)
     raise AssertionError("the image as it is was among the choices")
@@ -263,12 +266,3 @@ def _draw_windows(draws: Draws, height: int, width: int) -> np.ndarray:
     top = np.floor(down * (height - tall + 1))
     left = np.floor(right * (width - wide + 1))
     return np.stack([top, left, tall, wide], axis=-1).astype(int)
-
-
-def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Returns float [windows, boxes]."""
-    start, size = windows[:, None, 1::-1], windows[:, None, :1:-1]
-    low, high = boxes[None, :, :2], boxes[None, :, 2:]
-    shared = (np.minimum(high, start + size) - np.maximum(low, start)).clip(0)
-    shared = shared.prod(-1)
-    return shared / (size.prod(-1) + (high - low).prod(-1) - shared)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zoo.metrics.detection import overlaps
+
 LEAST_IOU = 0.5
 
 
@@ -17,16 +19,6 @@ class Matches(NamedTuple):
 
     alarm: np.ndarray
     score: np.ndarray
-
-
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Returns the IoU [n, m] of boxes [n, 4] and others [m, 4]."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = np.maximum(high - low, 0).prod(-1)
-    areas = [np.maximum(b[:, 2:] - b[:, :2], 0).prod(-1) for b in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    return shared / np.where(union > 0, union, 1)
 
 
 def match_objects(

@@ -105,9 +105,9 @@ def update(
                     f"be 0 to {num_classes - 1}."
                 )
         counts += np.bincount(kinds[~difficult], minlength=num_classes)
-        overlaps = _overlaps(boxes, targets, inclusive)
-        overlaps = np.where(classes[:, None] == kinds[None], overlaps, 0)
-        parts.append((classes, scores, _match(overlaps, difficult, iou_threshold)))
+        near = overlaps(boxes, targets, inclusive=inclusive)
+        near = np.where(classes[:, None] == kinds[None], near, 0)
+        parts.append((classes, scores, _match(near, difficult, iou_threshold)))
     joined = [
         np.concatenate(column).astype(column[0].dtype)
         for column in zip(state[:3], *parts, strict=True)
@@ -186,14 +186,14 @@ def eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
 _DETECTED = ("boxes", "scores", "classes", "valid")
 
 
-def _match(overlaps: np.ndarray, difficult: np.ndarray, threshold: float) -> np.ndarray:
+def _match(near: np.ndarray, difficult: np.ndarray, threshold: float) -> np.ndarray:
     """Which of an image's detections, best first, are right: int8 [D] as in `State`."""
-    hits = np.zeros(len(overlaps), np.int8)
-    if not overlaps.shape[1]:
+    hits = np.zeros(len(near), np.int8)
+    if not near.shape[1]:
         return hits
-    used = np.zeros(overlaps.shape[1], bool)
-    best = overlaps.argmax(axis=1)
-    for d in np.flatnonzero(overlaps.max(axis=1) > threshold):
+    used = np.zeros(near.shape[1], bool)
+    best = near.argmax(axis=1)
+    for d in np.flatnonzero(near.max(axis=1) > threshold):
         if difficult[best[d]]:
             hits[d] = -1
         elif not used[best[d]]:
@@ -201,8 +201,19 @@ def _match(overlaps: np.ndarray, difficult: np.ndarray, threshold: float) -> np.
     return hits
 
 
-def _overlaps(boxes: np.ndarray, others: np.ndarray, inclusive: bool) -> np.ndarray:
-    """Returns the IoU float64 [n, m] of boxes [n, 4] and [m, 4]."""
+def overlaps(
+    boxes: np.ndarray, others: np.ndarray, *, inclusive: bool = False
+) -> np.ndarray:
+    """Divides shared by joint areas on the host, in float64; see `zoo.ops.boxes.iou`.
+
+    Args:
+      boxes: [n, 4], xyxy.
+      others: [m, 4].
+      inclusive: Whether the last pixel belongs to a box.
+
+    Returns:
+      float64 [n, m]; 0 where both boxes are empty.
+    """
     one = 1 if inclusive else 0
     boxes, others = boxes.astype(np.float64), others.astype(np.float64)
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
