@@ -56,6 +56,8 @@ def test_numbers_out_of_range_are_said(bright, options, message):
 def test_only_detectors_detect():
     with pytest.raises(ValueError, match="takes a detector, got Classifier, which has"):
         zoo.make_detector(zoo.build("lenet5", num_classes=3))
+    with pytest.raises(ValueError, match=r"got RCNN, .*make_region_detector takes"):
+        zoo.make_detector(zoo.build("rcnn_alexnet"))
 
 
 @pytest.mark.parametrize(

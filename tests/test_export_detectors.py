@@ -55,11 +55,22 @@ def test_detectors_take_any_batch(name):
     ]
 
 
+WHOLE = [
+    n for n in zoo.list_models(task="detection") if not zoo.get_spec(n).reads_regions
+]
+
+
 @pytest.mark.apart
-@pytest.mark.parametrize("name", zoo.list_models(task="detection"))
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_detector_can_be_shipped(name):
     exported = load(zoo.export(name, shapes_of(name), constants=False))
     assert str(exported.in_avals[-1]) == "int32[b,2]"
+
+
+@pytest.mark.parametrize("name", ["rcnn_alexnet", "fast_rcnn_vgg16"])
+def test_what_reads_regions_is_not_shipped(name):
+    with pytest.raises(ValueError, match=f"{name} reads regions, which an artifact"):
+        zoo.export(name, {})
 
 
 def test_options_of_detectors_are_not_for_classifiers():

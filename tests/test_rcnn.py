@@ -178,7 +178,9 @@ def test_the_regressor_moves_boxes_nearer():
         example = Squares(0)[index]
         proposals = propose(example["image"])
         outputs = read(variables, example["image"], proposals)
-        moved = model.decode(outputs, proposals, np.array([48.0, 60.0])).boxes[0]
+        moved = model.decode_regions(outputs, proposals, np.array([48.0, 60.0])).boxes[
+            0
+        ]
         before = overlaps(proposals, example["boxes"])
         for k in range(2):
             near = before[:, k] > 0.6

@@ -260,6 +260,11 @@ def test_options_that_do_not_fit_the_task_are_refused():
     with pytest.raises(ValueError, match="label smoothing is for classifiers"):
         make_task(detector, smoothing=0.1)
     assert make_task(detector, difficult=True) == Detection(True)
+    for name in ("rcnn_vgg16", "fast_rcnn_vgg16"):
+        with pytest.raises(
+            ValueError, match=f"{name} reads regions, and a data set has"
+        ):
+            make_task(zoo.get_spec(name))
     with pytest.raises(ValueError, match=r"data.augment=flip moves .* data.geometry"):
         check_augment(("photometric", "flip"), "detection")
     check_augment(("photometric",), "segmentation")

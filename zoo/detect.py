@@ -65,7 +65,8 @@ def make_detector(
     if not hasattr(model, "decode") or not hasattr(model, "postprocess"):
         raise ValueError(
             f"make_detector takes a detector, got {type(model).__name__}, which has no "
-            "decode and postprocess; zoo.list_models(task='detection') names detectors."
+            "decode and postprocess; zoo.list_models(task='detection') names detectors "
+            "(and zoo.make_region_detector takes R-CNN)."
         )
     preprocess = preprocess or model.preprocess
     given = {

@@ -76,10 +76,13 @@ def export(
       has.
 
     Raises:
-      ValueError: The model, an option, the batch or a platform is unknown, or the
-        variables do not fit.
+      ValueError: The model, an option, the batch or a platform is unknown, the
+        variables do not fit, or the model reads regions.
     """
-    detects = get_spec(name).task == "detection"
+    spec = get_spec(name)
+    if spec.reads_regions:
+        raise ValueError(f"{name} reads regions, which an artifact is not given.")
+    detects = spec.task == "detection"
     if detector is not None and not detects:
         raise ValueError(f"detector={detector} is for detectors, and {name} is none.")
     if not platforms or not {*platforms} <= {*PLATFORMS}:
@@ -94,7 +97,7 @@ def export(
         expected_shapes(name, model),
         flatten(variables),
     )
-    own = preprocess or getattr(model, "preprocess", get_spec(name).preprocess)
+    own = preprocess or getattr(model, "preprocess", spec.preprocess)
     shape = _shape(batch, size or own.shape[:2], own.channels)
     takes = jnp.float32 if preprocess is None and not detects else jnp.uint8
     inputs = [jax.ShapeDtypeStruct(shape, takes)]

@@ -1,6 +1,7 @@
 """Whole functions of networks that read regions: from proposals to detections."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from zoo.detect import choose_detections
 from zoo.detection.contract import Detections
-from zoo.detection.rcnn import RCNN, warp
+from zoo.detection.rcnn import OUTPUTS, RCNN, warp
 from zoo.preprocess import check_image, normalize
 from zoo.spec import Preprocess
 
@@ -28,9 +29,9 @@ def make_region_reader(
       batch: Regions in a call of the network, which is compiled for this many alone.
 
     Returns:
-      `read(variables, image, boxes, endpoints=())` from uint8 [h, w, 3] and float
-      [R, 4] to a dict of numpy arrays [R, ...]: the network's outputs or, where they
-      are given, the endpoints of these names.
+      `read(variables, image, boxes, endpoints=OUTPUTS)` from uint8 [h, w, 3] and float
+      [R, 4] to a dict of numpy arrays [R, ...], the endpoints of these names; those of
+      the head are the network's outputs.
 
     Raises:
       ValueError: `batch` is not positive.
@@ -44,21 +45,16 @@ def make_region_reader(
         image = normalize(image, preprocess)
         return warp(image, boxes, extent, size=preprocess.size, context=model.context)
 
-    @jax.jit
-    def run(variables: Mapping[str, Any], regions: jax.Array) -> dict[str, jax.Array]:
-        return model.apply(variables, regions)
-
-    def run_endpoints(variables, regions, names):
+    @partial(jax.jit, static_argnums=2)
+    def run(variables: Mapping[str, Any], regions: jax.Array, names: tuple[str, ...]):
         out = model.apply(variables, regions, method="endpoints")
         return {name: out[name] for name in names}
-
-    run_endpoints = jax.jit(run_endpoints, static_argnums=2)
 
     def read(
         variables: Mapping[str, Any],
         image: np.ndarray,
         boxes: np.ndarray,
-        endpoints: tuple[str, ...] = (),
+        endpoints: Sequence[str] = OUTPUTS,
     ) -> dict[str, np.ndarray]:
         image = check_image(image, preprocess)
         extent = np.asarray(image.shape[:2], np.int32)
@@ -71,10 +67,7 @@ def make_region_reader(
             padded = np.zeros((batch, 4), np.float32)
             padded[: len(part)] = part
             regions = cut(image, padded, extent)
-            if endpoints:
-                out = run_endpoints(variables, regions, tuple(endpoints))
-            else:
-                out = run(variables, regions)
+            out = run(variables, regions, tuple(endpoints))
             parts.append({k: v[: len(part)] for k, v in jax.device_get(out).items()})
         return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
@@ -124,7 +117,7 @@ def make_region_detector(
 
     @jax.jit
     def decide(outputs, proposals, extent, count):
-        candidates = model.decode(outputs, proposals, extent)
+        candidates = model.decode_regions(outputs, proposals, extent)
         valid = jnp.arange(max_proposals)[None] < count
         return choose_detections(candidates._replace(valid=valid), postprocess)
 

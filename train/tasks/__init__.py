@@ -55,6 +55,11 @@ def make_task(
         chosen = make_loss(loss or spec.loss, smoothing=smoothing)
         return Classification(chosen, spec.aux_losses)
     if spec.task == "detection":
+        if spec.reads_regions:
+            raise ValueError(
+                f"{spec.name} reads regions, and a data set has none; `python -m train "
+                "rcnn` fits an R-CNN to proposals of its own."
+            )
         if loss:
             raise ValueError(f"{spec.name} has losses of its own, and not {loss!r}.")
         return Detection(difficult)

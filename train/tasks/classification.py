@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from train.tasks.task import apply_and_compare
 from zoo.metrics import classification as metrics
 from zoo.ops.losses import lenet_map_loss
 from zoo.registry import unknown
@@ -99,21 +100,16 @@ class Classification:
 
     def objective(self, model, variables, images, batch, rngs):
         """Returns the mean of the losses, the accuracy, and new batch statistics."""
-        out, updated = model.apply(
+        labels = batch["label"]
+        logits, losses, statistics = apply_and_compare(
+            model,
             variables,
             images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs=rngs,
-            method="endpoints" if self.aux_losses else "__call__",
+            rngs,
+            lambda logits: self.loss(logits, labels),
+            self.aux_losses,
         )
-        logits = out["logits"] if self.aux_losses else out
-        losses = self.loss(logits, batch["label"])
-        for name, factor in self.aux_losses:
-            if name in out:
-                losses += factor * self.loss(out[name], batch["label"])
-        hits = logits.argmax(-1) == batch["label"]
-        statistics = updated.get("batch_stats", {})
+        hits = logits.argmax(-1) == labels
         return losses.mean(), {"accuracy": hits.mean()}, statistics
 
     def empty(self, num_classes: int) -> metrics.State:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.tasks.task import apply_and_compare
 from zoo.metrics import segmentation as metrics
 from zoo.ops.losses import bootstrapped_cross_entropy, segmentation_cross_entropy
 from zoo.preprocess import crop_centre
@@ -85,24 +86,19 @@ class Segmentation:
 
     def objective(self, model, variables, images, batch, rngs):
         """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
-        out, updated = model.apply(
+        masks = batch["mask"]
+        logits, losses, statistics = apply_and_compare(
+            model,
             variables,
             images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs=rngs,
-            method="endpoints" if self.aux_losses else "__call__",
+            rngs,
+            lambda logits: self.loss(logits, crop_mask(masks, logits)),
+            self.aux_losses,
         )
-        logits = out["logits"] if self.aux_losses else out
-        mask = crop_mask(batch["mask"], logits)
-        losses = self.loss(logits, mask)
-        for name, factor in self.aux_losses:
-            if name in out:
-                losses += factor * self.loss(out[name], mask)
+        mask = crop_mask(masks, logits)
         valid = mask != IGNORED
         right = (logits.argmax(-1) == mask) & valid
         accuracy = right.sum() / jnp.maximum(valid.sum(), 1)
-        statistics = updated.get("batch_stats", {})
         return losses.mean(), {"pixel_accuracy": accuracy}, statistics
 
     def empty(self, num_classes: int) -> metrics.State:

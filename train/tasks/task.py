@@ -1,5 +1,6 @@
 """What a task is: something to minimise, and something to measure."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -80,3 +81,41 @@ class Task(Protocol):
 
     def say(self, metrics: dict[str, float]) -> str:
         """Says the metrics in a few words."""
+
+
+def apply_and_compare(
+    model: nn.Module,
+    variables: dict[str, Any],
+    images: Array,
+    rngs: dict[str, Array],
+    compare: Callable[[Array], Array],
+    aux_losses: Sequence[tuple[str, float]],
+) -> tuple[Array, Array, dict[str, Any]]:
+    """Applies a network with logits, and perhaps auxiliary ones, as in training.
+
+    Args:
+      model: The network.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      rngs: As in `Task.objective`.
+      compare: From logits to losses [B].
+      aux_losses: Endpoints with logits of their own and the factor of each one's loss;
+        those that the network does not have are left out.
+
+    Returns:
+      The logits, all losses together [B], and the new batch statistics.
+    """
+    out, updated = model.apply(
+        variables,
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs=rngs,
+        method="endpoints" if aux_losses else "__call__",
+    )
+    logits = out["logits"] if aux_losses else out
+    losses = compare(logits)
+    for name, factor in aux_losses:
+        if name in out:
+            losses += factor * compare(out[name])
+    return logits, losses, updated.get("batch_stats", {})

@@ -190,6 +190,7 @@ SPECS = (
         macs=183_869_263_872 + 119_967_744,
         torch_rules=_torch_rules,
         loss="roi_class + roi_box",
+        reads_regions=True,
         init=INIT,
         published=(
             "VOC 2007 test: 66.9 mAP trained on 07 trainval (68.1 without its "

@@ -32,6 +32,7 @@ PAPER = (
     "Detection and Semantic Segmentation, 2014"
 )
 CONTEXT = 16  # Pixels around a region, once it is warped.
+OUTPUTS = ("margins", "deltas")  # Of the network, by name.
 # A margin of -1 is where a machine's certain negatives begin.
 POSTPROCESS = Postprocess(
     score_threshold=0.26894, iou_threshold=0.3, max_detections=100, max_candidates=400
@@ -88,7 +89,7 @@ class RCNN(nn.Module):
           proposals.
         """
         out = self.endpoints(regions, train)
-        return {name: out[name] for name in ("margins", "deltas")}
+        return {name: out[name] for name in OUTPUTS}
 
     def endpoints(self, regions: Array, train: bool = False) -> dict[str, Array]:
         """Computes every named activation, in the order of the network."""
@@ -97,7 +98,7 @@ class RCNN(nn.Module):
         return out
 
     @nn.nowrap
-    def decode(self, outputs: dict[str, Array], proposals: Array, size: Array):
+    def decode_regions(self, outputs: dict[str, Array], proposals: Array, size: Array):
         """Moves proposals as the regressors say, once, and scores them.
 
         Args:
@@ -229,6 +230,7 @@ def _spec(classifier: str, params: int, macs: int, published: tuple[str, ...]):
         macs=macs,
         torch_rules=partial(_torch_rules, classifier=classifier),
         loss="hinge and ridge",
+        reads_regions=True,
         init=f"the classifier's: {spec.init}; the head is fitted, not trained",
         published=published,
         deviations=(

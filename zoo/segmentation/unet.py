@@ -137,8 +137,12 @@ def _spec(name: str, params: int, macs: int, **facts: Any) -> ModelSpec:
     return ModelSpec(
         name=name,
         task="segmentation",
+        build=partial(unet, variant=name),
+        preprocess=_NETWORKS[name]["preprocess"],
         params=params,
         macs=macs,
+        torch_rules=_torch_names,
+        init=INIT,
         **facts,
     )
 
@@ -148,12 +152,8 @@ SPECS = (
         "unet",
         31_030_658,
         150_428_424_448,
-        build=partial(unet, variant="unet"),
         paper=f"{PAPER}, section 2 and figure 1",
         num_classes=2,
-        preprocess=_NETWORKS["unet"]["preprocess"],
-        torch_rules=_torch_names,
-        init=INIT,
         published=(
             "EM segmentation challenge: warping error 0.000353, Rand error 0.0382, "
             "pixel error 0.0611 (table 1)",
@@ -172,12 +172,8 @@ SPECS = (
         "unet_same",
         31_037_698,
         192_686_325_760,
-        build=partial(unet, variant="unet_same"),
         paper=f"after {PAPER}, figure 1",
         num_classes=2,
-        preprocess=_NETWORKS["unet_same"]["preprocess"],
-        torch_rules=_torch_names,
-        init=INIT,
         published=("none: the form that most public code has (milesial/Pytorch-UNet)",),
         deviations=SAME,
     ),
@@ -185,12 +181,8 @@ SPECS = (
         "unet_small",
         482_907,
         327_647_232,
-        build=partial(unet, variant="unet_small"),
         paper=f"after {PAPER}, figure 1",
         num_classes=11,
-        preprocess=_NETWORKS["unet_small"]["preprocess"],
-        torch_rules=_torch_names,
-        init=INIT,
         published=(
             "none: a small network for small images, such as canvases of digits",
         ),
