@@ -29,10 +29,9 @@ Array = jax.Array
 Pair = tuple[int, int]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# A kernel's gradient is summed over up to so many images at a time, where the patches
-# of one take no more than so many bytes. Beyond, XLA's own is as fast (measured).
-PATCH_IMAGES = 4
-PATCH_BYTES = 3 * 2**18
+# A kernel's gradient is summed over images whose patches take so many bytes together;
+# where those of one take more than a quarter, XLA's own is as fast (measured).
+PATCH_BYTES = 3 * 2**20
 # Winograd's convolution pays from so many channels, in and out, and from so many
 # pixels in all: transforming a kernel takes as long as convolving some. On images of
 # more pixels its transforms take as long as it saves, but for the kernel's gradient.
@@ -119,8 +118,16 @@ def _winograd_jvp(
             options = dict(kernel=kernel, padding=window.padding)
             dy = _adjoint(partial(winograd.input_gradient, **options), y)(dx)
     if not isinstance(dkernel, SymbolicZero):
-        options = dict(x=x, padding=window.padding)
-        dy = dy + _adjoint(partial(winograd.kernel_gradient, **options), y)(dkernel)
+        few = winograd.images_at_a_time(x, window.padding, kernel.shape[3])
+
+        def of_few(images: Array, dkernel: Array) -> Array:
+            options = dict(x=images, padding=window.padding)
+            example = jnp.zeros((len(images), *y.shape[1:]), y.dtype)
+            return _adjoint(partial(winograd.kernel_gradient, **options), example)(
+                dkernel
+            )
+
+        dy = dy + _tangent_by_kernel(of_few, few, x, dkernel)
     return y, dy
 
 
@@ -166,40 +173,60 @@ def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, 
     if not isinstance(dx, SymbolicZero):
         dy = convolve_by_xla(dx, kernel, window)
     if not isinstance(dkernel, SymbolicZero):
-        apply = partial(_by_patches, x, window=window)
-        # As itself, jax 0.7 could not transpose the loop; as a derivative it can.
-        dy = dy + jax.jvp(apply, (jnp.zeros_like(kernel),), (dkernel,))[1]
+        few = winograd.largest_divisor(
+            len(x), PATCH_BYTES // _patch_bytes(x, kernel, window)
+        )
+        apply = partial(_by_patches, window=window)
+        dy = dy + _tangent_by_kernel(apply, few, x, dkernel)
     return y, dy
 
 
+def _tangent_by_kernel(of_few: Callable, few: int, x: Array, dkernel: Array) -> Array:
+    """Maps a function of images and a kernel, linear in it, over few images at a time.
+
+    Transposed it is a sum over the images, in which what the function makes of those is
+    computed anew: of the whole batch it would fill the memory (and take twice as long).
+    """
+    of_few = jax.checkpoint(of_few, prevent_cse=False)
+    if few == len(x):
+        return of_few(x, dkernel)
+    groups = x.reshape(-1, few, *x.shape[1:])
+
+    def apply(kernel: Array) -> Array:
+        return lax.map(lambda images: of_few(images, kernel), groups)
+
+    # As itself, jax 0.7 could not transpose the loop; as a derivative it can.
+    dy = jax.jvp(apply, (jnp.zeros_like(dkernel),), (dkernel,))[1]
+    return dy.reshape(len(x), *dy.shape[2:])
+
+
 def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
-    """Multiplies every patch of an image with the kernel, few images at a time."""
+    """Multiplies every patch of an image with the kernel."""
     kh, kw, _, features = kernel.shape
     wide = _wide(x)
     matrix = kernel.astype(wide).reshape(-1, features)
-
-    # Else the patches of the whole batch would be kept for the backward pass.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def of_few(images: Array, matrix: Array) -> Array:
-        shifted = _shifts(images.astype(wide), (kh, kw), window)
-        patches = jnp.concatenate([*shifted], axis=-1)
-        y = patches.reshape(-1, len(matrix)) @ matrix
-        return y.reshape(*patches.shape[:3], features)
-
-    few = math.gcd(len(x), PATCH_IMAGES)
-    groups = x.reshape(-1, few, *x.shape[1:])
-    y = lax.map(lambda images: of_few(images, matrix), groups)
-    return y.reshape(len(x), *y.shape[2:]).astype(x.dtype)
+    patches = jnp.concatenate([*_shifts(x.astype(wide), (kh, kw), window)], axis=-1)
+    y = patches.reshape(-1, len(matrix)) @ matrix
+    return y.reshape(*patches.shape[:3], features).astype(x.dtype)
 
 
 def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
     """Whether patches make the kernel's gradient faster than XLA's own."""
-    y = jax.eval_shape(partial(convolve_by_xla, window=window), x, kernel)
-    kh, kw, channels, _ = kernel.shape
-    image_bytes = math.prod((*y.shape[1:3], kh, kw, channels)) * _wide(x).itemsize
+    y = _result(x, kernel, window)
     # XLA slides the cotangent over the image: 20 times slower where that is larger.
     sizes = zip(y.shape[1:3], window.strides, x.shape[1:3], strict=True)
-    return image_bytes <= PATCH_BYTES or any((n - 1) * s + 1 > m for n, s, m in sizes)
+    small = _patch_bytes(x, kernel, window) <= PATCH_BYTES // 4
+    return small or any((n - 1) * s + 1 > m for n, s, m in sizes)
+
+
+def _patch_bytes(x: Array, kernel: Array, window: Window) -> int:
+    """Bytes of an image's patches."""
+    pixels = _result(x, kernel, window).shape[1:3]
+    return math.prod((*pixels, *kernel.shape[:3])) * _wide(x).itemsize
+
+
+def _result(x: Array, kernel: Array, window: Window) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(partial(convolve_by_xla, window=window), x, kernel)
 
 
 def _shifts(x: Array, size: Pair, window: Window):

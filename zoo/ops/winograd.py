@@ -24,8 +24,8 @@ Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # Transformed tiles of so many images at a time as stay in a shared cache (measured:
-# 26 MB are as fast as less, twice that takes up to twice the time).
-GROUP_BYTES = 2**25
+# 26 MB are as fast as less, from 34 MB on it takes up to twice the time).
+GROUP_BYTES = 7 * 2**22
 
 
 def convolve_3x3(x: Array, kernel: Array, padding: Padding) -> Array:
@@ -49,34 +49,18 @@ def input_gradient(ct: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def kernel_gradient(ct: Array, x: Array, padding: Padding) -> Array:
-    """The gradient of `convolve_3x3` by the kernel, at a cotangent."""
-    height, width, features = ct.shape[1:]
-    x, ct = _pad_to_tiles(x, height, width, padding), _pad_even(ct)
-
-    def of_few(ct: Array, x: Array) -> list[Array]:
-        pairs = zip(_transform_tiles(x), _spread(ct), strict=True)
-        return [_product(v, m, 2, 2) for v, m in pairs]
-
-    few = _images_at_a_time(x, features)
-    if few == x.shape[0]:
-        products = of_few(ct, x)
-    else:
-        zeros = [jnp.zeros((2, 2, x.shape[3], features), x.dtype)] * 4
-
-        def add(sums: list[Array], images: tuple) -> tuple[list[Array], None]:
-            return [a + b for a, b in zip(sums, of_few(*images), strict=True)], None
-
-        products, _ = lax.scan(add, zeros, (_grouped(ct, few), _grouped(x, few)))
-    a, b, c, d = products
+    """The gradient of `convolve_3x3` by the kernel, at a cotangent, of few images."""
+    x, ct = _pad_to_tiles(x, padding), _pad_even(ct)
+    pairs = zip(_transform_tiles(x), _spread(ct), strict=True)
+    a, b, c, d = (_product(v, m, 2, 2) for v, m in pairs)
     return _taps(_taps(a, b, 1), _taps(c, d, 1), 0)
 
 
 def _convolve(x: Array, kernels: list[Array], padding: Padding, contract: int) -> Array:
     features = kernels[0].shape[5 - contract]
-    height, width = (
-        n + sum(sides) - 2 for n, sides in zip(x.shape[1:3], padding, strict=True)
-    )
-    x = _pad_to_tiles(x, height, width, padding)
+    height, width = _result_size(x, padding)
+    few = images_at_a_time(x, padding, features)
+    x = _pad_to_tiles(x, padding)
 
     def of_few(x: Array) -> Array:
         pairs = zip(_transform_tiles(x), kernels, strict=True)
@@ -86,30 +70,38 @@ def _convolve(x: Array, kernels: list[Array], padding: Padding, contract: int) -
         y = y.reshape(2, 2, b, h, w, features).transpose(2, 3, 0, 4, 1, 5)
         return y.reshape(b, 2 * h, 2 * w, features)
 
-    few = _images_at_a_time(x, features)
     if few == x.shape[0]:
         y = of_few(x)
     else:
-        y = lax.map(of_few, _grouped(x, few))
+        y = lax.map(of_few, x.reshape(-1, few, *x.shape[1:]))
         y = y.reshape(x.shape[0], *y.shape[2:])
     return y[:, :height, :width]
 
 
-def _images_at_a_time(x: Array, features: int) -> int:
+def images_at_a_time(x: Array, padding: Padding, features: int) -> int:
     """The largest divisor of the batch whose transformed tiles fit."""
-    batch, height, width, channels = x.shape
-    tiles = (height // 2 - 1) * (width // 2 - 1)
-    limit = GROUP_BYTES // (16 * tiles * (channels + features) * x.dtype.itemsize)
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= max(limit, 1))
+    height, width = _result_size(x, padding)
+    numbers = 16 * -(-height // 2) * -(-width // 2) * (x.shape[3] + features)
+    return largest_divisor(x.shape[0], GROUP_BYTES // (numbers * x.dtype.itemsize))
 
 
-def _grouped(x: Array, few: int) -> Array:
-    return x.reshape(-1, few, *x.shape[1:])
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is no more than the limit, or 1."""
+    return max(
+        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
+    )
 
 
-def _pad_to_tiles(x: Array, height: int, width: int, padding: Padding) -> Array:
-    """Adds the padding, and what makes `height` x `width` outputs even."""
+def _result_size(x: Array, padding: Padding) -> tuple[int, int]:
+    return tuple(
+        n + sum(sides) - 2 for n, sides in zip(x.shape[1:3], padding, strict=True)
+    )
+
+
+def _pad_to_tiles(x: Array, padding: Padding) -> Array:
+    """Adds the padding, and what makes the numbers of outputs even."""
     (above, below), (left, right) = padding
+    height, width = _result_size(x, padding)
     sides = (above, below + height % 2), (left, right + width % 2)
     return jnp.pad(x, ((0, 0), *sides, (0, 0)))
 
