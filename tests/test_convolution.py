@@ -35,6 +35,12 @@ CASES = {
         dict(padding=pad(3), strides=(2,) * 2),
     ),
     "11x11_stride_4": ((2, 31, 31, 3), (11, 11, 3, 4), dict(strides=(4, 4))),
+    "11x11_in_blocks": ((3, 63, 65, 3), (11, 11, 3, 32), dict(strides=(4, 4))),
+    "11x11_in_padded_blocks": (
+        (2, 64, 62, 3),
+        (11, 11, 3, 33),
+        dict(strides=(4, 4), padding=((2, 1), (0, 3))),
+    ),
     "5x5_groups_2": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
     "3x3_groups_32": ((2, 5, 5, 64), (3, 3, 2, 64), dict(**HALVED, groups=32)),
     "1x1_groups_2": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),

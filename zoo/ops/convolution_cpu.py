@@ -6,6 +6,7 @@ has no parallel code for groups. Equal formulations avoid both:
 
 * 1x1: a matrix product.
 * 3x3 of stride 1, with enough channels: Winograd's tiles, forward and back.
+* 11x11 of stride 4 on images: a 3x3 one on blocks of 4 x 4 pixels, see above.
 * k x k on small or much padded images: the convolution of XLA; its kernel's gradient
   is a sum, over few images at a time, of patches times cotangents.
 * groups: one convolution each, concatenated; with one input channel a group
@@ -68,6 +69,8 @@ def convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
             return _pointwise(x, kernel, window)
         if _takes_winograd(x, kernel, window):
             return _winograd(x, kernel, window)
+        if _takes_blocks(x, kernel, window):
+            return _by_blocks(x, kernel, window)
         by_patches = x.size and _prefers_patches(x, kernel, window)
         return (_dense if by_patches else convolve_by_xla)(x, kernel, window)
     if kernel.shape[2] == 1:
@@ -152,6 +155,37 @@ def _takes_winograd(x: Array, kernel: Array, window: Window) -> bool:
 
 def _is_large(x: Array) -> bool:
     return x.shape[1] * x.shape[2] > WINOGRAD_IMAGE
+
+
+def _by_blocks(x: Array, kernel: Array, window: Window) -> Array:
+    """A convolution of stride s as one of stride 1, whose pixels are s x s blocks."""
+    (stride, _), (size, _, channels, features) = window.strides, kernel.shape
+    taps = -(-size // stride)
+    count = [n + taps - 1 for n in _result(x, kernel, window).shape[1:3]]
+    # What no window reaches is cut off: an end of less than a block.
+    pads = [
+        (low, n * stride - m - low, 0)
+        for (low, _), n, m in zip(window.padding, count, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    x = x.reshape(-1, count[0], stride, count[1], stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *count, stride**2 * channels)
+    more = (0, taps * stride - size)
+    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
+    return convolve(x, kernel, Window((1, 1), ((0, 0), (0, 0)), (1, 1)), groups=1)
+
+
+def _takes_blocks(x: Array, kernel: Array, window: Window) -> bool:
+    """Whether blocks give Winograd's convolution the channels that images lack."""
+    stride, size, channels = window.strides[0], kernel.shape[0], x.shape[3]
+    square = kernel.shape[1] == size and window.strides[1] == stride
+    if not square or window.dilation != (1, 1) or not isinstance(x.shape[0], int):
+        return False
+    enough = min(stride**2 * channels, kernel.shape[3]) >= WINOGRAD_CHANNELS
+    few = channels <= 4 and size > 2.5 * stride
+    return enough and few and -(-size // stride) == 3
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
