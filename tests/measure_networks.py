@@ -1,5 +1,7 @@
 """Measures of every network: the first call, bfloat16, compiling, memory of training.
 
+Of detectors and of segmentation networks it is the memory alone.
+
 python tests/measure_networks.py             # what tests/networks.json lacks
 python tests/measure_networks.py 'vgg*'      # of it, the networks of that name
 python tests/measure_networks.py --again     # everything once more, about an hour
@@ -41,6 +43,17 @@ TRAINED = (
 )
 FITTED = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50", "resnet152")
 BATCHES = (8, 32, 256)
+# The same of networks whose images are large.
+LARGE = (
+    "ssd300_vgg16",
+    "faster_rcnn_resnet50_fpn",
+    "fcn_resnet50",
+    "unet",
+    "segnet",
+    "frrn_a",
+    "pspnet_resnet50",
+)
+LARGE_BATCHES = (1, 8)
 TIMED = ("first_call_seconds", "training_step_seconds")
 PARTS = (*TIMED, "bfloat16_deviation", "training_mebibytes")
 
@@ -69,17 +82,12 @@ def main(arguments: list[str]) -> None:
     names = [
         name
         for pattern in options.names
-        for name in zoo.list_models(pattern, task="classification") or [pattern]
+        for name in zoo.list_models(pattern) or [pattern]
     ]
     for name in names:
         zoo.get_spec(name)  # An unknown name is an error before any measurement.
     todo = {name: choose(name, options.parts, options.quick) for name in names}
     measure(todo, found, options.out, again=options.again, quick=options.quick)
-
-
-def classifiers() -> list[str]:
-    """Lists the networks that are measured."""
-    return zoo.list_models(task="classification")
 
 
 def measure(
@@ -112,7 +120,8 @@ def measure(
     for i, (name, parts) in enumerate(todo.items(), start=1):
         say(f"{i}/{len(todo)} {name}")
         with side_process("measure_networks_one") as process:
-            new = process("measure", name, tuple(parts), (2,) if quick else BATCHES)
+            batches = LARGE_BATCHES if name in LARGE else BATCHES
+            new = process("measure", name, tuple(parts), (2,) if quick else batches)
         say(f"  {new}")
         networks[name] = {**networks.get(name, {}), **new}
         order = [name for name in zoo.list_models() if name in networks]
@@ -122,6 +131,8 @@ def measure(
 
 def choose(name: str, parts: list[str], quick: bool) -> list[str]:
     """Chooses, of the parts, what is measured of a network."""
+    if zoo.get_spec(name).task != "classification":
+        return [p for p in parts if p == "training_mebibytes" and name in LARGE]
     fitted = name in FITTED or (quick and "remat" in zoo.list_options(name))
     left_out = set()
     if quick or name not in TRAINED:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import zoo
+from train.data.shapes import MAX_BOXES, fitted_shapes
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
 from train.tasks import make_task
@@ -105,10 +106,8 @@ def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Low
     )
     variables = abstract_variables(model, shape)
     state = jax.eval_shape(lambda variables: create_state(variables, tx), variables)
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch, *shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-    }
+    arrays = fitted_shapes(spec.task, pre, MAX_BOXES)
+    batch = {k: jax.ShapeDtypeStruct((batch, *s), t) for k, (s, t) in arrays.items()}
     return jax.jit(step, donate_argnums=0).lower(state, batch)
 
 

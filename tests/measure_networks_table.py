@@ -25,21 +25,24 @@ def _memory(networks: dict[str, Any]) -> list[str]:
     fitted = {k: n["training_mebibytes"] for k, n in networks.items() if _fitted(n)}
     if not fitted:
         return []
-    batches = [*next(iter(fitted.values()))["plain"]]
-    lines = [
-        f"| training with batches of | {' | '.join(batches)} |",
-        f"| --- |{' ---: |' * len(batches)}",
-    ]
-    for name, memory in fitted.items():
-        for kind, title in KINDS.items():
-            cells = [f"{memory[kind][b] / 1024:,.1f} GiB" for b in batches]
-            lines.append(f"| `{name}`, {title} | {' | '.join(cells)} |")
+    batches = {name: (*memory["plain"],) for name, memory in fitted.items()}
+    tables = []
+    for together in dict.fromkeys(batches.values()):
+        lines = [
+            f"| training with batches of | {' | '.join(together)} |",
+            f"| --- |{' ---: |' * len(together)}",
+        ]
+        for name in (n for n, own in batches.items() if own == together):
+            for kind, title in KINDS.items():
+                cells = [f"{fitted[name][kind][b] / 1024:,.1f} GiB" for b in together]
+                lines.append(f"| `{name}`, {title} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
     said = (
         "Memory of a training step in float32, with parameters, momentum and images; "
         "the state is donated. It is the analysis of XLA's compiler for CPUs, also of "
         "the convolutions that accelerators have:"
     )
-    return [said, "\n".join(lines)]
+    return [said, *tables]
 
 
 def _fitted(network: dict[str, Any]) -> bool:
@@ -59,6 +62,8 @@ def _first_calls(networks: dict[str, Any]) -> str:
         f"| --- |{' ---: |' * 7}",
     ]
     for name, network in networks.items():
+        if "first_call_seconds" not in network:
+            continue
         s = network["first_call_seconds"]
         step = network.get("training_step_seconds")
         cells = (

@@ -11,20 +11,27 @@ import zoo
 README = Path(__file__).parent.parent / "README.md"
 
 
-def model_table() -> str:
-    """Makes the table of models."""
+def model_tables() -> str:
+    """Makes a table of the models of each task."""
+    tasks = ("classification", "detection", "segmentation")
+    return "\n\n".join(f"**{task.title()}**\n\n{model_table(task)}" for task in tasks)
+
+
+def model_table(task: str) -> str:
+    """Makes the table of a task's models."""
     rows = ["| model | paper | parameters | MACs | input | weights |"]
     rows += ["| --- | --- | ---: | ---: | --- | --- |"]
-    for name in zoo.list_models(task="classification"):
+    for name in zoo.list_models(task=task):
         spec = zoo.get_spec(name)
-        pre = spec.preprocess
+        pixels = "x".join(map(str, spec.preprocess.shape))
         authors, year = spec.paper.split(":")[0], re.findall(r"\d{4}", spec.paper)[-1]
+        paper = "the zoo's own" if authors == "none" else f"{authors}, {year}"
         weights = "; ".join(
             f"`{w.name}`: {w.accuracy.partition(' of ')[0]}" for w in spec.weights
         )
         rows.append(
-            f"| `{name}` | {authors}, {year} | {spec.params:,} | {spec.macs:,} | "
-            f"{pre.size}x{pre.size}x{pre.channels} | {weights or '-'} |"
+            f"| `{name}` | {paper} | {spec.params:,} | {spec.macs:,} | "
+            f"{pixels} | {weights or '-'} |"
         )
     return "\n".join(rows)
 
@@ -43,7 +50,7 @@ def replace_block(text: str, name: str, block: str) -> str:
 
 def updated() -> str:
     """Returns README.md with fresh tables."""
-    return replace_block(README.read_text(), "models", model_table())
+    return replace_block(README.read_text(), "models", model_tables())
 
 
 if __name__ == "__main__":

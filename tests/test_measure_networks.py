@@ -18,11 +18,12 @@ COMMITTED = ROOT / "tests" / "networks.json"
 def check_numbers(found):
     """Asserts that the numbers are there and can be."""
     for name, network in found["networks"].items():
-        seconds = network["first_call_seconds"]
-        steps = ["create", "load", "trace", "compile", "run", "again"]
-        assert [*seconds] == steps, name
-        assert all(value > 0 for value in seconds.values()), name
-        assert 0 < network["bfloat16_deviation"] < 0.5, name
+        if zoo.get_spec(name).task == "classification":
+            seconds = network["first_call_seconds"]
+            steps = ["create", "load", "trace", "compile", "run", "again"]
+            assert [*seconds] == steps, name
+            assert all(value > 0 for value in seconds.values()), name
+            assert 0 < network["bfloat16_deviation"] < 0.5, name
         for memory in network.get("training_mebibytes", {}).values():
             sizes = [*memory.values()]
             assert sizes == sorted(sizes), name
@@ -74,7 +75,7 @@ def test_committed_numbers_are_whole_and_in_the_readme():
     found = json.loads(COMMITTED.read_text())
     check_numbers(found)
     assert {*found["networks"]} <= {*zoo.list_models()}
-    for name in measure_networks.FITTED:
+    for name in measure_networks.FITTED + measure_networks.LARGE:
         memory = found["networks"][name]["training_mebibytes"]
         for batch, size in memory["remat"].items():
             assert size < memory["plain"][batch], name
