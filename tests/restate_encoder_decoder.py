@@ -16,11 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def double_conv(inputs, outputs, *, same):
+def double_conv(inputs, outputs, *, same, stride=1):
     """Two convolutions with ReLUs; where they keep the size, with batch norm."""
     layers = []
-    for channels in (inputs, outputs):
-        layers.append(nn.Conv2d(channels, outputs, 3, padding=int(same), bias=not same))
+    for channels, step in ((inputs, stride), (outputs, 1)):
+        options = dict(stride=step, padding=int(same), bias=not same)
+        layers.append(nn.Conv2d(channels, outputs, 3, **options))
         layers += [nn.BatchNorm2d(outputs)] if same else []
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
@@ -38,10 +39,11 @@ class Holder(nn.Module):
 class UNet(nn.Module):
     """Figure 1; with `same`, the form that keeps the image's size."""
 
-    def __init__(self, widths, *, channels, classes, same):
+    def __init__(self, widths, *, channels, classes, same, stride=1):
         super().__init__()
-        self.levels = len(widths)
-        self.inc = Holder(double_conv=double_conv(channels, widths[0], same=same))
+        self.levels, self.stride = len(widths), stride
+        first = double_conv(channels, widths[0], same=same, stride=stride)
+        self.inc = Holder(double_conv=first)
         for i in range(1, self.levels):
             pair = double_conv(widths[i - 1], widths[i], same=same)
             pool = nn.Sequential(nn.MaxPool2d(2), Holder(double_conv=pair))
@@ -76,7 +78,11 @@ class UNet(nn.Module):
                 x = F.pad(x, (0, columns, 0, rows))
             x = torch.cat([skip, x], dim=1)
             x = out[f"up{level}"] = step.conv.double_conv(x)
-        out["logits"] = self.outc.conv(x)
+        x = self.outc.conv(x)
+        if self.stride > 1:
+            out["score"], size = x, images.shape[2:]
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        out["logits"] = x
         return out
 
 
@@ -315,7 +321,9 @@ WIDTHS = (64, 128, 256, 512, 1024)
 NETWORKS = {
     "unet": lambda: UNet(WIDTHS, channels=1, classes=2, same=False),
     "unet_same": lambda: UNet(WIDTHS, channels=3, classes=2, same=True),
-    "unet_small": lambda: UNet((16, 32, 64, 128), channels=3, classes=11, same=True),
+    "unet_small": lambda: UNet(
+        (16, 32, 64, 128), channels=3, classes=11, same=True, stride=2
+    ),
     "unet_resnet34": UNetResNet34,
     "segnet": SegNet,
     "segnet_basic": SegNetBasic,

@@ -18,7 +18,8 @@ def pad(number):
 
 
 NONE = pad(0)
-HALVED = dict(padding=pad(1), strides=(2, 2))
+HALF = dict(strides=(2, 2))
+HALVED = dict(padding=pad(1), **HALF)
 
 
 # name: (x shape, kernel shape, options)
@@ -41,12 +42,25 @@ CASES = {
         (11, 11, 3, 33),
         dict(strides=(4, 4), padding=((2, 1), (0, 3))),
     ),
+    "without_padding": ((4, 44, 45, 16), (5, 5, 16, 8), {}),
+    "without_padding_stride_2": ((4, 90, 91, 16), (5, 5, 16, 8), HALF),
+    "without_padding_column_more": ((4, 91, 92, 16), (5, 5, 16, 8), HALF),
     "5x5_groups_2": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
     "3x3_groups_32": ((2, 5, 5, 64), (3, 3, 2, 64), dict(**HALVED, groups=32)),
     "1x1_groups_2": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),
     "depthwise": ((2, 6, 7, 5), (3, 3, 1, 5), dict(padding=pad(1), groups=5)),
     "depthwise_twice": ((2, 6, 7, 5), (3, 3, 1, 10), dict(**HALVED, groups=5)),
     "dilation_2": ((2, 9, 9, 3), (3, 3, 3, 4), dict(padding=pad(2), dilation=(2, 2))),
+    "dilation_2_winograd": (
+        (2, 13, 16, 32),
+        (3, 3, 32, 33),
+        dict(padding=((2, 1), (0, 3)), dilation=(2, 2)),
+    ),
+    "dilation_4_winograd": (
+        (1, 21, 18, 32),
+        (3, 3, 32, 32),
+        dict(padding=pad(4), dilation=(4, 4)),
+    ),
     "dilation_4": (
         (2, 13, 12, 3),
         (3, 2, 3, 4),

@@ -16,8 +16,11 @@ def unet() -> TrainConfig:
         model=ModelConfig("unet_small"),
         data=DataConfig(
             "digits_canvas",
-            batch_size=16,
+            batch_size=8,
             eval_batch_size=40,
+            # Without these the network learns the canvases by heart.
+            geometry=("translate:0.12",),
+            augment=("ssd_photometric",),
         ),
         optim=OptimConfig(
             name="adamw",
@@ -26,7 +29,7 @@ def unet() -> TrainConfig:
             schedule="cosine",
             warmup_steps=50,
         ),
-        epochs=10,
-        eval_every=2,
-        save_every=5,
+        epochs=16,
+        eval_every=4,
+        save_every=8,
     )

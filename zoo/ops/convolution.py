@@ -12,7 +12,7 @@ import jax
 from jax import lax
 
 from zoo.ops import convolution_cpu
-from zoo.ops.convolution_cpu import Window, convolve_by_xla
+from zoo.ops.convolution_window import LAYOUT, Window, convolve_by_xla
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -108,7 +108,7 @@ def _dilate_and_convolve(x: Array, kernel: Array, strides: Pair, crop: tuple) ->
         (1, 1),
         padding,
         lhs_dilation=strides,
-        dimension_numbers=convolution_cpu.LAYOUT,
+        dimension_numbers=LAYOUT,
     )
 
 

@@ -6,6 +6,7 @@ has no parallel code for groups. Equal formulations avoid both:
 
 * 1x1: a matrix product.
 * 3x3 of stride 1, with enough channels: Winograd's tiles, forward and back.
+* 3x3 dilated: the same of every d-th pixel, which are images of their own.
 * 11x11 of stride 4 on images: a 3x3 one on blocks of 4 x 4 pixels, see above.
 * k x k on small or much padded images: the convolution of XLA; its kernel's gradient
   is a sum, over few images at a time, of patches times cotangents.
@@ -17,7 +18,6 @@ has no parallel code for groups. Equal formulations avoid both:
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,41 +25,29 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from zoo.ops import winograd
+from zoo.ops.convolution_window import (
+    Window,
+    by_blocks,
+    by_phases,
+    convolve_by_xla,
+    result,
+)
 
 Array = jax.Array
 Pair = tuple[int, int]
 
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 # A kernel's gradient is summed over images whose patches take so many bytes together;
 # where those of one take more than a quarter, XLA's own is as fast (measured).
 PATCH_BYTES = 3 * 2**20
+# Beyond so many bytes of patches their copy, see `_by_xla`, takes long.
+COPIED_BYTES = 2**23
 # Winograd's convolution pays from so many channels, in and out, and from so many
 # pixels in all: transforming a kernel takes as long as convolving some. On images of
-# more pixels its transforms take as long as it saves, but for the kernel's gradient.
+# more pixels a channel the transforms take as long as is saved, but for the kernel's
+# gradient.
 WINOGRAD_CHANNELS = 32
 WINOGRAD_PIXELS = 256
-WINOGRAD_IMAGE = 64 * 64
-
-
-class Window(NamedTuple):
-    """How a kernel moves; hashable, hence static under `jit`."""
-
-    strides: Pair
-    padding: tuple[Pair, Pair]
-    dilation: Pair
-
-
-def convolve_by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
-    """The convolution of XLA, on any platform."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.padding,
-        rhs_dilation=window.dilation,
-        dimension_numbers=LAYOUT,
-        feature_group_count=groups,
-    )
+WINOGRAD_IMAGE = 128
 
 
 def convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
@@ -69,14 +57,35 @@ def convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
             return _pointwise(x, kernel, window)
         if _takes_winograd(x, kernel, window):
             return _winograd(x, kernel, window)
+        if _takes_phases(x, kernel, window):
+            return by_phases(x, kernel, window, _plain)
         if _takes_blocks(x, kernel, window):
-            return _by_blocks(x, kernel, window)
+            return by_blocks(x, kernel, window, _plain)
         by_patches = x.size and _prefers_patches(x, kernel, window)
-        return (_dense if by_patches else convolve_by_xla)(x, kernel, window)
+        return (_dense if by_patches else _by_xla)(x, kernel, window)
     if kernel.shape[2] == 1:
         return _depthwise(x, kernel, window)
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
     return jnp.concatenate([convolve(*part, window, groups=1) for part in parts], -1)
+
+
+def _plain(x: Array, kernel: Array) -> Array:
+    return convolve(x, kernel, Window((1, 1), ((0, 0), (0, 0)), (1, 1)), groups=1)
+
+
+def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
+    """The convolution of XLA, which copies all patches where there is no padding.
+
+    If they are many that takes two to three times as long. So there is some: a column
+    of zeros, and of the result, if that gets a column more, one less.
+    """
+    images = x.shape[0] if isinstance(x.shape[0], int) else 1
+    few = images * _patch_bytes(x, kernel, window) < COPIED_BYTES
+    if few or window.padding != ((0, 0), (0, 0)):
+        return convolve_by_xla(x, kernel, window)
+    width = result(x, kernel, window).shape[2]
+    window = window._replace(padding=((0, 0), (0, 1)))
+    return convolve_by_xla(x, kernel, window)[:, :, :width]
 
 
 def _pointwise(x: Array, kernel: Array, window: Window) -> Array:
@@ -100,8 +109,8 @@ def _depthwise(x: Array, kernel: Array, window: Window) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _winograd(x: Array, kernel: Array, window: Window) -> Array:
     """A 3x3 convolution with fewer products; on large images its gradient only."""
-    if _is_large(x):
-        return convolve_by_xla(x, kernel, window)
+    if _is_large(x, kernel):
+        return _by_xla(x, kernel, window)
     return winograd.convolve_3x3(x, kernel, window.padding)
 
 
@@ -115,8 +124,8 @@ def _winograd_jvp(
     dy = jnp.zeros_like(y)
     # Reverse mode transposes the tangent: of an adjoint it gets the gradient itself.
     if not isinstance(dx, SymbolicZero):
-        if _is_large(x):
-            dy = convolve_by_xla(dx, kernel, window)
+        if _is_large(x, kernel):
+            dy = _by_xla(dx, kernel, window)
         else:
             options = dict(kernel=kernel, padding=window.padding)
             dy = _adjoint(partial(winograd.input_gradient, **options), y)(dx)
@@ -153,28 +162,21 @@ def _takes_winograd(x: Array, kernel: Array, window: Window) -> bool:
     return wide and batch * height * width >= WINOGRAD_PIXELS
 
 
-def _is_large(x: Array) -> bool:
-    return x.shape[1] * x.shape[2] > WINOGRAD_IMAGE
+def _is_large(x: Array, kernel: Array) -> bool:
+    return x.shape[1] * x.shape[2] > WINOGRAD_IMAGE * min(kernel.shape[2:])
 
 
-def _by_blocks(x: Array, kernel: Array, window: Window) -> Array:
-    """A convolution of stride s as one of stride 1, whose pixels are s x s blocks."""
-    (stride, _), (size, _, channels, features) = window.strides, kernel.shape
-    taps = -(-size // stride)
-    count = [n + taps - 1 for n in _result(x, kernel, window).shape[1:3]]
-    # What no window reaches is cut off: an end of less than a block.
-    pads = [
-        (low, n * stride - m - low, 0)
-        for (low, _), n, m in zip(window.padding, count, x.shape[1:3], strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
-    x = x.reshape(-1, count[0], stride, count[1], stride, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *count, stride**2 * channels)
-    more = (0, taps * stride - size)
-    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
-    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
-    return convolve(x, kernel, Window((1, 1), ((0, 0), (0, 0)), (1, 1)), groups=1)
+def _takes_phases(x: Array, kernel: Array, window: Window) -> bool:
+    """Whether Winograd's convolution is for a dilated one's phases."""
+    (dilation, _), (batch, height, width, channels) = window.dilation, x.shape
+    if window.dilation != (dilation, dilation) or dilation == 1 or not x.size:
+        return False
+    sizes = -(-height // dilation), -(-width // dilation)
+    if not isinstance(batch, int) or min(*sizes, *sum(window.padding, ())) < 0:
+        return False
+    phases = jax.ShapeDtypeStruct((batch * dilation**2, *sizes, channels), x.dtype)
+    inside = window._replace(padding=((0, 0), (0, 0)), dilation=(1, 1))
+    return _takes_winograd(phases, kernel, inside)
 
 
 def _takes_blocks(x: Array, kernel: Array, window: Window) -> bool:
@@ -195,7 +197,7 @@ def _dense(x: Array, kernel: Array, window: Window) -> Array:
     The two are one function, linear in the kernel. Reverse mode transposes the
     tangent's formulation, and a transposed sum of patches is a sum of patches.
     """
-    return convolve_by_xla(x, kernel, window)
+    return _by_xla(x, kernel, window)
 
 
 @partial(_dense.defjvp, symbolic_zeros=True)
@@ -205,7 +207,7 @@ def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, 
     y = _dense(x, kernel, window)
     dy = jnp.zeros_like(y)
     if not isinstance(dx, SymbolicZero):
-        dy = convolve_by_xla(dx, kernel, window)
+        dy = _by_xla(dx, kernel, window)
     if not isinstance(dkernel, SymbolicZero):
         few = winograd.largest_divisor(
             len(x), PATCH_BYTES // _patch_bytes(x, kernel, window)
@@ -246,7 +248,7 @@ def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
 
 def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
     """Whether patches make the kernel's gradient faster than XLA's own."""
-    y = _result(x, kernel, window)
+    y = result(x, kernel, window)
     # XLA slides the cotangent over the image: 20 times slower where that is larger.
     sizes = zip(y.shape[1:3], window.strides, x.shape[1:3], strict=True)
     small = _patch_bytes(x, kernel, window) <= PATCH_BYTES // 4
@@ -255,12 +257,8 @@ def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
 
 def _patch_bytes(x: Array, kernel: Array, window: Window) -> int:
     """Bytes of an image's patches."""
-    pixels = _result(x, kernel, window).shape[1:3]
+    pixels = result(x, kernel, window).shape[1:3]
     return math.prod((*pixels, *kernel.shape[:3])) * _wide(x).itemsize
-
-
-def _result(x: Array, kernel: Array, window: Window) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(partial(convolve_by_xla, window=window), x, kernel)
 
 
 def _shifts(x: Array, size: Pair, window: Window):

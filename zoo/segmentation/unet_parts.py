@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from zoo.layers import BatchNorm, Conv, remat_stage
 from zoo.ops.pooling import max_pool
+from zoo.ops.resize import resize
 from zoo.ops.unpooling import repeat_pixels
 from zoo.segmentation.segmenter import ClassLayer, ConvTransposed, Size, widen
 
@@ -31,20 +32,22 @@ class DoubleConv(nn.Module):
     Attributes:
       features: Channels of both.
       padding: Zeros on each side: 0 takes 4 pixels off the map, 1 keeps its size.
+      stride: Of the first one.
       norm: Makes the batch norm before each ReLU; None for none.
       conv: Makes the convolutions.
     """
 
     features: int
     padding: int
+    stride: int = 1
     conv: Callable = Conv
     norm: Callable | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         conv = partial(self.conv, self.features, 3, padding=self.padding)
-        for i in (1, 2):
-            x = conv(use_bias=self.norm is None, name=f"conv{i}")(x)
+        for i, stride in ((1, self.stride), (2, 1)):
+            x = conv(stride=stride, use_bias=self.norm is None, name=f"conv{i}")(x)
             if self.norm is not None:
                 x = self.norm(name=f"bn{i}")(x, train=train)
             x = nn.relu(x)
@@ -59,6 +62,7 @@ class UNetEncoder(nn.Module):
       widths: Channels of each level.
       padding: See `DoubleConv`.
       batch_norm: Whether there is one before each ReLU.
+      stride: Of the first convolution.
       dropout: Rate at the end of the two lowest levels.
       kernel_init: Initialiser of the convolutions.
       remat: Recompute each level's activations in the backward pass.
@@ -68,6 +72,7 @@ class UNetEncoder(nn.Module):
     widths: tuple[int, ...]
     padding: int
     batch_norm: bool
+    stride: int = 1
     dropout: float = 0.0
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
@@ -84,10 +89,11 @@ class UNetEncoder(nn.Module):
             self._check_size(images)
 
         def level(self, x: Array, i: int) -> dict[str, Array]:
-            pair = DoubleConv(
-                self.widths[i - 1], self.padding, conv, norm, name=f"down{i}"
+            stride = self.stride if i == 1 else 1
+            options = dict(conv=conv, norm=norm, name=f"down{i}")
+            x = DoubleConv(self.widths[i - 1], self.padding, stride, **options)(
+                x, train
             )
-            x = pair(x, train)
             if i >= levels - 1:
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(
                     x
@@ -127,7 +133,7 @@ class UNetHead(nn.Module):
         to the highest; each has about twice the size of the one before it.
       widths: Channels of each step, from the lowest; where there is a step more than
         `reads` has left, the last one doubles the map to the image's size and joins
-        nothing.
+        nothing. Where the last map is smaller than the image, the scores are enlarged.
       padding: See `DoubleConv`.
       batch_norm: Whether there is one before each ReLU.
       upconv: Whether a map is doubled by a transposed 2x2 convolution, which halves its
@@ -169,8 +175,8 @@ class UNetHead(nn.Module):
                 x = _fit(x, skip[0].shape[1:3] if skip else size, f"up{i}")
             joined = [_crop(s, x.shape[1:3]) for s in skip]
             x = jnp.concatenate([*joined, x], axis=-1)
-            pair = DoubleConv(width, self.padding, conv, norm, name=f"up{i}")
-            return {f"up{i}": pair(x, train)}
+            options = dict(conv=conv, norm=norm, name=f"up{i}")
+            return {f"up{i}": DoubleConv(width, self.padding, **options)(x, train)}
 
         out, x = {}, lowest
         for n, width in enumerate(self.widths):
@@ -182,6 +188,9 @@ class UNetHead(nn.Module):
             self.num_classes, self.window, padding=self.window // 2, name="score"
         )
         out["logits"] = widen(score(x))
+        if self.padding and x.shape[1:3] != tuple(size):
+            out["score"] = out.pop("logits")
+            out["logits"] = resize(out["score"], size, antialias=False)
         return out
 
     @nn.nowrap
