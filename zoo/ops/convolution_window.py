@@ -47,11 +47,7 @@ def by_phases(x: Array, kernel: Array, window: Window, plain: Plain) -> Array:
     dilation, taps = window.dilation[0], kernel.shape[0]
     height, width = result(x, kernel, window).shape[1:3]
     count = [-(-n // dilation) + taps - 1 for n in (height, width)]
-    pads = [
-        (low, n * dilation - m - low, 0)
-        for (low, _), n, m in zip(window.padding, count, x.shape[1:3], strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    x = _pad(x, window, [n * dilation for n in count])
     x = x.reshape(-1, count[0], dilation, count[1], dilation, x.shape[3])
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *count, x.shape[5])
     y = plain(x, kernel)
@@ -66,11 +62,7 @@ def by_blocks(x: Array, kernel: Array, window: Window, plain: Plain) -> Array:
     taps = -(-size // stride)
     count = [n + taps - 1 for n in result(x, kernel, window).shape[1:3]]
     # What no window reaches is cut off: an end of less than a block.
-    pads = [
-        (low, n * stride - m - low, 0)
-        for (low, _), n, m in zip(window.padding, count, x.shape[1:3], strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    x = _pad(x, window, [n * stride for n in count])
     x = x.reshape(-1, count[0], stride, count[1], stride, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *count, stride**2 * channels)
     more = (0, taps * stride - size)
@@ -78,3 +70,12 @@ def by_blocks(x: Array, kernel: Array, window: Window, plain: Plain) -> Array:
     kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
     return plain(x, kernel)
+
+
+def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
+    """Pads above and on the left as the window says, and then to the sizes."""
+    pads = [
+        (low, size - n - low, 0)
+        for (low, _), size, n in zip(window.padding, sizes, x.shape[1:3], strict=True)
+    ]
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
