@@ -12,6 +12,7 @@ References:
 
 import torch
 from restate_residual import Basic, Residual
+from restate_unet_small import Holder, UNetSmall
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,22 +28,13 @@ def double_conv(inputs, outputs, *, same, stride=1):
     return nn.Sequential(*layers)
 
 
-class Holder(nn.Module):
-    """Gives what it holds a name."""
-
-    def __init__(self, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-
 class UNet(nn.Module):
     """Figure 1; with `same`, the form that keeps the image's size."""
 
-    def __init__(self, widths, *, channels, classes, same, stride=1):
+    def __init__(self, widths, *, channels, classes, same):
         super().__init__()
-        self.levels, self.stride = len(widths), stride
-        first = double_conv(channels, widths[0], same=same, stride=stride)
+        self.levels = len(widths)
+        first = double_conv(channels, widths[0], same=same)
         self.inc = Holder(double_conv=first)
         for i in range(1, self.levels):
             pair = double_conv(widths[i - 1], widths[i], same=same)
@@ -78,11 +70,7 @@ class UNet(nn.Module):
                 x = F.pad(x, (0, columns, 0, rows))
             x = torch.cat([skip, x], dim=1)
             x = out[f"up{level}"] = step.conv.double_conv(x)
-        x = self.outc.conv(x)
-        if self.stride > 1:
-            out["score"], size = x, images.shape[2:]
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        out["logits"] = x
+        out["logits"] = self.outc.conv(x)
         return out
 
 
@@ -321,9 +309,7 @@ WIDTHS = (64, 128, 256, 512, 1024)
 NETWORKS = {
     "unet": lambda: UNet(WIDTHS, channels=1, classes=2, same=False),
     "unet_same": lambda: UNet(WIDTHS, channels=3, classes=2, same=True),
-    "unet_small": lambda: UNet(
-        (16, 32, 64, 128), channels=3, classes=11, same=True, stride=2
-    ),
+    "unet_small": UNetSmall,
     "unet_resnet34": UNetResNet34,
     "segnet": SegNet,
     "segnet_basic": SegNetBasic,

@@ -235,6 +235,34 @@ def test_auxiliary_logits_are_added_with_their_factor():
     assert float(losses[0.4] - losses[0.0]) == pytest.approx(0.4 * float(aux), rel=1e-5)
 
 
+def test_auxiliary_logits_may_have_a_loss_of_their_own():
+    images, mask = paint()
+    batch, twice = {"mask": mask}, lambda *args: 2 * segmentation_cross_entropy(*args)
+    one, two = (
+        Segmentation(segmentation_cross_entropy, (("aux", 0.4),), aux_loss)
+        for aux_loss in (None, twice)
+    )
+    losses = [
+        task.objective(Painter(), VARIABLES, images, batch, {})[0]
+        for task in (one, two)
+    ]
+    out = Painter().apply(VARIABLES, images, method="endpoints")
+    aux = segmentation_cross_entropy(out["aux"], mask).mean()
+    assert float(losses[1] - losses[0]) == pytest.approx(0.4 * float(aux), rel=1e-5)
+
+
+def test_background_counts_less():
+    images, mask = paint()
+    logits = Painter().apply(VARIABLES, images)
+    found = make_pixel_loss("background:0.25")(logits, mask)
+    weights = (0.25, 1.0, 1.0)
+    expected = segmentation_cross_entropy(logits, mask, class_weights=weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (np.asarray(mask) == 0).any()
+    only = make_pixel_loss("background:0")(logits, jnp.where(mask == 255, 255, 0))
+    np.testing.assert_array_equal(only, 0.0)
+
+
 def test_losses_of_pixels_by_name():
     images, mask = paint()
     logits = Painter().apply(VARIABLES, images)
@@ -248,6 +276,8 @@ def test_losses_of_pixels_by_name():
         ("median_frequency", "needs the classes' weights"),
         ("bootstrapped_cross_entropy", "must say of how many pixels"),
         ("bootstrapped_cross_entropy:0", "must say of how many pixels"),
+        ("background", "must say how much the background counts, 0 or more"),
+        ("background:-1", "must say how much the background counts, 0 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             make_pixel_loss(name)
@@ -257,6 +287,8 @@ def test_options_that_do_not_fit_the_task_are_refused():
     detector = zoo.get_spec("ssd96_small")
     with pytest.raises(ValueError, match="has losses of its own, and not 'x'"):
         make_task(detector, loss="x")
+    with pytest.raises(ValueError, match="aux_loss='x' is of pixels; ssd96_small is"):
+        make_task(detector, aux_loss="x")
     with pytest.raises(ValueError, match="label smoothing is for classifiers"):
         make_task(detector, smoothing=0.1)
     assert make_task(detector, difficult=True) == Detection(True)

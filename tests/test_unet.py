@@ -72,7 +72,7 @@ def test_without_padding_is_the_middle_of_with_padding(cheap_jit):
     np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", ["unet", "unet_small"])
+@pytest.mark.parametrize("name", ["unet", "unet_same"])
 def test_dropout_and_batch_norm(name, cheap_jit):
     model = zoo.build(name, widths=(2, 3, 4), dropout=0.5)
     size = (model.min_size, model.min_size + model.stride)
@@ -95,8 +95,22 @@ def test_dropout_and_batch_norm(name, cheap_jit):
     assert {name: bool((one[name] == two[name]).all()) for name in one} == {
         **{"down1": True, "pool1": True, "down2": False, "pool2": False},
         **{"down3": False, "up2": False, "up1": False, "logits": False},
-        **({"score": False} if name == "unet_small" else {}),
     }
+
+
+@pytest.mark.quick
+def test_small_one():
+    model = zoo.build("unet_small", num_classes=4, aux=True)
+    found = list_endpoints(model, (90, 104, 3))
+    assert {name: shape[:2] for name, shape in found.items()} == {
+        **{"down1": (45, 52), "pool1": (22, 26), "down2": (22, 26)},
+        **{"pool2": (11, 13), "down3": (11, 13), "up2": (22, 26), "up1": (45, 52)},
+        **{"score": (45, 52), "aux": (90, 104), "logits": (90, 104)},
+    }
+    assert "aux" not in list_endpoints(zoo.build("unet_small"), (96, 96, 3))
+    bare = zoo.build("unet_small", num_classes=0, aux=True)
+    assert [*list_endpoints(bare, (96, 96, 3))][-1] == "down3"
+    assert not bare.heads()
 
 
 @pytest.mark.quick

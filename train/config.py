@@ -128,9 +128,11 @@ class OptimConfig:
     accumulate: int = 1
     """Parts into which a batch is split, one after the other, to save memory."""
     loss: str = ""
-    """Of classifiers and pixels, softmax_cross_entropy, median_frequency (of pixels) or
-    bootstrapped_cross_entropy:COUNT (of each image's worst ones); else the network's
-    own."""
+    """Of classifiers and pixels softmax_cross_entropy; of pixels median_frequency,
+    background:WEIGHT (of class 0) or bootstrapped_cross_entropy:COUNT (of each image's
+    worst ones); else the network's own."""
+    aux_loss: str = ""
+    """Of auxiliary scores of pixels, as above; else the same as of the others."""
     label_smoothing: float = 0.0
     """Probability that is spread over all classes."""
     ema_decay: float | None = None

@@ -176,6 +176,7 @@ def prepare_experiment(
         task=make_task(
             spec,
             loss=config.optim.loss,
+            aux_loss=config.optim.aux_loss,
             smoothing=config.optim.label_smoothing,
             difficult=data.difficult,
             class_weights=class_weights(config, train_source),
@@ -217,8 +218,11 @@ def check_augment(names: tuple[str, ...], task: str) -> None:
 
 def class_weights(config: TrainConfig, source: Source) -> tuple[float, ...]:
     """Weighs the classes of a training set's pixels, where the loss asks for it."""
-    loss = config.optim.loss or zoo.get_spec(config.model.name).loss
-    if loss != "median_frequency":
+    losses = (
+        config.optim.loss or zoo.get_spec(config.model.name).loss,
+        config.optim.aux_loss,
+    )
+    if "median_frequency" not in losses:
         return ()
     count = len(source.class_names)
     pixels, of_images = np.zeros((2, count), np.int64)

@@ -35,6 +35,7 @@ from zoo.segmentation import (
     segnet,
     unet,
     unet_backbones,
+    unet_small,
 )
 from zoo.spec import ModelSpec
 
@@ -61,6 +62,7 @@ _FAMILIES = (
     pspnet,
     unet,
     unet_backbones,
+    unet_small,
     segnet,
     frrn,
 )

@@ -31,6 +31,7 @@ def make_task(
     spec: ModelSpec,
     *,
     loss: str = "",
+    aux_loss: str = "",
     smoothing: float = 0.0,
     difficult: bool = False,
     class_weights: tuple[float, ...] = (),
@@ -40,6 +41,7 @@ def make_task(
     Args:
       spec: Facts of the network.
       loss: Name of the loss; empty for the network's own. Detectors have but one.
+      aux_loss: Of auxiliary scores of pixels; empty for the same.
       smoothing: Label smoothing, of the softmax cross-entropy of classifiers alone.
       difficult: Whether a detector is trained on objects that are marked difficult.
       class_weights: Of the classes' pixels, where the loss is "median_frequency".
@@ -50,6 +52,10 @@ def make_task(
     if spec.task != "classification" and smoothing:
         raise ValueError(
             f"label smoothing is for classifiers; {spec.name} is for {spec.task}."
+        )
+    if spec.task != "segmentation" and aux_loss:
+        raise ValueError(
+            f"aux_loss={aux_loss!r} is of pixels; {spec.name} is for {spec.task}."
         )
     if spec.task == "classification":
         chosen = make_loss(loss or spec.loss, smoothing=smoothing)
@@ -65,6 +71,7 @@ def make_task(
         return Detection(difficult)
     if spec.task == "segmentation":
         chosen = make_pixel_loss(loss or spec.loss, class_weights)
-        return Segmentation(chosen, spec.aux_losses)
+        aux = make_pixel_loss(aux_loss, class_weights) if aux_loss else None
+        return Segmentation(chosen, spec.aux_losses, aux)
     known = ("classification", "detection", "segmentation")
     raise ValueError(unknown("task", spec.task, known))

@@ -1,6 +1,7 @@
 """One class for each pixel."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,11 +26,12 @@ def make_pixel_loss(name: str, class_weights: tuple[float, ...] = ()) -> PixelLo
 
     Args:
       name: "softmax_cross_entropy"; "median_frequency", which weighs the classes;
+        "background:WEIGHT", in which pixels of class 0 count WEIGHT and all others 1;
         "bootstrapped_cross_entropy:COUNT", of an image's COUNT worst pixels.
       class_weights: Of "median_frequency" alone, one for each class.
 
     Raises:
-      ValueError: The name is unknown, or the weights or the count are missing.
+      ValueError: The name is unknown, or the weights, weight or count are missing.
     """
     kind, _, count = name.partition(":")
     if kind == "softmax_cross_entropy":
@@ -44,8 +46,29 @@ def make_pixel_loss(name: str, class_weights: tuple[float, ...] = ()) -> PixelLo
                 f"the loss {name!r} must say of how many pixels, as in {kind}:32768."
             )
         return partial(bootstrapped_cross_entropy, count=int(count))
-    known = ("softmax_cross_entropy", "median_frequency", "bootstrapped_cross_entropy")
+    if kind == "background":
+        try:
+            weight = float(count)
+        except ValueError:
+            weight = -1.0
+        if not 0 <= weight < math.inf:
+            raise ValueError(
+                f"the loss {name!r} must say how much the background counts, 0 or "
+                f"more, as in {kind}:0.25."
+            )
+        return partial(_background_cross_entropy, weight=weight)
+    known = (
+        "softmax_cross_entropy",
+        "median_frequency",
+        "background",
+        "bootstrapped_cross_entropy",
+    )
     raise ValueError(unknown("loss", name, known))
+
+
+def _background_cross_entropy(logits, mask, *, weight):
+    weights = jnp.where(mask == 0, weight, 1.0)
+    return segmentation_cross_entropy(logits, mask, pixel_weights=weights)
 
 
 class Segmented(NamedTuple):
@@ -78,15 +101,17 @@ class Segmentation:
       loss: From logits and masks to losses [B].
       aux_losses: Endpoints with logits of their own and the factor of each one's loss,
         see `ModelSpec`; those that the network does not have are left out.
+      aux_loss: Like `loss`, for those; None for the same.
     """
 
     loss: PixelLoss
     aux_losses: Sequence[tuple[str, float]] = ()
+    aux_loss: PixelLoss | None = None
     name = "segmentation"
 
     def objective(self, model, variables, images, batch, rngs):
         """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
-        masks = batch["mask"]
+        masks, aux_loss = batch["mask"], self.aux_loss or self.loss
         logits, losses, statistics = apply_and_compare(
             model,
             variables,
@@ -94,6 +119,7 @@ class Segmentation:
             rngs,
             lambda logits: self.loss(logits, crop_mask(masks, logits)),
             self.aux_losses,
+            lambda logits: aux_loss(logits, crop_mask(masks, logits)),
         )
         mask = crop_mask(masks, logits)
         valid = mask != IGNORED

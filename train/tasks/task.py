@@ -90,6 +90,7 @@ def apply_and_compare(
     rngs: dict[str, Array],
     compare: Callable[[Array], Array],
     aux_losses: Sequence[tuple[str, float]],
+    compare_aux: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array, dict[str, Any]]:
     """Applies a network with logits, and perhaps auxiliary ones, as in training.
 
@@ -101,6 +102,7 @@ def apply_and_compare(
       compare: From logits to losses [B].
       aux_losses: Endpoints with logits of their own and the factor of each one's loss;
         those that the network does not have are left out.
+      compare_aux: Like `compare`, for those; None for the same.
 
     Returns:
       The logits, all losses together [B], and the new batch statistics.
@@ -117,5 +119,5 @@ def apply_and_compare(
     losses = compare(logits)
     for name, factor in aux_losses:
         if name in out:
-            losses += factor * compare(out[name])
+            losses += factor * (compare_aux or compare)(out[name])
     return logits, losses, updated.get("batch_stats", {})

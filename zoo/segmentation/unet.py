@@ -74,14 +74,14 @@ def unet(
     )
     # Without padding the lowest map is 4 pixels or more, its input 8, and each level's
     # input twice the one below and 4 pixels; the logits are 4 pixels of that.
-    stride = row["stride"] * 2 ** (levels - 1)
+    stride = 2 ** (levels - 1)
     sizes = dict(min_size=stride)
     if valid:
         smallest = 12 * stride - 4
         margin = (smallest - 4) // 2
         sizes = dict(min_size=smallest, remainder=smallest % stride, margin=margin)
     return Segmenter(
-        UNetEncoder(variant, widths, stride=row["stride"], dropout=rate, **options),
+        UNetEncoder(variant, widths, dropout=rate, **options),
         head if num_classes else None,
         label=variant,
         preprocess=row["preprocess"],
@@ -111,18 +111,16 @@ def _torch_names(model: Segmenter) -> tuple[TorchRule, ...]:
     return (*rules, TorchRule("head/score", "outc.conv"))
 
 
-def _plain(size: int, channels: int, value: float = 0.5) -> Preprocess:
-    colours = dict(mean=(value,) * channels, std=(value,) * channels)
+def plain(size: int, channels: int) -> Preprocess:
+    """Makes the preprocessing of U-Nets: images as they are, -1 to 1."""
+    colours = dict(mean=(0.5,) * channels, std=(0.5,) * channels)
     return Preprocess(size=size, channels=channels, fit="keep", **colours)
 
 
 _WIDTHS = (64, 128, 256, 512, 1024)
 _NETWORKS = {
-    "unet": dict(widths=_WIDTHS, stride=1, dropout=0.5, preprocess=_plain(572, 1)),
-    "unet_same": dict(widths=_WIDTHS, stride=1, dropout=0.0, preprocess=_plain(512, 3)),
-    "unet_small": dict(
-        widths=(16, 32, 64, 128), stride=2, dropout=0.0, preprocess=_plain(96, 3)
-    ),
+    "unet": dict(widths=_WIDTHS, dropout=0.5, preprocess=plain(572, 1)),
+    "unet_same": dict(widths=_WIDTHS, dropout=0.0, preprocess=plain(512, 3)),
 }
 INIT = "He et al. 2015, normal of variance 2 / N of N incoming values; biases 0"
 _COLOURS = "the paper prints no normalisation of the input: -1 to 1"
@@ -178,20 +176,5 @@ SPECS = (
         num_classes=2,
         published=("none: the form that most public code has (milesial/Pytorch-UNet)",),
         deviations=SAME,
-    ),
-    _spec(
-        "unet_small",
-        482_907,
-        81_911_808,
-        paper=f"after {PAPER}, figure 1",
-        num_classes=11,
-        published=(
-            "none: a small network for small images, such as canvases of digits",
-        ),
-        deviations=(
-            "four levels of 16 to 128 channels, the first of half the image's size: "
-            "the first convolution has stride 2, and scores are enlarged bilinearly",
-            *SAME,
-        ),
     ),
 )

@@ -26,13 +26,15 @@ Array = jax.Array
 UP_INIT = nn.initializers.variance_scaling(8.0, "fan_in", "normal")
 
 
-class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each with a ReLU.
+class Convs(nn.Module):
+    """3x3 convolutions, each with a ReLU.
 
     Attributes:
-      features: Channels of both.
-      padding: Zeros on each side: 0 takes 4 pixels off the map, 1 keeps its size.
+      features: Channels of each.
+      padding: Zeros on each side: 0 takes 2 pixels off the map each time, 1 keeps its
+        size.
       stride: Of the first one.
+      count: How many; the paper has two everywhere.
       norm: Makes the batch norm before each ReLU; None for none.
       conv: Makes the convolutions.
     """
@@ -40,13 +42,15 @@ class DoubleConv(nn.Module):
     features: int
     padding: int
     stride: int = 1
+    count: int = 2
     conv: Callable = Conv
     norm: Callable | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         conv = partial(self.conv, self.features, 3, padding=self.padding)
-        for i, stride in ((1, self.stride), (2, 1)):
+        for i in range(1, self.count + 1):
+            stride = self.stride if i == 1 else 1
             x = conv(stride=stride, use_bias=self.norm is None, name=f"conv{i}")(x)
             if self.norm is not None:
                 x = self.norm(name=f"bn{i}")(x, train=train)
@@ -60,7 +64,7 @@ class UNetEncoder(nn.Module):
     Attributes:
       label: The network's name, for errors.
       widths: Channels of each level.
-      padding: See `DoubleConv`.
+      padding: See `Convs`.
       batch_norm: Whether there is one before each ReLU.
       stride: Of the first convolution.
       dropout: Rate at the end of the two lowest levels.
@@ -91,9 +95,7 @@ class UNetEncoder(nn.Module):
         def level(self, x: Array, i: int) -> dict[str, Array]:
             stride = self.stride if i == 1 else 1
             options = dict(conv=conv, norm=norm, name=f"down{i}")
-            x = DoubleConv(self.widths[i - 1], self.padding, stride, **options)(
-                x, train
-            )
+            x = Convs(self.widths[i - 1], self.padding, stride, **options)(x, train)
             if i >= levels - 1:
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(
                     x
@@ -123,7 +125,7 @@ class UNetHead(nn.Module):
     """The expanding path, which reads a backbone's endpoints, and the scores.
 
     Each step doubles the map of the step below, joins the endpoint of the same size to
-    it ("skip connection"), and has two convolutions. Where an endpoint is smaller or
+    it ("skip connection"), and has convolutions. Where an endpoint is smaller or
     larger by a pixel, as behind a pool of an odd number of pixels, the doubled map is
     cut or filled up with zeros below and on the right; where convolutions without
     padding have made it smaller, the endpoint's centre is joined.
@@ -134,10 +136,11 @@ class UNetHead(nn.Module):
       widths: Channels of each step, from the lowest; where there is a step more than
         `reads` has left, the last one doubles the map to the image's size and joins
         nothing. Where the last map is smaller than the image, the scores are enlarged.
-      padding: See `DoubleConv`.
+      padding: See `Convs`.
       batch_norm: Whether there is one before each ReLU.
       upconv: Whether a map is doubled by a transposed 2x2 convolution, which halves its
         channels, or by repeating its pixels.
+      convs: Convolutions of each step.
       window: Height and width of the scores' window.
       kernel_init: Initialiser of the convolutions.
       remat: Recompute each step's activations in the backward pass.
@@ -149,6 +152,7 @@ class UNetHead(nn.Module):
     padding: int = 1
     batch_norm: bool = True
     upconv: bool = True
+    convs: int = 2
     window: int = 1
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
@@ -175,8 +179,8 @@ class UNetHead(nn.Module):
                 x = _fit(x, skip[0].shape[1:3] if skip else size, f"up{i}")
             joined = [_crop(s, x.shape[1:3]) for s in skip]
             x = jnp.concatenate([*joined, x], axis=-1)
-            options = dict(conv=conv, norm=norm, name=f"up{i}")
-            return {f"up{i}": DoubleConv(width, self.padding, **options)(x, train)}
+            options = dict(count=self.convs, conv=conv, norm=norm, name=f"up{i}")
+            return {f"up{i}": Convs(width, self.padding, **options)(x, train)}
 
         out, x = {}, lowest
         for n, width in enumerate(self.widths):
