@@ -252,9 +252,10 @@ plt.show()
 # ## What skips add
 #
 # On its way down this U-Net halves its maps twice, of which the first has half the
-# image's size already, and on its way up it joins to each map the one of the same size from the way down: a skip. The variables are a
-# dictionary of arrays, so a skip can be silenced in a copy: the first convolution
-# behind it reads the skip's channels first, and those rows of its kernel become zero.
+# image's size already, and on its way up it joins to each map the one of the same size
+# from the way down: a skip. The variables are a dictionary of arrays, so a skip can be
+# silenced in a copy: the convolution behind it reads the skip's channels first, and
+# those rows of its kernel become zero.
 # The pictures are bright where the network prefers a digit to background.
 
 

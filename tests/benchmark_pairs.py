@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,19 @@ class Benchmark:
         )
         for name in options.names or known:
             cells = tuple(c for c in known[name] if c in (options.cells or known[name]))
-            numbers, versions = self.measure(name, cells, rounds, seconds)
-            found["machine"] = {**here, **versions}
-            found["rounds"] = rounds
             network = found.setdefault("networks", {}).setdefault(name, {})
-            for part, values in numbers.items():
-                network[part] = {**network.get(part, {}), **values}
-            options.out.write_text(json.dumps(found, indent=1) + "\n")
+            for versions, numbers in self.measure(name, cells, rounds, seconds):
+                found["machine"] = {**here, **versions}
+                found["rounds"] = rounds
+                for part, values in numbers.items():
+                    network[part] = {**network.get(part, {}), **values}
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
             say(f"wrote {name} to {options.out}")
 
     def measure(
         self, name: str, cells: tuple[str, ...], rounds: int, seconds: float
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Lets both sides take turns; returns the numbers, and versions."""
+    ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+        """Lets both sides take turns; gives versions and numbers after each cell."""
         with contextlib.ExitStack() as stack:
 
             def begin(module: str) -> Call:
@@ -109,7 +110,6 @@ class Benchmark:
                 **theirs("start", name, threads),
             }
             sides = {"zoo": ours, **dict.fromkeys(VARIANTS, theirs)}
-            numbers: dict[str, Any] = {"cells": {}, "peak_megabytes": {}}
             for cell in cells:
                 kind, images = cell.rsplit("_", 1)
                 took: dict[str, list[float]] = {}
@@ -120,12 +120,15 @@ class Benchmark:
                         )
                         took.setdefault(side, []).append(found)
                         say(f"{name} {cell} {i + 1}/{rounds} {side}: {found:.3f} s")
-                numbers["cells"][cell] = summarize(took, int(images), "zoo")
-                numbers["peak_megabytes"][cell] = {
+                peak = {
                     "zoo": ours("call", "peak_memory"),
                     "torch": theirs("call", "peak_memory"),
                 }
-        return numbers, versions
+                numbers = {
+                    "cells": {cell: summarize(took, int(images), "zoo")},
+                    "peak_megabytes": {cell: peak},
+                }
+                yield versions, numbers
 
     def render(self, found: dict[str, Any]) -> str:
         """Makes the table."""
@@ -144,7 +147,11 @@ class Benchmark:
             f"| --- | --- |{' ---: |' * (2 + len(VARIANTS))}",
         ]
         for name, network in found["networks"].items():
-            for cell, numbers in network["cells"].items():
+            # In the order of the kinds, whatever was measured first.
+            for cell, numbers in sorted(
+                network["cells"].items(),
+                key=lambda item: [*self.kinds].index(item[0].rsplit("_", 1)[0]),
+            ):
                 kind, images = cell.rsplit("_", 1)
                 rate = numbers["images_per_second"]["zoo"]["median"]
                 ratios = [
