@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def double_conv(inputs, outputs, *, same, stride=1):
+def double_conv(inputs, outputs, *, same):
     """Two convolutions with ReLUs; where they keep the size, with batch norm."""
     layers = []
-    for channels, step in ((inputs, stride), (outputs, 1)):
-        options = dict(stride=step, padding=int(same), bias=not same)
+    for channels in (inputs, outputs):
+        options = dict(padding=int(same), bias=not same)
         layers.append(nn.Conv2d(channels, outputs, 3, **options))
         layers += [nn.BatchNorm2d(outputs)] if same else []
         layers.append(nn.ReLU())

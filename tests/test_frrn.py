@@ -7,8 +7,8 @@ import pytest
 
 import zoo
 from zoo.ops.resize import resize
-from zoo.segmentation.frrn_parts import FRRNBackbone, ScoreHead, _double
-from zoo.segmentation.segmenter import Segmenter
+from zoo.segmentation.frrn_parts import FRRNBackbone, _double
+from zoo.segmentation.segmenter import ScoreHead, Segmenter
 from zoo.summary import list_endpoints, list_layers
 
 ROWS = (("down", 2, 1, 2), ("down", 4, 2, 3), ("up", 2, 1, 2))

@@ -111,15 +111,19 @@ class Segmentation:
 
     def objective(self, model, variables, images, batch, rngs):
         """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
-        masks, aux_loss = batch["mask"], self.aux_loss or self.loss
+        masks = batch["mask"]
+
+        def compare(loss: PixelLoss) -> Callable[[jax.Array], jax.Array]:
+            return lambda logits: loss(logits, crop_mask(masks, logits))
+
         logits, losses, statistics = apply_and_compare(
             model,
             variables,
             images,
             rngs,
-            lambda logits: self.loss(logits, crop_mask(masks, logits)),
+            compare(self.loss),
             self.aux_losses,
-            lambda logits: aux_loss(logits, crop_mask(masks, logits)),
+            compare(self.aux_loss or self.loss),
         )
         mask = crop_mask(masks, logits)
         valid = mask != IGNORED

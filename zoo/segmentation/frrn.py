@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from zoo.checks import check_num_classes
 from zoo.layers import initializer
-from zoo.segmentation.frrn_parts import HE_UNIFORM, UNITS, FRRNBackbone, ScoreHead
-from zoo.segmentation.segmenter import Segmenter
+from zoo.segmentation.frrn_parts import HE_UNIFORM, LINEAR, UNITS, FRRNBackbone
+from zoo.segmentation.segmenter import ScoreHead, Segmenter
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 PAPER = (
@@ -97,7 +97,7 @@ def frrn(
     stride = max(scale for _, scale, _, _ in TABLES[variant])
     return Segmenter(
         backbone,
-        ScoreHead(num_classes, **types) if num_classes else None,
+        ScoreHead(num_classes, kernel_init=LINEAR, **types) if num_classes else None,
         label=variant,
         preprocess=_preprocess(*_INPUT[variant]),
         min_size=stride,

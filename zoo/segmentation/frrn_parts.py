@@ -5,7 +5,7 @@ Reference:
   Segmentation in Street Scenes, 2017.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax import lax
 from zoo.layers import BatchNorm, Conv, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.unpooling import repeat_pixels
-from zoo.segmentation.segmenter import ClassLayer, Size, widen
+from zoo.segmentation.segmenter import widen
 
 Array = jax.Array
 
@@ -26,7 +26,7 @@ UNITS = 3
 
 HE_UNIFORM = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 # Of what no ReLU follows.
-_LINEAR = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+LINEAR = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class ResidualUnit(nn.Module):
@@ -46,10 +46,10 @@ class ResidualUnit(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         y = self.conv(self.features, 3, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.features, 3, kernel_init=_LINEAR, name="conv2")(y)
+        y = self.conv(self.features, 3, kernel_init=LINEAR, name="conv2")(y)
         y = self.norm(name="bn2")(y, train=train)
         if x.shape[-1] != self.features:
-            x = self.conv(self.features, 1, kernel_init=_LINEAR, name="shortcut")(x)
+            x = self.conv(self.features, 1, kernel_init=LINEAR, name="shortcut")(x)
         return x + y
 
 
@@ -80,7 +80,7 @@ class FullResolutionUnit(nn.Module):
             y = self.conv(self.features, 3, name=f"conv{i}")(y)
             y = nn.relu(self.norm(name=f"bn{i}")(y, train=train))
         residual = self.conv(
-            z.shape[-1], 1, use_bias=True, kernel_init=_LINEAR, name="residual"
+            z.shape[-1], 1, use_bias=True, kernel_init=LINEAR, name="residual"
         )
         return y, z + repeat_pixels(residual(y), self.scale)
 
@@ -154,7 +154,7 @@ class FRRNBackbone(nn.Module):
 
         out = remat_stage(front, self.remat)(self, images)
         y = out[f"ru{UNITS}"]
-        split = conv(self.lanes, 1, kernel_init=_LINEAR, name="split_conv")
+        split = conv(self.lanes, 1, kernel_init=LINEAR, name="split_conv")
         z = out["split"] = norm(name="split_bn")(split(y), train=train)
         for row in self.table:
             out |= remat_stage(partial(stage, row=row), self.remat)(self, (y, z))
@@ -169,29 +169,6 @@ class FRRNBackbone(nn.Module):
                 f"{stride}, got {list(images.shape)}. (zoo.make_segmenter brings "
                 "images to that.)"
             )
-
-
-class ScoreHead(nn.Module):
-    """A 1x1 convolution of the last endpoint."""
-
-    num_classes: int
-    kernel_init: Callable = _LINEAR
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, features: Mapping[str, Array], size: Size, train: bool = False
-    ) -> dict[str, Array]:
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        options = dict(kernel_init=self.kernel_init, name="score", **types)
-        score = Conv(self.num_classes, 1, **options)
-        return {"logits": widen(score([*features.values()][-1]))}
-
-    @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
-        return {"score": ClassLayer(self.kernel_init)}
 
 
 def _double(x: Array) -> Array:

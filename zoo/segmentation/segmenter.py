@@ -160,6 +160,38 @@ class ConvHead(nn.Module):
         return {"score": ClassLayer(self.score_init)}
 
 
+class ScoreHead(nn.Module):
+    """A 1x1 convolution of one endpoint, whose scores are resized to the image.
+
+    Attributes:
+      reads: Name of the backbone's endpoint; empty for the last one.
+      kernel_init: Initialiser of the scores' kernel.
+    """
+
+    num_classes: int
+    reads: str = ""
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: Mapping[str, Array], size: Size, train: bool = False
+    ) -> dict[str, Array]:
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        options = dict(kernel_init=self.kernel_init, name="score", **types)
+        x = features[self.reads] if self.reads else [*features.values()][-1]
+        x = widen(Conv(self.num_classes, 1, **options)(x))
+        if x.shape[1:3] != tuple(size):
+            x = resize(x, size, antialias=False)
+        return {"logits": x}
+
+    @nn.nowrap
+    def class_layers(self) -> dict[str, ClassLayer]:
+        """Lists the layers that have classes."""
+        return {"score": ClassLayer(self.kernel_init)}
+
+
 class ConvTransposed(nn.Module):
     """A transposed convolution of [B, H, W, C], also called deconvolution.
 

@@ -5,61 +5,21 @@ Reference:
   Segmentation, 2015.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from zoo.checks import check_num_classes
-from zoo.layers import Conv, initializer
-from zoo.ops.resize import resize
-from zoo.segmentation.segmenter import ClassLayer, Segmenter, Size, widen
+from zoo.layers import initializer
+from zoo.segmentation.segmenter import ScoreHead, Segmenter
 from zoo.segmentation.unet import INIT, PAPER, SAME, plain
 from zoo.segmentation.unet_parts import UNetEncoder, UNetHead
 from zoo.spec import ModelSpec, TorchRule
-
-Array = jax.Array
 
 # Channels of the contracting path, whose maps are a half, a quarter and an eighth of
 # the image, and of the expanding path, from the lowest step on.
 WIDTHS = (24, 64, 128)
 UP_WIDTHS = (48, 24)
-
-
-class ScoreHead(nn.Module):
-    """Scores of one endpoint's pixels, enlarged bilinearly.
-
-    Attributes:
-      reads: Name of the backbone's endpoint.
-    """
-
-    num_classes: int
-    reads: str
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, features: Mapping[str, Array], size: Size, train: bool = False
-    ) -> dict[str, Array]:
-        score = Conv(
-            self.num_classes,
-            1,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="score",
-        )
-        x = widen(score(features[self.reads]))
-        return {"score": x, "logits": resize(x, size, antialias=False)}
-
-    @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
-        return {"score": ClassLayer(self.kernel_init)}
 
 
 def unet_small(
