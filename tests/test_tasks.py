@@ -289,6 +289,8 @@ def test_options_that_do_not_fit_the_task_are_refused():
         make_task(detector, loss="x")
     with pytest.raises(ValueError, match="aux_loss='x' is of pixels; ssd96_small is"):
         make_task(detector, aux_loss="x")
+    with pytest.raises(ValueError, match="auxiliary scores, which segnet has not"):
+        make_task(zoo.get_spec("segnet"), aux_loss="median_frequency")
     with pytest.raises(ValueError, match="label smoothing is for classifiers"):
         make_task(detector, smoothing=0.1)
     assert make_task(detector, difficult=True) == Detection(True)

@@ -70,6 +70,11 @@ def make_task(
             raise ValueError(f"{spec.name} has losses of its own, and not {loss!r}.")
         return Detection(difficult)
     if spec.task == "segmentation":
+        if aux_loss and not spec.aux_losses:
+            raise ValueError(
+                f"aux_loss={aux_loss!r} is of auxiliary scores, which "
+                f"{spec.name} has not."
+            )
         chosen = make_pixel_loss(loss or spec.loss, class_weights)
         aux = make_pixel_loss(aux_loss, class_weights) if aux_loss else None
         return Segmentation(chosen, spec.aux_losses, aux)
