@@ -1,13 +1,11 @@
 """The zoo's side of the detectors' benchmark, and what both sides are given."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmark_pairs import peak_megabytes
 from benchmark_rounds import seconds_per_call_within
 
 import zoo
@@ -45,7 +43,9 @@ def make_objects(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 class Side:
     """Everything that the process keeps between its turns."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, threads: int):
+        # XLA takes all cores, whatever `threads` is.
+        self.versions: dict[str, str] = {}
         self.name, self.model = name, zoo.build(name)
         state = from_torch(name, deterministic_state(name))
         self.variables = jax.tree.map(jnp.asarray, state)
@@ -108,21 +108,3 @@ class Side:
             jax.block_until_ready(loss)
 
         return seconds_per_call_within(step, seconds)
-
-    def peak_memory(self) -> float:
-        """Returns the process's largest memory so far, in MiB."""
-        return peak_megabytes()
-
-
-_side: list[Side] = []
-
-
-def start(name: str, threads: int) -> dict[str, str]:
-    """Creates the side. XLA takes all cores, whatever `threads` is."""
-    _side[:] = [Side(name)]
-    return {}
-
-
-def call(method: str, *arguments: Any) -> Any:
-    """Calls a method of the side, by name."""
-    return getattr(_side[0], method)(*arguments)

@@ -1,12 +1,10 @@
 """torchvision's side of the detectors' benchmark; it runs in its own process."""
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import torch
 from benchmark_detectors_jax import MAPS, make_objects, make_photographs
-from benchmark_pairs import peak_megabytes
 from benchmark_rounds import seconds_per_call_within
 from benchmark_torch import VARIANTS
 
@@ -30,6 +28,10 @@ class Side:
 
     def __init__(self, name: str, threads: int):
         torch.set_num_threads(threads)
+        self.versions = {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
         self.name, self.models = name, {}
 
     def create(self, variant: str) -> torch.nn.Module:
@@ -83,21 +85,3 @@ class Side:
             optimizer.step()
 
         return seconds_per_call_within(step, seconds)
-
-    def peak_memory(self) -> float:
-        """Returns the process's largest memory so far, in MiB."""
-        return peak_megabytes()
-
-
-_side: list[Side] = []
-
-
-def start(name: str, threads: int) -> dict[str, str]:
-    """Creates the side; returns versions."""
-    _side[:] = [Side(name, threads)]
-    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
-
-
-def call(method: str, *arguments: Any) -> Any:
-    """Calls a method of the side, by name."""
-    return getattr(_side[0], method)(*arguments)

@@ -1,14 +1,14 @@
 """What the benchmarks of detectors and of segmentation share: turns, file, table.
 
 A benchmark names its networks, their cells such as "detect_1" or "train_4" (the number
-is of images), and a module for each side with `start(name, threads)`, which returns
-versions, and `call(method, ...)`, of which `time(variant, kind, images, seconds)` and
-`peak_memory()` are asked for.
+is of images), and a module for each side. That has a class `Side(name, threads)` with
+`versions` and the method `time(variant, kind, images, seconds)`.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -100,29 +100,24 @@ class Benchmark:
         """Lets both sides take turns; gives versions and numbers after each cell."""
         with contextlib.ExitStack() as stack:
 
-            def begin(module: str) -> Call:
-                return stack.enter_context(side_process(module))
+            def begin(module: str) -> tuple[Call, dict[str, str]]:
+                process = stack.enter_context(side_process("benchmark_pairs"))
+                return process, process("start", module, name, os.cpu_count())
 
-            ours, theirs = begin(self.zoo), begin(self.torch)
-            threads = os.cpu_count()
-            versions = {
-                **ours("start", name, threads),
-                **theirs("start", name, threads),
-            }
+            (ours, versions), (theirs, more) = begin(self.zoo), begin(self.torch)
+            versions = {**versions, **more}
             sides = {"zoo": ours, **dict.fromkeys(VARIANTS, theirs)}
             for cell in cells:
                 kind, images = cell.rsplit("_", 1)
                 took: dict[str, list[float]] = {}
                 for i in range(rounds):
                     for side, process in sides.items():
-                        found = process(
-                            "call", "time", side, kind, int(images), seconds
-                        )
+                        found = process("time_side", side, kind, int(images), seconds)
                         took.setdefault(side, []).append(found)
                         say(f"{name} {cell} {i + 1}/{rounds} {side}: {found:.3f} s")
                 peak = {
-                    "zoo": ours("call", "peak_memory"),
-                    "torch": theirs("call", "peak_memory"),
+                    "zoo": ours("peak_megabytes"),
+                    "torch": theirs("peak_megabytes"),
                 }
                 numbers = {
                     "cells": {cell: summarize(took, int(images), "zoo")},
@@ -167,6 +162,21 @@ class Benchmark:
                 )
                 lines.append(f"| {' | '.join(row)} |")
         return "\n".join(lines)
+
+
+# What a side's process keeps between its turns.
+_side: list[Any] = []
+
+
+def start(module: str, name: str, threads: int) -> dict[str, str]:
+    """Creates the side of a module in this process; returns its versions."""
+    _side[:] = [importlib.import_module(module).Side(name, threads)]
+    return _side[0].versions
+
+
+def time_side(variant: str, kind: str, images: int, seconds: float) -> float:
+    """Returns the seconds of a call, or of a training step, of this process's side."""
+    return _side[0].time(variant, kind, images, seconds)
 
 
 def peak_megabytes() -> float:
