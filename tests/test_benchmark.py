@@ -47,7 +47,7 @@ def quick(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_quick_run_measures_every_side(quick):
     found = json.loads(quick.read_text())
     check_numbers(found)
@@ -60,7 +60,7 @@ def test_quick_run_measures_every_side(quick):
     assert "accelerator" not in found
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_table_comes_from_the_file(quick):
     table = run_python(
         "tests/benchmark.py",

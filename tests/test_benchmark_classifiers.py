@@ -29,7 +29,7 @@ def check_numbers(found):
                 assert len(lengths) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_quick_run_measures_and_keeps_other_numbers(tmp_path):
     out = tmp_path / "numbers.json"
     kept = {"cells": {"train_8": {"seconds": {}}}}

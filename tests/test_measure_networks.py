@@ -31,7 +31,7 @@ def check_numbers(found):
             assert [*memory] == ["cpu", "plain", "remat"]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_measures_what_is_missing(tmp_path, capsys):
     out = tmp_path / "numbers.json"
     kept = {"first_call_seconds": "of before", "bfloat16_deviation": "of before"}

@@ -1,6 +1,9 @@
 """The notebooks: current, ready for Colab, and running from beginning to end."""
 
+import ast
+import contextlib
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -18,7 +21,9 @@ _spec.loader.exec_module(build)
 REPOSITORY, TAG = "https://github.com/canon-zoo/canon-zoo", "v0.1.0"
 MACHINE_PATH = re.compile(r"/(root|home|tmp|opt|work|usr|content|Users)/|[A-Z]:\\")
 
-pytestmark = pytest.mark.parametrize("name", build.NOTEBOOKS)
+EACH = pytest.mark.parametrize("name", build.NOTEBOOKS)
+# Minutes together: `pytest -m apart` runs them; the names they use are held always.
+LONG = build.NOTEBOOKS[1:]
 
 
 def written(name: str):
@@ -33,6 +38,7 @@ def count_pictures(notebook) -> int:
     return sum("image/png" in out.get("data", {}) for out in outputs(notebook))
 
 
+@EACH
 def test_notebook_is_made_from_its_source(name):
     source = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
     cells = [(cell.cell_type, cell.source) for cell in source.cells]
@@ -40,6 +46,7 @@ def test_notebook_is_made_from_its_source(name):
     assert build.is_current(name)
 
 
+@EACH
 def test_a_changed_cell_is_noticed(name, tmp_path, monkeypatch):
     notebook = written(name)
     notebook.cells[-1].source += "\n1"
@@ -49,6 +56,7 @@ def test_a_changed_cell_is_noticed(name, tmp_path, monkeypatch):
     assert not build.is_current(name)
 
 
+@EACH
 def test_notebook_is_ready_for_colab(name):
     notebook = written(name)
     title, install, mode = notebook.cells[:3]
@@ -64,6 +72,7 @@ def test_notebook_is_ready_for_colab(name):
     assert notebook.metadata.colab == {"gpuType": "V5E1"}
 
 
+@EACH
 def test_notebook_leaves_the_runtime_as_it_is(name):
     code = [c.source for c in written(name).cells if c.cell_type == "code"]
     assert sum("install -q" in source for source in code) == 1
@@ -73,6 +82,38 @@ def test_notebook_leaves_the_runtime_as_it_is(name):
     assert not any("import jax" in source for source in code[:2])
 
 
+def resolve(node: ast.expr, names: dict):
+    """What `a.b.c` is, or KeyError where `a` is not of an import."""
+    if isinstance(node, ast.Name):
+        return names[node.id]
+    if isinstance(node, ast.Attribute):
+        return getattr(resolve(node.value, names), node.attr)
+    raise KeyError(node)
+
+
+@EACH
+def test_every_imported_name_and_keyword_exists(name):
+    tree = ast.parse((FOLDER / f"{name}.py").read_text())
+    names, calls = {}, 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), name, "exec"), names)
+    for node in ast.walk(tree):
+        with contextlib.suppress(KeyError):
+            # An AttributeError names what is gone.
+            if isinstance(node, ast.Attribute):
+                resolve(node, names)
+            elif isinstance(node, ast.Call):
+                call = resolve(node.func, names)
+                if not getattr(call, "__module__", "").startswith(("zoo", "train")):
+                    continue
+                keywords = {word.arg: None for word in node.keywords if word.arg}
+                inspect.signature(call).bind_partial(*node.args, **keywords)
+                calls += 1
+    assert calls > 5
+
+
+@EACH
 def test_written_outputs_are_clean(name):
     notebook = written(name)
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 600_000
@@ -88,6 +129,13 @@ def test_written_outputs_are_clean(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.apart if name in LONG else ())
+        for name in build.NOTEBOOKS
+    ],
+)
 def test_notebook_runs_in_smoke_mode(name, tmp_path, monkeypatch):
     # The kernel shall tell of nothing but the notebook, and write nowhere else.
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -28,6 +28,8 @@ from zoo.summary import abstract_variables
 RECIPES = [
     name for name in CONFIGS if name.startswith(("voc_", "coco_", "camvid_", "citys"))
 ]
+# The networks of others on larger images: `pytest -m apart` runs them.
+LONG = ("coco_ssd300", "cityscapes_frrn", "cityscapes_pspnet")
 BOX = "<bndbox><xmin>{}</xmin><ymin>9</ymin><xmax>{}</xmax><ymax>90</ymax></bndbox>"
 SIZE = "<size><width>120</width><height>100</height><depth>3</depth></size>"
 
@@ -132,7 +134,10 @@ def load_batch(config, preprocess, folder):
     return len(source.class_names), batch
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.apart if n in LONG else ()) for n in RECIPES],
+)
 def test_recipes_can_be_traced_on_their_data(name, folder):
     config = get_config(name)
     spec, data = zoo.get_spec(config.model.name), config.data
