@@ -181,7 +181,7 @@ def test_model_options_are_literals_or_text():
     [
         "digits_lenet5",
         "digits_lenet5_modern",
-        pytest.param("cifar10_resnet20", marks=pytest.mark.slow),
+        pytest.param("cifar10_resnet20", marks=pytest.mark.apart),
     ],
 )
 def test_tiny_experiments_run(name, tmp_path, tmp_path_factory):

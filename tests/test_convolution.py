@@ -203,7 +203,16 @@ def test_values_and_derivatives_are_xlas(names, name, cheap_jit):
     assert_same_derivatives(names[name], names, cheap_jit)
 
 
+@pytest.fixture
+def traced_anew():
+    """Forgets what was traced under other constants, before and after."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.quick
+@pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize("large", [False, True])
 def test_winograds_convolution_of_few_images_at_a_time(monkeypatch, cheap_jit, large):
     monkeypatch.setattr(winograd, "GROUP_BYTES", 1)

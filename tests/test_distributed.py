@@ -139,8 +139,10 @@ def assert_agree(run_dir, alone):
     ("shape", "options"),
     [
         ({"devices": 4}, ()),
-        ({"devices": 4}, ("--data.placement", "stream")),
-        ({"devices": 2, "processes": 2}, ()),
+        pytest.param(
+            {"devices": 4}, ("--data.placement", "stream"), marks=pytest.mark.apart
+        ),
+        pytest.param({"devices": 2, "processes": 2}, (), marks=pytest.mark.apart),
         ({"devices": 1, "processes": 2}, ("--data.placement", "stream")),
     ],
     ids=["4 devices", "4, streaming", "2 processes", "2 processes, streaming"],

@@ -62,7 +62,11 @@ def compare(found, golden, case, image):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    ["landscape", "portrait", pytest.param("full", marks=pytest.mark.apart)],
+    [
+        "landscape",
+        pytest.param("portrait", marks=pytest.mark.apart),
+        pytest.param("full", marks=pytest.mark.apart),
+    ],
 )
 def test_detections_are_torchvisions(case, golden, variables, cheap_jit):
     model = zoo.build(NAME)
@@ -188,6 +192,7 @@ def test_classes_follow_from_the_weights():
         from_torch(NAME, state)
 
 
+@pytest.mark.apart
 def test_a_photograph_is_detected_as_by_torchvision(golden, variables, cheap_jit):
     model = zoo.build(NAME)
     preprocess = dataclasses.replace(

@@ -280,7 +280,7 @@ fit(load_config(Path(file)), folder, quiet=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_two_processes_take_the_steps_of_one_with_random_crops(tmp_path):
     images = write_images(tmp_path / "images", {"train": 9, "test": 5})
     config = make_config(images, epochs=1, crop="area:0.3:1", augment=("flip",))

@@ -24,11 +24,12 @@ WITHOUT = {
 NETWORKS = [n for n in zoo.list_models(task="classification") if n not in WITHOUT]
 # Minutes together: `pytest -m apart` runs them. One of each kind is run always.
 LONG = """
-vgg16_c msra_a msra_b msra_c relu22 resnet152 resnet101_v1 resnet152_v1 resnet200_v2
-cifar_resnet110 cifar_resnet1001_v2
+vgg11 vgg11_lrn vgg13 vgg13_bn vgg16_c vgg19 vgg19_bn msra_a msra_b msra_c relu22
+resnet34 resnet101 resnet152 resnet101_v1 resnet152_v1 resnet200_v2 cifar_resnet110
+cifar_resnet1001_v2
 """.split()
 # In float64, where no rounding turns a ReLU the other way: gradients exactly.
-STEPS = "alexnet_tv resnet18 cifar_resnet20".split()
+STEPS = "alexnet_tv cifar_resnet20".split()
 # In float32, as networks are trained.
 STEPS_FLOAT32 = "cifar_resnet20 lenet5_modern".split()
 

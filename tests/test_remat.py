@@ -27,7 +27,7 @@ OPTIONS = {
 
 def mark(names):
     """Leaves those that compile for a minute to `pytest -m apart`."""
-    long = ("googlenet_tv", "msra_small14", "plain18")
+    long = ("googlenet_tv", "msra_small14", "plain18", "vgg11", "zfnet", "alexnet_tv")
     return [pytest.param(n, marks=[pytest.mark.apart] * (n in long)) for n in names]
 
 

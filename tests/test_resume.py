@@ -129,9 +129,9 @@ def assert_same_run(folder, other, step=9):
 @pytest.mark.parametrize(
     ("how", "when", "left"),
     [
-        ("train", 1, []),
+        pytest.param("train", 1, [], marks=pytest.mark.apart),
         ("train", 5, [3]),
-        ("eval", 9, [3, 6]),
+        pytest.param("eval", 9, [3, 6], marks=pytest.mark.apart),
     ],
     ids=["before any checkpoint", "within an epoch", "before the last save"],
 )
@@ -161,7 +161,7 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.apart), 1])
 def test_a_stream_goes_on_where_it_was(images, tmp_path, cache, workers):
     config = make_config(images, placement="stream", workers=workers, epochs=2)
     config = dataclasses.replace(config, steps=5)
@@ -171,7 +171,7 @@ def test_a_stream_goes_on_where_it_was(images, tmp_path, cache, workers):
     assert_same_run(tmp_path / "run", tmp_path / "whole", 5)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_network_with_batch_norm_goes_on_to_the_bit(tmp_path):
     images = write_images(
         tmp_path / "images", {"train": 6, "test": 2}, size=32, mode="RGB"

@@ -22,11 +22,11 @@ BUILDS = {
     "v2": partial(preact_resnet, depth=29, small=True, num_classes=10),
 }
 # Minutes together: `pytest -m apart` runs them.
-LONG = ("imagenet", "remat")
+LONG = ("imagenet", "remat", "v2")
 
 
 @pytest.mark.parametrize(
-    "kind", ["cifar", "v2", *(pytest.param(k, marks=pytest.mark.apart) for k in LONG)]
+    "kind", ["cifar", *(pytest.param(k, marks=pytest.mark.apart) for k in LONG)]
 )
 def test_computes_the_same_with_the_same_variables(kind, cheap_jit):
     build = BUILDS[kind]

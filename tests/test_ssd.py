@@ -297,7 +297,9 @@ def test_a_classifier_becomes_the_backbone(narrow):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", [NAME, "ssd96_small"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(NAME, marks=pytest.mark.apart), "ssd96_small"]
+)
 def test_a_head_for_other_classes(name, narrow):
     pre = zoo.get_spec(name).preprocess
     images = jax.ShapeDtypeStruct((1, *pre.shape), jnp.float32)
