@@ -50,11 +50,18 @@ def convolve(
     """
     window = Window(tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
     _check(x, kernel, window, groups)
+    return _convolve(x, kernel, window=window, groups=groups)
+
+
+# Compiled with what calls it; the jit has equal layers traced and differentiated once.
+@partial(jax.jit, static_argnames=("window", "groups"), inline=True)
+def _convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
+    options = dict(window=window, groups=groups)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(convolution_cpu.convolve, window=window, groups=groups),
-        default=partial(convolve_by_xla, window=window, groups=groups),
+        cpu=partial(convolution_cpu.convolve, **options),
+        default=partial(convolve_by_xla, **options),
     )
 
 
@@ -90,6 +97,12 @@ def convolve_transposed(
             f"{list(x.shape)} and {list(kernel.shape)}."
         )
     options = dict(strides=tuple(strides), crop=tuple(map(tuple, crop)))
+    return _convolve_transposed(x, kernel, **options)
+
+
+@partial(jax.jit, static_argnames=("strides", "crop"), inline=True)
+def _convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
+    options = dict(strides=strides, crop=crop)
     return lax.platform_dependent(
         x,
         kernel,

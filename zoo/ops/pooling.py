@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 
 Array = jax.Array
+# Below and above each axis.
+Pads = tuple[tuple[int, int], ...]
 
 # XLA takes windows of more elements than this, of which each would be an operation.
 MAX_TAPS = 25
@@ -35,6 +37,12 @@ def max_pool(
       ValueError: The window does not fit into the padded image, or lies in the padding.
     """
     pads = pool_padding(x, window, stride, padding, ceil)
+    return _max_pool(x, window, stride, pads)
+
+
+# Compiled with what calls it; the jit has equal layers traced and differentiated once.
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     by_xla = partial(_max_by_xla, window=window, stride=stride, pads=pads)
     if window**2 > MAX_TAPS:
         return by_xla(x)
@@ -45,7 +53,7 @@ def max_pool(
     return lax.platform_dependent(x, cpu=by_taps, default=by_xla)
 
 
-def _max_by_xla(x: Array, window: int, stride: int, pads: list) -> Array:
+def _max_by_xla(x: Array, window: int, stride: int, pads: Pads) -> Array:
     # Of numpy: where jit makes it a tracer, the window has no derivative.
     lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(
@@ -54,14 +62,14 @@ def _max_by_xla(x: Array, window: int, stride: int, pads: list) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def _max_of_taps(x: Array, window: int, stride: int, pads: list) -> Array:
+def _max_of_taps(x: Array, window: int, stride: int, pads: Pads) -> Array:
     """The same on CPUs, where XLA's gradient takes ten times as long."""
     return reduce(jnp.maximum, window_taps(x, window, stride, pads, -np.inf))
 
 
 @_max_of_taps.defjvp
 def _max_of_taps_jvp(
-    window: int, stride: int, pads: list, primals: tuple, tangents: tuple
+    window: int, stride: int, pads: Pads, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     y, *others = window_taps(*primals, window, stride, pads, -np.inf)
     # Which tap is the largest; the first of equals, as everywhere.
@@ -76,7 +84,7 @@ def _max_of_taps_jvp(
     return y, dy
 
 
-def window_taps(x: Array, window: int, stride: int, pads: list, fill: float):
+def window_taps(x: Array, window: int, stride: int, pads: Pads, fill: float):
     """Yields the pixels [B, H', W', C] that each element of the window meets.
 
     Args are those of `max_pool`, the `pool_padding`, and the value of what it adds.
@@ -228,9 +236,7 @@ def _bin_pixels(length: int, count: int, places: int) -> np.ndarray:
     return pixels + np.arange(places)[:, None, None]
 
 
-def pool_padding(
-    x: Array, window: int, stride: int, padding: int, ceil: bool
-) -> list[tuple[int, int]]:
+def pool_padding(x: Array, window: int, stride: int, padding: int, ceil: bool) -> Pads:
     """The padding of each axis; a rest that no window reaches is left over.
 
     Args are those of `max_pool`.
@@ -257,4 +263,4 @@ def pool_padding(
         # Not less than the padding: JAX has no gradient for a window on less.
         high = (count - 1) * stride + window - size - padding
         pads.append((padding, max(high, padding)))
-    return [*pads, (0, 0)]
+    return (*pads, (0, 0))

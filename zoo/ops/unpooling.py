@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo.ops.pooling import pool_padding, window_taps
+from zoo.ops.pooling import Pads, pool_padding, window_taps
 
 Array = jax.Array
 Size = tuple[int, int]
@@ -54,7 +54,7 @@ def max_pool_with_indices(
     return y, jnp.maximum(rows, 0) * x.shape[2] + jnp.maximum(columns, 0)
 
 
-def _largest_tap(x: Array, window: int, stride: int, pads: list) -> Array:
+def _largest_tap(x: Array, window: int, stride: int, pads: Pads) -> Array:
     """Which tap of each window is the largest, the first of equals: uint8 or int32."""
     y, *others = window_taps(x, window, stride, pads, -np.inf)
     kind = jnp.uint8 if window**2 < 256 else jnp.int32
