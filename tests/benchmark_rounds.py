@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,8 +27,19 @@ Call = Callable[..., Any]
 def side_process(module: str) -> Iterator[Call]:
     """Starts a side; yields what calls a function of `module` in its process."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(1, spawn, initializer=_leave_with_parent) as pool:
         yield lambda *arguments: pool.submit(_call, module, *arguments).result()
+
+
+def _leave_with_parent() -> None:
+    # Where a benchmark is killed, its side would compute on beside the next one.
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _call(module: str, name: str, *arguments: Any) -> Any:
