@@ -8,28 +8,28 @@ from train.data.digits import read_digits
 from train.data.draws import Draws
 
 SIDE = 96  # of a canvas, in pixels
-MOST_DIGITS = 6
-COUNTS = {"train": 2000, "test": 400}
+MOST_DIGITS = 4
+COUNTS = {"train": 4000, "test": 400}
 # A digit's square, before its empty border is cut off, in pixels.
-_LEAST, _MOST = 24, 60
+_LEAST, _MOST = 28, 52
 # Of any digit, the share of pixels that later ones may hide.
 _HIDDEN = 0.15
 _ATTEMPTS = 30  # to place a digit before it is given up
-_CONTRAST = 90  # between a digit's and its surroundings' luma, at least
+_CONTRAST = 90  # of a digit's luma to that of its surroundings, at least
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class DigitsCanvas(tfds.core.GeneratorBasedBuilder):
-    """2,400 canvases of 96 x 96 with 1 to 6 digits: 2,000 to train and 400 to test.
+    """4,400 canvases of 96 x 96 with 1 to 4 digits: 4,000 to train and 400 to test.
 
-    The digits are those of `Digits`, enlarged to 24 to 60 pixels, in a colour that
-    stands out from the texture below; training and test images show different ones. A
+    The digits are those of `Digits`, enlarged to 28 to 52 pixels, in a colour that is
+    lighter than the texture below; training and test images show different ones. A
     box is tight around all of its digit, of which later digits hide at most 15 %. A
     mask has 0 for the background and digit + 1 where one is seen. Each canvas follows
     from its split and its number alone, the same on every machine.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     # Nothing is downloaded; see `Digits`.
     url_infos = None
 
@@ -131,7 +131,7 @@ def _texture(draws: Draws) -> np.ndarray:
     )
     stripes = waves[..., None] * draws.uniform(-25, 25, (3,))
     grain = draws.uniform(-15, 15, (SIDE, SIDE, 3))
-    base = draws.uniform(30, 225, (3,))
+    base = draws.uniform(20, 140, (3,))
     return (base + 0.35 * (np.asarray(clouds) - 127.5) + stripes + grain).clip(0, 255)
 
 
@@ -147,13 +147,9 @@ def _ink(image: np.ndarray, draws: Draws) -> np.ndarray:
 
 
 def _blend(below: np.ndarray, ink: np.ndarray, draws: Draws) -> np.ndarray:
-    """Paints ink of a colour that stands out from what is below it."""
+    """Paints ink of a colour that is lighter than what is below it."""
     luma = (below @ _LUMA).mean()
     color = draws.uniform(0, 255, (3,))
-    # Lighter or darker, whichever there is more room for.
-    if luma < 127.5:
-        goal = draws.uniform(min(luma + _CONTRAST, 245), 255)
-    else:
-        goal = draws.uniform(0, max(luma - _CONTRAST, 10))
+    goal = draws.uniform(min(luma + _CONTRAST, 245), 255)
     color = (color + goal - color @ _LUMA).clip(0, 255)
     return below + ink[..., None] * (color - below)
