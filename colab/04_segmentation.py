@@ -139,9 +139,8 @@ show(pictures, columns=5, height=2)
 #
 # The loss is the cross-entropy of each pixel, averaged over all that count. Most pixels
 # are background: to call all of them so is the first thing that a network learns, and
-# it is right for most pixels and useless. That is why accuracy says little here, why
-# background counts half, and why scores of the lowest map have a second loss, of the
-# digits' pixels alone.
+# it is right for most pixels and useless. That is why accuracy says little here, and
+# why scores of the third level's map have a second loss, of the digits' pixels alone.
 
 # %%
 config = get_config("digits_segmentation_unet")
@@ -251,11 +250,11 @@ plt.show()
 # %% [markdown]
 # ## What skips add
 #
-# On its way down this U-Net halves its maps twice, of which the first has half the
-# image's size already, and on its way up it joins to each map the one of the same size
-# from the way down: a skip. The variables are a dictionary of arrays, so a skip can be
-# silenced in a copy: the convolution behind it reads the skip's channels first, and
-# those rows of its kernel become zero.
+# On its way down this U-Net halves its maps three times, of which the first has half
+# the image's size already, and on its way up it joins to each map the one of the same
+# size from the way down: a skip. The variables are a dictionary of arrays, so a skip
+# can be silenced in a copy: the convolution behind it reads the skip's channels first,
+# and those rows of its kernel become zero.
 # The pictures are bright where the network prefers a digit to background.
 
 
@@ -276,7 +275,7 @@ pictures = [("truth", PALETTE[masks[0]])]
 for title, steps in {
     "all skips": (),
     "without the highest": ("up1",),
-    "without any": ("up1", "up2"),
+    "without any": ("up1", "up2", "up3"),
 }.items():
     silenced = silence(variables, steps)
     iou = metrics.compute(evaluate(silenced))["mean_iou"]
@@ -286,7 +285,7 @@ for title, steps in {
 show(pictures, columns=4, height=2.6)
 
 # %% [markdown]
-# The lowest map has 12 x 12 cells of 8 pixels. It knows roughly what is where, and not
+# The lowest map has 6 x 6 cells of 16 pixels. It knows roughly what is where, and not
 # where it ends: outlines come through the skips. (This network was trained with them;
 # one that is trained without makes more of its lowest map.)
 #

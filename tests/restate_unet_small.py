@@ -19,19 +19,20 @@ class Holder(nn.Module):
 
 
 class UNetSmall(nn.Module):
-    """Three levels from half the image's size on, with scores of the lowest one."""
+    """Four levels from half the image's size on, with scores of the third one."""
 
     def __init__(self, classes=11):
         super().__init__()
         inputs = 3
-        for i, width in enumerate((24, 64, 128), start=1):
+        for i, width in enumerate((16, 64, 96, 128), start=1):
             self.add_module(f"down{i}", self.convs(inputs, width, count=2))
             inputs = width
         self.down1.conv1.stride = (2, 2)
-        self.up2 = self.convs(128 + 64, 48, count=1)
-        self.up1 = self.convs(48 + 24, 24, count=1)
-        self.score = nn.Conv2d(24, classes, 1)
-        self.aux = nn.Conv2d(128, classes, 1)
+        self.up3 = self.convs(128 + 96, 64, count=1)
+        self.up2 = self.convs(64 + 64, 48, count=1)
+        self.up1 = self.convs(48 + 16, 16, count=1)
+        self.score = nn.Conv2d(16, classes, 1)
+        self.aux = nn.Conv2d(96, classes, 1)
 
     @staticmethod
     def convs(inputs, width, count):
@@ -53,12 +54,11 @@ class UNetSmall(nn.Module):
             size = images.shape[2:]
             return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
-        for i in (1, 2, 3):
+        for i in (1, 2, 3, 4):
             x = out[f"down{i}"] = run(self.get_submodule(f"down{i}"), x)
-            if i < 3:
+            if i < 4:
                 x = out[f"pool{i}"] = F.max_pool2d(x, 2)
-        lowest = x
-        for i in (2, 1):
+        for i in (3, 2, 1):
             skip = out[f"down{i}"]
             x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
             # After a pool of an odd number, zeros below and on the right.
@@ -66,6 +66,6 @@ class UNetSmall(nn.Module):
             x = torch.cat([skip, F.pad(x, (0, columns, 0, rows))], dim=1)
             x = out[f"up{i}"] = run(self.get_submodule(f"up{i}"), x)
         out["score"] = self.score(x)
-        out["aux"] = enlarge(self.aux(lowest))
+        out["aux"] = enlarge(self.aux(out["down3"]))
         out["logits"] = enlarge(out["score"])
         return out

@@ -104,12 +104,13 @@ def test_small_one():
     found = list_endpoints(model, (90, 104, 3))
     assert {name: shape[:2] for name, shape in found.items()} == {
         **{"down1": (45, 52), "pool1": (22, 26), "down2": (22, 26)},
-        **{"pool2": (11, 13), "down3": (11, 13), "up2": (22, 26), "up1": (45, 52)},
+        **{"pool2": (11, 13), "down3": (11, 13), "pool3": (5, 6), "down4": (5, 6)},
+        **{"up3": (11, 13), "up2": (22, 26), "up1": (45, 52)},
         **{"score": (45, 52), "aux": (90, 104), "logits": (90, 104)},
     }
     assert "aux" not in list_endpoints(zoo.build("unet_small"), (96, 96, 3))
     bare = zoo.build("unet_small", num_classes=0, aux=True)
-    assert [*list_endpoints(bare, (96, 96, 3))][-1] == "down3"
+    assert [*list_endpoints(bare, (96, 96, 3))][-1] == "down4"
     assert not bare.heads()
 
 

@@ -16,10 +16,12 @@ from zoo.segmentation.unet import INIT, PAPER, SAME, plain
 from zoo.segmentation.unet_parts import UNetEncoder, UNetHead
 from zoo.spec import ModelSpec, TorchRule
 
-# Channels of the contracting path, whose maps are a half, a quarter and an eighth of
-# the image, and of the expanding path, from the lowest step on.
-WIDTHS = (24, 64, 128)
-UP_WIDTHS = (48, 24)
+# Channels of the contracting path, whose maps are a half, a quarter, an eighth and a
+# sixteenth of the image, and of the expanding path, from the lowest step on.
+WIDTHS = (16, 64, 96, 128)
+UP_WIDTHS = (64, 48, 16)
+# The level whose scores have a loss of their own: the lowest that parts small objects.
+SCORED = "down3"
 
 
 def unet_small(
@@ -36,8 +38,8 @@ def unet_small(
     Args:
       num_classes: Background included; 0 for no heads: then there is no expanding path,
         either.
-      aux: Whether to have scores of the lowest map, whose loss training adds: the
-        endpoint "aux".
+      aux: Whether to have scores of the third level's map, whose loss training adds:
+        the endpoint "aux".
       init: Of the 3x3 convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
         paper's.
       remat: Trade computation for memory in the backward pass.
@@ -63,7 +65,7 @@ def unet_small(
         remat=remat,
         **types,
     )
-    aux_head = ScoreHead(num_classes, f"down{lowest}", **types) if aux else None
+    aux_head = ScoreHead(num_classes, SCORED, **types) if aux else None
     return Segmenter(
         UNetEncoder(
             "unet_small",
@@ -107,8 +109,8 @@ SPECS = (
         paper=f"after {PAPER}, figure 1",
         num_classes=11,
         preprocess=PREPROCESS,
-        params=377_483,
-        macs=158_699_520,
+        params=640_299,
+        macs=134_111_232,
         torch_rules=_torch_names,
         aux_losses=(("aux", 3.0),),
         init=INIT,
@@ -116,12 +118,12 @@ SPECS = (
             "none: a small network for small images, such as canvases of digits",
         ),
         deviations=(
-            "three levels of 24, 64 and 128 channels, the first of half the image's "
+            "four levels of 16, 64, 96 and 128 channels, the first of half the image's "
             "size: the first convolution has stride 2, and scores are enlarged "
             "bilinearly",
             "the expanding path repeats pixels, without an up-convolution, and has one "
             "convolution a step",
-            "in training, scores of the lowest map have a loss of their own",
+            "in training, scores of the third level's map have a loss of their own",
             *SAME,
         ),
     ),
