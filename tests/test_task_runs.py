@@ -25,7 +25,8 @@ BOX = (
 )
 COMMON = (
     *("--batch-size", "2", "--data.eval-batch-size", "2", "--epochs", "2"),
-    *("--optim.warmup-steps", "0", "--log-every", "1", "--geometry", "flip"),
+    *("--steps", "0", "--optim.warmup-steps", "0", "--log-every", "1"),
+    *("--geometry", "flip"),
 )
 
 

@@ -43,7 +43,7 @@ def ssd() -> TrainConfig:
 
 def faster_rcnn() -> TrainConfig:
     """A small Faster R-CNN."""
-    return dataclasses.replace(ssd(), model=ModelConfig("faster_rcnn_small"), steps=500)
+    return dataclasses.replace(ssd(), model=ModelConfig("faster_rcnn_small"), epochs=2)
 
 
 def yolo() -> TrainConfig:
@@ -53,5 +53,5 @@ def yolo() -> TrainConfig:
         base,
         model=ModelConfig("yolo96_small"),
         optim=dataclasses.replace(base.optim, learning_rate=3e-3),
-        steps=1250,
+        epochs=5,
     )
