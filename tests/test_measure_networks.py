@@ -13,17 +13,19 @@ from tiny_runs import ROOT
 import zoo
 
 COMMITTED = ROOT / "tests" / "networks.json"
+# Of these the deviation of bfloat16 is still to be measured.
+LACKING = ("msra_b", "msra_c", "relu22", "relu30")
 
 
-def check_numbers(found):
-    """Asserts that the numbers are there and can be."""
+def check_numbers(found, lacking=()):
+    """Asserts that the numbers are there, but for some deviations, and can be."""
     for name, network in found["networks"].items():
         if zoo.get_spec(name).task == "classification":
             seconds = network["first_call_seconds"]
             steps = ["create", "load", "trace", "compile", "run", "again"]
             assert [*seconds] == steps, name
             assert all(value > 0 for value in seconds.values()), name
-            if "bfloat16_deviation" in network:
+            if name not in lacking:
                 assert 0 < network["bfloat16_deviation"] < 0.5, name
         for memory in network.get("training_mebibytes", {}).values():
             sizes = [*memory.values()]
@@ -74,7 +76,7 @@ def test_memory_counts_the_donated_state_once():
 @pytest.mark.skipif(not COMMITTED.exists(), reason="networks.json is not there yet")
 def test_committed_numbers_can_be_and_are_in_the_readme():
     found = json.loads(COMMITTED.read_text())
-    check_numbers(found)
+    check_numbers(found, LACKING)
     assert {*found["networks"]} <= {*zoo.list_models()}
     for name, network in found["networks"].items():
         if memory := network.get("training_mebibytes"):

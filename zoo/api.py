@@ -133,7 +133,7 @@ def _move(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _initialise(model: nn.Module, key: jax.Array, images: jax.Array) -> dict:
     # It runs once, so that on the CPU most of its time would go into optimising it;
-    # not optimised at all, 138 million random numbers take 13 seconds instead of 2.
+    # not optimised at all, drawing many parameters takes several times as long.
     options = None
     if jax.default_backend() == "cpu":
         options = {
