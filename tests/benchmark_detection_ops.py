@@ -3,6 +3,7 @@
 python tests/benchmark_detection_ops.py                # about 2 minutes on two cores
 python tests/benchmark_detection_ops.py nms            # what has it in its name
 python tests/benchmark_detection_ops.py --table        # prints what was measured
+python tests/benchmark_detection_ops.py --readme       # writes it to README.md
 
 The sides take turns on the same numbers, and the least time of the rounds counts: other
 programs only add to it. Beside it stands the least processor time. Where torchvision's
@@ -15,6 +16,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import readme
 from benchmark_convolution import measure_in_turns
 from benchmark_rounds import machine, say
 
@@ -42,10 +45,16 @@ def main() -> None:
     parser.add_argument("only", nargs="*", help="parts of the names of what to measure")
     parser.add_argument("--seconds", type=float, default=10, help="for each operation")
     parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--readme", action="store_true", help="write it to README.md")
     options = parser.parse_args()
-    if not options.table:
+    if not options.table and not options.readme:
         measure(options.only, options.seconds)
-    print(render(json.loads(OUT.read_text())))
+    table = render(json.loads(OUT.read_text()))
+    if options.readme:
+        text = readme.replace_block(readme.README.read_text(), "detection_ops", table)
+        readme.README.write_text(text)
+    else:
+        print(table)
 
 
 def measure(only: list[str], seconds: float) -> None:
@@ -83,21 +92,40 @@ def import_operators() -> tuple[Any, str]:
     return torchvision.ops, kind
 
 
+# What stands for each name in the table, before the number in it.
+TITLES = {
+    "nms": "suppression at 0.7 of {} boxes",
+    "nms_keep_1000": "the same, until 1,000 are kept",
+    "class_nms": "suppression at 0.5 within 80 classes of {} boxes",
+    "roi_align": "RoIAlign of {} boxes over four levels",
+    "roi_align_gradient": "its value and gradient, {} boxes",
+}
+
+
 def render(found: dict[str, Any]) -> str:
     """Makes the table: least milliseconds of wall time, and their ratio."""
     here = found["machine"]
+    stand_in = (
+        ""
+        if found["torchvision_operators"] == "compiled"
+        else ", whose compiled operators are missing on this machine: a script in "
+        "Python stands in for them, and the ratio says little"
+    )
     lines = [
-        f"{here['cpu']}, {here['cores']} cores, {here['device']}; jax {here['jax']}, "
-        f"torch {here['torch']}; torchvision's operators: "
-        f"{found['torchvision_operators']}.",
+        f"Operators of detectors beside torchvision's{stand_in}. On {here['cpu']}, "
+        f"{here['cores']} cores, {here['device']}, jax {here['jax']}, torch "
+        f"{here['torch']}, {here['date']}; the least of turns, each with all cores; "
+        "`python tests/benchmark_detection_ops.py` makes it again.",
         "",
-        "| operation | zoo, ms | torchvision, ms | ratio |",
-        "|---|---:|---:|---:|",
+        "| what | ms | torchvision, ms | theirs / ours |",
+        "| --- | ---: | ---: | ---: |",
     ]
     for name, sides in found["milliseconds"].items():
         ours, theirs = sides["zoo"][0], sides["torchvision"][0]
-        cells = name, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"
-        lines.append("| " + " | ".join(cells) + " |")
+        count = re.search(r"_(\d+)", name)
+        title = TITLES[name.replace(count[0], "", 1)].format(f"{int(count[1]):,}")
+        cells = title, f"{ours:.1f}", f"{theirs:,.1f}", f"{theirs / ours:.1f}"
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
