@@ -20,7 +20,7 @@ def test_committed_numbers_are_whole_and_in_the_readme(benchmark):
     for network in found["networks"].values():
         for cell, numbers in network["cells"].items():
             assert {*numbers["seconds"]} == SIDES
-            assert all(0 < s for turns in numbers["seconds"].values() for s in turns)
+            assert all(s > 0 for turns in numbers["seconds"].values() for s in turns)
             assert min(network["peak_megabytes"][cell].values()) > 0
     text = readme.README.read_text()
     assert readme.replace_block(text, benchmark.block, benchmark.render(found)) == text
