@@ -41,6 +41,7 @@ from benchmark_zoo import (
 
 import zoo
 from train.experiment import prepare_experiment
+from train.memory import restart_with_huge_pages
 
 OUT = Path(__file__).parent / "benchmarks.json"
 
@@ -185,4 +186,5 @@ def measure_rounds(
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
     main(sys.argv[1:])

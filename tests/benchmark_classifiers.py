@@ -37,6 +37,7 @@ from benchmark_rounds import (
 )
 
 import zoo
+from train.memory import restart_with_huge_pages
 
 OUT = Path(__file__).parent / "classifiers.json"
 OFFERS = {"keras": KERAS, "jax_resnet": JAX_RESNET}
@@ -234,4 +235,5 @@ def measure_rounds(
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
     main(sys.argv[1:])

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from benchmark_rounds import where
+
 SIDES = {
     "torch_eager": "torch eager",
     "torch_eager_channels_last": "channels last",
@@ -28,14 +30,10 @@ def _platform(found: dict[str, Any]) -> str:
     used = {side for cell in cells for side in cell["seconds"]}
     sides = [side for side in SIDES if side in used]
     names = ("jax", "torch", "torchvision", "keras", "jax_resnet")
-    versions = [f"{n.replace('_', '-')} {machine[n]}" for n in names if n in machine]
-    where = machine["cpu"]
-    if machine["platform"] != "cpu":
-        where = f"{machine['device']}, {where}"
     titles = ["network", "what", "images/s", *[SIDES[s] for s in sides], "of products"]
     lines = [
-        f"Images of 224 pixels in {found['plan']['dtype']} on {where}, "
-        f"{machine['cores']} cores, {', '.join(versions)}, {machine['date']}. Medians "
+        f"Images of 224 pixels in {found['plan']['dtype']} on "
+        f"{where(machine, names)}. Medians "
         f"of {found['plan']['rounds']} rounds in which the sides take turns; a column "
         "named by another side has our speed divided by its. The last column is the "
         "network's multiply-adds per second, in percent of those of a large matrix "

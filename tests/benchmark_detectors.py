@@ -14,6 +14,8 @@ from pathlib import Path
 
 from benchmark_pairs import Benchmark
 
+from train.memory import restart_with_huge_pages
+
 CELLS = ("network_1", "detect_1", "detect_8", "train_4")
 BENCHMARK = Benchmark(
     title=(
@@ -35,4 +37,5 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
     BENCHMARK.main(sys.argv[1:])

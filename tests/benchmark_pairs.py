@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import readme
-from benchmark_rounds import Call, machine, same_machine, say, side_process, summarize
+from benchmark_rounds import (
+    Call,
+    machine,
+    same_machine,
+    say,
+    side_process,
+    summarize,
+    where,
+)
 
 VARIANTS = {"torch_eager": "torch eager", "torch_eager_channels_last": "channels last"}
 
@@ -129,10 +137,8 @@ class Benchmark:
         """Makes the table."""
         facts = found["machine"]
         names = ("jax", "torch", "torchvision")
-        versions = [f"{name} {facts[name]}" for name in names if name in facts]
         lines = [
-            f"{self.title} On {facts['cpu']}, {facts['cores']} cores, "
-            f"{', '.join(versions)}, {facts['date']}; medians of {found['rounds']} "
+            f"{self.title} On {where(facts, names)}; medians of {found['rounds']} "
             "rounds in which the sides take turns, each with all cores; a column named "
             "by another side has our speed divided by its. The last column is each "
             "process's peak memory up to then, ours and PyTorch's; "

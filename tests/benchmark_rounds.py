@@ -15,10 +15,12 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from train import memory
 
 Call = Callable[..., Any]
 
@@ -64,6 +66,7 @@ def machine() -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
+        "malloc": os.environ.get(memory.VARIABLE, ""),
         "python": platform.python_version(),
         **versions(),
     }
@@ -71,8 +74,22 @@ def machine() -> dict[str, Any]:
 
 def same_machine(known: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether numbers of two runs may stand in one table."""
-    facts = ("cpu", "cores", "device", "jax", "jaxlib")
-    return all(known.get(fact) == here.get(fact) for fact in facts)
+    facts = ("cpu", "cores", "device", "jax", "jaxlib", "malloc")
+    return all(known.get(fact, "") == here.get(fact, "") for fact in facts)
+
+
+def where(facts: dict[str, Any], names: Sequence[str]) -> str:
+    """Says in a table what was measured on.
+
+    Args:
+      facts: Of `machine`.
+      names: Of the packages whose versions are named, if they are known.
+    """
+    device = [facts["device"]] if facts["platform"] != "cpu" else []
+    versions = [f"{n.replace('_', '-')} {facts[n]}" for n in names if n in facts]
+    pages = [f"`{memory.VARIABLE}={facts['malloc']}`"] if facts.get("malloc") else []
+    parts = (*device, facts["cpu"], f"{facts['cores']} cores", *versions, *pages)
+    return ", ".join([*parts, facts["date"]])
 
 
 def seconds_per_call(call: Callable[[], Any], calls: int) -> float:

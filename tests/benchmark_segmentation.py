@@ -13,6 +13,8 @@ from pathlib import Path
 
 from benchmark_pairs import Benchmark
 
+from train.memory import restart_with_huge_pages
+
 CELLS = ("inference_1", "train_1")
 BENCHMARK = Benchmark(
     title=(
@@ -37,4 +39,5 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
     BENCHMARK.main(sys.argv[1:])

@@ -3,6 +3,8 @@
 import statistics
 from typing import Any
 
+from benchmark_rounds import where
+
 SIDES = {
     "fit": "`fit`: augmentation, logging and checks included",
     "step": "the bare jitted step in a Python loop",
@@ -20,14 +22,10 @@ def render(found: dict[str, Any]) -> str:
       found: What `benchmark.measure` returned.
     """
     machine, plan = found["machine"], found["plan"]
-    versions = [f"{k} {machine[k]}" for k in ("jax", "torch") if k in machine]
-    where = machine["cpu"]
-    if machine["platform"] != "cpu":
-        where = f"{machine['device']}, {where}"
     rounds = plan["rounds"]
     lines = [
-        f"ResNet-20 for CIFAR in float32 on {where}, {machine['cores']} cores, "
-        f"{', '.join(versions)}, {machine['date']}. Median (best) of {rounds} "
+        f"ResNet-20 for CIFAR in float32 on {where(machine, ('jax', 'torch'))}. "
+        f"Median (best) of {rounds} "
         f"{'round' if rounds == 1 else 'rounds'} in which the sides take turns, each "
         "with all cores; `python tests/benchmark.py` makes it again.",
         "",

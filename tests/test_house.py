@@ -70,7 +70,9 @@ FLOORS = {
     "train/runs": 12,
     "train/transfer_study": 13,
     "train/commands": 14,
-    "train/__main__": 15,
+    "train/memory": 0,
+    "train/command_line": 15,
+    "train/__main__": 16,
 }
 
 # Heavy packages: the only rooms that import them, and whether within functions alone.
