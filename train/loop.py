@@ -43,6 +43,7 @@ class Result:
       state: After the last step that was run.
       finished: False where a signal ended it; `resume` goes on.
       evaluated: What the last evaluation found out, by the task; see `train.tasks`.
+        None where a signal ended the run: who sends one does not wait for that.
       seconds: Wall time, compilation included.
       first_step_seconds: From the call of `fit` until the first steps were done.
     """
@@ -51,13 +52,13 @@ class Result:
     experiment: Experiment
     state: TrainState
     finished: bool
-    evaluated: Evaluated
+    evaluated: Evaluated | None
     seconds: float
     first_step_seconds: float
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the last evaluation."""
+        """Of the last evaluation of a run that has finished."""
         return self.evaluated.metrics
 
 
@@ -186,13 +187,15 @@ def fit(
         if step < total:
             checkpoints.save(state, step, experiment.card, None, feed.batches)
         checkpoints.wait()
-    evaluated = evaluated or evaluate(state.eval_variables())
+    finished = step == total
+    if finished and evaluated is None:  # It had finished before.
+        evaluated = evaluate(state.eval_variables())
     return Result(
         run_dir,
         experiment,
         state,
-        step == total,
-        evaluated,
+        finished,
+        evaluated if finished else None,
         time.perf_counter() - started,
         first_step_seconds,
     )

@@ -92,7 +92,7 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
             card.model, num_classes=card.num_classes, **card.overrides
         ),
         history=history,
-        evaluation=make_evaluation(result),
+        evaluation=make_evaluation(result) if result.finished else None,
         sections=sections,
     )
 
