@@ -54,6 +54,8 @@ LARGE = (
     "pspnet_resnet50",
 )
 LARGE_BATCHES = (1, 8)
+# Of one image the coarsest bin would have one value, of which no batch norm is.
+PSPNET_BATCHES = (2, 8)
 TIMED = ("first_call_seconds", "training_step_seconds")
 PARTS = (*TIMED, "bfloat16_deviation", "training_mebibytes")
 
@@ -120,13 +122,20 @@ def measure(
     for i, (name, parts) in enumerate(todo.items(), start=1):
         say(f"{i}/{len(todo)} {name}")
         with side_process("measure_networks_one") as process:
-            batches = LARGE_BATCHES if name in LARGE else BATCHES
-            new = process("measure", name, tuple(parts), (2,) if quick else batches)
+            batches = (2,) if quick else choose_batches(name)
+            new = process("measure", name, tuple(parts), batches)
         say(f"  {new}")
         networks[name] = {**networks.get(name, {}), **new}
         order = [name for name in zoo.list_models() if name in networks]
         found["networks"] = networks = {name: networks[name] for name in order}
         out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def choose_batches(name: str) -> tuple[int, ...]:
+    """Chooses of which batches the memory of training is asked for."""
+    if name.startswith("pspnet"):
+        return PSPNET_BATCHES
+    return LARGE_BATCHES if name in LARGE else BATCHES
 
 
 def choose(name: str, parts: list[str], quick: bool) -> list[str]:
