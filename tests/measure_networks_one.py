@@ -94,11 +94,13 @@ def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Low
     pre = spec.preprocess
     model = zoo.build(name, **options)
     shape = pre.shape
+    balanced = spec.loss == "median_frequency"  # With a weight for each class.
+    weights = (1.0,) * spec.num_classes if balanced else ()
     schedule = optax.constant_schedule(0.1)
     tx = optax.sgd(schedule, momentum=0.9)
     step = make_train_step(
         model,
-        make_task(spec),
+        make_task(spec, class_weights=weights),
         tx,
         schedule=schedule,
         prepare=make_prepare(pre, None),
