@@ -2,7 +2,7 @@
 
 from typing import Any
 
-KINDS = {"cpu": "on a CPU", "plain": "as on accelerators", "remat": "`remat=True`"}
+KINDS = {"plain": "", "remat": ", `remat=True`"}
 
 
 def render(found: dict[str, Any]) -> str:
@@ -35,12 +35,13 @@ def _memory(networks: dict[str, Any]) -> list[str]:
         for name in (n for n, own in batches.items() if own == together):
             for kind, title in KINDS.items():
                 cells = [f"{fitted[name][kind][b] / 1024:,.1f} GiB" for b in together]
-                lines.append(f"| `{name}`, {title} | {' | '.join(cells)} |")
+                lines.append(f"| `{name}`{title} | {' | '.join(cells)} |")
         tables.append("\n".join(lines))
     said = (
         "Memory of a training step in float32, with parameters, momentum and images; "
-        "the state is donated. It is the analysis of XLA's compiler for CPUs, also of "
-        "the convolutions that accelerators have:"
+        "the state is donated. It is the analysis of XLA's compiler for CPUs, which "
+        "with `remat=True` is kept from merging what is made anew with what was there: "
+        "it would do so, and save nothing, where accelerators' compilers do not:"
     )
     return [said, *tables]
 
