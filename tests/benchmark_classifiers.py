@@ -94,6 +94,7 @@ def main(arguments: list[str]) -> None:
     add("names", nargs="*", help="of networks; the platform's usual ones if none")
     add("--cells", nargs="+", metavar="CELL", help="such as inference_1 or train_8")
     add("--rounds", type=int, help="turns of each side")
+    add("--seconds", type=float, help="of a turn, at least")
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the table and measure nothing")
     add("--readme", action="store_true", help="write it to README.md instead")
@@ -118,6 +119,7 @@ def main(arguments: list[str]) -> None:
         networks=tuple(options.names) or plan.networks,
         cells=tuple(options.cells or plan.cells),
         rounds=options.rounds or plan.rounds,
+        seconds=options.seconds or plan.seconds,
     )
     for cell in plan.cells:
         kind, _, batch = cell.partition("_")
