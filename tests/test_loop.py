@@ -193,6 +193,8 @@ def test_a_signal_stops_after_a_step_and_saves(config, tmp_path, monkeypatch):
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest() == step
     assert result.evaluated is None
+    with pytest.raises(ValueError, match=f"stopped after step {step} and has no"):
+        result.metrics  # noqa: B018
     text = report(result).read_text()
     assert f"{step} of {result.experiment.total_steps}" in text
     assert "Confusion matrix" not in text

@@ -58,7 +58,17 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the last evaluation of a run that has finished."""
+        """Of the last evaluation.
+
+        Raises:
+          ValueError: A signal ended the run.
+        """
+        if self.evaluated is None:
+            raise ValueError(
+                f"the run in {self.run_dir} was stopped after step "
+                f"{int(self.state.step)} and has no metrics; "
+                f"`python -m train resume {self.run_dir}` goes on."
+            )
         return self.evaluated.metrics
 
 
