@@ -3,8 +3,8 @@
 from train.memory import is_program, restart_with_huge_pages
 
 if __name__ == "__main__":
-    if is_program():  # And now, before jax is imported, which takes a while.
-        restart_with_huge_pages()
+    if is_program():
+        restart_with_huge_pages()  # Before jax is imported, which takes a while.
 
     from train.command_line import run
 

@@ -13,9 +13,10 @@ def restart_with_huge_pages() -> None:
     """Starts this program anew, once, such that its memory is in huge pages.
 
     On a CPU XLA asks for its temporary memory anew at each step, and the system hands
-    it out page by page: with pages of 2 MiB rather than 4 KiB a step takes a tenth to a
-    quarter less. Only a new process can have them. Nothing happens where the variable
-    GLIBC_TUNABLES is set already, and where Linux does not leave programs the choice.
+    it out page by page, which takes a part of each step, and less of it with pages of
+    2 MiB than of 4 KiB. Only a new process can have them. Nothing happens where the
+    variable GLIBC_TUNABLES is set already, and where Linux does not leave programs the
+    choice.
     """
     if VARIABLE not in os.environ and leaves_choice():
         os.environ[VARIABLE] = HUGE_PAGES
