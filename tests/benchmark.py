@@ -63,8 +63,7 @@ def main(arguments: list[str]) -> None:
     if options.table or options.readme:
         table = benchmark_table.render(json.loads(options.out.read_text()))
         if options.readme:
-            text = readme.README.read_text()
-            readme.README.write_text(readme.replace_block(text, "benchmark", table))
+            readme.write_block("benchmark", table)
         else:
             print(table)
         return

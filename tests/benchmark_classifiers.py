@@ -104,9 +104,7 @@ def main(arguments: list[str]) -> None:
     if options.table or options.readme:
         table = benchmark_classifiers_table.render(found)
         if options.readme:
-            text = readme.README.read_text()
-            text = readme.replace_block(text, "classifiers", table)
-            readme.README.write_text(text)
+            readme.write_block("classifiers", table)
         else:
             print(table)
         return

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import readme
 from benchmark_convolution import measure_in_turns
-from benchmark_rounds import machine, say
+from benchmark_rounds import machine, say, where
 
 from zoo.ops.nms import nms
 from zoo.ops.roi import multiscale_roi_align
@@ -36,6 +36,14 @@ OUT = Path(__file__).parent / "detection_ops.json"
 COUNTS = (1_000, 6_000, 12_000)
 HEIGHT, WIDTH, CHANNELS, CLASSES = 800, 1088, 256, 80
 STRIDES = (4, 8, 16, 32)
+# What stands for each name in the table, before the number in it.
+TITLES = {
+    "nms": "suppression at 0.7 of {} boxes",
+    "nms_keep_1000": "the same, until 1,000 are kept",
+    "class_nms": "suppression at 0.5 within 80 classes of {} boxes",
+    "roi_align": "RoIAlign of {} boxes over four levels",
+    "roi_align_gradient": "its value and gradient, {} boxes",
+}
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -51,8 +59,7 @@ def main() -> None:
         measure(options.only, options.seconds)
     table = render(json.loads(OUT.read_text()))
     if options.readme:
-        text = readme.replace_block(readme.README.read_text(), "detection_ops", table)
-        readme.README.write_text(text)
+        readme.write_block("detection_ops", table)
     else:
         print(table)
 
@@ -92,16 +99,6 @@ def import_operators() -> tuple[Any, str]:
     return torchvision.ops, kind
 
 
-# What stands for each name in the table, before the number in it.
-TITLES = {
-    "nms": "suppression at 0.7 of {} boxes",
-    "nms_keep_1000": "the same, until 1,000 are kept",
-    "class_nms": "suppression at 0.5 within 80 classes of {} boxes",
-    "roi_align": "RoIAlign of {} boxes over four levels",
-    "roi_align_gradient": "its value and gradient, {} boxes",
-}
-
-
 def render(found: dict[str, Any]) -> str:
     """Makes the table: least milliseconds of wall time, and their ratio."""
     here = found["machine"]
@@ -112,9 +109,8 @@ def render(found: dict[str, Any]) -> str:
         "Python stands in for them, and the ratio says little"
     )
     lines = [
-        f"Operators of detectors beside torchvision's{stand_in}. On {here['cpu']}, "
-        f"{here['cores']} cores, {here['device']}, jax {here['jax']}, torch "
-        f"{here['torch']}, {here['date']}; the least of turns, each with all cores; "
+        f"Operators of detectors beside torchvision's{stand_in}. On "
+        f"{where(here, ('jax', 'torch'))}; the least of turns, each with all cores; "
         "`python tests/benchmark_detection_ops.py` makes it again.",
         "",
         "| what | ms | torchvision, ms | theirs / ours |",

@@ -70,9 +70,7 @@ class Benchmark:
         options = parser.parse_args(arguments)
         found = json.loads(options.out.read_text()) if options.out.exists() else {}
         if options.readme:
-            text = readme.README.read_text()
-            text = readme.replace_block(text, self.block, self.render(found))
-            readme.README.write_text(text)
+            readme.write_block(self.block, self.render(found))
         elif options.table:
             print(self.render(found))
         else:

@@ -76,8 +76,7 @@ def main(arguments: list[str]) -> None:
     if options.table or options.readme:
         tables = measure_networks_table.render(found)
         if options.readme:
-            text = readme.replace_block(readme.README.read_text(), "networks", tables)
-            readme.README.write_text(text)
+            readme.write_block("networks", tables)
         else:
             print(tables)
         return

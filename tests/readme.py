@@ -48,6 +48,15 @@ def replace_block(text: str, name: str, block: str) -> str:
     return re.sub(pattern, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.S)
 
 
+def write_block(name: str, block: str) -> None:
+    """Writes a block to README.md.
+
+    Raises:
+      ValueError: The marks are missing.
+    """
+    README.write_text(replace_block(README.read_text(), name, block))
+
+
 def updated() -> str:
     """Returns README.md with fresh tables."""
     return replace_block(README.read_text(), "models", model_tables())
