@@ -15,6 +15,8 @@ Pads = tuple[tuple[int, int], ...]
 
 # XLA takes windows of more elements than this, of which each would be an operation.
 MAX_TAPS = 25
+# A number that no tap has.
+NO_TAP = np.uint8(255)
 
 
 def max_pool(
@@ -78,10 +80,45 @@ def _max_of_taps_jvp(
         chosen = jnp.where(tap > y, jnp.uint8(number), chosen)
         y = jnp.maximum(y, tap)
     y, chosen = lax.optimization_barrier((y, chosen))
-    taps = window_taps(*tangents, window, stride, pads, 0)
-    zero = jnp.zeros((), y.dtype)
-    dy = sum(jnp.where(chosen == i, tap, zero) for i, tap in enumerate(taps))
+
+    def gradient(ct: Array) -> Array:
+        return _to_chosen(ct, chosen, primals[0].shape, window, stride, pads)
+
+    # Reverse mode transposes the tangent: of an adjoint it gets the gradient itself.
+    dy = jax.vjp(gradient, jnp.zeros_like(y))[1](*tangents)[0]
     return y, dy
+
+
+def _to_chosen(
+    ct: Array, chosen: Array, shape: tuple, window: int, stride: int, pads: Pads
+) -> Array:
+    """Adds each window's number to the pixel that it chose, of images of a shape.
+
+    The images are cut into blocks of stride x stride pixels, one for each window. A
+    pixel is a tap of the window of its own block and of windows of blocks before it.
+    """
+    before = math.ceil(window / stride) - 1
+    around = ((0, 0, 0), (before, before, 0), (before, before, 0), (0, 0, 0))
+    ct, chosen = lax.pad(ct, _zero(ct), around), lax.pad(chosen, NO_TAP, around)
+    blocks = [n - before for n in ct.shape[1:3]]
+    total = _zero(ct)
+    for a, b in np.ndindex(before + 1, before + 1):
+        rows = np.arange(stride).reshape(1, 1, -1, 1, 1, 1) + a * stride
+        columns = np.arange(stride).reshape(1, 1, 1, 1, -1, 1) + b * stride
+        inside = (rows < window) & (columns < window)
+        taps = np.where(inside, rows * window + columns, NO_TAP - 1).astype(np.uint8)
+        i, j = before - a, before - b
+        here = np.s_[:, i : i + blocks[0], None, j : j + blocks[1], None]
+        total += jnp.where(chosen[here] == taps, ct[here], _zero(ct))
+    total = total.reshape(len(ct), blocks[0] * stride, blocks[1] * stride, -1)
+    sizes = zip(shape, total.shape, pads, strict=True)
+    cuts = [(-low, size + low - n, 0) for size, n, (low, _) in sizes]
+    # Behind a barrier, or what follows would make it once more for each of its uses.
+    return lax.optimization_barrier(lax.pad(total, _zero(ct), cuts))
+
+
+def _zero(x: Array) -> np.ndarray:
+    return np.zeros((), x.dtype)
 
 
 def window_taps(x: Array, window: int, stride: int, pads: Pads, fill: float):
