@@ -12,6 +12,8 @@ from tiny_runs import compiled_once, flat, run_command  # noqa: F401
 
 import zoo
 from train.config import ModelConfig, load_config
+from train.configs import get_config
+from train.experiment import class_weights, open_split, prepare_experiment
 from train.starting import create_model, read_other
 
 pytestmark = [
@@ -159,6 +161,27 @@ def test_a_segmentation_network_writes_masks(segmenter, folder, tmp_path):
         assert (mask.mode, mask.size) == ("P", (96, 96))
         assert {*np.unique(np.asarray(mask))} <= {0, 1}
     assert (tmp_path / "test0.png").exists()
+
+
+def test_pixels_are_counted_of_images_that_are_to_be_cut(folder):
+    base = get_config("digits_segmentation_unet")
+    data = dataclasses.replace(
+        base.data,
+        dataset=f"masks:{folder / 'masks'}",
+        geometry=("random_crop",),
+        size=(48, 48),
+        eval_size=(96, 96),
+        batch_size=2,
+    )
+    optim = dataclasses.replace(base.optim, loss="median_frequency")
+    config = dataclasses.replace(base, data=data, optim=optim)
+    prepare_experiment(config)
+    square = 40**2 / 96**2
+    np.testing.assert_allclose(
+        class_weights(config, open_split(config, "train")),
+        [0.5 / (1 - square), 0.5 / square],
+        rtol=1e-6,
+    )
 
 
 def test_a_task_needs_its_own_data(folder, tmp_path):

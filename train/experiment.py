@@ -179,7 +179,7 @@ def prepare_experiment(
             aux_loss=config.optim.aux_loss,
             smoothing=config.optim.label_smoothing,
             difficult=data.difficult,
-            class_weights=class_weights(config, train_source),
+            class_weights=class_weights(config, train_source.source),
         ),
     )
     if not experiment.steps_per_epoch:
@@ -217,7 +217,10 @@ def check_augment(names: tuple[str, ...], task: str) -> None:
 
 
 def class_weights(config: TrainConfig, source: Source) -> tuple[float, ...]:
-    """Weighs the classes of a training set's pixels, where the loss asks for it."""
+    """Weighs the classes of a training set's pixels, where the loss asks for it.
+
+    Its images have the size they are stored in: to fit a network, some are to be cut.
+    """
     losses = (
         config.optim.loss or zoo.get_spec(config.model.name).loss,
         config.optim.aux_loss,
