@@ -106,11 +106,12 @@ def _to_chosen(
         rows = np.arange(stride).reshape(1, 1, -1, 1, 1, 1) + a * stride
         columns = np.arange(stride).reshape(1, 1, 1, 1, -1, 1) + b * stride
         inside = (rows < window) & (columns < window)
-        taps = np.where(inside, rows * window + columns, NO_TAP - 1).astype(np.uint8)
+        taps = np.where(inside, rows * window + columns, NO_TAP).astype(np.uint8)
         i, j = before - a, before - b
         here = np.s_[:, i : i + blocks[0], None, j : j + blocks[1], None]
         total += jnp.where(chosen[here] == taps, ct[here], _zero(ct))
-    total = total.reshape(len(ct), blocks[0] * stride, blocks[1] * stride, -1)
+    height, width = (n * stride for n in blocks)
+    total = total.reshape(ct.shape[0], height, width, ct.shape[3])
     sizes = zip(shape, total.shape, pads, strict=True)
     cuts = [(-low, size + low - n, 0) for size, n, (low, _) in sizes]
     # Behind a barrier, or what follows would make it once more for each of its uses.
