@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> None:
         zoo.get_spec(name)
         numbers, versions = measure(name, plan)
         known["machine"] = {**here, **versions}
-        known["plan"] = {"rounds": plan.rounds, "dtype": plan.dtype}
+        known["plan"] = {"dtype": plan.dtype}
         network = known["networks"].setdefault(name, {"cells": {}})
         cells = {**network["cells"], **numbers.pop("cells")}
         network |= {**numbers, "cells": cells}
@@ -177,10 +177,11 @@ def measure(name: str, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
             params[side] = sides[side]("start", side, name, plan.dtype)
             versions[side] = importlib.metadata.version(side.replace("_", "-"))
         cells = measure_rounds(name, plan, sides, absent)
+        for cell in cells.values():
+            cell["products_per_second"] = products
     numbers = {
         "parameters": params,
         "macs": zoo.get_spec(name).macs,
-        "products_per_second": products,
         "absent": absent,
         "cells": cells,
     }

@@ -29,15 +29,17 @@ def _platform(found: dict[str, Any]) -> str:
     cells = [cell for n in networks.values() for cell in n["cells"].values()]
     used = {side for cell in cells for side in cell["seconds"]}
     sides = [side for side in SIDES if side in used]
+    rounds = sorted({len(cell["seconds"]["zoo"]) for cell in cells})
     names = ("jax", "torch", "torchvision", "keras", "jax_resnet")
     titles = ["network", "what", "images/s", *[SIDES[s] for s in sides], "of products"]
     lines = [
         f"Images of 224 pixels in {found['plan']['dtype']} on "
         f"{where(machine, names)}. Medians "
-        f"of {found['plan']['rounds']} rounds in which the sides take turns; a column "
-        "named by another side has our speed divided by its. The last column is the "
-        "network's multiply-adds per second, in percent of those of a large matrix "
-        "product; `python tests/benchmark_classifiers.py` makes it again.",
+        f"of {' or '.join(map(str, rounds))} rounds in which the sides take turns; a "
+        "column named by another side has our speed divided by its. The last column is "
+        "the network's multiply-adds per second, in percent of those of a large matrix "
+        "product in the same run; `python tests/benchmark_classifiers.py` makes it "
+        "again.",
         "",
         f"| {' | '.join(titles)} |",
         f"| --- | --- |{' ---: |' * (len(titles) - 2)}",
@@ -65,7 +67,7 @@ def _row(
     shown = [f"{r['median']:.2f}" if r else "" for r in ratios]
     # A step multiplies for the output, for the input's gradient and the kernel's.
     macs = network["macs"] * (3 if kind == "train" else 1)
-    limit = STATED.get(device, max(network["products_per_second"].values()))
+    limit = STATED.get(device, max(numbers["products_per_second"].values()))
     what = {"inference": "inference", "train": "training"}[kind]
     cells = (f"`{name}`", f"{what}, batch {batch}", f"{rate:,.1f}", *shown)
     return f"| {' | '.join(cells)} | {macs * rate / limit:.0%} |"
