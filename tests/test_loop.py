@@ -21,6 +21,7 @@ from train.config import ModelConfig, load_config
 from train.history import History, read_history
 from train.loop import NonFiniteLossError, fit, resume_run
 from train.runs import report
+from train.transfer_study import digits_transfer
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -175,15 +176,22 @@ def test_bfloat16_trains_and_opens_as_float32(images, tmp_path):
     assert opened.backbone.dtype == np.float32
 
 
-def test_a_signal_stops_after_a_step_and_saves(config, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Sends the signal of Ctrl-C when step 4, or a later one, is first logged."""
     log = History.log
 
     def log_and_signal(self, kind, step, *rest):
         log(self, kind, step, *rest)
-        if step == 4:
+        if step >= 4:
+            monkeypatch.setattr(History, "log", log)
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(History, "log", log_and_signal)
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_signal_stops_after_a_step_and_saves(config, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     result = fit(config, tmp_path / "run", quiet=True)
     assert signal.getsignal(signal.SIGINT) is before
@@ -198,6 +206,13 @@ def test_a_signal_stops_after_a_step_and_saves(config, tmp_path, monkeypatch):
     text = report(result).read_text()
     assert f"{step} of {result.experiment.total_steps}" in text
     assert "Confusion matrix" not in text
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_nothing_is_transferred_from_half_a_training(tmp_path):
+    with pytest.raises(ValueError, match="was stopped after step"):
+        digits_transfer(tmp_path / "study", epochs=2)
+    assert not (tmp_path / "study" / "transfers").exists()
 
 
 @pytest.mark.quick

@@ -92,8 +92,12 @@ def digits_transfer(
 
     Returns:
       The base network's result, and for each method the accuracies [points, seeds].
+
+    Raises:
+      ValueError: A signal ended one of the runs.
     """
     base = fit(base_config(epochs), run_dir)
+    _ = base.metrics  # Nothing is transferred from half a training.
     accuracy = {m: np.zeros((len(per_class), seeds)) for m in METHODS}
     points = [*itertools.product(METHODS, range(len(per_class)), range(seeds))]
     for method, i, seed in tqdm(points, desc="transfers", unit="run"):
