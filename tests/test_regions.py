@@ -12,6 +12,7 @@ from test_rcnn import PREPROCESS, make_model
 import zoo
 from train import regions
 from train.data.proposals import remember, selective_search
+from train.figures.boxes import draw_detections
 from zoo.spec import Card
 
 NAMES = ("bright", "dark")
@@ -128,7 +129,28 @@ def test_fits_evaluates_and_writes(folder, tmp_path, monkeypatch, capsys):
     assert "bright" in capsys.readouterr().out
     pictures = sorted((run / "detections").glob("*.png"))
     assert len(pictures) == 3
+    for path in pictures:
+        image = folder / f"JPEGImages/{int(path.stem) + 6:06d}.jpg"
+        nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0)
+        with Image.open(path) as drawn, Image.open(image) as plain:
+            without = draw_detections(np.asarray(plain), *nothing, NAMES)
+            assert (np.asarray(drawn) != np.asarray(without)).any()
     assert len([*run.glob("proposals-*/*.npy")]) == 9
+
+
+def test_the_surest_are_shown():
+    scores = np.array([[0.2, 0.9, 0.3, 0.4]], np.float32)
+    found = zoo.Detections(
+        boxes=np.arange(16, dtype=np.float32).reshape(1, 4, 4),
+        scores=scores,
+        classes=np.array([[0, 1, 2, 3]]),
+        valid=np.array([[True, False, True, True]]),
+    )
+    for count, shown in ((0, []), (2, [3, 2]), (9, [3, 2, 0])):
+        boxes, classes, of_them = regions.surest(found, count)
+        assert classes.tolist() == shown
+        np.testing.assert_array_equal(boxes, found.boxes[0][shown])
+        np.testing.assert_array_equal(of_them, scores[0][shown])
 
 
 @pytest.mark.slow

@@ -172,7 +172,8 @@ def evaluate_regions(
       preprocess: What the variables expect; the network's own if None.
       batch: Regions in a call of the network.
       max_proposals: Of an image.
-      pictures: Folder for pictures of the first images; None for none.
+      pictures: Folder for pictures of the first images, of which each shows as many
+        detections as there are objects, the surest; None for none.
 
     Returns:
       What `zoo.metrics.detection.compute` returns.
@@ -195,9 +196,21 @@ def evaluate_regions(
         )
         state = metrics.update(state, found, objects)
         if pictures is not None and index < PICTURES:
-            sure = found.valid[0] & (found.scores[0] > 0.5)
-            shown = (v[0][sure] for v in (found.boxes, found.classes, found.scores))
+            # As many as there are objects: margins have no level at which one is sure.
+            shown = surest(found, count)
             picture = draw_detections(example["image"], *shown, source.class_names)
             pictures.mkdir(parents=True, exist_ok=True)
             picture.save(pictures / f"{index:06d}.png")
     return metrics.compute(state)
+
+
+def surest(
+    found: zoo.Detections, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the boxes, classes and scores of an image's `count` best detections.
+
+    They are fewer where not so many are valid.
+    """
+    order = np.argsort(-np.where(found.valid[0], found.scores[0], -np.inf))
+    order = order[: min(count, int(found.valid[0].sum()))]
+    return found.boxes[0][order], found.classes[0][order], found.scores[0][order]
