@@ -94,7 +94,7 @@ def saved_bytes(name, images, **options):
 def test_keeps_less_for_the_backward_pass(name):
     images = jax.ShapeDtypeStruct((32, *image_shape(name)), jnp.float32)
     plain, remat = (saved_bytes(name, images, remat=remat) for remat in (False, True))
-    assert remat < 0.6 * plain
+    assert remat < 0.7 * plain
 
 
 # Where one stage needs the most by far, as AlexNet's first, the peak stays what it is.

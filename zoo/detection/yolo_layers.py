@@ -111,7 +111,7 @@ class DenseHead(nn.Module):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         ends = [cells * self.num_classes, cells * (self.num_classes + PREDICTORS)]
         classes, confidences, boxes = jnp.split(x, ends, axis=1)
-        grid = (len(x), GRID, GRID)
+        grid = (x.shape[0], GRID, GRID)
         return features, {
             "classes": classes.reshape(*grid, self.num_classes),
             "confidences": confidences.reshape(*grid, PREDICTORS),

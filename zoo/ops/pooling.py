@@ -81,16 +81,18 @@ def _max_of_taps_jvp(
         y = jnp.maximum(y, tap)
     y, chosen = lax.optimization_barrier((y, chosen))
 
-    def gradient(ct: Array) -> Array:
-        return _to_chosen(ct, chosen, primals[0].shape, window, stride, pads)
+    @partial(jax.checkpoint, prevent_cse=False)  # Only `chosen` is kept.
+    def tangent(dx: Array, chosen: Array) -> Array:
+        options = dict(window=window, stride=stride, pads=pads, shape=dx.shape)
+        gradient = partial(_to_chosen, chosen=chosen, **options)
+        return jax.vjp(gradient, jnp.zeros_like(y))[1](dx)[0]
 
     # Reverse mode transposes the tangent: of an adjoint it gets the gradient itself.
-    dy = jax.vjp(gradient, jnp.zeros_like(y))[1](*tangents)[0]
-    return y, dy
+    return y, tangent(*tangents, chosen)
 
 
 def _to_chosen(
-    ct: Array, chosen: Array, shape: tuple, window: int, stride: int, pads: Pads
+    ct: Array, chosen: Array, window: int, stride: int, pads: Pads, shape: tuple
 ) -> Array:
     """Adds each window's number to the pixel that it chose, of images of a shape.
 
