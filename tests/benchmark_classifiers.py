@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> None:
     for name in plan.networks:
         zoo.get_spec(name)
         numbers, versions = measure(name, plan)
-        known["machine"] = {**here, **versions}
+        known["machine"] = {**known.get("machine", {}), **here, **versions}
         known["plan"] = {"dtype": plan.dtype}
         network = known["networks"].setdefault(name, {"cells": {}})
         cells = {**network["cells"], **numbers.pop("cells")}
