@@ -69,7 +69,7 @@ def test_computes_the_same(name, monkeypatch):
 
 
 def saved_bytes(name, images, **options):
-    """The bytes that the backward pass gets from the forward pass."""
+    """The bytes that the backward pass gets beside as many as the parameters have."""
     model = build_small(name, **options)
     variables = abstract_variables(model, images.shape[1:])
 
@@ -85,8 +85,11 @@ def saved_bytes(name, images, **options):
 
         return jax.vjp(forward, variables["params"], has_aux=True)[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(keep, variables, images))
-    return sum(array.size * array.dtype.itemsize for array in kept)
+    def count(arrays):
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arrays))
+
+    kept = jax.eval_shape(keep, variables, images)
+    return count(kept) - count(variables["params"])
 
 
 @pytest.mark.quick
@@ -94,7 +97,7 @@ def saved_bytes(name, images, **options):
 def test_keeps_less_for_the_backward_pass(name):
     images = jax.ShapeDtypeStruct((32, *image_shape(name)), jnp.float32)
     plain, remat = (saved_bytes(name, images, remat=remat) for remat in (False, True))
-    assert remat < 0.7 * plain
+    assert remat < 0.6 * plain
 
 
 # Where one stage needs the most by far, as AlexNet's first, the peak stays what it is.
