@@ -139,14 +139,14 @@ def test_fits_evaluates_and_writes(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_the_surest_are_shown():
-    scores = np.array([[0.2, 0.9, 0.3, 0.4]], np.float32)
+    scores = np.array([[0.9, 0.4, 0.3, 0.2]], np.float32)
     found = zoo.Detections(
         boxes=np.arange(16, dtype=np.float32).reshape(1, 4, 4),
         scores=scores,
         classes=np.array([[0, 1, 2, 3]]),
-        valid=np.array([[True, False, True, True]]),
+        valid=np.array([[False, True, True, True]]),
     )
-    for count, shown in ((0, []), (2, [3, 2]), (9, [3, 2, 0])):
+    for count, shown in ((0, []), (2, [1, 2]), (9, [1, 2, 3])):
         boxes, classes, of_them = regions.surest(found, count)
         assert classes.tolist() == shown
         np.testing.assert_array_equal(boxes, found.boxes[0][shown])

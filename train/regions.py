@@ -211,6 +211,5 @@ def surest(
 
     They are fewer where not so many are valid.
     """
-    order = np.argsort(-np.where(found.valid[0], found.scores[0], -np.inf))
-    order = order[: min(count, int(found.valid[0].sum()))]
-    return found.boxes[0][order], found.classes[0][order], found.scores[0][order]
+    best = np.flatnonzero(found.valid[0])[:count]
+    return found.boxes[0][best], found.classes[0][best], found.scores[0][best]
