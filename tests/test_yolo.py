@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from torch_nets import TorchNet, check_endpoints, random_variables
 
 import zoo
@@ -302,3 +303,14 @@ def test_bad_input():
         jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 416, 416, 3)))
     with pytest.raises(ValueError, match="yolo_v1_tiny: num_classes must be 1 or more"):
         zoo.build("yolo_v1_tiny", num_classes=0)
+
+
+@pytest.mark.parametrize("name", ["yolo_v1", "yolo_v1_tiny"])
+def test_a_batch_may_be_symbolic(name):
+    model = zoo.build(name)
+    shape = zoo.get_spec(name).preprocess.shape
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    variables = zoo.summary.abstract_variables(model, shape)
+    for out in jax.tree.leaves(jax.eval_shape(model.apply, variables, images)):
+        assert out.shape[0] == batch
