@@ -1,15 +1,16 @@
 """Formulations of the convolution that are fast on CPUs.
 
 XLA's CPU compiler computes the gradient of a kernel as a convolution whose window is
-the whole image, for which it first transposes both operands from NHWC to CHWN, and it
-has no parallel code for groups. Equal formulations avoid both:
+the whole image, for which it first transposes both operands from NHWC to CHWN (three to
+ten times slower than it need be, by the processor), and it has no parallel code for
+groups. Equal formulations avoid both:
 
 * 1x1: a matrix product.
 * 3x3 of stride 1, with enough channels: Winograd's tiles, forward and back.
 * 3x3 dilated: the same of every d-th pixel, which are images of their own.
 * 11x11 of stride 4 on images: a 3x3 one on blocks of 4 x 4 pixels, see above.
-* k x k on small or much padded images: the convolution of XLA; its kernel's gradient
-  is a sum, over few images at a time, of patches times cotangents.
+* other k x k: the convolution of XLA; its kernel's gradient is a sum, over few images
+  or few rows of one at a time, of patches times cotangents.
 * groups: one convolution each, concatenated; with one input channel a group
   (depthwise): a sum over taps of shifted products.
 * transposed, stride s: a convolution to s * s as many channels, interleaved.
@@ -29,6 +30,7 @@ from zoo.ops.convolution_window import (
     Window,
     by_blocks,
     by_phases,
+    by_strips,
     convolve_by_xla,
     result,
 )
@@ -36,9 +38,9 @@ from zoo.ops.convolution_window import (
 Array = jax.Array
 Pair = tuple[int, int]
 
-# A kernel's gradient is summed over images whose patches take so many bytes together;
-# where those of one take more than a quarter, XLA's own is as fast (measured).
-PATCH_BYTES = 3 * 2**20
+# A kernel's gradient is summed over rows whose patches take so many bytes together, or
+# as many as the kernel, which each sum goes through once (measured).
+PATCH_BYTES = 2**21
 # Beyond so many bytes of patches their copy, see `_by_xla`, takes long.
 COPIED_BYTES = 2**23
 # Winograd's convolution pays from so many channels, in and out, and from so many
@@ -61,8 +63,7 @@ def convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
             return by_phases(x, kernel, window, _plain)
         if _takes_blocks(x, kernel, window):
             return by_blocks(x, kernel, window, _plain)
-        by_patches = x.size and _prefers_patches(x, kernel, window)
-        return (_dense if by_patches else _by_xla)(x, kernel, window)
+        return (_dense if x.size else _by_xla)(x, kernel, window)
     if kernel.shape[2] == 1:
         return _depthwise(x, kernel, window)
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
@@ -209,12 +210,26 @@ def _dense_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, 
     if not isinstance(dx, SymbolicZero):
         dy = _by_xla(dx, kernel, window)
     if not isinstance(dkernel, SymbolicZero):
-        few = winograd.largest_divisor(
-            len(x), PATCH_BYTES // _patch_bytes(x, kernel, window)
-        )
-        apply = partial(_by_patches, window=window)
-        dy = dy + _tangent_by_kernel(apply, few, x, dkernel)
+        # Strips, too, are made anew on the way back, not kept.
+        apply = partial(_by_few_patches, window=window)
+        dy = dy + jax.checkpoint(apply, prevent_cse=False)(x, dkernel)
     return y, dy
+
+
+def _by_few_patches(x: Array, kernel: Array, window: Window) -> Array:
+    """Does `_by_patches`, transposed, of few images or of a few rows at a time."""
+    limit = max(PATCH_BYTES, kernel.size * _wide(x).itemsize)
+    size, height = _patch_bytes(x, kernel, window), result(x, kernel, window).shape[1]
+    # A strip shares no more rows of the image than it has.
+    shared = (kernel.shape[0] - 1) * window.dilation[0] + 1 - window.strides[0]
+    least = -(-shared // window.strides[0])
+    rows = max(limit * height // size, least, 1)
+    if rows < height:
+        rows = max(-(-height // -(-height // rows)), least)  # As many in each strip.
+        return by_strips(x, kernel, window, rows, _by_few_patches)
+    apply = partial(_by_patches, window=window)
+    few = winograd.largest_divisor(len(x), limit // size)
+    return _tangent_by_kernel(apply, few, x, kernel)
 
 
 def _tangent_by_kernel(of_few: Callable, few: int, x: Array, dkernel: Array) -> Array:
@@ -224,6 +239,7 @@ def _tangent_by_kernel(of_few: Callable, few: int, x: Array, dkernel: Array) -> 
     computed anew: of the whole batch it would fill the memory (and take twice as long).
     """
     of_few = jax.checkpoint(of_few, prevent_cse=False)
+    dkernel = dkernel.astype(_wide(x))  # The type that the transposed loop sums in.
     if few == len(x):
         return of_few(x, dkernel)
     groups = x.reshape(-1, few, *x.shape[1:])
@@ -244,15 +260,6 @@ def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
     patches = jnp.concatenate([*_shifts(x.astype(wide), (kh, kw), window)], axis=-1)
     y = patches.reshape(-1, len(matrix)) @ matrix
     return y.reshape(*patches.shape[:3], features).astype(x.dtype)
-
-
-def _prefers_patches(x: Array, kernel: Array, window: Window) -> bool:
-    """Whether patches make the kernel's gradient faster than XLA's own."""
-    y = result(x, kernel, window)
-    # XLA slides the cotangent over the image: 20 times slower where that is larger.
-    sizes = zip(y.shape[1:3], window.strides, x.shape[1:3], strict=True)
-    small = _patch_bytes(x, kernel, window) <= PATCH_BYTES // 4
-    return small or any((n - 1) * s + 1 > m for n, s, m in sizes)
 
 
 def _patch_bytes(x: Array, kernel: Array, window: Window) -> int:

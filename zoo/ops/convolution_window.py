@@ -72,6 +72,31 @@ def by_blocks(x: Array, kernel: Array, window: Window, plain: Plain) -> Array:
     return plain(x, kernel)
 
 
+def by_strips(
+    x: Array, kernel: Array, window: Window, rows: int, convolve: Callable
+) -> Array:
+    """A convolution as one of more and lower images, each of some rows of the result.
+
+    Args:
+      x: [B, H, W, I].
+      kernel: [kh, kw, I, O].
+      window: How it moves.
+      rows: Of the result, in each strip; a strip shares `reach - stride` rows of `x`
+        with the next, which must not be more than it has.
+      convolve: What is given strips, the kernel, and the window without its padding.
+    """
+    _, height, width, features = result(x, kernel, window).shape
+    count, stride = -(-height // rows), window.strides[0]
+    shared = max((kernel.shape[0] - 1) * window.dilation[0] + 1 - stride, 0)
+    columns = x.shape[2] + sum(window.padding[1])
+    x = _pad(x, window, [(count + 1) * rows * stride, columns])
+    x = x.reshape(-1, count + 1, rows * stride, columns, x.shape[3])
+    x = jnp.concatenate([x[:, :-1], x[:, 1:, :shared]], axis=2)
+    window = window._replace(padding=((0, 0), (0, 0)))
+    y = convolve(x.reshape(-1, *x.shape[2:]), kernel, window)
+    return y.reshape(-1, count * rows, width, features)[:, :height]
+
+
 def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
     """Pads above and on the left as the window says, and then to the sizes."""
     pads = [
