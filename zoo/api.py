@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import weights as weights_io
+from zoo.drawing import draw_variables
 from zoo.registry import build, get_spec, unknown
 from zoo.spec import Card, plain_options
 from zoo.transfer import replace_head
@@ -88,7 +89,7 @@ def create_with_card(
         images = jnp.zeros((1, *pre.shape))
         options = plain_options(overrides)
         card = Card(name, num_classes, options, pre, source="initialised")
-        return model, _initialise(model, key, images), card
+        return model, draw_variables(model, key, images), card
 
     loaded = weights_io.load(name, weights, **overrides)
     card = loaded.card
@@ -129,18 +130,6 @@ def _move(tree: dict[str, Any]) -> dict[str, Any]:
             # What jax has copied it lets go when Python collects its youngest.
             gc.collect(0)
     return out
-
-
-def _initialise(model: nn.Module, key: jax.Array, images: jax.Array) -> dict:
-    # It runs once, so that on the CPU most of its time would go into optimising it;
-    # not optimised at all, drawing many parameters takes several times as long.
-    options = None
-    if jax.default_backend() == "cpu":
-        options = {
-            "xla_backend_optimization_level": 1,
-            "xla_llvm_disable_expensive_passes": True,
-        }
-    return jax.jit(model.init, compiler_options=options)(key, images)
 
 
 def features(
