@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ CHEAP = {
     "xla_llvm_disable_expensive_passes": True,
 }
 
+# Compiling these takes more than ten minutes without.
+OPTIONS = {"cifar_resnet1202": {"scan": True}}
+
 
 def clocked(function: Callable, *arguments: Any) -> tuple[Any, float]:
     """Calls a function; returns its result, when it is ready, and the seconds."""
@@ -44,23 +48,20 @@ def measure_first_call(name: str) -> dict[str, float]:
     # What jax itself has to begin with.
     jax.block_until_ready(jax.jit(jnp.sin)(jnp.zeros(1)))
     seconds = {}
-    (_, variables, card), seconds["create"] = clocked(zoo.create_with_card, name)
+    create = partial(zoo.create_with_card, name, **OPTIONS.get(name, {}))
+    (_, variables, card), seconds["create"] = clocked(create)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         zoo.weights.save_safetensors(path, variables, card)
         del variables
-        (model, variables), seconds["load"] = clocked(load, name, path)
+        load = partial(zoo.create, name, weights=str(path))
+        (model, variables), seconds["load"] = clocked(load)
     images = jnp.asarray(make_images(card.preprocess, 1))
     lowered, seconds["trace"] = clocked(jax.jit(model.apply).lower, variables, images)
     apply, seconds["compile"] = clocked(lowered.compile)
     _, seconds["run"] = clocked(apply, variables, images)
     seconds["again"] = min(clocked(apply, variables, images)[1] for _ in range(3))
     return {k: round(v, 4) for k, v in seconds.items()}
-
-
-def load(name: str, path: Path) -> tuple[Any, dict]:
-    """Creates a network from a file."""
-    return zoo.create(name, weights=str(path))
 
 
 def measure_deviation(name: str, *, images: int = 8) -> float:
@@ -74,8 +75,11 @@ def measure_deviation(name: str, *, images: int = 8) -> float:
     variables = jax.tree.map(jnp.asarray, from_torch(name, state))
     batch = jnp.asarray(make_images(zoo.get_spec(name).preprocess, images))
     exact, rounded = (
-        np.asarray(jax.jit(zoo.build(name, dtype=dtype).apply)(variables, batch))
-        for dtype in (jnp.float32, jnp.bfloat16)
+        np.asarray(jax.jit(model.apply)(variables, batch))
+        for model in (
+            zoo.build(name, dtype=dtype, **OPTIONS.get(name, {}))
+            for dtype in (jnp.float32, jnp.bfloat16)
+        )
     )
     return float(f"{np.abs(rounded - exact).max() / np.abs(exact).max():.3g}")
 
@@ -164,6 +168,7 @@ def measure(name: str, parts: tuple[str, ...], batches: tuple[int, ...]) -> dict
     measures = {
         "first_call_seconds": measure_first_call,
         "training_step_seconds": measure_training,
+        "scanned_step_seconds": lambda name: measure_training(name, scan=True),
         "bfloat16_deviation": measure_deviation,
         "training_mebibytes": lambda name: measure_memory(name, batches),
     }
