@@ -27,7 +27,8 @@ from benchmark_rounds import machine, same_machine, say, side_process
 import zoo
 
 OUT = Path(__file__).parent / "networks.json"
-# Networks whose training step is compiled too, and those whose memory is asked for.
+# Networks whose training step is compiled too (of deeper ones it takes far longer), and
+# those whose memory is asked for.
 TRAINED = (
     "alexnet_tv",
     "vgg16",
@@ -38,15 +39,6 @@ TRAINED = (
     "cifar_resnet20",
     "cifar_resnet110",
     "cifar_resnet164_v2",
-)
-# Those whose step is compiled with `scan=True`, of the last two only so.
-SCANNED = (
-    "resnet152",
-    "resnet200_v2",
-    "cifar_resnet110",
-    "cifar_resnet164_v2",
-    "cifar_resnet1202",
-    "cifar_resnet1001_v2",
 )
 FITTED = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50", "resnet152")
 BATCHES = (8, 32, 256)
@@ -63,7 +55,7 @@ LARGE = (
 LARGE_BATCHES = (1, 8)
 # Of one image the coarsest bin would have one value, of which no batch norm is.
 PSPNET_BATCHES = (2, 8)
-TIMED = ("first_call_seconds", "training_step_seconds", "scanned_step_seconds")
+TIMED = ("first_call_seconds", "training_step_seconds")
 PARTS = (*TIMED, "bfloat16_deviation", "training_mebibytes")
 
 
@@ -152,8 +144,6 @@ def choose(name: str, parts: list[str], quick: bool) -> list[str]:
     left_out = set()
     if quick or name not in TRAINED:
         left_out.add("training_step_seconds")
-    if quick or name not in SCANNED:
-        left_out.add("scanned_step_seconds")
     if not fitted:
         left_out.add("training_mebibytes")
     return [part for part in parts if part not in left_out]

@@ -168,7 +168,6 @@ def measure(name: str, parts: tuple[str, ...], batches: tuple[int, ...]) -> dict
     measures = {
         "first_call_seconds": measure_first_call,
         "training_step_seconds": measure_training,
-        "scanned_step_seconds": lambda name: measure_training(name, scan=True),
         "bfloat16_deviation": measure_deviation,
         "training_mebibytes": lambda name: measure_memory(name, batches),
     }

@@ -63,16 +63,14 @@ def _first_calls(networks: dict[str, Any]) -> str:
         "largest logit.",
         "",
         "| network | create | or load | trace, compile | first run | second | "
-        "training step | with `scan=True` | bfloat16 |",
-        f"| --- |{' ---: |' * 8}",
+        "training step | bfloat16 |",
+        f"| --- |{' ---: |' * 7}",
     ]
     for name, network in networks.items():
         if "first_call_seconds" not in network:
             continue
         s = network["first_call_seconds"]
-        steps = (
-            network.get(f"{kind}_step_seconds") for kind in ("training", "scanned")
-        )
+        step = network.get("training_step_seconds")
         deviation = network.get("bfloat16_deviation")
         cells = (
             f"`{name}`",
@@ -81,7 +79,7 @@ def _first_calls(networks: dict[str, Any]) -> str:
             f"{s['trace']:.1f} + {s['compile']:.1f}",
             f"{s['run']:.2f}",
             f"{s['again']:.3f}",
-            *(f"{n['trace']:.1f} + {n['compile']:.1f}" if n else "" for n in steps),
+            f"{step['trace']:.1f} + {step['compile']:.1f}" if step else "",
             "" if deviation is None else f"{deviation:.2%}",
         )
         lines.append(f"| {' | '.join(cells)} |")

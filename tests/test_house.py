@@ -26,6 +26,7 @@ FLOORS = {
     "zoo/ops": 0,
     "zoo/metrics": 0,
     "zoo/checks": 0,
+    "zoo/drawing": 0,
     "zoo/layers": 1,
     "zoo/classification": 2,
     "zoo/detection": 3,
