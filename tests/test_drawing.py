@@ -68,6 +68,15 @@ def test_what_is_not_drawn_of_one_key_alone(key):
     assert_same_bits(draw_variables(Odd(), key(5), images), expected)
 
 
+def test_an_equal_network_is_not_compiled_again(monkeypatch):
+    first = zoo.create("lenet5_modern", key=jax.random.key(1))[1]
+    monkeypatch.setattr(jax, "make_jaxpr", None)
+    second = zoo.create("lenet5_modern", key=jax.random.key(2))[1]
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    kernels = (jax.tree.leaves(v["params"])[-1] for v in (first, second))
+    assert not jnp.array_equal(*kernels)
+
+
 def test_no_two_variables_share_memory():
     variables = zoo.create("cifar_resnet20")[1]
     leaves = jax.tree.leaves(variables)

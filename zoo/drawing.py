@@ -6,7 +6,8 @@ the operations that make a variable from a key of its own; variables whose opera
 are equal are of one kind, and a kind is compiled once, for all its keys.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,22 @@ class Kind(NamedTuple):
     folds: list[int]
 
 
+class Plan(NamedTuple):
+    """How the variables of a network are made.
+
+    Attributes:
+      draw: Of a key and images, arrays of each kind, and of the others.
+      kinds: Of variables.
+      others: The places of those that are of no kind.
+      tree: What they are the leaves of.
+    """
+
+    draw: Callable
+    kinds: list[Kind]
+    others: list[int]
+    tree: jax.tree_util.PyTreeDef
+
+
 def draw_variables(model: nn.Module, key: Array, images: Array) -> dict:
     """Returns what `model.init(key, images)` does, to the bit, and sooner.
 
@@ -43,26 +60,33 @@ def draw_variables(model: nn.Module, key: Array, images: Array) -> dict:
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    traced, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, images)
-    program = traced.jaxpr
-    kinds, others = _sort(program)
-
-    def draw(key: Array, images: Array) -> tuple[list[Array], list[Array]]:
-        made = [_draw_kind(kind, key) for kind in kinds]
-        results = [program.outvars[place] for place in others]
-        rest = program.replace(outvars=results)
-        return made, _evaluate(rest, traced.consts, key, images) if others else []
-
-    made, rest = jax.jit(draw, compiler_options=_options())(key, images)
-    leaves = dict(zip(others, rest, strict=True))
-    for kind in kinds:
+    plan = _make_plan(model, images.shape, images.dtype)
+    made, rest = plan.draw(key, images)
+    leaves = dict(zip(plan.others, rest, strict=True))
+    for kind in plan.kinds:
         arrays = made.pop(0)
         if not isinstance(arrays, list):
             # Not sliced in one program, which takes long to compile for many.
             arrays = [_take(arrays, i) for i in range(len(arrays))]
         leaves.update(zip(kind.places, arrays, strict=True))
-    tree = jax.tree.structure(shapes)
-    return jax.tree.unflatten(tree, [leaves[i] for i in range(len(leaves))])
+    return jax.tree.unflatten(plan.tree, [leaves[i] for i in range(len(leaves))])
+
+
+# Like a jit, of few networks: an equal one is not traced and compiled again.
+@lru_cache(maxsize=8)
+def _make_plan(model: nn.Module, shape: tuple, dtype: jnp.dtype) -> Plan:
+    images, key = jax.ShapeDtypeStruct(shape, dtype), jax.random.key(0)
+    traced, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, images)
+    program = traced.jaxpr
+    kinds, others = _sort(program)
+    rest = program.replace(outvars=[program.outvars[place] for place in others])
+
+    def draw(key: Array, images: Array) -> tuple[list, list[Array]]:
+        made = [_draw_kind(kind, key) for kind in kinds]
+        return made, _evaluate(rest, traced.consts, key, images) if others else []
+
+    draw = jax.jit(draw, compiler_options=_options())
+    return Plan(draw, kinds, others, jax.tree.structure(shapes))
 
 
 def _options() -> dict | None:
