@@ -87,16 +87,22 @@ def test_winograds_rounding_is_that_of_direct_sums():
     assert_close(convolve(x, kernel, **case[2]), exact.astype(np.float32), 2e-6)
 
 
-def test_a_symbolic_batch():
-    shape = jax.export.symbolic_shape("b, 12, 12, 32")
-    kernel = jnp.zeros((3, 3, 32, 32))
+@pytest.mark.quick
+@pytest.mark.parametrize("channels", [4, 32])
+def test_a_symbolic_batch(channels):
+    shape = jax.export.symbolic_shape(f"b, 12, 12, {channels}")
+    x, kernel, _, _ = make_arrays(((3, 12, 12, channels), (3, 3, channels, 32)))
 
     @jax.jit
-    def f(x):
-        return convolve(x, kernel, padding=pad(1))
+    def f(x, kernel):
+        loss = lambda *a: jnp.sum(convolve(*a, padding=pad(1)))  # noqa: E731
+        return convolve(x, kernel, padding=pad(1)), jax.grad(loss, (0, 1))(x, kernel)
 
-    exported = jax.export.export(f)(jax.ShapeDtypeStruct(shape, jnp.float32))
-    assert exported.call(jnp.ones((3, 12, 12, 32))).shape == (3, 12, 12, 32)
+    exported = jax.export.export(f)(
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
+    )
+    assert_close(exported.call(x, kernel), f(x, kernel))
 
 
 @pytest.mark.quick

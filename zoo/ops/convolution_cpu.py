@@ -63,7 +63,8 @@ def convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
             return by_phases(x, kernel, window, _plain)
         if _takes_blocks(x, kernel, window):
             return by_blocks(x, kernel, window, _plain)
-        return (_dense if x.size else _by_xla)(x, kernel, window)
+        counted = isinstance(x.shape[0], int) and x.size
+        return (_dense if counted else _by_xla)(x, kernel, window)
     if kernel.shape[2] == 1:
         return _depthwise(x, kernel, window)
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
