@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 def draw_variables(model: nn.Module, key: Array, images: Array) -> dict:
-    """Returns what `model.init(key, images)` does, to the bit, and sooner.
+    """Returns what `model.init(key, images)` does, sooner.
 
     Args:
       model: A network.
