@@ -1,5 +1,7 @@
 """Variables drawn kind by kind are those of Flax's own `init`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,11 @@ import zoo
 from zoo.drawing import draw_variables
 
 pytestmark = pytest.mark.quick
-KEYS = {"typed": jax.random.key, "raw": jax.random.PRNGKey}
+KEYS = {
+    "typed": jax.random.key,
+    "raw": jax.random.PRNGKey,
+    "rbg": partial(jax.random.key, impl="rbg"),
+}
 
 
 def assert_same(ours, theirs):

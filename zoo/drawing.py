@@ -8,7 +8,7 @@ are equal are of one kind, and a kind is compiled once, for all its keys.
 
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def draw_variables(model: nn.Module, key: Array, images: Array) -> dict:
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    plan = _make_plan(model, images.shape, images.dtype)
+    plan = _make_plan(model, key.dtype, images.shape, images.dtype)
     made, rest = plan.draw(key, images)
     leaves = dict(zip(plan.others, rest, strict=True))
     for kind in plan.kinds:
@@ -74,8 +74,8 @@ def draw_variables(model: nn.Module, key: Array, images: Array) -> dict:
 
 # Like a jit, of few networks: an equal one is not traced and compiled again.
 @lru_cache(maxsize=8)
-def _make_plan(model: nn.Module, shape: tuple, dtype: jnp.dtype) -> Plan:
-    images, key = jax.ShapeDtypeStruct(shape, dtype), jax.random.key(0)
+def _make_plan(model: nn.Module, kind: Any, shape: tuple, dtype: jnp.dtype) -> Plan:
+    key, images = jax.ShapeDtypeStruct((), kind), jax.ShapeDtypeStruct(shape, dtype)
     traced, shapes = jax.make_jaxpr(model.init, return_shape=True)(key, images)
     program = traced.jaxpr
     kinds, others = _sort(program)
@@ -152,7 +152,8 @@ def _draw_kind(kind: Kind, key: Array) -> list[Array] | Array:
     if not kind.folds:
         return [_evaluate(kind.program, [])[0] for _ in kind.places]
     folds = np.array(kind.folds, np.uint32)
-    return jax.vmap(draw)(folds) if len(folds) > 1 else [draw(folds[0])]
+    # Not by vmap, under which keys of some types give other numbers.
+    return lax.map(draw, folds) if len(folds) > 1 else [draw(folds[0])]
 
 
 def _evaluate(program: core.Jaxpr, constants: list, *arguments: Array) -> list[Array]:
