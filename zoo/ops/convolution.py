@@ -1,9 +1,6 @@
-"""The convolution of the zoo: the same function everywhere, a faster form on CPUs.
+"""The convolution: `lax.conv_general_dilated`, and what `zoo.cpu` makes of it on CPUs.
 
-On accelerators `convolve` is `lax.conv_general_dilated`. On CPUs it is one of the
-formulations of `zoo.ops.convolution_cpu`, chosen when the program is lowered, from
-static shapes. Tests hold all of them, and their derivatives of both orders, to XLA's;
-the command tests/benchmark_convolution.py measures them.
+Which one it is, is decided when a program is lowered for a platform.
 """
 
 from functools import partial
@@ -11,11 +8,11 @@ from functools import partial
 import jax
 from jax import lax
 
-from zoo.ops import convolution_cpu
-from zoo.ops.convolution_window import LAYOUT, Window, convolve_by_xla
+from zoo import cpu
 
 Array = jax.Array
 Pair = tuple[int, int]
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def convolve(
@@ -48,21 +45,33 @@ def convolve(
     Raises:
       ValueError: The kernel does not fit the channels, or the padded image.
     """
-    window = Window(tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
-    _check(x, kernel, window, groups)
-    return _convolve(x, kernel, window=window, groups=groups)
+    strides, dilation = tuple(strides), tuple(dilation)
+    padding = tuple(map(tuple, padding))
+    _check(x, kernel, padding, dilation, groups)
+    return _convolve(x, kernel, strides, padding, dilation, groups)
 
 
 # Compiled with what calls it; the jit has equal layers traced and differentiated once.
-@partial(jax.jit, static_argnames=("window", "groups"), inline=True)
-def _convolve(x: Array, kernel: Array, window: Window, groups: int) -> Array:
-    options = dict(window=window, groups=groups)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(convolution_cpu.convolve, **options),
-        default=partial(convolve_by_xla, **options),
+@partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
+def _convolve(
+    x: Array, kernel: Array, strides: Pair, padding: tuple, dilation: Pair, groups: int
+) -> Array:
+    by_xla = partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=LAYOUT,
+        feature_group_count=groups,
     )
+    by_cpu = partial(
+        cpu.convolve,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
 
 
 def convolve_transposed(
@@ -96,36 +105,32 @@ def convolve_transposed(
             "convolve_transposed takes x [B, H, W, I] and a kernel [kh, kw, I, O], got "
             f"{list(x.shape)} and {list(kernel.shape)}."
         )
-    options = dict(strides=tuple(strides), crop=tuple(map(tuple, crop)))
-    return _convolve_transposed(x, kernel, **options)
+    return _convolve_transposed(
+        x, kernel, tuple(strides), tuple(map(tuple, crop))
+    )
 
 
-@partial(jax.jit, static_argnames=("strides", "crop"), inline=True)
+@partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
-    options = dict(strides=strides, crop=crop)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(convolution_cpu.convolve_transposed, **options),
-        default=partial(_dilate_and_convolve, **options),
-    )
+    def by_xla(x: Array, kernel: Array) -> Array:
+        sizes = zip(kernel.shape[:2], crop, strict=True)
+        padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
+        return lax.conv_general_dilated(
+            x,
+            kernel[::-1, ::-1],
+            (1, 1),
+            padding,
+            lhs_dilation=strides,
+            dimension_numbers=LAYOUT,
+        )
+
+    by_cpu = partial(cpu.convolve_transposed, strides=strides, crop=crop)
+    return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
 
 
-def _dilate_and_convolve(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
-    """A transposed convolution as XLA has it: zeros between the pixels."""
-    sizes = zip(kernel.shape[:2], crop, strict=True)
-    padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
-    return lax.conv_general_dilated(
-        x,
-        kernel[::-1, ::-1],
-        (1, 1),
-        padding,
-        lhs_dilation=strides,
-        dimension_numbers=LAYOUT,
-    )
-
-
-def _check(x: Array, kernel: Array, window: Window, groups: int) -> None:
+def _check(
+    x: Array, kernel: Array, padding: tuple, dilation: Pair, groups: int
+) -> None:
     if x.ndim != 4 or kernel.ndim != 4 or x.dtype != kernel.dtype:
         raise ValueError(
             "convolve takes x [B, H, W, I] and a kernel [kh, kw, I / groups, O] of one "
@@ -138,10 +143,10 @@ def _check(x: Array, kernel: Array, window: Window, groups: int) -> None:
             f"{kernel.shape[2] * groups} channels and makes a multiple of {groups}, "
             f"but x is {list(x.shape)}."
         )
-    for axis, (low, high) in enumerate(window.padding):
-        reach = (kernel.shape[axis] - 1) * window.dilation[axis] + 1
+    for axis, (low, high) in enumerate(padding):
+        reach = (kernel.shape[axis] - 1) * dilation[axis] + 1
         if x.shape[axis + 1] + low + high < reach:
             raise ValueError(
-                f"The kernel {list(kernel.shape)} with dilation {window.dilation} is "
-                f"larger than x {list(x.shape)} with padding {window.padding}."
+                f"The kernel {list(kernel.shape)} with dilation {dilation} is "
+                f"larger than x {list(x.shape)} with padding {padding}."
             )

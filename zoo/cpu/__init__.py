@@ -1,0 +1,11 @@
+"""What is computed differently on CPUs, and the compiler options that help there.
+
+Without this room the zoo computes the same, more slowly: `zoo.ops.convolution` calls
+`convolve` and `convolve_transposed` where a program is lowered for CPUs, and the whole
+functions (`make_classifier` and its like) are compiled by `jit_inference`.
+"""
+
+from zoo.cpu.compiler import compiler_options, jit_inference
+from zoo.cpu.convolution import convolve, convolve_transposed
+
+__all__ = ["compiler_options", "convolve", "convolve_transposed", "jit_inference"]

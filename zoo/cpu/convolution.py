@@ -1,0 +1,302 @@
+"""Formulations of the convolution that are faster on CPUs than XLA's own.
+
+Each is the same function, and equally differentiable, for the shapes it takes. What
+each brings to whole networks is measured by `tests/benchmarks/cpu_formulations.py`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from zoo.cpu import winograd
+
+Array = jax.Array
+Pair = tuple[int, int]
+
+# A kernel's gradient is summed over chunks of patches of this size (measured).
+PATCH_BYTES = 2**21
+# XLA copies the patches of a convolution without padding; beyond this size that is slow.
+COPIED_BYTES = 2**23
+MAX_GROUPS = 4
+
+
+class Window(NamedTuple):
+    """How a kernel moves over an image; hashable."""
+
+    strides: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """Computes what `zoo.ops.convolution.convolve` does, which describes the arguments."""
+    window = Window(strides, padding, dilation)
+    if groups > 1:
+        return _by_groups(x, kernel, window, groups)
+    return _convolve(x, kernel, window)
+
+
+def _convolve(x: Array, kernel: Array, window: Window) -> Array:
+    if isinstance(x.shape[0], int) and x.size:
+        for takes, formulation in FORMULATIONS.values():
+            if takes(x, kernel, window):
+                return formulation(x, kernel, window)
+    return _by_xla(x, kernel, window)
+
+
+def _by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.strides,
+        window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _by_groups(x: Array, kernel: Array, window: Window, groups: int) -> Array:
+    """One convolution for each group: XLA has no parallel code for groups."""
+    if "groups" in OFF or groups > MAX_GROUPS:
+        return _by_xla(x, kernel, window, groups)
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([_convolve(*part, window) for part in parts], -1)
+
+
+# 1x1: a product of matrices.
+
+
+def _is_product(x: Array, kernel: Array, window: Window) -> bool:
+    return kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0))
+
+
+def _product(x: Array, kernel: Array, window: Window) -> Array:
+    x = x[:, :: window.strides[0], :: window.strides[1]]
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    # Keeps the computation of the cotangent out of the products.
+    return lax.optimization_barrier(y.reshape(*x.shape[:3], kernel.shape[-1]))
+
+
+# 3x3 of stride 1 with enough channels and pixels: Winograd's tiles.
+
+
+def _is_winograd(x: Array, kernel: Array, window: Window) -> bool:
+    return (
+        kernel.shape[:2] == (3, 3)
+        and window.strides + window.dilation == (1, 1, 1, 1)
+        and all(0 <= p <= 2 for p in sum(window.padding, ()))
+        and winograd.pays(x, kernel)
+    )
+
+
+def _winograd(x: Array, kernel: Array, window: Window) -> Array:
+    return winograd.convolve_3x3(x, kernel, window.padding)
+
+
+# Dilated by d: d * d images, of every d-th pixel each.
+
+
+def _is_dilated(x: Array, kernel: Array, window: Window) -> bool:
+    d = window.dilation[0]
+    if window.dilation != (d, d) or d == 1 or window.strides != (1, 1):
+        return False
+    sizes = [-(-(n + sum(p)) // d) for n, p in zip(x.shape[1:3], window.padding)]
+    if min(sizes) < 3 or min(sum(window.padding, ())) < 0:
+        return False
+    phases = jax.ShapeDtypeStruct((len(x) * d * d, *sizes, x.shape[3]), x.dtype)
+    return _is_winograd(phases, kernel, Window())
+
+
+def _dilated(x: Array, kernel: Array, window: Window) -> Array:
+    d, taps = window.dilation[0], kernel.shape[0]
+    height, width = _result(x, kernel, window)
+    count = [-(-n // d) + taps - 1 for n in (height, width)]
+    x = _pad(x, window, [n * d for n in count])
+    x = x.reshape(-1, count[0], d, count[1], d, x.shape[3])
+    x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *count, x.shape[5])
+    y = _convolve(x, kernel, Window())
+    y = y.reshape(-1, d, d, *y.shape[1:]).transpose(0, 3, 1, 4, 2, 5)
+    rows, columns = ((n - taps + 1) * d for n in count)
+    return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
+
+
+# 11x11 of stride 4 on images of 3 channels: stride 1 on blocks of 4 x 4 pixels.
+
+
+def _is_blocks(x: Array, kernel: Array, window: Window) -> bool:
+    stride, size = window.strides[0], kernel.shape[0]
+    square = kernel.shape[1] == size and window.strides[1] == stride
+    few = x.shape[3] <= 4 and stride > 1 and 2.5 < size / stride <= 3
+    return square and few and window.dilation == (1, 1)
+
+
+def _blocks(x: Array, kernel: Array, window: Window) -> Array:
+    (stride, _), (size, _, channels, features) = window.strides, kernel.shape
+    taps = -(-size // stride)
+    count = [n + taps - 1 for n in _result(x, kernel, window)]
+    x = _pad(x, window, [n * stride for n in count])
+    x = x.reshape(-1, count[0], stride, count[1], stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *count, stride**2 * channels)
+    more = (0, taps * stride - size)
+    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
+    return _convolve(x, kernel, Window())
+
+
+# Any other: XLA's, but for the gradient of the kernel, which XLA computes as one
+# convolution whose window is the whole image, of transposed operands.
+
+
+def _is_any(x: Array, kernel: Array, window: Window) -> bool:
+    return True
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _direct(x: Array, kernel: Array, window: Window) -> Array:
+    width = _result(x, kernel, window)[1]
+    many = len(x) * _patch_bytes(x, kernel, window) > COPIED_BYTES
+    if many and window.padding == ((0, 0), (0, 0)) and "column" not in OFF:
+        # Without padding XLA would copy all patches: a column of zeros is cheaper.
+        window = window._replace(padding=((0, 0), (0, 1)))
+    return _by_xla(x, kernel, window)[:, :, :width]
+
+
+@partial(_direct.defjvp, symbolic_zeros=True)
+def _direct_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _direct(x, kernel, window)
+    dy = jnp.zeros_like(y)
+    if not isinstance(dx, SymbolicZero):
+        dy = _direct(dx, kernel, window)
+    if not isinstance(dkernel, SymbolicZero):
+        # Reverse mode transposes this: a sum of patches times cotangents.
+        dy = dy + _by_patches(x, dkernel, window)
+    return y, dy
+
+
+def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
+    """Multiplies patches with the kernel, of a few images or rows at a time."""
+    (height, width), (kh, kw, channels, features) = (
+        _result(x, kernel, window),
+        kernel.shape,
+    )
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    images = _pad(x, window)
+    limit = max(PATCH_BYTES, kernel.size * wide.itemsize)
+    of_image = _patch_bytes(x, kernel, window)
+    few = largest_divisor(len(x), limit // of_image)
+    rows = largest_divisor(height, limit * height // of_image)
+    (sh, sw), (dh, dw) = window.strides, window.dilation
+    reach = (rows - 1) * sh + (kh - 1) * dh + 1
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def of_chunk(images: Array, matrix: Array, start: tuple[Array, Array]) -> Array:
+        start = (start[0], start[1], 0, 0)
+        part = lax.dynamic_slice(images, start, (few, reach, *images.shape[2:]))
+        part = part.astype(wide)
+        patches = [
+            part[:, i * dh :: sh, j * dw :: sw][:, :rows, :width]
+            for i in range(kh)
+            for j in range(kw)
+        ]
+        patches = jnp.concatenate(patches, axis=-1).reshape(-1, len(matrix))
+        return (patches @ matrix).reshape(few, rows, width, features)
+
+    matrix = kernel.astype(wide).reshape(-1, features)
+    starts = jnp.meshgrid(
+        jnp.arange(0, len(x), few), jnp.arange(0, height, rows) * sh, indexing="ij"
+    )
+    count = starts[0].shape
+    starts = tuple(start.ravel() for start in starts)
+    y = lax.map(partial(of_chunk, images, matrix), starts)
+    y = y.reshape(*count, few, rows, width, features).transpose(0, 2, 1, 3, 4, 5)
+    return y.reshape(len(x), height, width, features).astype(x.dtype)
+
+
+# In the order in which they are tried: whether one takes the shapes, and itself.
+FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
+    "product": (_is_product, _product),
+    "winograd": (_is_winograd, _winograd),
+    "dilated": (_is_dilated, _dilated),
+    "blocks": (_is_blocks, _blocks),
+    "patches": (_is_any, _direct),
+}
+OFF = set()
+
+
+def convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
+    """Computes a transposed convolution as a convolution to s * s as many channels.
+
+    Output row `s * q + r` is row q of phase r, to which the taps r, r + s, r + 2s, ...
+    contribute. XLA's own multiplies the zeros between the pixels, too.
+    """
+    kh, kw, channels, features = kernel.shape
+    (sh, sw), (b, h, w, _) = strides, x.shape
+    mh, mw = math.ceil(kh / sh), math.ceil(kw / sw)
+    kernel = jnp.pad(kernel, ((0, mh * sh - kh), (0, mw * sw - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(mh, sh, mw, sw, channels, features)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
+    y = _convolve(x, kernel, Window(padding=((mh - 1, mh - 1), (mw - 1, mw - 1))))
+    h, w = h + mh - 1, w + mw - 1
+    y = y.reshape(b, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(b, h * sh, w * sw, features)
+    (top, bottom), (left, right) = crop
+    cuts = (-top, kh - mh * sh - bottom, 0), (-left, kw - mw * sw - right, 0)
+    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *cuts, (0, 0, 0)))
+
+
+def _pad(x: Array, window: Window, sizes: list[int] | None = None) -> Array:
+    """Pads as the window says or, below and on the right, to the sizes."""
+    pads = list(window.padding)
+    if sizes is not None:
+        lows = [low for low, _ in pads]
+        pads = [
+            (low, size - n - low)
+            for low, size, n in zip(lows, sizes, x.shape[1:3], strict=True)
+        ]
+    pads = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+def _result(x: Array, kernel: Array, window: Window) -> Pair:
+    """Height and width of the result."""
+    return tuple(
+        (n + sum(pad) - (k - 1) * d - 1) // stride + 1
+        for n, pad, k, d, stride in zip(
+            x.shape[1:3],
+            window.padding,
+            kernel.shape[:2],
+            window.dilation,
+            window.strides,
+            strict=True,
+        )
+    )
+
+
+def _patch_bytes(x: Array, kernel: Array, window: Window) -> int:
+    """Bytes of an image's patches."""
+    numbers = math.prod((*_result(x, kernel, window), *kernel.shape[:3]))
+    return numbers * jnp.promote_types(x.dtype, jnp.float32).itemsize
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is no more than the limit, or 1."""
+    return max(
+        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
+    )

@@ -1,0 +1,130 @@
+"""3x3 convolutions with 2.25 times fewer products.
+
+Winograd's F(2x2, 3x3) makes each 2 x 2 outputs from a tile of 4 x 4 inputs: tile and
+kernel become 16 numbers a channel, and each of these is one product of matrices,
+[tiles, I] @ [I, O]. In one dimension, of a tile d0 .. d3 and a kernel g0 g1 g2:
+
+    v0, v3 = d0 - d2, d1 - d3              v1, v2 = d2 + d1, d2 - d1
+    u0, u3 = g0, g2                        u1, u2 = (g0 + g2 +- g1) / 2
+    y0, y1 = m0 + m1 + m2, m1 - m2 - m3    where m = v u
+
+The outer pair (0, 3) and the inner pair (1, 2) are arrays of their own, and a pair is
+an axis of length two. So nothing is concatenated, which XLA is slow at on CPUs.
+
+Reference:
+  Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# Bytes of transformed tiles that stay in a shared cache (measured).
+GROUP_BYTES = 7 * 2**22
+# Fewest channels and pixels from which the transforms take less than is saved.
+CHANNELS = 32
+PIXELS = 256
+IMAGE = 128
+
+
+def pays(x: Array, kernel: Array) -> bool:
+    """Whether a convolution of these shapes is faster this way (measured)."""
+    batch, height, width, channels = x.shape
+    least = min(channels, kernel.shape[3])
+    return (
+        x.dtype == jnp.promote_types(x.dtype, jnp.float32)
+        and least >= CHANNELS
+        and batch * height * width >= PIXELS
+        and height * width <= IMAGE * least
+    )
+
+
+def convolve_3x3(x: Array, kernel: Array, padding: Padding) -> Array:
+    """Cross-correlates at stride 1.
+
+    Args:
+      x: [B, H, W, I], float32 or wider.
+      kernel: [3, 3, I, O].
+      padding: ((above, below), (left, right)), not negative.
+
+    Returns:
+      [B, H + above + below - 2, W + left + right - 2, O].
+    """
+    sides = zip(x.shape[1:3], padding, strict=True)
+    height, width = (n + sum(pad) - 2 for n, pad in sides)
+    (above, below), (left, right) = padding
+    # An even number of outputs.
+    sides = (above, below + height % 2), (left, right + width % 2)
+    x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    kernels = [u for rows in _kernel_pairs(kernel, 0) for u in _kernel_pairs(rows, 1)]
+
+    numbers = 16 * -(-height // 2) * -(-width // 2) * sum(kernel.shape[2:])
+    few = largest_divisor(len(x), GROUP_BYTES // (numbers * x.dtype.itemsize))
+    # Tiles are made anew on the way back: kept, they would take four times as much
+    # memory as the images.
+    of_few = jax.checkpoint(_convolve_even, prevent_cse=False)
+    if few == len(x):
+        y = of_few(x, kernels)
+    else:
+        groups = x.reshape(-1, few, *x.shape[1:])
+        y = lax.map(partial(of_few, kernels=kernels), groups)
+        y = y.reshape(len(x), *y.shape[2:])
+    return y[:, :height, :width]
+
+
+def _convolve_even(x: Array, kernels: list[Array]) -> Array:
+    (b, h, w, channels), features = x.shape, kernels[0].shape[3]
+    phases = x.reshape(b, h // 2, 2, w // 2, 2, channels).transpose(2, 4, 0, 1, 3, 5)
+    tiles = [v for rows in _tile_pairs(phases, 0) for v in _tile_pairs(rows, 1)]
+    products = []
+    for v, u in zip(tiles, kernels, strict=True):
+        v = v.reshape(2, 2, -1, channels)
+        products.append(lax.dot_general(v, u, (((3,), (2,)), ((0, 1), (0, 1)))))
+    outer, inner = (_outputs(*pair, 1) for pair in (products[:2], products[2:]))
+    y = _outputs(outer, inner, 0).reshape(2, 2, b, h // 2 - 1, w // 2 - 1, features)
+    return y.transpose(2, 3, 0, 4, 1, 5).reshape(b, h - 2, w - 2, features)
+
+
+# Transforms along one axis, from or to an outer and an inner pair.
+
+
+def _tile_pairs(phases: Array, axis: int) -> tuple[Array, Array]:
+    here = lax.slice_in_dim(phases, 0, -1, axis=axis + 3)
+    beyond = lax.slice_in_dim(phases, 1, None, axis=axis + 3)
+    d1, d2 = _halves(here, axis)[1], _halves(beyond, axis)[0]
+    return here - beyond, d2 + _signs(phases, axis) * d1
+
+
+def _kernel_pairs(kernel: Array, axis: int) -> tuple[Array, Array]:
+    g0, g1, g2 = (lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
+    outer = lax.slice_in_dim(kernel, 0, 3, 2, axis=axis)
+    return outer, (g0 + g2) / 2 + _signs(outer, axis) * (g1 / 2)
+
+
+def _outputs(outer: Array, inner: Array, axis: int) -> Array:
+    signs = _signs(outer, axis)
+    first, second = _halves(inner, axis)
+    return signs * outer + first + signs * second
+
+
+def _halves(pair: Array, axis: int) -> tuple[Array, Array]:
+    return tuple(lax.slice_in_dim(pair, i, i + 1, axis=axis) for i in range(2))
+
+
+def _signs(pair: Array, axis: int) -> np.ndarray:
+    shape = [1] * pair.ndim
+    shape[axis] = 2
+    return np.array([1, -1], pair.dtype).reshape(shape)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is no more than the limit, or 1."""
+    return max(
+        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
+    )
