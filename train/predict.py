@@ -14,6 +14,7 @@ import zoo
 from train.figures import draw_prediction
 from train.figures.boxes import draw_detections
 from train.figures.masks import draw_overlay, make_palette, paletted
+from zoo.cpu import jit_inference
 from zoo.spec import Card
 
 
@@ -77,7 +78,7 @@ def _load(run_dir: Path) -> tuple[nn.Module, dict[str, Any], Card]:
 def _classifier(
     model: nn.Module, variables: Any, card: Card, names: Sequence[str]
 ) -> Callable[[np.ndarray], Predicted]:
-    apply = jax.jit(model.apply)
+    apply = jit_inference(model.apply)
 
     def predict(image: np.ndarray) -> Predicted:
         fitted = zoo.fit_image(image, card.preprocess)[None]

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from train.state import TrainState
 from train.tasks import Task
+from zoo.cpu import jit_inference
 from zoo.preprocess import normalize
 from zoo.spec import Preprocess
 from zoo.transfer import freeze_statistics, frozen_modules, merge, split
@@ -209,4 +210,4 @@ def make_eval_step(
         state, each = task.evaluate(model, variables, images, state, batch)
         return state, {**each, "index": batch["index"], "valid": batch["valid"]}
 
-    return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+    return jit_inference(step, out_shardings=NamedSharding(mesh, P()))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from train.data import Source
 from train.steps import make_mesh
 from train.tasks import softmax_cross_entropy
+from zoo.cpu import jit_inference
 from zoo.metrics import classification as metrics
 from zoo.preprocess import normalize
 from zoo.protocols import Protocol, mean_probabilities
@@ -82,7 +83,7 @@ def evaluate_views(
     pixels = batch_size * preprocess.size**2
     batches = _batches(parts, pixels, mesh.size)
 
-    @jax.jit
+    @jit_inference
     def step(variables, views):
         images = normalize(views.reshape(-1, *views.shape[2:]), preprocess)
         logits = model.apply(variables, images)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from zoo.cpu import jit_inference
 from zoo.detection.contract import Candidates, Detections, Postprocess
 from zoo.fitting import fit_batch, scale_boxes
 from zoo.ops.nms import nms
@@ -77,7 +78,7 @@ def make_detector(
     given = {name: value for name, value in given.items() if value is not None}
     postprocess = _check(model.postprocess._replace(**given))
 
-    @jax.jit
+    @jit_inference
     def run(variables, images, sizes, proposals) -> Detections:
         fitted = fit_batch(images, preprocess, sizes, canvas=canvas)
         original = jnp.int32(images.shape[1:3])[None] if sizes is None else sizes

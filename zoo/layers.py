@@ -185,14 +185,14 @@ class BatchNorm(nn.Module):
                 f"{'/'.join(self.path)}: batch statistics need more than one value per "
                 f"channel, got the input {list(x.shape)}."
             )
+        # One pass over the map. It is as exact as two, because what is squared is the
+        # difference from the mean of one row, and few deviations large.
         axes = tuple(range(x.ndim - 1))
-        # One pass over the map, as exact as two: squares are summed of differences from
-        # the mean of one row, which is near the mean when measured in deviations.
-        some = x[:, x.shape[1] // 2] if x.ndim > 2 else x
-        near = average(jax.lax.stop_gradient(some).mean(axes[: some.ndim - 1]))
-        rest = x - per_channel(near, x)
-        mean, square = average(jnp.stack([rest.mean(axes), jnp.square(rest).mean(axes)]))
-        return near + mean, jnp.maximum(square - jnp.square(mean), 0), count
+        row = x[:, x.shape[1] // 2] if x.ndim > 2 else x
+        origin = average(jax.lax.stop_gradient(row).mean(axes[: row.ndim - 1]))
+        x = x - per_channel(origin, x)
+        mean, square = average(jnp.stack([x.mean(axes), jnp.square(x).mean(axes)]))
+        return origin + mean, jnp.maximum(square - jnp.square(mean), 0), count
 
 
 class LinearHead(nn.Module):

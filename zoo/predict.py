@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
+from zoo.cpu import jit_inference
 from zoo.preprocess import fit_images, normalize
 from zoo.spec import Preprocess
 
@@ -42,7 +43,7 @@ def make_classifier(
     if top < 1:
         raise ValueError(f"top={top} must be 1 or more.")
 
-    @jax.jit
+    @jit_inference
     def classify(variables: Mapping[str, Any], images: jax.Array) -> Classification:
         images = normalize(fit_images(images, preprocess), preprocess)
         probabilities = jax.nn.softmax(model.apply(variables, images))

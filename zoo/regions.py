@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.cpu import jit_inference
 from zoo.detect import choose_detections
 from zoo.detection.contract import Detections
 from zoo.detection.rcnn import OUTPUTS, RCNN, warp
@@ -45,7 +46,7 @@ def make_region_reader(
         image = normalize(image, preprocess)
         return warp(image, boxes, extent, size=preprocess.size, context=model.context)
 
-    @partial(jax.jit, static_argnums=2)
+    @partial(jit_inference, static_argnums=2)
     def run(variables: Mapping[str, Any], regions: jax.Array, names: tuple[str, ...]):
         out = model.apply(variables, regions, method="endpoints")
         return {name: out[name] for name in names}

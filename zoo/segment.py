@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.cpu import jit_inference
 from zoo.ops.looking import Size, clear_rest, place, slide
 from zoo.ops.resize import resize
 from zoo.preprocess import check_batch, normalize
@@ -101,7 +102,7 @@ def make_segmenter(
             y = slide(function, x, filled, window, overlap=overlap, margin=margin)
         return place(y, filled, size, flip=flip)
 
-    @jax.jit
+    @jit_inference
     def core(variables: Mapping[str, Any], images: Array, filled: Array):
         size = images.shape[1:3]
         images = normalize(images, preprocess)

@@ -1,7 +1,7 @@
 """The compiler options with which convolutional networks run faster on CPUs."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax import lax
 
 # XLA hands reductions to YNNPACK, with whole blocks of a network fused into them, and
 # these are slower than its own code. No fusion type is listed: none is left.
-OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+INFERENCE = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def compiler_options() -> dict[str, str]:
@@ -21,30 +21,34 @@ def compiler_options() -> dict[str, str]:
 
         apply = jax.jit(model.apply, compiler_options=zoo.cpu.compiler_options())
 
-    which runs `resnet18` on one image more than twice as fast as without. JAX takes
-    compiler options of the outermost `jit` only. Training steps gain nothing.
+    JAX takes compiler options of the outermost `jit` only. Training steps gain nothing
+    from these.
 
     Returns:
-      Options for `jax.jit` and `jax.stages.Lowered.compile`, which change no result
-      beyond rounding. Empty where JAX's default backend is not the CPU, and where
-      jaxlib does not know the options.
+      Options for `jax.jit` and `jax.stages.Lowered.compile`, which change results by
+      rounding alone. Empty where JAX's default backend is not the CPU, and where jaxlib
+      does not know the options.
     """
-    known = jax.default_backend() == "cpu" and _are_known()
-    return dict(OPTIONS) if known else {}
+    return keep_known(INFERENCE) if jax.default_backend() == "cpu" else {}
+
+
+def keep_known(options: Mapping[str, str]) -> dict[str, str]:
+    """Keeps the options with which the installed jaxlib compiles for CPUs."""
+    return {k: v for k, v in options.items() if _is_known(k, v)}
 
 
 @functools.cache
-def _are_known() -> bool:
+def _is_known(name: str, value: str) -> bool:
     lowered = jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), jnp.float32))
     try:
-        lowered.compile(compiler_options=OPTIONS)
+        lowered.compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:
         return False
     return True
 
 
 def jit_inference(function: Callable, **options: Any) -> Callable:
-    """Does what `jax.jit` does, with `compiler_options` where these are taken.
+    """Does what `jax.jit` does, with `compiler_options` where JAX takes them.
 
     Args:
       function: To be compiled.

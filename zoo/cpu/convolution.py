@@ -21,9 +21,8 @@ Pair = tuple[int, int]
 
 # A kernel's gradient is summed over chunks of patches of this size (measured).
 PATCH_BYTES = 2**21
-# XLA copies the patches of a convolution without padding; beyond this size that is slow.
+# XLA copies the patches of convolutions without padding: slow beyond this size.
 COPIED_BYTES = 2**23
-MAX_GROUPS = 4
 
 
 class Window(NamedTuple):
@@ -32,6 +31,7 @@ class Window(NamedTuple):
     strides: Pair = (1, 1)
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
+    groups: int = 1
 
 
 def convolve(
@@ -43,11 +43,8 @@ def convolve(
     dilation: Pair,
     groups: int,
 ) -> Array:
-    """Computes what `zoo.ops.convolution.convolve` does, which describes the arguments."""
-    window = Window(strides, padding, dilation)
-    if groups > 1:
-        return _by_groups(x, kernel, window, groups)
-    return _convolve(x, kernel, window)
+    """Does what `zoo.ops.convolution.convolve` does, which describes the arguments."""
+    return _convolve(x, kernel, Window(strides, padding, dilation, groups))
 
 
 def _convolve(x: Array, kernel: Array, window: Window) -> Array:
@@ -58,7 +55,7 @@ def _convolve(x: Array, kernel: Array, window: Window) -> Array:
     return _by_xla(x, kernel, window)
 
 
-def _by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
+def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -66,15 +63,20 @@ def _by_xla(x: Array, kernel: Array, window: Window, groups: int = 1) -> Array:
         window.padding,
         rhs_dilation=window.dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        feature_group_count=window.groups,
     )
 
 
-def _by_groups(x: Array, kernel: Array, window: Window, groups: int) -> Array:
-    """One convolution for each group: XLA has no parallel code for groups."""
-    if "groups" in OFF or groups > MAX_GROUPS:
-        return _by_xla(x, kernel, window, groups)
-    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+# Few groups: one convolution each, as XLA has no parallel code for groups.
+
+
+def _is_groups(x: Array, kernel: Array, window: Window) -> bool:
+    return 1 < window.groups <= 4
+
+
+def _groups(x: Array, kernel: Array, window: Window) -> Array:
+    parts = zip(*(jnp.split(a, window.groups, -1) for a in (x, kernel)), strict=True)
+    window = window._replace(groups=1)
     return jnp.concatenate([_convolve(*part, window) for part in parts], -1)
 
 
@@ -82,7 +84,7 @@ def _by_groups(x: Array, kernel: Array, window: Window, groups: int) -> Array:
 
 
 def _is_product(x: Array, kernel: Array, window: Window) -> bool:
-    return kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0))
+    return kernel.shape[:2] == (1, 1) and window == Window(window.strides)
 
 
 def _product(x: Array, kernel: Array, window: Window) -> Array:
@@ -98,7 +100,7 @@ def _product(x: Array, kernel: Array, window: Window) -> Array:
 def _is_winograd(x: Array, kernel: Array, window: Window) -> bool:
     return (
         kernel.shape[:2] == (3, 3)
-        and window.strides + window.dilation == (1, 1, 1, 1)
+        and window == Window(padding=window.padding)
         and all(0 <= p <= 2 for p in sum(window.padding, ()))
         and winograd.pays(x, kernel)
     )
@@ -113,11 +115,9 @@ def _winograd(x: Array, kernel: Array, window: Window) -> Array:
 
 def _is_dilated(x: Array, kernel: Array, window: Window) -> bool:
     d = window.dilation[0]
-    if window.dilation != (d, d) or d == 1 or window.strides != (1, 1):
+    if d == 1 or window != Window(padding=window.padding, dilation=(d, d)):
         return False
-    sizes = [-(-(n + sum(p)) // d) for n, p in zip(x.shape[1:3], window.padding)]
-    if min(sizes) < 3 or min(sum(window.padding, ())) < 0:
-        return False
+    sizes = [n // d + 2 for n in _result(x, kernel, window)]
     phases = jax.ShapeDtypeStruct((len(x) * d * d, *sizes, x.shape[3]), x.dtype)
     return _is_winograd(phases, kernel, Window())
 
@@ -142,7 +142,7 @@ def _is_blocks(x: Array, kernel: Array, window: Window) -> bool:
     stride, size = window.strides[0], kernel.shape[0]
     square = kernel.shape[1] == size and window.strides[1] == stride
     few = x.shape[3] <= 4 and stride > 1 and 2.5 < size / stride <= 3
-    return square and few and window.dilation == (1, 1)
+    return square and few and window == Window((stride, stride), window.padding)
 
 
 def _blocks(x: Array, kernel: Array, window: Window) -> Array:
@@ -163,15 +163,15 @@ def _blocks(x: Array, kernel: Array, window: Window) -> Array:
 # convolution whose window is the whole image, of transposed operands.
 
 
-def _is_any(x: Array, kernel: Array, window: Window) -> bool:
-    return True
+def _is_direct(x: Array, kernel: Array, window: Window) -> bool:
+    return window.groups == 1
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _direct(x: Array, kernel: Array, window: Window) -> Array:
     width = _result(x, kernel, window)[1]
     many = len(x) * _patch_bytes(x, kernel, window) > COPIED_BYTES
-    if many and window.padding == ((0, 0), (0, 0)) and "column" not in OFF:
+    if many and window.padding == ((0, 0), (0, 0)):
         # Without padding XLA would copy all patches: a column of zeros is cheaper.
         window = window._replace(padding=((0, 0), (0, 1)))
     return _by_xla(x, kernel, window)[:, :, :width]
@@ -192,10 +192,7 @@ def _direct_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array,
 
 def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
     """Multiplies patches with the kernel, of a few images or rows at a time."""
-    (height, width), (kh, kw, channels, features) = (
-        _result(x, kernel, window),
-        kernel.shape,
-    )
+    (height, width), (kh, kw, _, features) = _result(x, kernel, window), kernel.shape
     wide = jnp.promote_types(x.dtype, jnp.float32)
     images = _pad(x, window)
     limit = max(PATCH_BYTES, kernel.size * wide.itemsize)
@@ -231,13 +228,13 @@ def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
 
 # In the order in which they are tried: whether one takes the shapes, and itself.
 FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
+    "groups": (_is_groups, _groups),
     "product": (_is_product, _product),
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
     "blocks": (_is_blocks, _blocks),
-    "patches": (_is_any, _direct),
+    "patches": (_is_direct, _direct),
 }
-OFF = set()
 
 
 def convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:

@@ -105,9 +105,7 @@ def convolve_transposed(
             "convolve_transposed takes x [B, H, W, I] and a kernel [kh, kw, I, O], got "
             f"{list(x.shape)} and {list(kernel.shape)}."
         )
-    return _convolve_transposed(
-        x, kernel, tuple(strides), tuple(map(tuple, crop))
-    )
+    return _convolve_transposed(x, kernel, tuple(strides), tuple(map(tuple, crop)))
 
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
@@ -115,14 +113,7 @@ def _convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) ->
     def by_xla(x: Array, kernel: Array) -> Array:
         sizes = zip(kernel.shape[:2], crop, strict=True)
         padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
-        return lax.conv_general_dilated(
-            x,
-            kernel[::-1, ::-1],
-            (1, 1),
-            padding,
-            lhs_dilation=strides,
-            dimension_numbers=LAYOUT,
-        )
+        return lax.conv_transpose(x, kernel[::-1, ::-1], strides, padding)
 
     by_cpu = partial(cpu.convolve_transposed, strides=strides, crop=crop)
     return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)

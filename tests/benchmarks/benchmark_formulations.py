@@ -1,0 +1,189 @@
+"""Measures what each CPU formulation of a convolution brings to a whole network.
+
+# about N minutes on two cores
+python tests/benchmarks/benchmark_formulations.py
+# some cells: formulation, network, kind and batch
+python tests/benchmarks/benchmark_formulations.py winograd/vgg16/inference_1
+# prints what was measured
+python tests/benchmarks/benchmark_formulations.py --table
+# writes it to the README
+python tests/benchmarks/benchmark_formulations.py --readme
+
+A cell is one network, compiled with all formulations of `zoo.cpu` and with all but one,
+which XLA's own convolution then replaces. Both programs take turns in one process.
+Inference is compiled with `zoo.cpu.compiler_options()` on both sides, training without.
+Cells that the file has already, of this machine, are left out, unless they are named.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import readme
+from benchmark_rounds import machine, same_machine, say, seconds_per_call_within, where
+from jax import lax
+
+import zoo
+from zoo import cpu
+from zoo.cpu.convolution import FORMULATIONS
+
+OUT = Path(__file__).parent / "formulations.json"
+CELLS = (
+    "product/resnet50/train_8",
+    "patches/resnet18/train_8",
+    "winograd/vgg16/inference_1",
+    "dilated/pspnet_resnet50/inference_1",
+    "groups/alexnet/inference_16",
+    "blocks/alexnet_tv/inference_16",
+    "transposed/fcn32s_vgg16/inference_1",
+)
+ROUNDS = 4
+
+
+def main() -> None:
+    """Measures, or shows what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", nargs="*", help="such as winograd/vgg16/inference_1")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="of a turn, at least"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--readme", action="store_true", help="write it to the README")
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if not options.table and not options.readme:
+        here = machine()
+        if not same_machine(found.get("machine", here), here):
+            say("the numbers in the file are of another machine; they are replaced.")
+            found = {}
+        found["machine"] = here
+        known = found.setdefault("milliseconds", {})
+        for cell in options.cells or [c for c in CELLS if c not in known]:
+            known[cell] = measure(cell, options.seconds)
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+            say(f"{cell}: {known[cell]}")
+    if options.readme:
+        readme.write_block("formulations", render(found))
+    else:
+        print(render(found))
+
+
+def measure(cell: str, seconds: float) -> dict[str, list[float]]:
+    """Lets both programs take turns; returns the milliseconds of their calls."""
+    formulation, name, work = cell.split("/")
+    kind, batch = work.split("_")
+    calls = {
+        "with": compile_call(name, kind, int(batch)),
+        "without": without(formulation, compile_call, name, kind, int(batch)),
+    }
+    took: dict[str, list[float]] = {side: [] for side in calls}
+    for _ in range(ROUNDS):
+        for side, call in calls.items():
+            took[side].append(1e3 * seconds_per_call_within(call, seconds))
+    return took
+
+
+def without(formulation: str, function: Callable, *arguments: Any) -> Any:
+    """Calls a function while a formulation of `zoo.cpu` is not there."""
+    jax.clear_caches()
+    kept, transposed = dict(FORMULATIONS), cpu.convolve_transposed
+    try:
+        if formulation == "transposed":
+            cpu.convolve_transposed = transposed_by_xla
+        else:
+            del FORMULATIONS[formulation]
+        return function(*arguments)
+    finally:
+        cpu.convolve_transposed = transposed
+        FORMULATIONS.clear()
+        FORMULATIONS.update(kept)
+        jax.clear_caches()
+
+
+def transposed_by_xla(x, kernel, strides, crop):
+    """What `convolve_transposed` is on accelerators."""
+    sizes = zip(kernel.shape[:2], crop, strict=True)
+    padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
+    return lax.conv_transpose(x, kernel[::-1, ::-1], strides, padding)
+
+
+def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
+    """Compiles a network's inference or training step, of random numbers."""
+    model, random = zoo.build(name), np.random.default_rng(0)
+    shape = (batch, *zoo.get_spec(name).preprocess.shape)
+    images = jnp.asarray(random.normal(size=shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: fill(path[-1].key, leaf.shape, random), shapes
+    )
+    if kind == "inference":
+        infer = jax.jit(
+            lambda *a: model.apply(*a), compiler_options=cpu.compiler_options()
+        )
+        compiled = infer.lower(variables, images).compile()
+        return lambda: jax.block_until_ready(compiled(variables, images))
+
+    def step(variables, images, key):
+        params = variables["params"]
+        rest = {k: v for k, v in variables.items() if k != "params"}
+
+        def objective(params):
+            outputs, new = model.apply(
+                {"params": params, **rest},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            losses = [jax.nn.log_softmax(y)[..., 0] for y in jax.tree.leaves(outputs)]
+            return sum(jnp.mean(loss) for loss in losses), new
+
+        gradients, new = jax.grad(objective, has_aux=True)(params)
+        params = jax.tree.map(lambda p, g: p - 1e-6 * g, params, gradients)
+        return {"params": params, **new}
+
+    arguments = variables, images, jax.random.key(0)
+    compiled = jax.jit(step).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def fill(name: str, shape: tuple[int, ...], random: np.random.Generator) -> jax.Array:
+    """Makes a variable whose network neither vanishes nor overflows."""
+    if name == "kernel":
+        scale = np.sqrt(2 / np.prod(shape[:-1]))
+        return jnp.asarray(random.normal(0, scale, shape), jnp.float32)
+    return jnp.ones(shape) if name in ("scale", "var") else jnp.zeros(shape)
+
+
+def render(found: dict[str, Any]) -> str:
+    """Makes the table."""
+    lines = [
+        "What each formulation of `zoo.cpu` brings to a whole network in float32, on "
+        f"{where(found['machine'], ('jax',))}: medians of rounds in which the programs "
+        "with and without it take turns. "
+        "`python tests/benchmarks/benchmark_formulations.py` makes it again.",
+        "",
+        "| formulation | network | what | with, ms | without, ms | gain |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    for cell, sides in found["milliseconds"].items():
+        formulation, name, work = cell.split("/")
+        kind, batch = work.split("_")
+        with_, out = (statistics.median(sides[side]) for side in ("with", "without"))
+        what = {"inference": "inference", "train": "training"}[kind]
+        lines.append(
+            f"| {formulation} | `{name}` | {what}, batch {batch} | {with_:,.1f} | "
+            f"{out:,.1f} | {out / with_:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

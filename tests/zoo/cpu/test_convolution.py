@@ -1,0 +1,346 @@
+"""The zoo's convolution on CPUs and its derivatives, held to XLA's own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from zoo.ops.convolution import convolve, convolve_transposed
+
+ROOT = Path(__file__).parents[3]
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def pad(number):
+    return ((number, number), (number, number))
+
+
+NONE = pad(0)
+# name: (x shape, kernel shape, options)
+CASES = {
+    "1x1": ((2, 5, 6, 7), (1, 1, 7, 4), dict(strides=(2, 2))),
+    "1x1_padded": ((2, 5, 6, 3), (1, 1, 3, 4), dict(padding=pad(1))),
+    "3x3": ((3, 7, 8, 4), (3, 3, 4, 5), dict(padding=pad(1), strides=(2, 2))),
+    "7x7": ((2, 16, 15, 3), (7, 7, 3, 8), dict(padding=pad(3), strides=(2, 2))),
+    "asymmetric": (
+        (2, 6, 7, 3),
+        (3, 2, 3, 4),
+        dict(padding=((0, 1), (2, 0)), strides=(2, 1), dilation=(1, 2)),
+    ),
+    "negative_padding": ((2, 8, 8, 3), (3, 3, 3, 4), dict(padding=((-1, 0), (2, -2)))),
+    "much_padding": ((2, 5, 4, 3), (2, 3, 3, 4), dict(padding=pad(3))),
+    "whole_image": ((3, 4, 4, 2), (4, 4, 2, 3), {}),
+    "empty_batch": ((0, 6, 6, 3), (3, 3, 3, 4), dict(padding=pad(1))),
+    # Kernels' gradients are summed over a few images, or a few rows, at a time.
+    "images_in_parts": ((6, 20, 20, 16), (5, 5, 16, 8), dict(padding=pad(2))),
+    "rows_in_parts": ((2, 65, 64, 16), (3, 3, 16, 8), dict(padding=pad(1))),
+    "rows_in_parts_stride_2": (
+        (1, 130, 129, 16),
+        (3, 3, 16, 8),
+        dict(padding=pad(1), strides=(2, 2)),
+    ),
+    "no_padding": ((4, 44, 45, 16), (5, 5, 16, 8), {}),
+    "groups": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
+    "1x1_groups": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),
+    "many_groups": ((2, 5, 5, 16), (3, 3, 1, 32), dict(padding=pad(1), groups=16)),
+    "winograd": ((3, 9, 11, 128), (3, 3, 128, 130), dict(padding=((0, 2), (1, 0)))),
+    "winograd_in_parts": ((4, 64, 66, 32), (3, 3, 32, 32), dict(padding=pad(1))),
+    "dilated": ((2, 13, 12, 3), (3, 3, 3, 4), dict(padding=pad(4), dilation=(4, 4))),
+    "dilated_winograd": (
+        (2, 13, 16, 32),
+        (3, 3, 32, 33),
+        dict(padding=((2, 1), (0, 3)), dilation=(2, 2)),
+    ),
+    "dilated_stride": (
+        (1, 9, 9, 3),
+        (3, 3, 3, 4),
+        dict(padding=pad(2), dilation=(2, 2), strides=(2, 2)),
+    ),
+    "11x11": ((1, 64, 62, 3), (11, 11, 3, 9), dict(strides=(4, 4), padding=pad(2))),
+}
+TRANSPOSED = {
+    "2x2": ((2, 4, 5, 6), (2, 2, 6, 3), dict(strides=(2, 2))),
+    "3x3_crop": (
+        (2, 5, 4, 3),
+        (3, 3, 3, 2),
+        dict(strides=(2, 2), crop=((1, 0), (1, 0))),
+    ),
+    "stride_1": ((2, 5, 5, 3), (3, 3, 3, 2), dict(crop=pad(1))),
+    "stride_above_kernel": ((2, 3, 3, 2), (1, 2, 2, 3), dict(strides=(3, 3))),
+    "rows_differ": (
+        (1, 3, 4, 1),
+        (5, 2, 1, 2),
+        dict(strides=(3, 1), crop=((2, 1), (0, 1))),
+    ),
+    "negative_crop": (
+        (2, 3, 3, 2),
+        (2, 2, 2, 3),
+        dict(strides=(2, 2), crop=((0, -1),) * 2),
+    ),
+    "empty_batch": ((0, 4, 4, 2), (2, 2, 2, 3), dict(strides=(2, 2))),
+}
+
+
+def by_xla(x, kernel, strides=(1, 1), padding=NONE, dilation=(1, 1), groups=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=LAYOUT,
+        feature_group_count=groups,
+    )
+
+
+def transposed_by_xla(x, kernel, strides=(1, 1), crop=NONE):
+    """The adjoint of a convolution; negative crops are zeros beyond its image."""
+    (kh, kw), (h, w) = kernel.shape[:2], x.shape[1:3]
+    full = (len(x), (h - 1) * strides[0] + kh, (w - 1) * strides[1] + kw)
+
+    def forward(image):
+        return by_xla(image, kernel.transpose(0, 1, 3, 2), strides)
+
+    y = jax.vjp(forward, jnp.zeros((*full, kernel.shape[3]), x.dtype))[1](x)[0]
+    cuts = [(0, 0, 0), *((-low, -high, 0) for low, high in crop), (0, 0, 0)]
+    return lax.pad(y, jnp.zeros((), x.dtype), cuts)
+
+
+def make_arrays(case, dtype=jnp.float32):
+    """Returns x, the kernel, and a change of each."""
+    random = np.random.default_rng(0)
+    shapes = [case[0], case[1]] * 2
+    return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes]
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    """Compares trees of arrays, relative to the largest number of each array."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        scale = np.abs(b).max(initial=1e-30)
+        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=tolerance)
+
+
+def derivatives(f, x, kernel, dx, dkernel):
+    """Returns the value, its tangent, its gradients and a product of its Hessian."""
+    weights = jnp.cos(jnp.arange(jax.eval_shape(f, x, kernel).size, dtype=x.dtype))
+
+    def loss(x, kernel):
+        y = f(x, kernel)
+        return jnp.sum(jnp.square(y) * weights.reshape(y.shape)), y
+
+    def gradient(x, kernel):
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
+
+    return jax.jvp(gradient, (x, kernel), (dx, dkernel))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_derivatives_are_xlas(name, cheap_jit):
+    arrays = make_arrays(CASES[name])
+    found, expected = (
+        cheap_jit(partial(derivatives, partial(f, **CASES[name][2])))(*arrays)
+        for f in (convolve, by_xla)
+    )
+    assert_close(found, expected)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_values_and_derivatives_are_xlas(name, cheap_jit):
+    arrays = make_arrays(TRANSPOSED[name])
+    found, expected = (
+        cheap_jit(partial(derivatives, partial(f, **TRANSPOSED[name][2])))(*arrays)
+        for f in (convolve_transposed, transposed_by_xla)
+    )
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["3x3", "winograd", "rows_in_parts"])
+def test_gradients_of_gradients(name, cheap_jit):
+    x, kernel, dx, dkernel = make_arrays(CASES[name])
+
+    def second(f):
+        f = partial(f, **CASES[name][2])
+
+        def along(x, kernel):
+            loss = lambda *a: jnp.sum(jnp.sin(f(*a) / 8))  # noqa: E731
+            gx, gkernel = jax.grad(loss, (0, 1))(x, kernel)
+            return jnp.sum(gx * dx) + jnp.sum(gkernel * dkernel)
+
+        return cheap_jit(jax.grad(along, (0, 1)))(x, kernel)
+
+    assert_close(second(convolve), second(by_xla), 5e-5)
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3", "winograd"])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (1, 0)], ids=str)
+def test_vmap(name, axes, cheap_jit):
+    x, kernel, _, _ = make_arrays(CASES[name])
+    x, kernel = (
+        a if axis is None else jnp.stack([a, a + 1], axis)
+        for a, axis in zip((x, kernel), axes, strict=True)
+    )
+
+    def gradients(f):
+        f = jax.vmap(partial(f, **CASES[name][2]), axes)
+        loss = lambda *a: jnp.sum(jnp.square(f(*a)))  # noqa: E731
+        return cheap_jit(jax.value_and_grad(loss, (0, 1)))(x, kernel)
+
+    assert_close(gradients(convolve), gradients(by_xla))
+
+
+@pytest.mark.parametrize("name", ["1x1", "rows_in_parts", "winograd", "groups"])
+def test_float64_keeps_its_digits(name, cheap_jit):
+    with jax.enable_x64(True):
+        arrays = make_arrays(CASES[name], jnp.float64)
+        found, expected = (
+            cheap_jit(partial(derivatives, partial(f, **CASES[name][2])))(*arrays)
+            for f in (convolve, by_xla)
+        )
+        assert_close(found, expected, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3", "rows_in_parts", "groups"])
+def test_bfloat16_is_summed_in_float32(name, cheap_jit):
+    shape, kernel, options = CASES[name]
+    case = ((16, *shape[1:]), kernel, options)
+    x, kernel, _, _ = make_arrays(case, jnp.bfloat16)
+
+    def values(f, *arrays):
+        f = partial(f, **options)
+        loss = lambda *a: jnp.sum(f(*a).astype(jnp.float32))  # noqa: E731
+        run = lambda *a: (f(*a), jax.grad(loss, (0, 1))(*a))  # noqa: E731
+        return cheap_jit(run)(*arrays)
+
+    found = values(convolve, x, kernel)
+    exact = values(by_xla, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    # One rounding to 8 bits; sums of bfloat16 would be wrong by several percent.
+    rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16), exact)
+    assert_close(found, rounded, 2**-7)
+
+
+def test_winograds_rounding_is_that_of_direct_sums():
+    x, kernel, _, _ = make_arrays(((1, 16, 16, 512), (3, 3, 512, 128)))
+    exact = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = sum(
+        exact[:, i : i + 16, j : j + 16] @ np.asarray(kernel, np.float64)[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+    found = convolve(x, kernel, padding=pad(1))
+    assert_close(found, exact.astype(np.float32), 2e-6)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("channels", [4, 32])
+def test_symbolic_batch(channels):
+    shape = jax.export.symbolic_shape(f"b, 12, 12, {channels}")
+    x, kernel, _, _ = make_arrays(((3, 12, 12, channels), (3, 3, channels, 32)))
+
+    @jax.jit
+    def f(x, kernel):
+        loss = lambda *a: jnp.sum(convolve(*a, padding=pad(1)))  # noqa: E731
+        return convolve(x, kernel, padding=pad(1)), jax.grad(loss, (0, 1))(x, kernel)
+
+    exported = jax.export.export(f)(
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
+    )
+    assert_close(exported.call(x, kernel), f(x, kernel))
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3", "winograd", "groups"])
+def test_accelerator_gets_xlas_convolution_alone(name):
+    x, kernel, _, _ = make_arrays(CASES[name])
+
+    def lower(f):
+        f = partial(f, **CASES[name][2])
+        loss = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1)))
+        lowered = loss.trace(x, kernel).lower(lowering_platforms=("cuda",))
+        lines = lowered.as_text().splitlines()
+        return sorted(line.split("=")[1].split()[0] for line in lines if " = " in line)
+
+    assert lower(convolve) == lower(by_xla)
+
+
+PARALLEL = """
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from zoo.ops.convolution import convolve
+
+    SHAPES = [(3, 3, 4, 128), (3, 3, 128, 128), (1, 1, 128, 4), (3, 3, 2, 4)]
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(8, 6, 6, 4)), jnp.float32)
+    kernels = [
+        jnp.asarray(random.normal(size=shape) / 3, jnp.float32)
+        for shape in SHAPES
+    ]
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            padding = ((kernel.shape[0] // 2,) * 2,) * 2
+            groups = x.shape[-1] // kernel.shape[2]
+            x = jnp.tanh(convolve(x, kernel, padding=padding, groups=groups))
+        return jnp.sum(x)
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    one = step(kernels, x)
+    sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+    replicated = jax.device_put(kernels, NamedSharding(mesh, P()))
+    by_gspmd = step(replicated, sharded)
+
+    def local(kernels, x):
+        value, (dkernels, dx) = jax.value_and_grad(loss, argnums=(0, 1))(kernels, x)
+        return jax.lax.psum(value, "data"), (dkernels, dx)
+
+    specs = dict(in_specs=(P(), P("data")), out_specs=(P(), (P(), P("data"))))
+    mapped = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
+    by_shard_map = mapped(replicated, sharded)
+    for many in (by_gspmd, by_shard_map):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    print("agree on", len(jax.devices()))
+"""
+
+
+@pytest.mark.slow
+def test_data_parallel_gradients_are_those_of_one_device():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} "
+    flags += "--xla_force_host_platform_device_count=2"
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PARALLEL)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.stdout == "agree on 2\n", ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "message"),
+    [
+        ((3, 3, 4, 5), {}, "takes 4 channels"),
+        ((3, 3, 3, 5), dict(groups=2), "takes 6 channels"),
+        ((9, 9, 3, 5), {}, "larger than x"),
+        ((3, 3, 3), {}, "takes x"),
+    ],
+)
+def test_errors_say_what_does_not_fit(kernel, options, message):
+    with pytest.raises(ValueError, match=message):
+        convolve(jnp.zeros((1, 8, 8, 3)), jnp.zeros(kernel), **options)
