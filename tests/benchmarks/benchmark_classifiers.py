@@ -1,4 +1,4 @@
-"""Measures ImageNet's classifiers beside torchvision, Keras and a public Flax ResNet.
+"""Measures classifiers beside PyTorch's, Keras's and a public Flax ResNet.
 
 # about an hour on two cores
 python tests/benchmarks/benchmark_classifiers.py
@@ -8,11 +8,12 @@ python tests/benchmarks/benchmark_classifiers.py --table
 # writes it there
 python tests/benchmarks/benchmark_classifiers.py --readme
 
-Both have the same deterministic weights and images; their logits are held together
-before any clock starts. The sides take turns, each alone on the machine with all of its
-cores; nothing else should run. Numbers go to classifiers.json beside it, and replace
-those of the same networks and cells. Sides that are not installed (torch, torchvision,
-keras, jax-resnet) are left out and named.
+Cells that the file has already, of this machine, are left out, unless they are named:
+a run that was stopped goes on where it was. All sides have the same weights and images;
+their logits are held together before any clock starts. The sides take turns, each alone
+on the machine with all of its cores; nothing else should run. Numbers go to
+classifiers.json beside it. Sides that are not installed (torch and torchvision, keras,
+jax-resnet) are left out and named.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ class Plan:
     Attributes:
       networks: Names; torchvision has each of them.
       cells: Kind and batch, such as "train_8".
+      small_cells: The same of the networks for CIFAR.
       rounds: Turns of each side.
       seconds: Of a turn, at least; and a turn has one call at least.
       dtype: Of the computation.
@@ -62,8 +65,18 @@ class Plan:
       compiled: Whether to measure torch.compile.
     """
 
-    networks: tuple[str, ...] = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50")
+    networks: tuple[str, ...] = (
+        "alexnet_tv",
+        "vgg11_bn",
+        "vgg16",
+        "googlenet_tv",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "cifar_resnet56",
+    )
     cells: tuple[str, ...] = ("inference_1", "inference_16", "train_8")
+    small_cells: tuple[str, ...] = ("inference_1", "inference_128", "train_128")
     rounds: int = 5
     seconds: float = 2.0
     dtype: str = "float32"
@@ -119,6 +132,7 @@ def main(arguments: list[str]) -> None:
         plan,
         networks=tuple(options.names) or plan.networks,
         cells=tuple(options.cells or plan.cells),
+        small_cells=tuple(options.cells or plan.small_cells),
         rounds=options.rounds or plan.rounds,
         seconds=options.seconds or plan.seconds,
     )
@@ -132,22 +146,28 @@ def main(arguments: list[str]) -> None:
         known["networks"].clear()
     for name in plan.networks:
         zoo.get_spec(name)
-        numbers, versions = measure(name, plan)
-        known["machine"] = {**known.get("machine", {}), **here, **versions}
-        known["plan"] = {"dtype": plan.dtype}
         network = known["networks"].setdefault(name, {"cells": {}})
-        cells = {**network["cells"], **numbers.pop("cells")}
-        network |= {**numbers, "cells": cells}
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-        say(f"wrote {name} to {options.out}")
+        cells = plan.small_cells if name.startswith("cifar") else plan.cells
+        if not options.names and not options.cells:
+            cells = tuple(cell for cell in cells if cell not in network["cells"])
+        for cell, numbers, facts, versions in measure(name, cells, plan):
+            known["machine"] = {**known.get("machine", {}), **here, **versions}
+            known["plan"] = {"dtype": plan.dtype}
+            network |= {**facts, "cells": {**network["cells"], cell: numbers}}
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+            say(f"wrote {name} {cell} to {options.out}")
 
 
-def measure(name: str, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
+def measure(
+    name: str, cells: Sequence[str], plan: Plan
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]]:
     """Measures one network on all sides.
 
-    Returns:
-      The numbers, and the versions of other packages.
+    Yields:
+      Each cell with its numbers, facts of the network, and versions of packages.
     """
+    if not cells:
+        return
     absent: dict[str, str] = {}
     versions: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -179,16 +199,11 @@ def measure(name: str, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
             sides[side] = begin("benchmark_classifiers_jax")
             params[side] = sides[side]("start", side, name, plan.dtype)
             versions[side] = importlib.metadata.version(side.replace("_", "-"))
-        cells = measure_rounds(name, plan, sides, absent)
-        for cell in cells.values():
-            cell["products_per_second"] = products
-    numbers = {
-        "parameters": params,
-        "macs": zoo.get_spec(name).macs,
-        "absent": absent,
-        "cells": cells,
-    }
-    return numbers, versions
+        macs = zoo.get_spec(name).macs
+        facts = {"parameters": params, "macs": macs, "absent": absent}
+        for cell in cells:
+            numbers = measure_rounds(name, cell, plan, sides, absent)
+            yield cell, {**numbers, "products_per_second": products}, facts, versions
 
 
 def check_same(ours: Call, theirs: Call, params: dict[str, int], dtype: str) -> None:
@@ -205,37 +220,35 @@ def check_same(ours: Call, theirs: Call, params: dict[str, int], dtype: str) -> 
 
 
 def measure_rounds(
-    name: str, plan: Plan, sides: dict[str, Call], absent: dict[str, str]
+    name: str, cell: str, plan: Plan, sides: dict[str, Call], absent: dict[str, str]
 ) -> dict[str, Any]:
-    """Lets the sides take turns; returns the numbers of each cell.
+    """Lets the sides take turns; returns the numbers of a cell.
 
     Args:
-      name: Of the network.
+      name: Name of the network.
+      cell: Kind and batch.
       plan: How much.
       sides: What calls a function in the side's process.
       absent: Gets the reason where a compiled side does not work.
     """
-    cells = {}
-    for cell in plan.cells:
-        kind, batch = cell.split("_")
-        seconds: dict[str, list[float]] = {}
-        for i in range(plan.rounds):
-            for side, process in sides.items():
-                variant = (side,) if side.startswith("torch") else ()
-                if side in absent:
-                    continue
-                turn = (*variant, kind, int(batch), plan.seconds)
-                try:
-                    took = process("call", "time", *turn)
-                except Exception as error:
-                    if side != "torch_compile":
-                        raise
-                    absent[side] = f"{type(error).__name__}: {error}"[:200]
-                    continue
-                seconds.setdefault(side, []).append(took)
-                say(f"{name} {cell} round {i + 1}/{plan.rounds} {side}: {took:.4f} s")
-        cells[cell] = summarize(seconds, int(batch), "zoo")
-    return cells
+    kind, batch = cell.split("_")
+    seconds: dict[str, list[float]] = {}
+    for i in range(plan.rounds):
+        for side, process in sides.items():
+            variant = (side,) if side.startswith("torch") else ()
+            if side in absent:
+                continue
+            turn = (*variant, kind, int(batch), plan.seconds)
+            try:
+                took = process("call", "time", *turn)
+            except Exception as error:
+                if side != "torch_compile":
+                    raise
+                absent[side] = f"{type(error).__name__}: {error}"[:200]
+                continue
+            seconds.setdefault(side, []).append(took)
+            say(f"{name} {cell} round {i + 1}/{plan.rounds} {side}: {took:.4f} s")
+    return summarize(seconds, int(batch), "zoo")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Network(NamedTuple):
 
 def make_weights(name: str) -> dict[str, np.ndarray]:
     """Makes the state dict that the zoo and torchvision start from."""
-    residual = name.startswith("resnet")
+    residual = "resnet" in name
     return fill_all(list_torch_shapes(name), residual=residual)
 
 
@@ -106,9 +106,11 @@ class Side:
 
     def __init__(self, side: str, name: str, dtype: str):
         self.network = CREATE[side](name, dtype)
-        self.preprocess = zoo.get_spec(name).preprocess
+        spec = zoo.get_spec(name)
+        self.preprocess, self.num_classes = spec.preprocess, spec.num_classes
         self.dtype = dtype
-        self.infer = jax.jit(self.network.infer)
+        options = zoo.cpu.compiler_options() if side == "zoo" else {}
+        self.infer = jax.jit(self.network.infer, compiler_options=options)
         self.optimizer = optax.sgd(1e-3, momentum=0.9)
         self.train = jax.jit(self._step, donate_argnums=0)
         self.state = None
@@ -147,7 +149,7 @@ class Side:
             return seconds_per_call_within(
                 lambda: jax.block_until_ready(self.infer(*variables, images)), seconds
             )
-        labels = jnp.asarray(make_labels(1000, batch))
+        labels = jnp.asarray(make_labels(self.num_classes, batch))
         if self.state is None:
             # A copy: the step donates it.
             params, rest = jax.tree.map(jnp.copy, self.network[:2])

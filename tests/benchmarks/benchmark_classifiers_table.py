@@ -33,7 +33,8 @@ def _platform(found: dict[str, Any]) -> str:
     names = ("jax", "torch", "torchvision", "keras", "jax_resnet")
     titles = ["network", "what", "images/s", *[SIDES[s] for s in sides], "of products"]
     lines = [
-        f"Images of 224 pixels in {found['plan']['dtype']} on "
+        "Images of 224 pixels (32 of networks for CIFAR) in "
+        f"{found['plan']['dtype']} on "
         f"{where(machine, names)}. Medians "
         f"of {' or '.join(map(str, rounds))} rounds in which the sides take turns; a "
         "column named by another side has our speed divided by its. The last column is "

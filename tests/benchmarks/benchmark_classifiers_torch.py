@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from benchmark_classifiers_jax import make_weights
 from benchmark_rounds import seconds_per_call_within
-from benchmark_torch import VARIANTS
+from benchmark_torch import VARIANTS, ResNet
 
 import zoo
 from zoo.weights.deterministic import make_images, make_labels
@@ -28,22 +28,30 @@ class Side:
         torch.manual_seed(0)
         self.name, self.dtype = name, getattr(torch, dtype)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.preprocess = zoo.get_spec(name).preprocess
+        spec = zoo.get_spec(name)
+        self.preprocess, self.num_classes = spec.preprocess, spec.num_classes
         self.weights = make_weights(name)
         self.inferring, self.training = {}, {}
 
     def create(self, variant: str) -> torch.nn.Module:
         """Creates the network with the weights that the zoo's starts from."""
         layout, compiled = VARIANTS[variant]
+        if self.name.startswith("cifar_resnet"):
+            model = ResNet(zoo.build(self.name).backbone.blocks[0])
+        else:
+            model = self.create_torchvision()
+        load_state(model, self.weights)
+        model = model.to(self.device, memory_format=layout)
+        return torch.compile(model) if compiled else model
+
+    def create_torchvision(self) -> torch.nn.Module:
+        """Creates torchvision's network."""
         options = {"weights": None}
         if self.name.startswith(("vgg", "googlenet")):
             options["init_weights"] = False
         if self.name.startswith("googlenet"):
             options |= {"aux_logits": False, "transform_input": False}
-        model = getattr(torchvision.models, self.name.removesuffix("_tv"))(**options)
-        load_state(model, self.weights)
-        model = model.to(self.device, memory_format=layout)
-        return torch.compile(model) if compiled else model
+        return getattr(torchvision.models, self.name.removesuffix("_tv"))(**options)
 
     def images(self, variant: str, batch: int) -> torch.Tensor:
         """Makes preprocessed float32 images [B, C, H, W] in the variant's layout."""
@@ -91,7 +99,7 @@ class Side:
             optimizer = torch.optim.SGD(model.parameters(), **options)
             self.training[variant] = model, optimizer
         model, optimizer = self.training[variant]
-        labels = torch.from_numpy(make_labels(1000, len(images))).long()
+        labels = torch.from_numpy(make_labels(self.num_classes, len(images))).long()
         labels = labels.to(self.device)
 
         def step():

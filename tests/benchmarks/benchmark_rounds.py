@@ -61,6 +61,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "vectors": _vector_width(lines),
         "cores": os.cpu_count(),
         # Others' work: the numbers are worth nothing where this is not near 0.
         "load_before": os.getloadavg()[0],
@@ -72,9 +73,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _vector_width(lines: list[str]) -> str:
+    """Names the widest vectors of an x86 processor; "" where that is not known."""
+    flags = next((x.split() for x in lines if x.startswith("flags")), [])
+    widths = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+    return next((name for flag, name in widths.items() if flag in flags), "")
+
+
 def same_machine(known: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether numbers of two runs may stand in one table."""
-    facts = ("cpu", "cores", "device", "jax", "jaxlib", "malloc")
+    facts = ("cpu", "vectors", "cores", "device", "jax", "jaxlib", "malloc")
     return all(known.get(fact, "") == here.get(fact, "") for fact in facts)
 
 
@@ -88,7 +96,8 @@ def where(facts: dict[str, Any], names: Sequence[str]) -> str:
     device = [facts["device"]] if facts["platform"] != "cpu" else []
     versions = [f"{n.replace('_', '-')} {facts[n]}" for n in names if n in facts]
     pages = [f"`{memory.VARIABLE}={facts['malloc']}`"] if facts.get("malloc") else []
-    parts = (*device, facts["cpu"], f"{facts['cores']} cores", *versions, *pages)
+    cpu = " with ".join(filter(None, (facts["cpu"], facts.get("vectors"))))
+    parts = (*device, cpu, f"{facts['cores']} cores", *versions, *pages)
     return ", ".join([*parts, facts["date"]])
 
 

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+import zoo
 from train import loop
 from train.config import TrainConfig
 from train.configs import get_config
@@ -206,7 +207,10 @@ class Inference:
     def __init__(self, experiment: Experiment, images: np.ndarray):
         model, preprocess = experiment.model, experiment.card.preprocess
         self._variables, self._images = experiment.variables, images
-        self._apply = jax.jit(lambda v, x: model.apply(v, normalize(x, preprocess)))
+        self._apply = jax.jit(
+            lambda v, x: model.apply(v, normalize(x, preprocess)),
+            compiler_options=zoo.cpu.compiler_options(),
+        )
 
     def time(self, batch: int, calls: int) -> float:
         """Classifies one batch again and again; returns seconds per call."""

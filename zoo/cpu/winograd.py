@@ -98,23 +98,31 @@ def _tile_pairs(phases: Array, axis: int) -> tuple[Array, Array]:
     here = lax.slice_in_dim(phases, 0, -1, axis=axis + 3)
     beyond = lax.slice_in_dim(phases, 1, None, axis=axis + 3)
     d1, d2 = _halves(here, axis)[1], _halves(beyond, axis)[0]
-    return here - beyond, d2 + _signs(phases, axis) * d1
+    return here - beyond, _both(d2, axis) + _signs(phases, axis) * _both(d1, axis)
 
 
 def _kernel_pairs(kernel: Array, axis: int) -> tuple[Array, Array]:
     g0, g1, g2 = (lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
     outer = lax.slice_in_dim(kernel, 0, 3, 2, axis=axis)
-    return outer, (g0 + g2) / 2 + _signs(outer, axis) * (g1 / 2)
+    even, odd = (_both(g / 2, axis) for g in (g0 + g2, g1))
+    return outer, even + _signs(outer, axis) * odd
 
 
 def _outputs(outer: Array, inner: Array, axis: int) -> Array:
     signs = _signs(outer, axis)
-    first, second = _halves(inner, axis)
+    first, second = (_both(half, axis) for half in _halves(inner, axis))
     return signs * outer + first + signs * second
 
 
 def _halves(pair: Array, axis: int) -> tuple[Array, Array]:
     return tuple(lax.slice_in_dim(pair, i, i + 1, axis=axis) for i in range(2))
+
+
+def _both(half: Array, axis: int) -> Array:
+    """Makes a pair of twice the same; transposed it is no reduction, as `repeat` is."""
+    sides = [[(0, 0, 0)] * half.ndim, [(0, 0, 0)] * half.ndim]
+    sides[0][axis], sides[1][axis] = (0, 1, 0), (1, 0, 0)
+    return sum(lax.pad(half, np.zeros((), half.dtype), side) for side in sides)
 
 
 def _signs(pair: Array, axis: int) -> np.ndarray:
