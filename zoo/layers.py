@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from zoo.checks import check_kernel, check_num_classes
 from zoo.ops.convolution import convolve
+from zoo.ops.pooling import global_average_pool
 
 Array = jax.Array
 
@@ -257,7 +258,7 @@ class Classifier(nn.Module):
             return features
         logits = self.head([*features.values()][-1])
         if logits.ndim == 4:
-            logits = logits.mean(axis=(1, 2))
+            logits = global_average_pool(logits)
         return {**features, "logits": logits}
 
     @nn.nowrap

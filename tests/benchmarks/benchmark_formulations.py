@@ -11,7 +11,7 @@ python tests/benchmarks/benchmark_formulations.py --readme
 
 A cell is one network, compiled with all formulations of `zoo.cpu` and with all but one,
 which XLA's own convolution then replaces. Both programs take turns in one process.
-Inference is compiled with `zoo.cpu.compiler_options()` on both sides, training without.
+Both are compiled with `zoo.cpu.compiler_options()`.
 Cells that the file has already, of this machine, are left out, unless they are named.
 """
 
@@ -124,10 +124,9 @@ def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
         lambda path, leaf: fill(path[-1].key, leaf.shape, random), shapes
     )
     if kind == "inference":
-        infer = jax.jit(
-            lambda *a: model.apply(*a), compiler_options=cpu.compiler_options()
-        )
-        compiled = infer.lower(variables, images).compile()
+        # A new function each time: what was traced before is not taken.
+        infer = jax.jit(lambda *arguments: model.apply(*arguments))
+        compiled = infer.lower(variables, images).compile(cpu.compiler_options())
         return lambda: jax.block_until_ready(compiled(variables, images))
 
     def step(variables, images, key):
@@ -150,7 +149,7 @@ def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
         return {"params": params, **new}
 
     arguments = variables, images, jax.random.key(0)
-    compiled = jax.jit(step).lower(*arguments).compile()
+    compiled = jax.jit(step).lower(*arguments).compile(cpu.compiler_options())
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 

@@ -25,7 +25,7 @@ from zoo.classification.inception import (
 )
 from zoo.layers import Classifier, initializer, make_head
 from zoo.ops.normalization import local_response_norm
-from zoo.ops.pooling import max_pool
+from zoo.ops.pooling import global_average_pool, max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -98,7 +98,7 @@ class GoogLeNetBackbone(nn.Module):
             name = f"inception_{number}"
             x = out[name] = module(widths, self.large, name=name, **layers)(x, train)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
-        out["pool"] = drop(x.mean(axis=(1, 2)))
+        out["pool"] = drop(global_average_pool(x))
         return out
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from zoo.checks import check_images
 from zoo.layers import BatchNorm, Classifier, Conv, initializer, make_head
-from zoo.ops.pooling import max_pool
+from zoo.ops.pooling import global_average_pool, max_pool
 from zoo.spec import TorchRule
 
 Array = jax.Array
@@ -248,7 +248,7 @@ class ResNetBackbone(nn.Module):
         if self.preactivation:
             x = out["final"] = nn.relu(norm(name="final_bn")(x, train=train))
         if self.pooled:
-            out["pool"] = x.mean(axis=(1, 2))
+            out["pool"] = global_average_pool(x)
         return out
 
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo import cpu
+
 Array = jax.Array
 # Below and above each axis.
 Pads = tuple[tuple[int, int], ...]
@@ -173,6 +175,20 @@ def avg_pool(
         pads = [(low - padding, high - padding) for low, high in pads[1:3]]
         pads = [(0, 0), *pads, (0, 0)]
     return total / lax.reduce_window(counted, zero, lax.add, shape, strides, pads)
+
+
+def global_average_pool(x: Array) -> Array:
+    """Averages over height and width.
+
+    Args:
+      x: [B, H, W, C], floating.
+
+    Returns:
+      [B, C], of the type of `x`; the sums are float32 or wider.
+    """
+    return lax.platform_dependent(
+        x, cpu=cpu.mean_of_map, default=lambda x: x.mean(axis=(1, 2))
+    )
 
 
 def adaptive_max_pool(x: Array, size: int) -> Array:
