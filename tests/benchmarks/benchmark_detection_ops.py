@@ -30,8 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import readme
-from benchmark_convolution import measure_in_turns
-from benchmark_rounds import machine, say, where
+from benchmark_rounds import machine, measure_in_turns, say, where
 
 from zoo.ops.nms import nms
 from zoo.ops.roi import multiscale_roi_align

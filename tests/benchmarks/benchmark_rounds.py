@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import importlib
 import itertools
+import math
 import multiprocessing
 import os
 import platform
@@ -123,6 +124,32 @@ def seconds_per_call_within(call: Callable[[], Any], seconds: float) -> float:
             calls += 1
             ended = time.perf_counter()
     return (ended - started) / calls
+
+
+def measure_in_turns(
+    calls: dict[str, Callable[[], Any]], seconds: float
+) -> dict[str, list[float]]:
+    """Returns the least [wall, processor] milliseconds of every call of turns.
+
+    Args:
+      calls: What is measured, by name.
+      seconds: About how long to measure all of them.
+    """
+    best = {name: [math.inf, math.inf] for name in calls}
+    for call in calls.values():
+        call()
+    end = time.perf_counter() + seconds
+    for rounds in range(30):
+        if rounds >= 3 and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            took = time.perf_counter() - wall, time.process_time() - cpu
+            best[name] = [
+                min(a, round(1e3 * b, 2)) for a, b in zip(best[name], took, strict=True)
+            ]
+    return best
 
 
 def summarize(
