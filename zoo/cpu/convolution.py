@@ -6,22 +6,18 @@ each brings to whole networks is measured by `tests/benchmarks/cpu_formulations.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from zoo.cpu import winograd
 
 Array = jax.Array
 Pair = tuple[int, int]
 
-# A kernel's gradient is summed over chunks of patches of this size (measured).
-PATCH_BYTES = 2**21
-# XLA copies the patches of convolutions without padding: slow beyond this size.
+# Patches of this size and more take long to copy (measured).
 COPIED_BYTES = 2**23
 
 
@@ -159,71 +155,20 @@ def _blocks(x: Array, kernel: Array, window: Window) -> Array:
     return _convolve(x, kernel, Window())
 
 
-# Any other: XLA's, but for the gradient of the kernel, which XLA computes as one
-# convolution whose window is the whole image, of transposed operands.
+# Without padding: XLA would copy all patches, and a column of zeros keeps it from that.
 
 
-def _is_direct(x: Array, kernel: Array, window: Window) -> bool:
-    return window.groups == 1
+def _is_unpadded(x: Array, kernel: Array, window: Window) -> bool:
+    if window.padding != ((0, 0), (0, 0)) or kernel.shape[:2] == (1, 1):
+        return False
+    numbers = math.prod((len(x), *_result(x, kernel, window), *kernel.shape[:3]))
+    return numbers * x.dtype.itemsize > COPIED_BYTES
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _direct(x: Array, kernel: Array, window: Window) -> Array:
+def _unpadded(x: Array, kernel: Array, window: Window) -> Array:
     width = _result(x, kernel, window)[1]
-    many = len(x) * _patch_bytes(x, kernel, window) > COPIED_BYTES
-    if many and window.padding == ((0, 0), (0, 0)):
-        # Without padding XLA would copy all patches: a column of zeros is cheaper.
-        window = window._replace(padding=((0, 0), (0, 1)))
+    window = window._replace(padding=((0, 0), (0, 1)))
     return _by_xla(x, kernel, window)[:, :, :width]
-
-
-@partial(_direct.defjvp, symbolic_zeros=True)
-def _direct_jvp(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = _direct(x, kernel, window)
-    dy = jnp.zeros_like(y)
-    if not isinstance(dx, SymbolicZero):
-        dy = _direct(dx, kernel, window)
-    if not isinstance(dkernel, SymbolicZero):
-        # Reverse mode transposes this: a sum of patches times cotangents.
-        dy = dy + _by_patches(x, dkernel, window)
-    return y, dy
-
-
-def _by_patches(x: Array, kernel: Array, window: Window) -> Array:
-    """Multiplies patches with the kernel, of a few images or rows at a time."""
-    (height, width), (kh, kw, _, features) = _result(x, kernel, window), kernel.shape
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    images = _pad(x, window)
-    limit = max(PATCH_BYTES, kernel.size * wide.itemsize)
-    of_image = _patch_bytes(x, kernel, window)
-    few = largest_divisor(len(x), limit // of_image)
-    rows = largest_divisor(height, limit * height // of_image)
-    (sh, sw), (dh, dw) = window.strides, window.dilation
-    reach = (rows - 1) * sh + (kh - 1) * dh + 1
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def of_chunk(images: Array, matrix: Array, start: tuple[Array, Array]) -> Array:
-        start = (start[0], start[1], 0, 0)
-        part = lax.dynamic_slice(images, start, (few, reach, *images.shape[2:]))
-        part = part.astype(wide)
-        patches = [
-            part[:, i * dh :: sh, j * dw :: sw][:, :rows, :width]
-            for i in range(kh)
-            for j in range(kw)
-        ]
-        patches = jnp.concatenate(patches, axis=-1).reshape(-1, len(matrix))
-        return (patches @ matrix).reshape(few, rows, width, features)
-
-    matrix = kernel.astype(wide).reshape(-1, features)
-    starts = jnp.meshgrid(
-        jnp.arange(0, len(x), few), jnp.arange(0, height, rows) * sh, indexing="ij"
-    )
-    count = starts[0].shape
-    starts = tuple(start.ravel() for start in starts)
-    y = lax.map(partial(of_chunk, images, matrix), starts)
-    y = y.reshape(*count, few, rows, width, features).transpose(0, 2, 1, 3, 4, 5)
-    return y.reshape(len(x), height, width, features).astype(x.dtype)
 
 
 # In the order in which they are tried: whether one takes the shapes, and itself.
@@ -233,7 +178,7 @@ FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
     "blocks": (_is_blocks, _blocks),
-    "patches": (_is_direct, _direct),
+    "unpadded": (_is_unpadded, _unpadded),
 }
 
 
@@ -258,17 +203,13 @@ def convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> 
     return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *cuts, (0, 0, 0)))
 
 
-def _pad(x: Array, window: Window, sizes: list[int] | None = None) -> Array:
-    """Pads as the window says or, below and on the right, to the sizes."""
-    pads = list(window.padding)
-    if sizes is not None:
-        lows = [low for low, _ in pads]
-        pads = [
-            (low, size - n - low)
-            for low, size, n in zip(lows, sizes, x.shape[1:3], strict=True)
-        ]
-    pads = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
+    """Pads above and on the left as the window says, and then to the sizes."""
+    pads = [
+        (low, size - n - low, 0)
+        for (low, _), size, n in zip(window.padding, sizes, x.shape[1:3], strict=True)
+    ]
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
 
 
 def _result(x: Array, kernel: Array, window: Window) -> Pair:
@@ -283,17 +224,4 @@ def _result(x: Array, kernel: Array, window: Window) -> Pair:
             window.strides,
             strict=True,
         )
-    )
-
-
-def _patch_bytes(x: Array, kernel: Array, window: Window) -> int:
-    """Bytes of an image's patches."""
-    numbers = math.prod((*_result(x, kernel, window), *kernel.shape[:3]))
-    return numbers * jnp.promote_types(x.dtype, jnp.float32).itemsize
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that is no more than the limit, or 1."""
-    return max(
-        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
     )

@@ -27,21 +27,22 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # Bytes of transformed tiles that stay in a shared cache (measured).
 GROUP_BYTES = 7 * 2**22
-# Fewest channels and pixels from which the transforms take less than is saved.
-CHANNELS = 32
-PIXELS = 256
-IMAGE = 128
+# With fewer channels, or numbers in all, the transforms take longer than is saved; so
+# they do with more pixels for each channel (measured).
+CHANNELS = 128
+NUMBERS = 200_000
+PIXELS_PER_CHANNEL = 128
 
 
 def pays(x: Array, kernel: Array) -> bool:
-    """Whether a convolution of these shapes is faster this way (measured)."""
+    """Whether a convolution of these shapes is faster this way."""
     batch, height, width, channels = x.shape
-    least = min(channels, kernel.shape[3])
+    channels = min(channels, kernel.shape[3])
     return (
         x.dtype == jnp.promote_types(x.dtype, jnp.float32)
-        and least >= CHANNELS
-        and batch * height * width >= PIXELS
-        and height * width <= IMAGE * least
+        and channels >= CHANNELS
+        and batch * height * width * channels >= NUMBERS
+        and height * width <= PIXELS_PER_CHANNEL * channels
     )
 
 
@@ -65,7 +66,8 @@ def convolve_3x3(x: Array, kernel: Array, padding: Padding) -> Array:
     kernels = [u for rows in _kernel_pairs(kernel, 0) for u in _kernel_pairs(rows, 1)]
 
     numbers = 16 * -(-height // 2) * -(-width // 2) * sum(kernel.shape[2:])
-    few = largest_divisor(len(x), GROUP_BYTES // (numbers * x.dtype.itemsize))
+    most = max(1, GROUP_BYTES // (numbers * x.dtype.itemsize))
+    few = max(n for n in range(1, min(most, len(x)) + 1) if len(x) % n == 0)
     # Tiles are made anew on the way back: kept, they would take four times as much
     # memory as the images.
     of_few = jax.checkpoint(_convolve_even, prevent_cse=False)
@@ -129,10 +131,3 @@ def _signs(pair: Array, axis: int) -> np.ndarray:
     shape = [1] * pair.ndim
     shape[axis] = 2
     return np.array([1, -1], pair.dtype).reshape(shape)
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that is no more than the limit, or 1."""
-    return max(
-        n for n in range(1, number + 1) if number % n == 0 and n <= max(limit, 1)
-    )

@@ -40,24 +40,16 @@ CASES = {
     "much_padding": ((2, 5, 4, 3), (2, 3, 3, 4), dict(padding=pad(3))),
     "whole_image": ((3, 4, 4, 2), (4, 4, 2, 3), {}),
     "empty_batch": ((0, 6, 6, 3), (3, 3, 3, 4), dict(padding=pad(1))),
-    # Kernels' gradients are summed over a few images, or a few rows, at a time.
-    "images_in_parts": ((6, 20, 20, 16), (5, 5, 16, 8), dict(padding=pad(2))),
-    "rows_in_parts": ((2, 65, 64, 16), (3, 3, 16, 8), dict(padding=pad(1))),
-    "rows_in_parts_stride_2": (
-        (1, 130, 129, 16),
-        (3, 3, 16, 8),
-        dict(padding=pad(1), strides=(2, 2)),
-    ),
     "no_padding": ((4, 44, 45, 16), (5, 5, 16, 8), {}),
     "groups": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
     "1x1_groups": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),
     "many_groups": ((2, 5, 5, 16), (3, 3, 1, 32), dict(padding=pad(1), groups=16)),
-    "winograd": ((3, 9, 11, 128), (3, 3, 128, 130), dict(padding=((0, 2), (1, 0)))),
-    "winograd_in_parts": ((4, 64, 66, 32), (3, 3, 32, 32), dict(padding=pad(1))),
+    "winograd": ((16, 9, 11, 128), (3, 3, 128, 130), dict(padding=((0, 2), (1, 0)))),
+    "winograd_in_parts": ((8, 33, 31, 128), (3, 3, 128, 128), dict(padding=pad(1))),
     "dilated": ((2, 13, 12, 3), (3, 3, 3, 4), dict(padding=pad(4), dilation=(4, 4))),
     "dilated_winograd": (
-        (2, 13, 16, 32),
-        (3, 3, 32, 33),
+        (2, 26, 25, 128),
+        (3, 3, 128, 129),
         dict(padding=((2, 1), (0, 3)), dilation=(2, 2)),
     ),
     "dilated_stride": (
@@ -168,7 +160,7 @@ def test_transposed_values_and_derivatives_are_xlas(name, cheap_jit):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["3x3", "winograd", "rows_in_parts"])
+@pytest.mark.parametrize("name", ["3x3", "winograd", "no_padding"])
 def test_gradients_of_gradients(name, cheap_jit):
     x, kernel, dx, dkernel = make_arrays(CASES[name])
 
@@ -202,7 +194,7 @@ def test_vmap(name, axes, cheap_jit):
     assert_close(gradients(convolve), gradients(by_xla))
 
 
-@pytest.mark.parametrize("name", ["1x1", "rows_in_parts", "winograd", "groups"])
+@pytest.mark.parametrize("name", ["1x1", "no_padding", "winograd", "groups"])
 def test_float64_keeps_its_digits(name, cheap_jit):
     with jax.enable_x64(True):
         arrays = make_arrays(CASES[name], jnp.float64)
@@ -213,7 +205,7 @@ def test_float64_keeps_its_digits(name, cheap_jit):
         assert_close(found, expected, 1e-13)
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3", "rows_in_parts", "groups"])
+@pytest.mark.parametrize("name", ["1x1", "3x3", "no_padding", "groups"])
 def test_bfloat16_is_summed_in_float32(name, cheap_jit):
     shape, kernel, options = CASES[name]
     case = ((16, *shape[1:]), kernel, options)
@@ -245,10 +237,10 @@ def test_winograds_rounding_is_that_of_direct_sums():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("channels", [4, 32])
-def test_symbolic_batch(channels):
-    shape = jax.export.symbolic_shape(f"b, 12, 12, {channels}")
-    x, kernel, _, _ = make_arrays(((3, 12, 12, channels), (3, 3, channels, 32)))
+@pytest.mark.parametrize("size", [1, 3])
+def test_symbolic_batch(size):
+    shape = jax.export.symbolic_shape("b, 12, 12, 128")
+    x, kernel, _, _ = make_arrays(((2, 12, 12, 128), (size, size, 128, 128)))
 
     @jax.jit
     def f(x, kernel):
