@@ -36,11 +36,11 @@ from zoo.cpu.convolution import FORMULATIONS
 OUT = Path(__file__).parent / "formulations.json"
 CELLS = (
     "product/resnet50/train_8",
-    "patches/resnet18/train_8",
     "winograd/vgg16/inference_1",
     "dilated/pspnet_resnet50/inference_1",
     "groups/alexnet/inference_16",
     "blocks/alexnet_tv/inference_16",
+    "unpadded/unet/inference_1",
     "transposed/fcn32s_vgg16/inference_1",
 )
 ROUNDS = 4

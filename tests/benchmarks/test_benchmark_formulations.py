@@ -1,0 +1,48 @@
+"""The plumbing of the formulations' benchmark; how fast anything is, no test says."""
+
+import benchmark_formulations
+import jax
+import jax.numpy as jnp
+import pytest
+
+from zoo import cpu
+from zoo.cpu.convolution import FORMULATIONS
+from zoo.ops.convolution import convolve, convolve_transposed
+
+
+def trace(function, *shapes, **options):
+    arrays = [jnp.ones(shape) for shape in shapes]
+    return str(jax.make_jaxpr(lambda *a: function(*a, **options))(*arrays))
+
+
+def test_every_formulation_has_a_cell():
+    measured = {cell.split("/")[0] for cell in benchmark_formulations.CELLS}
+    assert measured == {*FORMULATIONS, "transposed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "traced"),
+    [
+        ("winograd", lambda: trace(convolve, (8, 16, 16, 128), (3, 3, 128, 128))),
+        (
+            "transposed",
+            lambda: trace(
+                convolve_transposed, (1, 4, 4, 3), (2, 2, 3, 2), strides=(2, 2)
+            ),
+        ),
+    ],
+)
+def test_a_formulation_is_left_out_and_comes_back(name, traced):
+    kept = dict(FORMULATIONS), cpu.convolve_transposed
+    before = traced()
+    assert benchmark_formulations.without(name, traced) != before
+    assert (FORMULATIONS, cpu.convolve_transposed) == kept
+    assert traced() == before
+
+
+def test_table_says_the_gain():
+    machine = {"cpu": "a", "cores": 2, "device": "cpu", "platform": "cpu", "date": "-"}
+    took = {"with": [10.0, 11.0, 12.0], "without": [20.0, 22.0, 30.0]}
+    found = {"machine": machine, "milliseconds": {"winograd/vgg16/inference_1": took}}
+    table = benchmark_formulations.render(found)
+    assert "| winograd | `vgg16` | inference, batch 1 | 11.0 | 22.0 | 2.00 |" in table
