@@ -18,7 +18,7 @@ from train.data import (
     train_stream,
 )
 from train.state import TrainState
-from train.steps import Metrics, Step, put_batch, put_everywhere
+from train.steps import Metrics, Step, jit_step, put_batch, put_everywhere
 from zoo.spec import Preprocess
 
 
@@ -129,7 +129,7 @@ class ResidentFeed:
 
             return jax.lax.fori_loop(0, count, body, (state, out))
 
-        jit = partial(jax.jit, donate_argnums=0, out_shardings=self._everywhere)
+        jit = partial(jit_step, sharding=self._everywhere)
         self._one, self._many = jit(one), jit(many)
 
     def run(
@@ -187,7 +187,7 @@ class StreamFeed:
 
     def bind(self, step: Step) -> None:
         """Takes the step to run."""
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=self._everywhere)
+        self._step = jit_step(step, self._everywhere)
 
     def run(
         self, state: TrainState, start: int, count: int

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from train.state import TrainState
 from train.tasks import Task
-from zoo.cpu import jit_inference
+from zoo.cpu import compiler_options, jit_inference
 from zoo.preprocess import normalize
 from zoo.spec import Preprocess
 from zoo.transfer import freeze_statistics, frozen_modules, merge, split
@@ -192,6 +192,19 @@ def put_everywhere(value: Any, sharding: NamedSharding) -> jax.Array:
     """Puts a value that all processes have on all devices."""
     value = np.asarray(value)
     return jax.make_array_from_process_local_data(sharding, value, value.shape)
+
+
+def jit_step(step: Callable, sharding: NamedSharding) -> Callable:
+    """Compiles a training step, which donates its first argument.
+
+    Args:
+      step: From a state and anything else to a new state and anything else.
+      sharding: Sharding of all results.
+    """
+    options = compiler_options(training=True)
+    return jax.jit(
+        step, donate_argnums=0, out_shardings=sharding, compiler_options=options
+    )
 
 
 def make_eval_step(

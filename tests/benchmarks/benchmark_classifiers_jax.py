@@ -101,6 +101,11 @@ def create_keras(name: str, dtype: str) -> Network:
 CREATE = {"zoo": create_zoo, "keras": create_keras, "jax_resnet": create_jax_resnet}
 
 
+def _options(side: str, **what: bool) -> dict[str, str]:
+    """What the zoo offers for its networks; others are compiled as they would be."""
+    return zoo.cpu.compiler_options(**what) if side == "zoo" else {}
+
+
 class Side:
     """Everything that the process keeps between its turns."""
 
@@ -109,10 +114,10 @@ class Side:
         spec = zoo.get_spec(name)
         self.preprocess, self.num_classes = spec.preprocess, spec.num_classes
         self.dtype = dtype
-        options = zoo.cpu.compiler_options() if side == "zoo" else {}
-        self.infer = jax.jit(self.network.infer, compiler_options=options)
+        self.infer = jax.jit(self.network.infer, compiler_options=_options(side))
         self.optimizer = optax.sgd(1e-3, momentum=0.9)
-        self.train = jax.jit(self._step, donate_argnums=0)
+        options = _options(side, training=True)
+        self.train = jax.jit(self._step, donate_argnums=0, compiler_options=options)
         self.state = None
 
     def parameters(self) -> int:

@@ -149,7 +149,8 @@ def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
         return {"params": params, **new}
 
     arguments = variables, images, jax.random.key(0)
-    compiled = jax.jit(step).lower(*arguments).compile(cpu.compiler_options())
+    options = cpu.compiler_options(training=True)
+    compiled = jax.jit(step).lower(*arguments).compile(options)
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 

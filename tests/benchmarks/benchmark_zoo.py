@@ -27,7 +27,7 @@ from train.data import epoch_order, load_resident
 from train.experiment import Experiment
 from train.feeds import make_feed
 from train.runs import run
-from train.steps import put_batch, put_everywhere
+from train.steps import jit_step, put_batch, put_everywhere
 from zoo.preprocess import normalize
 
 ROOT = Path(__file__).parents[2]
@@ -148,9 +148,7 @@ class BareStep:
             put_batch({k: v[o] for k, v in self.arrays.items()} | {"index": o}, batched)
             for o in self.orders
         ]
-        self.step = jax.jit(
-            experiment.make_step(0), donate_argnums=0, out_shardings=self.everywhere
-        )
+        self.step = jit_step(experiment.make_step(0), self.everywhere)
         self.state = self.create_state()
 
     def create_state(self) -> Any:

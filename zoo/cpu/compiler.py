@@ -8,28 +8,36 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# XLA hands reductions to YNNPACK, with whole blocks of a network fused into them, and
-# these are slower than its own code. No fusion type is listed: none is left.
+# XLA gives a part of its work to the library YNNPACK. Its convolutions are slow where
+# they are the gradients of kernels, and its reductions where layers before are fused
+# into them. Alone, as sums over a batch are, its reductions are ten times as fast as
+# XLA's own: training keeps them. The options list what is left to the library.
 INFERENCE = {"xla_cpu_experimental_ynn_fusion_type": ""}
+TRAINING = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def compiler_options() -> dict[str, str]:
-    """Compiler options for the inference of convolutional networks.
+def compiler_options(*, training: bool = False) -> dict[str, str]:
+    """Compiler options for convolutional networks.
 
     The functions of `zoo.make_classifier`, `zoo.make_detector` and
-    `zoo.make_segmenter` are compiled with them; a function of yours is by
+    `zoo.make_segmenter` and the steps of `train` are compiled with them; functions of
+    yours are by
 
         apply = jax.jit(model.apply, compiler_options=zoo.cpu.compiler_options())
+        step = jax.jit(step, compiler_options=zoo.cpu.compiler_options(training=True))
 
-    JAX takes compiler options of the outermost `jit` only. Training steps gain nothing
-    from these.
+    JAX takes compiler options of the outermost `jit` only.
+
+    Args:
+      training: Whether gradients are computed.
 
     Returns:
       Options for `jax.jit` and `jax.stages.Lowered.compile`, which change results by
       rounding alone. Empty where JAX's default backend is not the CPU, and where jaxlib
       does not know the options.
     """
-    return keep_known(INFERENCE) if jax.default_backend() == "cpu" else {}
+    options = TRAINING if training else INFERENCE
+    return keep_known(options) if jax.default_backend() == "cpu" else {}
 
 
 def keep_known(options: Mapping[str, str]) -> dict[str, str]:

@@ -24,8 +24,9 @@ def arrays():
 
 
 @pytest.mark.quick
-def test_this_jaxlib_takes_the_options_and_computes_the_same(arrays):
-    options = cpu.compiler_options()
+@pytest.mark.parametrize("training", [False, True])
+def test_this_jaxlib_takes_the_options_and_computes_the_same(arrays, training):
+    options = cpu.compiler_options(training=training)
     found = jax.jit(features, compiler_options=options)(*arrays)
     np.testing.assert_allclose(found, jax.jit(features)(*arrays), rtol=1e-6)
 
