@@ -1,5 +1,7 @@
 """Batch norm's statistics of one pass: as exact as two, wherever the mean is."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,14 @@ def make_images(mean, shape=(4, 17, 16, 5)):
 
 
 def train_on(x, **options):
-    layer = BatchNorm(momentum=0.9, **options)
-    variables = layer.init(jax.random.key(0), x, train=True)
-    return layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    layer, shape = BatchNorm(momentum=0.9, **options), x.shape[-1:]
+    variables = {
+        "params": {"scale": np.ones(shape), "bias": np.zeros(shape)},
+        "batch_stats": {"mean": np.zeros(shape), "var": np.ones(shape)},
+    }
+    variables = jax.tree.map(np.float32, variables)
+    apply = partial(layer.apply, train=True, mutable=["batch_stats"])
+    return jax.jit(apply)(variables, x)
 
 
 @pytest.mark.quick
@@ -43,13 +50,15 @@ def test_first_batch_gives_exact_statistics(mean):
 def test_running_statistics_are_pytorchs(mean):
     torch = pytest.importorskip("torch")
     x = make_images(mean)
-    layer = torch.nn.BatchNorm2d(5, momentum=0.1)
-    expected = layer(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+    # In float32 PyTorch's own output is off by 2e-4 at a mean of 1,000.
+    layer = torch.nn.BatchNorm2d(5, momentum=0.1).double()
+    images = torch.from_numpy(x.transpose(0, 3, 1, 2)).double()
+    expected = layer(images).detach().numpy()
     y, new = train_on(x)
     stats = new["batch_stats"]
     np.testing.assert_allclose(stats["mean"], layer.running_mean, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(stats["var"], layer.running_var, rtol=2e-6)
-    tolerance = 1e-5 + 2e-7 * abs(mean)
+    np.testing.assert_allclose(stats["var"], layer.running_var, rtol=1e-6)
+    tolerance = 1e-5 + 1e-7 * abs(mean)
     np.testing.assert_allclose(
         y, expected.transpose(0, 2, 3, 1), rtol=0, atol=tolerance
     )
