@@ -1,9 +1,11 @@
 """The zoo's convolution on CPUs and its derivatives, held to XLA's own."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -194,7 +196,7 @@ def test_vmap(name, axes, cheap_jit):
     assert_close(gradients(convolve), gradients(by_xla))
 
 
-@pytest.mark.parametrize("name", ["1x1", "no_padding", "winograd", "groups"])
+@pytest.mark.parametrize("name", ["1x1", "3x3", "groups"])
 def test_float64_keeps_its_digits(name, cheap_jit):
     with jax.enable_x64(True):
         arrays = make_arrays(CASES[name], jnp.float64)
@@ -224,16 +226,20 @@ def test_bfloat16_is_summed_in_float32(name, cheap_jit):
     assert_close(found, rounded, 2**-7)
 
 
-def test_winograds_rounding_is_that_of_direct_sums():
-    x, kernel, _, _ = make_arrays(((1, 16, 16, 512), (3, 3, 512, 128)))
-    exact = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    exact = sum(
-        exact[:, i : i + 16, j : j + 16] @ np.asarray(kernel, np.float64)[i, j]
-        for i in range(3)
-        for j in range(3)
-    )
-    found = convolve(x, kernel, padding=pad(1))
-    assert_close(found, exact.astype(np.float32), 2e-6)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-14)]
+)
+def test_winograds_rounding_is_that_of_direct_sums(dtype, tolerance):
+    with jax.enable_x64(True):
+        x, kernel, _, _ = make_arrays(((2, 16, 16, 512), (3, 3, 512, 128)), dtype)
+        exact = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        exact = sum(
+            exact[:, i : i + 16, j : j + 16] @ np.asarray(kernel, np.float64)[i, j]
+            for i in range(3)
+            for j in range(3)
+        )
+        found = convolve(x, kernel, padding=pad(1))
+    assert_close(found, exact.astype(dtype), tolerance)
 
 
 @pytest.mark.quick
@@ -258,14 +264,16 @@ def test_symbolic_batch(size):
 def test_accelerator_gets_xlas_convolution_alone(name):
     x, kernel, _, _ = make_arrays(CASES[name])
 
-    def lower(f):
+    def count_operations(f):
         f = partial(f, **CASES[name][2])
         loss = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.square(f(*a))), (0, 1)))
         lowered = loss.trace(x, kernel).lower(lowering_platforms=("cuda",))
-        lines = lowered.as_text().splitlines()
-        return sorted(line.split("=")[1].split()[0] for line in lines if " = " in line)
+        return Counter(re.findall(r"stablehlo\.\w+", lowered.as_text()))
 
-    assert lower(convolve) == lower(by_xla)
+    found, expected = count_operations(convolve), count_operations(by_xla)
+    assert found["stablehlo.convolution"] == expected["stablehlo.convolution"]
+    # The choice by platform, of one branch, which the compiler removes.
+    assert {*found} - {*expected} <= {"stablehlo.case", "stablehlo.return"}
 
 
 PARALLEL = """
