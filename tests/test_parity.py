@@ -6,8 +6,8 @@ The expected values are in the golden files of `make_golden.py`; no torch is nee
 import pytest
 
 import zoo
-from zoo.weights.summaries import load_summaries
-from zoo.weights.verification import GOLDEN, golden_path, verify
+from zoo.verify.summaries import load_summaries
+from zoo.verify.verification import GOLDEN, golden_path, verify
 
 # Classifiers without a golden file, and why.
 WITHOUT = {
