@@ -100,8 +100,8 @@ def _verify_golden(name: str, training: str | None, jit: Callable) -> Certificat
     path = golden_path(name)
     if not path.exists():
         raise FileNotFoundError(
-            f"{name} has no golden file {path}; `make_golden*.py` of the tests make "
-            "them."
+            f"{name} has no golden file {path}; the scripts "
+            "`tests/reference/make_golden*.py` make them."
         )
     expected, facts = load_summaries(path)
     size, dtype, gain = (facts["example"][k] for k in ("size", "dtype", "branch_gain"))
