@@ -38,7 +38,7 @@ def failed(certificate):
 # Mistakes that networks have been written with.
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_same_padding_is_found(monkeypatch, cheap_jit):
     def same(x, kernel, *, strides, padding, **options):
         # At stride 2 and an even size all of the padding is behind.
@@ -54,7 +54,7 @@ def test_same_padding_is_found(monkeypatch, cheap_jit):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_another_epsilon_is_found(monkeypatch, cheap_jit):
     def other(**options):
         return BatchNorm(**{**options, "epsilon": 1e-3})
@@ -63,7 +63,7 @@ def test_another_epsilon_is_found(monkeypatch, cheap_jit):
     assert failed(verify(SMALL, jit=cheap_jit))[0] == "stem"
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_zeros_on_another_side_are_found(monkeypatch, cheap_jit):
     pad = residual.jnp.pad
 
@@ -84,7 +84,7 @@ def test_another_order_of_flattening_is_found(monkeypatch, cheap_jit):
     assert failed(verify("lenet5_modern", jit=cheap_jit)) == ["ip1", "logits"]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
     norm = partial(alexnet.local_response_norm, alpha=1e-4 / 5)
     monkeypatch.setattr(alexnet, "local_response_norm", norm)
@@ -93,7 +93,7 @@ def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
     assert "conv1" not in names
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_three_by_three_for_five_by_five_is_found(monkeypatch):
     monkeypatch.setitem(googlenet._VARIANTS["googlenet"], "large", 3)
     assert failed(verify("googlenet"))[0] == "inception_3a"
@@ -111,7 +111,7 @@ def test_another_momentum_is_found(monkeypatch, cheap_jit):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_biased_variance_is_found(monkeypatch, cheap_jit):
     statistics = BatchNorm._batch_statistics
 
@@ -125,7 +125,7 @@ def test_a_biased_variance_is_found(monkeypatch, cheap_jit):
     assert not [name for name in names if name.endswith("running_mean")]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_gradient_that_stops_is_found(monkeypatch, cheap_jit):
     shortcut = residual.Block._input
 
@@ -293,7 +293,7 @@ def test_weights_that_are_not_finite_fail(tmp_path):
     assert "not finite (1): conv2.bias" in str(certificate)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_weights_are_compared_with_torchvision(tmp_path):
     try:
         build_torchvision("resnet18")
