@@ -4,6 +4,8 @@ model, variables = zoo.create("cifar_resnet20", num_classes=10)
 logits = jax.jit(model.apply)(variables, images)
 """
 
+import importlib
+
 from zoo import cpu, protocols, transfer, weights
 from zoo.api import create, create_with_card, features
 from zoo.detect import make_detector
@@ -48,3 +50,10 @@ __all__ = [
     "transfer",
     "weights",
 ]
+
+
+def __getattr__(name: str):
+    # What nobody asks to verify needs no golden files.
+    if name == "verify":
+        return importlib.import_module("zoo.verify")
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")

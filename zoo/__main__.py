@@ -86,7 +86,7 @@ def verify(
       training: Compare loss, gradients and running statistics of a training step in
         this type instead.
     """
-    certificate = zoo.weights.verify(name, weights, training=training)
+    certificate = zoo.verify.verify(name, weights, training=training)
     print(certificate)
     if not certificate.passed:
         sys.exit(1)

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import weights as weights_io
-from zoo.drawing import draw_variables
+from zoo.initialization import init_variables
 from zoo.registry import build, get_spec, unknown
 from zoo.spec import Card, plain_options
 from zoo.transfer import replace_head
@@ -86,15 +85,13 @@ def create_with_card(
             num_classes = spec.num_classes
         model = build(name, num_classes=num_classes, **overrides)
         pre = spec.preprocess
-        images = jnp.zeros((1, *pre.shape))
         options = plain_options(overrides)
         card = Card(name, num_classes, options, pre, source="initialised")
-        return model, draw_variables(model, key, images), card
+        return model, init_variables(model, key, (1, *pre.shape)), card
 
     loaded = weights_io.load(name, weights, **overrides)
     card = loaded.card
-    options = {**card.overrides, **overrides}
-    model = build(name, num_classes=card.num_classes, **options)
+    model, options = loaded.model, {**card.overrides, **overrides}
     variables = _move(loaded.variables)
     if num_classes is None or num_classes == card.num_classes:
         return model, variables, card

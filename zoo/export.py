@@ -15,10 +15,10 @@ from flax import linen as nn
 from zoo.detect import make_detector
 from zoo.paths import flatten
 from zoo.preprocess import normalize
-from zoo.registry import build, get_spec
+from zoo.registry import get_spec
 from zoo.spec import Preprocess
 from zoo.weights.fit import expected_shapes, require_fit
-from zoo.weights.torch_format import count_classes
+from zoo.weights.torch_format import build_for
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -89,9 +89,9 @@ def export(
         raise ValueError(
             f"platforms must be some of {[*PLATFORMS]}, got {[*platforms]}."
         )
-    if num_classes is None:
-        num_classes = count_classes(name, variables, **overrides)
-    model = build(name, num_classes=num_classes, **overrides)
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
+    model = build_for(name, variables, **overrides)
     require_fit(
         f"the variables do not fit {name}",
         expected_shapes(name, model),

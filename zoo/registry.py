@@ -114,13 +114,22 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any):
       ValueError: The model or an option is unknown, or a value is out of range.
     """
     spec = get_spec(name)
-    options = list_options(name)
-    for option in overrides:
-        if option not in options:
-            raise ValueError(unknown(f"option of {name}", option, options))
+    check_options(name, overrides)
     if num_classes is None:
         num_classes = spec.num_classes
     return spec.build(num_classes=num_classes, **overrides)
+
+
+def check_options(name: str, overrides: Iterable[str]) -> None:
+    """Checks that a model has options of these names, or `num_classes`.
+
+    Raises:
+      ValueError: The model or an option is unknown.
+    """
+    options = list_options(name)
+    for option in overrides:
+        if option != "num_classes" and option not in options:
+            raise ValueError(unknown(f"option of {name}", option, options))
 
 
 def list_options(name: str) -> dict[str, Any]:

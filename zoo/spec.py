@@ -181,6 +181,8 @@ class ModelSpec:
       loss: Name of the paper's loss (see `train/tasks.py`).
       aux_losses: Endpoints with logits of their own that training adds to the loss, and
         the factor of each, where the network was built to have them.
+      torchvision: Name below `torchvision.models` of the function that builds the same
+        network, which `zoo.verify` compares with; None where there is none.
       reads_regions: Whether a detector is given the regions that it reads.
       init: The paper's initialisation, in words.
       published: Published results, each with its protocol.
@@ -199,6 +201,7 @@ class ModelSpec:
     weights: tuple[Weights, ...] = ()
     loss: str = "softmax_cross_entropy"
     aux_losses: tuple[tuple[str, float], ...] = ()
+    torchvision: str | None = None
     reads_regions: bool = False
     init: str = ""
     published: tuple[str, ...] = ()

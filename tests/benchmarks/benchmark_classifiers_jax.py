@@ -15,7 +15,7 @@ import optax
 from benchmark_rounds import seconds_per_call_within
 
 import zoo
-from zoo.weights.deterministic import fill_all, make_images, make_labels
+from zoo.verify.deterministic import BRANCH_GAIN, fill_all, make_images, make_labels
 from zoo.weights.torch_format import from_torch, list_torch_shapes
 
 # What they have of the networks that are compared.
@@ -41,8 +41,8 @@ class Network(NamedTuple):
 
 def make_weights(name: str) -> dict[str, np.ndarray]:
     """Makes the state dict that the zoo and torchvision start from."""
-    residual = "resnet" in name
-    return fill_all(list_torch_shapes(name), residual=residual)
+    gain = BRANCH_GAIN if "resnet" in name else 1.0
+    return fill_all(list_torch_shapes(name), branch_gain=gain)
 
 
 def create_zoo(name: str, dtype: str) -> Network:

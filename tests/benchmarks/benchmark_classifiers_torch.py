@@ -11,8 +11,8 @@ from benchmark_rounds import seconds_per_call_within
 from benchmark_torch import VARIANTS, ResNet
 
 import zoo
-from zoo.weights.deterministic import make_images, make_labels
-from zoo.weights.torchvision_live import load_state
+from zoo.verify.deterministic import make_images, make_labels
+from zoo.verify.torchvision_live import load_state
 
 with contextlib.suppress(ImportError):
     # Where torch is a CPU build and torchvision is not.

@@ -10,8 +10,8 @@ from benchmark_rounds import seconds_per_call_within
 
 import zoo
 from zoo.detection.contract import Targets
-from zoo.weights.deterministic import random_bytes
-from zoo.weights.parity import deterministic_state
+from zoo.verify.deterministic import BRANCH_GAIN, random_bytes
+from zoo.verify.parity import deterministic_state
 from zoo.weights.torch_format import from_torch
 
 # Height and width of the photographs.
@@ -47,7 +47,8 @@ class Side:
         # XLA takes all cores, whatever `threads` is.
         self.versions: dict[str, str] = {}
         self.name, self.model = name, zoo.build(name)
-        state = from_torch(name, deterministic_state(name))
+        gain = BRANCH_GAIN if "resnet" in name else 1.0
+        state = from_torch(name, deterministic_state(name, branch_gain=gain))
         self.variables = jax.tree.map(jnp.asarray, state)
         self.detect = zoo.make_detector(self.model)
         self.fit = jax.jit(partial(zoo.fit_batch, preprocess=self.model.preprocess))

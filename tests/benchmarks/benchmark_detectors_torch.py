@@ -8,8 +8,9 @@ from benchmark_detectors_jax import MAPS, make_objects, make_photographs
 from benchmark_rounds import seconds_per_call_within
 from benchmark_torch import VARIANTS
 
-from zoo.weights.parity import deterministic_state
-from zoo.weights.torchvision_live import load_state
+from zoo.verify.deterministic import BRANCH_GAIN
+from zoo.verify.parity import deterministic_state
+from zoo.verify.torchvision_live import load_state
 
 with contextlib.suppress(ImportError):
     # Where torch is a CPU build and torchvision is not.
@@ -39,7 +40,8 @@ class Side:
         if variant not in self.models:
             options = {"weights": None, "weights_backbone": None, "num_classes": 91}
             model = BUILDERS[self.name](**options)
-            load_state(model, deterministic_state(self.name))
+            gain = BRANCH_GAIN if "resnet" in self.name else 1.0
+            load_state(model, deterministic_state(self.name, branch_gain=gain))
             self.models[variant] = model.to(memory_format=VARIANTS[variant][0])
         return self.models[variant]
 

@@ -11,7 +11,7 @@ from benchmark_rounds import seconds_per_call_within
 
 import zoo
 from zoo.ops.losses import segmentation_cross_entropy
-from zoo.weights.deterministic import fill_all, make_images
+from zoo.verify.deterministic import BRANCH_GAIN, fill_all, make_images
 from zoo.weights.torch_format import from_torch, list_torch_shapes
 
 AUX = 0.4
@@ -26,8 +26,8 @@ def options(name: str) -> dict[str, Any]:
 
 def make_weights(name: str) -> dict[str, np.ndarray]:
     """Makes the state dict that both sides start from."""
-    residual = "resnet" in name or "frrn" in name
-    return fill_all(list_torch_shapes(name, **options(name)), residual=residual)
+    gain = BRANCH_GAIN if "resnet" in name or "frrn" in name else 1.0
+    return fill_all(list_torch_shapes(name, **options(name)), branch_gain=gain)
 
 
 def make_batch(name: str, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from benchmark_rounds import seconds_per_call_within
 from benchmark_segmentation_jax import AUX, make_batch, make_masks, make_weights
 from benchmark_torch import VARIANTS
 
-from zoo.weights.torchvision_live import load_state
+from zoo.verify.torchvision_live import load_state
 
 with contextlib.suppress(ImportError):
     # Where torch is a CPU build and torchvision is not.

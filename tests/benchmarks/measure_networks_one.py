@@ -18,7 +18,7 @@ from train.state import create_state
 from train.steps import make_prepare, make_train_step
 from train.tasks import make_task
 from zoo.summary import abstract_variables
-from zoo.weights.deterministic import fill_all, make_images
+from zoo.verify.deterministic import BRANCH_GAIN, fill_all, make_images
 from zoo.weights.torch_format import from_torch, list_torch_shapes
 
 # Which memory is needed is decided before any machine code is made.
@@ -71,7 +71,7 @@ def measure_deviation(name: str, *, images: int = 8) -> float:
     in units of the largest logit.
     """
     shapes = list_torch_shapes(name)
-    state = fill_all(shapes, residual="resnet" in name)
+    state = fill_all(shapes, branch_gain=BRANCH_GAIN if "resnet" in name else 1.0)
     variables = jax.tree.map(jnp.asarray, from_torch(name, state))
     batch = jnp.asarray(make_images(zoo.get_spec(name).preprocess, images))
     exact, rounded = (

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 import zoo
-from zoo.weights.deterministic import make_images, random_bytes
-from zoo.weights.parity import deterministic_state
+from zoo.verify.deterministic import BRANCH_GAIN, make_images, random_bytes
+from zoo.verify.parity import deterministic_state
 
 NAME = "faster_rcnn_resnet50_fpn"
 GOLDEN = Path(__file__).with_name("golden") / f"{NAME}.npz"
@@ -31,7 +31,7 @@ SCALES = {
 
 def make_state():
     """The deterministic weights by torchvision's names, some layers scaled."""
-    state = deterministic_state(NAME)
+    state = deterministic_state(NAME, branch_gain=BRANCH_GAIN)
     return {k: v * np.float32(SCALES.get(k, 1)) for k, v in state.items()}
 
 

@@ -4,7 +4,7 @@
 
 Without names it makes all of them. A network with public weights is torchvision's, any
 other is restated from its paper in the `restate_*.py` beside this file. Both are filled
-with the deterministic weights of `zoo.weights.deterministic` and run in torch in
+with the deterministic weights of `zoo.verify.deterministic` and run in torch in
 float64; a run in float32 tells how exact that can be.
 
 Where torchvision's compiled part does not fit the torch that is installed, a module
@@ -26,9 +26,10 @@ import torch
 from torch.nn import functional as F
 
 import zoo
-from zoo.weights import parity, torchvision_live
-from zoo.weights.summaries import measure, save_summaries
-from zoo.weights.verification import golden_path
+from zoo.verify import parity, torchvision_live
+from zoo.verify.deterministic import BRANCH_GAIN
+from zoo.verify.summaries import measure, save_summaries
+from zoo.verify.verification import golden_path
 
 with contextlib.suppress(ImportError):
     import torchvision_on_cpu  # noqa: F401
@@ -40,6 +41,26 @@ RESTATED = {
     **restate_segmentation.NETWORKS,
     **restate_encoder_decoder.NETWORKS,
 }
+
+
+# Images of networks that take any size, in pixels: small, and no multiples.
+ANY_SIZE = (74, 91)
+# Those of networks that need other ones.
+SIZES = {"unet": (188, 204), "frrn_a": (64, 96), "frrn_b": (64, 96)}
+# Networks that put values where a pool took its own: in float32 a pool near a tie takes
+# another pixel than its source's.
+SWITCHED = ("segnet", "segnet_basic")
+
+
+def make_facts(name):
+    """What the golden file says of the example: size, type, and factor of branches."""
+    fit = zoo.get_spec(name).preprocess.fit
+    return {
+        "size": SIZES.get(name, ANY_SIZE) if fit in ("keep", "sides") else None,
+        "dtype": "float64" if name in SWITCHED else "float32",
+        # Plain networks have the same names, and lose the signal if it is damped.
+        "branch_gain": BRANCH_GAIN if "resnet" in name else 1.0,
+    }
 
 
 class Source:
@@ -58,9 +79,11 @@ class Source:
         else:
             aux = "aux" in zoo.list_options(name)
             self.network = torchvision_live.build_torchvision(name, aux=aux)
-            self.hooks = torchvision_live.list_hooks(name, self.network, aux=aux)
+            self.hooks = torchvision_live.list_hooks(self.network, aux=aux)
             self.description = torchvision_live.torchvision_version()
-        state = parity.deterministic_state(name, **parity.training_options(name))
+        gain = make_facts(name)["branch_gain"]
+        options = parity.training_options(name)
+        state = parity.deterministic_state(name, branch_gain=gain, **options)
         torchvision_live.load_state(self.network, state)
 
     def run(self, images):
@@ -79,7 +102,7 @@ def run_evaluation(source, images, dtype):
     return parity.summarise_endpoints(arrays)
 
 
-def run_step(source, images, labels, aux_losses, dtype):
+def compute_step(source, images, labels, aux_losses, dtype):
     network = source.network.to(dtype).train()
     images = torch.tensor(images.transpose(0, 3, 1, 2), dtype=dtype)
     labels = torch.tensor(labels, dtype=torch.int64)
@@ -93,15 +116,21 @@ def run_step(source, images, labels, aux_losses, dtype):
     gradients = {k: p.grad.numpy() for k, p in network.named_parameters()}
     statistics = {k: v.numpy() for k, v in network.named_buffers() if ".running_" in k}
     return {
-        "loss": parity.summarise_parameters({"loss": np.array([loss.item()])}),
-        "gradients": parity.summarise_parameters(gradients),
-        "statistics": parity.summarise_parameters(statistics),
+        "loss": {"loss": np.array([loss.item()])},
+        "gradients": gradients,
+        "statistics": statistics,
     }
+
+
+def run_step(*args):
+    step = compute_step(*args)
+    return {k: parity.summarise_parameters(arrays) for k, arrays in step.items()}
 
 
 def make_golden(name):
     spec = zoo.get_spec(name)
-    images, labels = parity.make_example(name)
+    example = make_facts(name)
+    images, labels = parity.make_example(name, example["size"])
     runs = {}
     for dtype in (torch.float64, torch.float32):
         source = Source(name)
@@ -122,6 +151,7 @@ def make_golden(name):
         "reference": f"{description}, float64",
         "date": datetime.date.today().isoformat(),
         "script": "tests/reference/make_golden.py",
+        "example": example,
         "float32_errors": errors,
     }
     save_summaries(golden_path(name), exact, facts)

@@ -34,9 +34,10 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from zoo.weights import parity, torchvision_live
-from zoo.weights.summaries import measure, save_summaries
-from zoo.weights.verification import golden_path
+from zoo.verify import parity, torchvision_live
+from zoo.verify.deterministic import BRANCH_GAIN
+from zoo.verify.summaries import measure, save_summaries
+from zoo.verify.verification import golden_path
 
 # Everything is sampled, so that no chance is in the losses.
 ALL = dict(
@@ -179,7 +180,9 @@ def losses_alone():
 
 def save_endpoints():
     """The golden file of `python -m zoo verify`."""
-    images, _ = parity.make_example(NAME)
+    example = {"size": [74, 91], "dtype": "float32", "branch_gain": BRANCH_GAIN}
+    images, _ = parity.make_example(NAME, example["size"])
+    state = parity.deterministic_state(NAME, branch_gain=BRANCH_GAIN)
     stages = {f"stage{i}": f"backbone.body.layer{i}" for i in range(1, 5)}
     hooks = {
         "stem": "backbone.body.relu",
@@ -189,7 +192,7 @@ def save_endpoints():
     summaries = []
     for dtype in (torch.float64, torch.float32):
         network = build(dtype)
-        torchvision_live.load_state(network, parity.deterministic_state(NAME))
+        torchvision_live.load_state(network, state)
         network.to(dtype)
         outputs, stop = torchvision_live.record(network, hooks)
         with torch.no_grad():
@@ -212,6 +215,7 @@ def save_endpoints():
         "reference": f"{torchvision_live.torchvision_version()}, float64",
         "date": datetime.date.today().isoformat(),
         "script": "tests/reference/make_golden_faster_rcnn.py",
+        "example": example,
         "float32_errors": {"endpoints": max(measure(single, exact).values())},
     }
     save_summaries(golden_path(NAME), {"endpoints": exact}, facts)

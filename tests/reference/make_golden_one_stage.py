@@ -31,9 +31,9 @@ from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from zoo.weights import parity, torchvision_live
-from zoo.weights.summaries import measure, save_summaries
-from zoo.weights.verification import golden_path
+from zoo.verify import parity, torchvision_live
+from zoo.verify.summaries import measure, save_summaries
+from zoo.verify.verification import golden_path
 
 
 @functools.cache
@@ -94,6 +94,7 @@ def make_endpoints():
         "reference": f"{torchvision_live.torchvision_version()}, float64",
         "date": datetime.date.today().isoformat(),
         "script": "tests/reference/make_golden_one_stage.py",
+        "example": {"size": None, "dtype": "float32", "branch_gain": 1.0},
         "float32_errors": {"endpoints": max(measure(single, exact).values())},
     }
     save_summaries(golden_path(NAME), {"endpoints": exact}, facts)

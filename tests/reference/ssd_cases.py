@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.weights.deterministic import random_bytes
-from zoo.weights.parity import deterministic_state
+from zoo.verify.deterministic import random_bytes
+from zoo.verify.parity import deterministic_state
 
 NAME = "ssd300_vgg16"
 GOLDEN = Path(__file__).with_name("golden") / f"{NAME}.npz"

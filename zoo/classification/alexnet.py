@@ -244,6 +244,7 @@ SPECS = (
         params=61_100_840,
         macs=714_188_480,
         torch_rules=_torchvision_names,
+        torchvision="alexnet",
         weights=(torchvision_weights("alexnet-owt-7be5be79.pth", 56.522, 79.066),),
         init="uniform within 1 / sqrt(fan-in), biases 0",
         published=("ImageNet validation accuracy 56.52 % (top-5 79.07 %), one crop",),

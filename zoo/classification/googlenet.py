@@ -270,6 +270,7 @@ SPECS = (
         params=6_624_904,
         macs=1_498_376_192,
         torch_rules=_torchvision_names,
+        torchvision="googlenet",
         weights=(
             dataclasses.replace(
                 torchvision_weights("googlenet-1378be20.pth", 69.778, 89.530),

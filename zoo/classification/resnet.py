@@ -177,6 +177,7 @@ def _resnet(depth: int) -> ModelSpec:
         params=_PARAMS[depth],
         macs=_MACS[depth],
         weights=tuple(weights),
+        torchvision=f"resnet{depth}",
         published=_PUBLISHED[f"resnet{depth}"] if basic else _published(depth),
         deviations=(
             *(() if basic else (_LATE_STRIDE,)),

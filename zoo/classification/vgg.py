@@ -287,6 +287,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         macs=row.macs,
         torch_rules=_torch_rules,
         weights=weights,
+        torchvision=name if weights else None,
         init=init,
         published=published,
         deviations=deviations,

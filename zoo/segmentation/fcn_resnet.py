@@ -138,6 +138,7 @@ def _spec(depth: int) -> ModelSpec:
         params=params,
         macs=macs,
         torch_rules=_torchvision_names,
+        torchvision=f"segmentation.fcn_resnet{depth}",
         weights=(
             Weights(
                 name="coco_voc",

@@ -5,18 +5,14 @@ model = zoo.build("cifar_resnet20", num_classes=loaded.card.num_classes)
 logits = model.apply(loaded.variables, images)
 """
 
-from zoo.weights.certificate import Certificate, Check
 from zoo.weights.checkpoints import read_checkpoint
 from zoo.weights.darknet import read_darknet, save_darknet
 from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
 from zoo.weights.loading import Loaded, convert, load
 from zoo.weights.torch_format import from_torch, to_torch
-from zoo.weights.verification import verify
 
 __all__ = [
-    "Certificate",
-    "Check",
     "Loaded",
     "cache_path",
     "convert",
@@ -30,5 +26,4 @@ __all__ = [
     "save_darknet",
     "save_safetensors",
     "to_torch",
-    "verify",
 ]

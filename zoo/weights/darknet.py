@@ -116,7 +116,8 @@ def save_darknet(
         raise ValueError(f"save_darknet: seen must be 0 or more, got {seen}.")
     _check_network(name)
     if overrides.get("num_classes") is None:
-        overrides["num_classes"] = count_classes(name, variables, **overrides)
+        model = build(name, **overrides)
+        overrides["num_classes"] = count_classes(name, model, variables)
     arrays = to_torch(name, variables, **overrides)
     with write_whole(path) as file:
         file.write(np.array(_VERSION, "<i4").tobytes())

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
+
 from zoo.paths import flatten, unflatten
-from zoo.registry import build, get_spec, list_options, unknown
+from zoo.registry import build, check_options, get_spec, list_options, unknown
 from zoo.spec import Card, Weights, plain_options
 from zoo.weights.checkpoints import read_checkpoint
 from zoo.weights.darknet import SUFFIX, read_darknet
@@ -20,7 +22,7 @@ from zoo.weights.files import (
     save_safetensors,
 )
 from zoo.weights.fit import expected_shapes, require_fit, warn_not_finite
-from zoo.weights.torch_format import count_classes, move_from_torch
+from zoo.weights.torch_format import build_for, count_classes, move_from_torch
 
 # They say how to compute or to train, not what the parameters mean.
 FREE_OPTIONS = (
@@ -36,10 +38,12 @@ class Loaded:
     Attributes:
       variables: {"params": ..., "batch_stats": ...} of numpy arrays.
       card: Their model, its options, preprocessing, class names and origin.
+      model: The module that they fit.
     """
 
     variables: dict[str, Any]
     card: Card
+    model: nn.Module
 
 
 def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
@@ -62,43 +66,72 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
         is another model's, or was made with other options; or its arrays are not
         exactly those of the model. (NaN in them is logged and is no error.)
     """
-    build(name, **overrides)  # An unknown option is an error before any download.
-    path, published = _find(name, source)
+    check_options(name, overrides)
+    published = {weights.name: weights for weights in get_spec(name).weights}
+    facts, model = published.get(source), None
+    if facts is not None:
+        options = {**dict(facts.options), **overrides}
+        model = build(name, **options)  # A wrong option is an error before a download.
+        path = fetch(facts)
+    else:
+        path = Path(source).expanduser()
+        if not path.exists():
+            names = unknown(f"weights of {name}", str(source), published)
+            raise ValueError(f"{names} Nor is there a file or folder of that path.")
     if path.is_dir():
         variables, card, _ = read_checkpoint(path)
-        _check_card(card, name, path, overrides)
-        _check_variables(variables, card, path)
+        arrays = flatten(variables)
     else:
-        variables, card = _read_file(name, path, published, overrides)
+        arrays, card = _read_file(name, path, overrides)
+    if card is not None:
+        _check_card(card, name, path, overrides)
+        options = {**card.overrides, **overrides, "num_classes": card.num_classes}
+        model = build(name, **options)
+    elif facts is None:
+        # A path says nothing of what is published of its file; the hash does.
+        facts = _recognize(name, path)
+        options = {**dict(facts.options if facts else ()), **overrides}
+        model = build(name, **options)
+    model, variables = _fit(name, path, arrays, model, options)
+    card = card or _make_card(name, path, facts, model, variables, options)
     warn_not_finite(f"{path} for {name}", flatten(variables))
-    return Loaded(variables, card)
+    return Loaded(variables, card, model)
 
 
 def _read_file(
-    name: str, path: Path, published: Weights | None, overrides: Mapping[str, Any]
-) -> tuple[dict[str, Any], Card]:
+    name: str, path: Path, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], Card | None]:
     if path.suffix == SUFFIX:
-        arrays, card = read_darknet(name, path, **overrides), None
-    elif check_file(path).suffix == ".safetensors":
-        arrays, card = read_safetensors(path)
-    else:
-        arrays, card = read_state_dict(path), None
-    if card is not None:
-        _check_card(card, name, path, overrides)
-        options = {"num_classes": card.num_classes, **card.overrides}
-    else:
-        published = published or _recognise(name, path)
-        options = {**dict(published.options if published else ()), **overrides}
-    if has_our_names(arrays):
-        variables = unflatten(arrays)
-        card = card or _make_card(name, path, published, variables, options)
-        _check_variables(variables, card, path)
-        return variables, card
-    try:
-        variables = move_from_torch(name, arrays, **options)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return variables, card or _make_card(name, path, published, variables, options)
+        return read_darknet(name, path, **overrides), None
+    if check_file(path).suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_state_dict(path), None
+
+
+def _fit(
+    name: str,
+    path: Path,
+    arrays: dict[str, Any],
+    model: nn.Module,
+    options: Mapping[str, Any],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Gives arrays by our names or PyTorch's to the model, which they must fit."""
+    if not has_our_names(arrays):
+        try:
+            return move_from_torch(name, arrays, model, **options)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    variables = unflatten(arrays)
+    model = build_for(name, variables, model, **options)
+    classes = options.get("num_classes")
+    if classes is None:
+        classes = count_classes(name, model, variables)
+    require_fit(
+        f"{path} does not fit {name} with {classes} classes",
+        expected_shapes(name, model),
+        arrays,
+    )
+    return model, variables
 
 
 def convert(
@@ -126,21 +159,6 @@ def convert(
     save_safetensors(target, loaded.variables, loaded.card, layout=layout)
 
 
-def _find(name: str, source: str | os.PathLike) -> tuple[Path, Weights | None]:
-    """Finds the source's file or folder, and what is published of it if that is asked.
-
-    A path says nothing of that; its hash does, see `_recognise`.
-    """
-    published = {weights.name: weights for weights in get_spec(name).weights}
-    if source in published:
-        return fetch(published[source]), published[source]
-    path = Path(source).expanduser()
-    if not path.exists():
-        names = unknown(f"weights of {name}", str(source), published)
-        raise ValueError(f"{names} Nor is there a file or folder of that path.")
-    return path, None
-
-
 def _check_card(
     card: Card, name: str, path: Path, overrides: Mapping[str, Any]
 ) -> None:
@@ -161,16 +179,7 @@ def _check_card(
             )
 
 
-def _check_variables(variables: Mapping[str, Any], card: Card, path: Path) -> None:
-    module = build(card.model, num_classes=card.num_classes, **card.overrides)
-    require_fit(
-        f"{path} does not fit {card.model} with {card.num_classes} classes",
-        expected_shapes(card.model, module),
-        flatten(variables),
-    )
-
-
-def _recognise(name: str, path: Path) -> Weights | None:
+def _recognize(name: str, path: Path) -> Weights | None:
     """Finds what is published of a file by its hash."""
     published = get_spec(name).weights
     digest = file_sha256(path) if published else ""
@@ -182,6 +191,7 @@ def _make_card(
     name: str,
     path: Path,
     published: Weights | None,
+    model: nn.Module,
     variables: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> Card:
@@ -191,7 +201,7 @@ def _make_card(
     options = plain_options(options)
     num_classes = overrides.get("num_classes")
     if num_classes is None:
-        num_classes = count_classes(name, variables, **options)
+        num_classes = count_classes(name, model, variables)
     card = Card(
         model=name,
         num_classes=spec.num_classes if num_classes is None else num_classes,

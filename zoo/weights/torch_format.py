@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from zoo.paths import flatten, unflatten
 from zoo.registry import build, get_spec
@@ -133,20 +134,36 @@ def from_torch(
         message lists what is missing, unexpected or of another shape.
     """
     given = {key: to_numpy(value, key) for key, value in state_dict.items()}
-    return move_from_torch(name, given, **overrides)
+    return move_from_torch(name, given, **overrides)[1]
 
 
 def move_from_torch(
-    name: str, given: dict[str, np.ndarray], **overrides: Any
-) -> dict[str, Any]:
+    name: str,
+    given: dict[str, np.ndarray],
+    model: nn.Module | None = None,
+    **overrides: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
     """Does what `from_torch` does, and takes each array out of `given` on the way.
 
     So memory never holds all of them twice.
+
+    Args:
+      name: Name of the model.
+      given: Arrays by name.
+      model: The module with these options, where it is built already.
+      **overrides: Options of the model, as for `from_torch`.
+
+    Returns:
+      `(model, variables)`: the module is built again only where no number of classes
+      was given and the head's weights are for another one than the paper's.
     """
     if given and all(key.startswith("module.") for key in given):
         for key in [*given]:
             given[key.removeprefix("module.")] = given.pop(key)
-    rules = get_spec(name).torch_rules(build(name, **overrides))
+    spec = get_spec(name)
+    if model is None:
+        model = build(name, **overrides)
+    rules = spec.torch_rules(model)
     unused = tuple(f"{rule.key}." for rule in rules if rule.module is None)
     for key in [*given]:
         if key.endswith("num_batches_tracked") or key.startswith(unused):
@@ -154,10 +171,11 @@ def move_from_torch(
     renamed = _rename_aliases(given, rules)
 
     if "num_classes" not in overrides:
-        heads = {f"{rule.key}.weight": rule for rule in _head_rules(name, overrides)}
-        counts = [_classes(r, len(given[k])) for k, r in heads.items() if k in given]
-        overrides["num_classes"] = counts[-1] if counts else None
-    leaves = _list_leaves(name, overrides)
+        outputs = {rule.key: given.get(f"{rule.key}.weight") for rule in rules}
+        number = _read_classes(rules, {k: np.shape(v)[:1] for k, v in outputs.items()})
+        if number not in (None, spec.num_classes):
+            model = build(name, num_classes=number, **overrides)
+    leaves = _list_leaves(name, model)
     for leaf in leaves:
         array = given.get(leaf.key)
         if leaf.key in renamed and len(leaf.torch_shape) == 2 and array.ndim == 4:
@@ -168,7 +186,8 @@ def move_from_torch(
         {leaf.key: leaf.torch_shape for leaf in leaves},
         given,
     )
-    return unflatten({leaf.path: leaf.to_ours(given.pop(leaf.key)) for leaf in leaves})
+    moved = {leaf.path: leaf.to_ours(given.pop(leaf.key)) for leaf in leaves}
+    return model, unflatten(moved)
 
 
 def to_torch(
@@ -189,9 +208,7 @@ def to_torch(
       ValueError: The model or an option is unknown, or the variables do not fit.
     """
     given = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
-    if "num_classes" not in overrides:
-        overrides["num_classes"] = count_classes(name, variables, **overrides)
-    leaves = _list_leaves(name, overrides)
+    leaves = _list_leaves(name, build_for(name, variables, **overrides))
     require_fit(
         f"{name}: the variables do not fit the network",
         {leaf.path: leaf.shape for leaf in leaves},
@@ -210,17 +227,54 @@ def list_torch_shapes(name: str, **overrides: Any) -> dict[str, tuple[int, ...]]
     Raises:
       ValueError: The model or an option is unknown.
     """
-    return {leaf.key: leaf.torch_shape for leaf in _list_leaves(name, overrides)}
+    return {
+        leaf.key: leaf.torch_shape
+        for leaf in _list_leaves(name, build(name, **overrides))
+    }
+
+
+def build_for(
+    name: str,
+    variables: Mapping[str, Any],
+    model: nn.Module | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Builds the module that variables are of.
+
+    Args:
+      name: Name of the model.
+      variables: {"params": ..., "batch_stats": ...} of arrays.
+      model: The module with these options, where it is built already.
+      **overrides: Options of the model. `num_classes` follows from the head's
+        parameters where it is not given; the module is built again only where these
+        are for another number than the paper's.
+    """
+    if model is None:
+        model = build(name, **overrides)
+    if "num_classes" in overrides:
+        return model
+    number = count_classes(name, model, variables)
+    if number in (None, get_spec(name).num_classes):
+        return model
+    return build(name, num_classes=number, **overrides)
 
 
 def count_classes(
-    name: str, variables: Mapping[str, Any], **overrides: Any
+    name: str, model: nn.Module, variables: Mapping[str, Any]
 ) -> int | None:
-    """Reads the number of classes off the head's kernel; None where there is none."""
-    flat = flatten(variables)
-    heads = {f"params/{r.module}/kernel": r for r in _head_rules(name, overrides)}
-    counts = [_classes(r, np.shape(flat[k])[-1]) for k, r in heads.items() if k in flat]
-    return counts[-1] if counts else None
+    """Reads the number of classes off the head's kernel.
+
+    Args:
+      name: Name of the model.
+      model: The module, for any number of classes above 0.
+      variables: {"params": ..., "batch_stats": ...} of arrays.
+
+    Returns:
+      The number, or None where the head has no kernel.
+    """
+    flat, rules = flatten(variables), get_spec(name).torch_rules(model)
+    kernels = {rule.key: flat.get(f"params/{rule.module}/kernel") for rule in rules}
+    return _read_classes(rules, {k: np.shape(v)[-1:] for k, v in kernels.items()})
 
 
 def to_numpy(value: Any, key: str) -> np.ndarray:
@@ -240,15 +294,21 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
     return array
 
 
-def _head_rules(name: str, overrides: Mapping[str, Any]) -> list[TorchRule]:
-    rules = get_spec(name).torch_rules(build(name, **overrides))
-    return [r for r in rules if r.module and (r.outputs or r.module[:5] == "head/")]
+def _read_classes(
+    rules: Sequence[TorchRule], outputs: Mapping[str, tuple[int, ...]]
+) -> int | None:
+    """Tells the number of classes from the outputs of the head's layers.
 
-
-def _classes(rule: TorchRule, outputs: int) -> int:
-    """Tells from a layer's outputs for how many classes they are."""
-    factor, rest = rule.outputs or (1, 0)
-    return (outputs - rest) // factor
+    Args:
+      rules: Rules of the network.
+      outputs: `(outputs,)` of each rule's layer, empty where it has no weights.
+    """
+    counts = []
+    for rule in rules:
+        if rule.module and (rule.outputs or rule.module.startswith("head/")):
+            factor, rest = rule.outputs or (1, 0)
+            counts += [(count - rest) // factor for count in outputs[rule.key]]
+    return counts[-1] if counts else None
 
 
 def _rename_aliases(
@@ -264,9 +324,8 @@ def _rename_aliases(
     return renamed
 
 
-def _list_leaves(name: str, overrides: Mapping[str, Any]) -> list[_Leaf]:
+def _list_leaves(name: str, module: nn.Module) -> list[_Leaf]:
     """Pairs every variable of a network with the rule of its module."""
-    module = build(name, **overrides)
     rules = {r.module: r for r in get_spec(name).torch_rules(module) if r.module}
     leaves = []
     for path, shape in expected_shapes(name, module).items():

@@ -27,10 +27,11 @@ from zoo.detect import choose_detections
 from zoo.detection.contract import Targets
 from zoo.paths import flatten
 from zoo.summary import list_layers
-from zoo.weights import from_torch, parity, to_torch
-from zoo.weights.summaries import Summaries, measure
+from zoo.verify import parity
+from zoo.verify.summaries import Summaries, measure
+from zoo.verify.verification import TIES, verify
+from zoo.weights import from_torch, to_torch
 from zoo.weights.torch_format import list_torch_shapes, to_numpy
-from zoo.weights.verification import TIES, verify
 
 LOSSES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
 

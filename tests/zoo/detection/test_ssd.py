@@ -25,7 +25,8 @@ from zoo.detection import ssd, ssd_backbone
 from zoo.detection.contract import Targets
 from zoo.paths import flatten
 from zoo.transfer import graft, replace_head
-from zoo.weights import from_torch, to_torch, verify
+from zoo.verify import verify
+from zoo.weights import from_torch, to_torch
 from zoo.weights.torch_format import list_torch_shapes
 
 MODEL = zoo.build(NAME, num_classes=NUM_CLASSES)

@@ -6,8 +6,8 @@ The expected values are in the golden files of `make_golden.py`; no torch is nee
 import pytest
 
 import zoo
-from zoo.weights.summaries import load_summaries
-from zoo.weights.verification import GOLDEN, golden_path, verify
+from zoo.verify.summaries import load_summaries
+from zoo.verify.verification import GOLDEN, golden_path, verify
 
 # Classifiers without a golden file, and why.
 WITHOUT = {
@@ -22,16 +22,10 @@ WITHOUT = {
     },
 }
 NETWORKS = [n for n in zoo.list_models(task="classification") if n not in WITHOUT]
-# Minutes together: `pytest -m apart` runs them. One of each kind is run always.
-LONG = """
-vgg11 vgg11_lrn vgg13 vgg13_bn vgg16_c vgg19 vgg19_bn msra_a msra_b msra_c relu22
-resnet34 resnet101 resnet152 resnet101_v1 resnet152_v1 resnet200_v2 cifar_resnet110
-cifar_resnet1001_v2
-""".split()
-# In float64, where no rounding turns a ReLU the other way: gradients exactly.
-STEPS = "alexnet_tv cifar_resnet20".split()
-# In float32, as networks are trained.
-STEPS_FLOAT32 = "cifar_resnet20 lenet5_modern".split()
+# The default run has the smallest of several kinds; `pytest -m apart` has the others,
+# minutes together. Training steps are held against live torch in test_step_float64.py.
+ALWAYS = "lenet5_modern alexnet_tv cifar_resnet20 resnet18".split()
+STEPS = ["lenet5_modern"]
 
 
 def mark(names, always):
@@ -61,7 +55,7 @@ def test_golden_files_are_of_the_network(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mark(NETWORKS, {*NETWORKS} - {*LONG}))
+@pytest.mark.parametrize("name", mark(NETWORKS, ALWAYS))
 def test_endpoints(name):
     certificate = verify(name)
     assert certificate.passed, f"\n{certificate}"
@@ -78,7 +72,7 @@ def test_training_step(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mark(NETWORKS, STEPS_FLOAT32))
+@pytest.mark.parametrize("name", mark(NETWORKS, STEPS))
 def test_training_step_in_float32(name):
     certificate = verify(name, training="float32")
     assert certificate.passed, f"\n{certificate}"

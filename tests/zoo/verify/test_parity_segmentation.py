@@ -7,14 +7,13 @@ import pytest
 
 import zoo
 from zoo.segmentation import fcn_vgg
-from zoo.weights.parity import SWITCHED
-from zoo.weights.summaries import load_summaries
-from zoo.weights.verification import golden_path, verify
+from zoo.verify.summaries import load_summaries
+from zoo.verify.verification import golden_path, verify
 
 NETWORKS = zoo.list_models(task="segmentation")
-# One of each kind is run always; minutes together: `pytest -m apart` runs the others.
-ALWAYS = "fcn8s_vgg16 fcn_resnet50 pspnet_resnet50 unet_small segnet_basic".split()
-STEPS = ["unet_small"]
+# The default run has the smallest; `pytest -m apart` has the others, minutes together.
+ALWAYS = ["unet_small"]
+STEPS: list[str] = []
 
 
 def mark(names, always):
@@ -29,7 +28,7 @@ def test_golden_files_are_of_the_network(name):
     sections, facts = load_summaries(golden_path(name))
     assert facts["model"] == name
     assert ("torchvision" in facts["reference"]) == (zoo.get_spec(name).weights != ())
-    if name not in SWITCHED:
+    if facts["example"]["dtype"] == "float32":
         # torch itself in float32 is well within the tolerance that is demanded here.
         assert facts["float32_errors"]["endpoints"] < 6e-6
     assert {*sections} == {"endpoints", "loss", "gradients", "statistics"}

@@ -15,12 +15,13 @@ from zoo.classification import alexnet, googlenet, residual
 from zoo.layers import BatchNorm
 from zoo.ops.convolution import convolve
 from zoo.spec import TorchRule
-from zoo.weights import Check, from_torch, save_safetensors, verify
-from zoo.weights.deterministic import fill, make_images, make_labels
-from zoo.weights.parity import deterministic_state
-from zoo.weights.summaries import load_summaries, measure, save_summaries, summarise
-from zoo.weights.torchvision_live import build_torchvision
-from zoo.weights.verification import golden_path
+from zoo.verify import Check, verify
+from zoo.verify.deterministic import BRANCH_GAIN, fill, make_images, make_labels
+from zoo.verify.parity import deterministic_state
+from zoo.verify.summaries import load_summaries, measure, save_summaries, summarise
+from zoo.verify.torchvision_live import build_torchvision
+from zoo.verify.verification import golden_path
+from zoo.weights import from_torch, save_safetensors
 
 SMALL = "cifar_resnet20"
 
@@ -37,7 +38,7 @@ def failed(certificate):
 # Mistakes that networks have been written with.
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_same_padding_is_found(monkeypatch, cheap_jit):
     def same(x, kernel, *, strides, padding, **options):
         # At stride 2 and an even size all of the padding is behind.
@@ -53,7 +54,7 @@ def test_same_padding_is_found(monkeypatch, cheap_jit):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_another_epsilon_is_found(monkeypatch, cheap_jit):
     def other(**options):
         return BatchNorm(**{**options, "epsilon": 1e-3})
@@ -62,7 +63,7 @@ def test_another_epsilon_is_found(monkeypatch, cheap_jit):
     assert failed(verify(SMALL, jit=cheap_jit))[0] == "stem"
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_zeros_on_another_side_are_found(monkeypatch, cheap_jit):
     pad = residual.jnp.pad
 
@@ -83,7 +84,7 @@ def test_another_order_of_flattening_is_found(monkeypatch, cheap_jit):
     assert failed(verify("lenet5_modern", jit=cheap_jit)) == ["ip1", "logits"]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
     norm = partial(alexnet.local_response_norm, alpha=1e-4 / 5)
     monkeypatch.setattr(alexnet, "local_response_norm", norm)
@@ -92,7 +93,7 @@ def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
     assert "conv1" not in names
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_three_by_three_for_five_by_five_is_found(monkeypatch):
     monkeypatch.setitem(googlenet._VARIANTS["googlenet"], "large", 3)
     assert failed(verify("googlenet"))[0] == "inception_3a"
@@ -110,7 +111,7 @@ def test_another_momentum_is_found(monkeypatch, cheap_jit):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_biased_variance_is_found(monkeypatch, cheap_jit):
     statistics = BatchNorm._batch_statistics
 
@@ -124,7 +125,7 @@ def test_a_biased_variance_is_found(monkeypatch, cheap_jit):
     assert not [name for name in names if name.endswith("running_mean")]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_gradient_that_stops_is_found(monkeypatch, cheap_jit):
     shortcut = residual.Block._input
 
@@ -209,7 +210,9 @@ def test_deterministic_numbers_stay_the_same():
     digest = hashlib.sha256()
     digest.update(fill("layer1.0.conv1.weight", (4, 3, 3, 3)).tobytes())
     for kind in ("weight", "bias", "running_mean", "running_var"):
-        digest.update(fill(f"layer1.0.bn2.{kind}", (7,), residual=True).tobytes())
+        digest.update(
+            fill(f"layer1.0.bn2.{kind}", (7,), branch_gain=BRANCH_GAIN).tobytes()
+        )
     digest.update(fill("conv1_prelu.weight", (7,)).tobytes())
     for name in ("alexnet", "lenet5_modern"):
         digest.update(make_images(zoo.get_spec(name).preprocess).tobytes())
@@ -222,7 +225,7 @@ def test_a_kernel_keeps_the_size_of_a_signal():
     kernel = fill("conv.weight", (64, 32, 3, 3))
     assert kernel.std() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)
     assert abs(kernel.mean()) < 0.002
-    damped = fill("layer1.0.bn2.weight", (999,), residual=True)
+    damped = fill("layer1.0.bn2.weight", (999,), branch_gain=BRANCH_GAIN)
     plain = fill("layer1.0.bn2.weight", (999,))
     np.testing.assert_allclose(damped, plain * 0.3, rtol=1e-6)
     assert (plain.min(), plain.max()) == pytest.approx((0.5, 1.5), abs=0.01)
@@ -242,7 +245,7 @@ def test_command_prints_the_certificate(capsys):
 
 
 def test_command_fails_where_a_tolerance_is_exceeded(capsys, monkeypatch):
-    monkeypatch.setattr("zoo.weights.verification.TOLERANCE", 1e-9)
+    monkeypatch.setattr("zoo.verify.verification.TOLERANCE", 1e-9)
     with pytest.raises(SystemExit) as stop:
         main(["verify", "lenet5_modern"])
     assert stop.value.code == 1
@@ -290,14 +293,14 @@ def test_weights_that_are_not_finite_fail(tmp_path):
     assert "not finite (1): conv2.bias" in str(certificate)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_weights_are_compared_with_torchvision(tmp_path):
     try:
         build_torchvision("resnet18")
     except ImportError as error:
         pytest.skip(str(error))
     path = tmp_path / "resnet18.safetensors"
-    state = deterministic_state("resnet18", num_classes=37)
+    state = deterministic_state("resnet18", branch_gain=BRANCH_GAIN, num_classes=37)
     save(path, "resnet18", state, num_classes=37)
     certificate = verify("resnet18", path)
     assert certificate.passed, f"\n{certificate}"

@@ -1,0 +1,9 @@
+"""Certificates: whether a network computes what its source does.
+
+print(zoo.verify.verify("resnet18"))
+"""
+
+from zoo.verify.certificate import Certificate, Check
+from zoo.verify.verification import verify
+
+__all__ = ["Certificate", "Check", "verify"]
