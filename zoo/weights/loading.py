@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.paths import flatten, unflatten
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options, unknown
 from zoo.spec import Card, Weights, plain_options
 from zoo.weights.checkpoints import read_checkpoint
@@ -15,6 +18,7 @@ from zoo.weights.download import fetch, file_sha256
 from zoo.weights.files import (
     check_file,
     has_our_names,
+    nest,
     read_safetensors,
     read_state_dict,
     save_safetensors,
@@ -48,12 +52,16 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
     Args:
       name: Of the model.
       source: A name of published weights, which are downloaded once; or the path of a
-        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th or .bin
-        file, of Darknet's .weights, of a run folder or of a checkpoint. A name goes
+        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th, .bin or
+        .ckpt file, of Darknet's .weights, of a run folder or of a checkpoint. A name goes
         before a path; write "./cifar10" for a file called as published weights are.
       **overrides: Options of the model, and `num_classes`. A source with a card says
         itself which it was made with. `dtype` and other options that do not change what
         the parameters mean may differ from the card's.
+
+    Returns:
+      Variables in the types that the model creates: whatever type the source has,
+      parameters are `param_dtype`, float32 by default, and batch statistics float32.
 
     Raises:
       FileNotFoundError: A folder has no checkpoint, or a download is forbidden.
@@ -62,6 +70,17 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
         is another model's, or was made with other options; or its arrays are not
         exactly those of the model. (NaN in them is logged and is no error.)
     """
+    loaded = _load(name, source, overrides)
+    options = {"param_dtype": "float32", **loaded.card.overrides, **overrides}
+    types = {"params": jnp.dtype(options["param_dtype"])}
+    for collection, tree in loaded.variables.items():
+        _cast(tree, types.get(collection, jnp.dtype("float32")))
+    warn_not_finite(f"{source} for {name}", flatten(loaded.variables))
+    return loaded
+
+
+def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) -> Loaded:
+    """Does what `load` does, and leaves the arrays in the source's types."""
     build(name, **overrides)  # An unknown option is an error before any download.
     path, published = _find(name, source)
     if path.is_dir():
@@ -70,8 +89,18 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
         _check_variables(variables, card, path)
     else:
         variables, card = _read_file(name, path, published, overrides)
-    warn_not_finite(f"{path} for {name}", flatten(variables))
     return Loaded(variables, card)
+
+
+def _cast(tree: dict[str, Any], dtype: np.dtype) -> None:
+    """Casts arrays in place, one by one: memory never holds all of them twice."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _cast(value, dtype)
+        elif value.dtype != dtype:
+            # What is too large for the type becomes infinite, which `load` logs.
+            with np.errstate(over="ignore"):
+                tree[key] = value.astype(dtype)
 
 
 def _read_file(
@@ -90,7 +119,7 @@ def _read_file(
         published = published or _recognise(name, path)
         options = {**dict(published.options if published else ()), **overrides}
     if has_our_names(arrays):
-        variables = unflatten(arrays)
+        variables = nest(arrays, path)
         card = card or _make_card(name, path, published, variables, options)
         _check_variables(variables, card, path)
         return variables, card
@@ -118,11 +147,14 @@ def convert(
       layout: "zoo" or "torch", as in `save_safetensors`.
       **overrides: As in `load`.
 
+    The arrays keep the types that the source has.
+
     Raises:
       ValueError: As in `load` and `save_safetensors`.
       OSError: `target` cannot be written.
     """
-    loaded = load(name, source, **overrides)
+    loaded = _load(name, source, overrides)
+    warn_not_finite(f"{source} for {name}", flatten(loaded.variables))
     save_safetensors(target, loaded.variables, loaded.card, layout=layout)
 
 
