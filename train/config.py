@@ -126,7 +126,9 @@ class OptimConfig:
     """Largest root mean square of a convolution's filter, to which it is scaled down
     after an update; None for no such limit."""
     accumulate: int = 1
-    """Parts into which a batch is split, one after the other, to save memory."""
+    """Parts into which a batch is split, one after the other, to save memory. The
+    gradient is that of the whole batch, but batch norm sees, and normalizes by, each
+    part alone, and dropout is drawn anew for each."""
     loss: str = ""
     """Of classifiers and pixels softmax_cross_entropy; of pixels median_frequency,
     background:WEIGHT (of class 0) or bootstrapped_cross_entropy:COUNT (of each image's
