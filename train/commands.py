@@ -31,14 +31,15 @@ def train(config: TrainConfig, name: str) -> None:
     print(next_steps(run(config, name)))
 
 
-def resume(run_dir: Positional[Path], step: int | None = None) -> None:
+def resume(run_dir: Path, step: int | None, config: TrainConfig) -> None:
     """Goes on with an interrupted run, to the bit as if nothing had happened.
 
     Args:
       run_dir: Folder of the run.
-      step: Of the checkpoint to go on from; the last complete one if not given.
+      step: Step of the checkpoint to go on from; None for the last undamaged one.
+      config: What to do from there on.
     """
-    result = resume_run(run_dir, step=step)
+    result = resume_run(run_dir, step=step, config=config)
     report(result)
     print(next_steps(result))
 

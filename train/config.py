@@ -23,7 +23,7 @@ class ModelConfig:
     """Which network, and what it starts from."""
 
     name: str
-    """Registered name; `python -m zoo list` has them."""
+    """Registered name; `canon-zoo list` has them."""
     weights: Annotated[str | None, _short("from")] = None
     """Path or registered name of weights to start from; None for the initialisation."""
     layers: tuple[str, ...] = ()

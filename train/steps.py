@@ -36,9 +36,12 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> Non
     """
     if batch_size % (mesh.size * parts):
         split_in = f", each of {parts} accumulated parts" if parts > 1 else ""
+        step = mesh.size * parts
+        lower, upper = batch_size // step * step, -(-batch_size // step) * step
+        fitting = f"{lower} or {upper}" if lower else str(upper)
         raise ValueError(
             f"{name}={batch_size} does not divide by the {mesh.size} devices"
-            f"{split_in}; take a multiple of {mesh.size * parts}."
+            f"{split_in}; take a multiple of {step}, such as {fitting}."
         )
 
 

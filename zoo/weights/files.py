@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from zoo.paths import flatten, unflatten
 from zoo.spec import Card
+from zoo.weights.checksums import crc32
 from zoo.weights.torch_format import from_torch, to_numpy, to_torch
 
 logger = logging.getLogger("zoo")
@@ -29,6 +30,7 @@ WRAPPERS = (
 LAYOUTS = ("zoo", "torch")
 _COLLECTIONS = ("params/", "batch_stats/")
 _CARD_KEY = "zoo"
+_SUM_KEY = "zoo_crc32"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -85,7 +87,7 @@ def save_safetensors(
     Args:
       path: Ends in .safetensors; its folder is made where it does not exist.
       variables: {"params": ..., "batch_stats": ...} of arrays.
-      card: Stored as JSON in the file's metadata.
+      card: Stored as JSON in the file's metadata, with a checksum of it and the arrays.
       layout: "zoo" for our names and axes, such as "params/backbone/stem/conv/kernel";
         "torch" for those of a PyTorch state dict.
 
@@ -111,6 +113,7 @@ def save_safetensors(
         arrays = flatten(variables)
     # The writer copies memory as it lies, so the order must be C.
     arrays = {key: np.array(value, order="C") for key, value in arrays.items()}
+    metadata[_SUM_KEY] = _sum(arrays, metadata[_CARD_KEY])
     data = safetensors.numpy.save(arrays, metadata)
     with write_whole(path) as file:
         file.write(data)
@@ -157,12 +160,32 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
         raise ValueError(f"{path} is no whole safetensors file: {reason}.") from error
     if not arrays:
         raise ValueError(f"{path} holds no arrays.")
+    expected = metadata.get(_SUM_KEY)
+    if expected and expected != _sum(arrays, metadata.get(_CARD_KEY, "")):
+        raise ValueError(
+            f"{path} is not as it was written: its arrays or its card have another "
+            f"checksum than {_SUM_KEY}={expected[:20]!r} in its metadata. (A tool that "
+            "changes arrays should drop that entry.)"
+        )
     if _CARD_KEY not in metadata:
         return arrays, None
     try:
         return arrays, Card.from_json(json.loads(metadata[_CARD_KEY]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its card cannot be read: {error}") from error
+
+
+def _sum(arrays: Mapping[str, np.ndarray], card: str) -> str:
+    """Computes the checksum of named arrays and a card."""
+
+    def parts() -> Iterator[Any]:
+        yield card.encode()
+        for name in sorted(arrays):
+            array = arrays[name]
+            yield f"{name} {array.dtype} {array.shape}".encode()
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    return crc32(parts())
 
 
 def nest(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -248,8 +271,8 @@ def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:
             entries = [f"{k!r} ({type(v).__name__})" for k, v in content.items()]
             found += f" with the entries {', '.join(entries[:10]) or 'none'}"
         raise ValueError(
-            f"no state dict, but {found}; its tensors may be entries of their own or of "
-            f"one called {', '.join(WRAPPERS)}."
+            f"no state dict, but {found}; its tensors may be entries of their own or "
+            f"of one called {', '.join(WRAPPERS)}."
         )
     if taken:
         logger.warning("%s: the weights are its entry %s.", path, " / ".join(taken))
