@@ -268,7 +268,8 @@ def resume_run(
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Makes the folder, and lets no other process write a run in it meanwhile.
 
-    Within one thread it may be entered again. The system releases the lock of a process that is killed.
+    Within one thread it may be entered again. The system releases the lock of a process
+    that is killed.
 
     Raises:
       ValueError: Another process writes a run there, or the folder cannot be written.
