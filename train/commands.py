@@ -31,14 +31,15 @@ def train(config: TrainConfig, name: str) -> None:
     print(next_steps(run(config, name)))
 
 
-def resume(run_dir: Positional[Path], step: int | None = None) -> None:
+def resume(run_dir: Path, step: int | None, config: TrainConfig) -> None:
     """Goes on with an interrupted run, to the bit as if nothing had happened.
 
     Args:
       run_dir: Folder of the run.
-      step: Of the checkpoint to go on from; the last complete one if not given.
+      step: Step of the checkpoint to go on from; None for the last undamaged one.
+      config: What to do from there on.
     """
-    result = resume_run(run_dir, step=step)
+    result = resume_run(run_dir, step=step, config=config)
     report(result)
     print(next_steps(result))
 
@@ -83,7 +84,7 @@ def evaluate(
     if run_dir is not None:
         data = load_config(run_dir / "config.json").data
         max_boxes, batch_size = data.max_boxes, batch_size or data.eval_batch_size
-        card = zoo.weights.read_checkpoint(run_dir)[1]
+        card = zoo.weights.read_card(run_dir)
         model, weights = card.model, str(run_dir)
         if dataset is None:
             dataset, classes, ignored = data.dataset, data.classes or None, data.ignored
@@ -249,7 +250,7 @@ def transfer(config: TrainConfig) -> None:
     if not config.model.name:
         if not Path(source).is_dir():
             raise ValueError(f"{source} is no run folder: say --model.name too.")
-        card = zoo.weights.read_checkpoint(Path(source))[1]
+        card = zoo.weights.read_card(source)
         model = dataclasses.replace(config.model, name=card.model)
         config = dataclasses.replace(config, model=model)
     train(config, f"transfer-{config.model.name}")

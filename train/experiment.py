@@ -126,7 +126,6 @@ def prepare_experiment(
     spec = zoo.get_spec(config.model.name)
     mesh = make_mesh()
     check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
-    check_divides("data.eval_batch_size", data.eval_batch_size, mesh)
     if sources is None:
         splits = data.train_split, data.eval_split
         sources = tuple(open_split(config, split) for split in splits)

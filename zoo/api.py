@@ -3,10 +3,12 @@
 import dataclasses
 import gc
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import weights as weights_io
@@ -21,7 +23,7 @@ logger = logging.getLogger("zoo")
 def create(
     name: str,
     *,
-    weights: str | None = None,
+    weights: str | os.PathLike | None = None,
     num_classes: int | None = None,
     key: jax.Array | None = None,
     **overrides: Any,
@@ -67,7 +69,7 @@ def create(
 def create_with_card(
     name: str,
     *,
-    weights: str | None = None,
+    weights: str | os.PathLike | None = None,
     num_classes: int | None = None,
     key: jax.Array | None = None,
     **overrides: Any,
@@ -80,6 +82,15 @@ def create_with_card(
     """
     spec = get_spec(name)
     key = jax.random.key(0) if key is None else key
+    if not hasattr(key, "dtype") or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32
+    ):
+        raise ValueError(f"key must be one of jax.random.key(seed), got {key!r}.")
+    if not isinstance(weights, str | os.PathLike | None):
+        raise ValueError(
+            "weights must be a registered name, a path or None, got "
+            f"{type(weights).__name__} {str(weights)[:60]}."
+        )
     if weights is None:
         if num_classes is None:
             num_classes = spec.num_classes

@@ -5,7 +5,7 @@ model = zoo.build("cifar_resnet20", num_classes=loaded.card.num_classes)
 logits = model.apply(loaded.variables, images)
 """
 
-from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.checkpoints import read_card, read_checkpoint
 from zoo.weights.darknet import read_darknet, save_darknet
 from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
@@ -20,6 +20,7 @@ __all__ = [
     "from_torch",
     "load",
     "load_safetensors",
+    "read_card",
     "read_checkpoint",
     "read_darknet",
     "read_state_dict",

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from zoo.paths import flatten, unflatten
+from zoo.paths import flatten
 from zoo.registry import build, check_options, get_spec, list_options, unknown
 from zoo.spec import Card, Weights, plain_options
-from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.checkpoints import find_tree, read_checkpoint, read_tree
 from zoo.weights.darknet import SUFFIX, read_darknet
 from zoo.weights.download import fetch, file_sha256
 from zoo.weights.files import (
     check_file,
     has_our_names,
+    nest,
     read_safetensors,
     read_state_dict,
     save_safetensors,
@@ -52,12 +55,18 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
     Args:
       name: Of the model.
       source: A name of published weights, which are downloaded once; or the path of a
-        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th or .bin
-        file, of Darknet's .weights, of a run folder or of a checkpoint. A name goes
-        before a path; write "./cifar10" for a file called as published weights are.
+        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th, .bin or
+        .ckpt file, of Darknet's .weights, of a run folder, of one of its checkpoints,
+        or of any orbax checkpoint of a tree with "params" and, where the network has
+        batch norm, "batch_stats". A name goes before a path; write "./cifar10" for a
+        file called as published weights are.
       **overrides: Options of the model, and `num_classes`. A source with a card says
         itself which it was made with. `dtype` and other options that do not change what
         the parameters mean may differ from the card's.
+
+    Returns:
+      Variables in the types that the model creates: whatever type the source has,
+      parameters are `param_dtype`, float32 by default, and batch statistics float32.
 
     Raises:
       FileNotFoundError: A folder has no checkpoint, or a download is forbidden.
@@ -66,41 +75,68 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
         is another model's, or was made with other options; or its arrays are not
         exactly those of the model. (NaN in them is logged and is no error.)
     """
+    loaded = _load(name, source, overrides)
+    options = {"param_dtype": "float32", **loaded.card.overrides, **overrides}
+    types = {"params": jnp.dtype(options["param_dtype"])}
+    for collection, tree in loaded.variables.items():
+        _cast(tree, types.get(collection, jnp.dtype("float32")))
+    warn_not_finite(f"{source} for {name}", flatten(loaded.variables))
+    return loaded
+
+
+def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) -> Loaded:
+    """Does what `load` does, and leaves the arrays in the source's types."""
     check_options(name, overrides)
-    published = {weights.name: weights for weights in get_spec(name).weights}
-    facts, model = published.get(source), None
+    facts = {w.name: w for w in get_spec(name).weights}.get(source)
+    options, model = {**dict(facts.options if facts else ()), **overrides}, None
     if facts is not None:
-        options = {**dict(facts.options), **overrides}
         model = build(name, **options)  # A wrong option is an error before a download.
-        path = fetch(facts)
-    else:
-        path = Path(source).expanduser()
-        if not path.exists():
-            names = unknown(f"weights of {name}", str(source), published)
-            raise ValueError(f"{names} Nor is there a file or folder of that path.")
-    if path.is_dir():
-        variables, card, _ = read_checkpoint(path)
-        arrays = flatten(variables)
-    else:
-        arrays, card = _read_file(name, path, overrides)
-    if card is not None:
-        _check_card(card, name, path, overrides)
-        options = {**card.overrides, **overrides, "num_classes": card.num_classes}
-        model = build(name, **options)
-    elif facts is None:
-        # A path says nothing of what is published of its file; the hash does.
-        facts = _recognize(name, path)
-        options = {**dict(facts.options if facts else ()), **overrides}
-        model = build(name, **options)
-    model, variables = _fit(name, path, arrays, model, options)
-    card = card or _make_card(name, path, facts, model, variables, options)
-    warn_not_finite(f"{path} for {name}", flatten(variables))
-    return Loaded(variables, card, model)
+    path = _find(name, source, facts)
+    try:
+        arrays, card = _read(name, path, overrides)
+        if card is not None:
+            _check_card(card, name, path, overrides, arrays)
+            options = {**card.overrides, **overrides, "num_classes": card.num_classes}
+            model = build(name, **options)
+        elif facts is None:
+            # A path says nothing of what is published of its file; the hash does.
+            facts = _recognize(name, path)
+            options = {**dict(facts.options if facts else ()), **overrides}
+            model = build(name, **options)
+        model, variables = _fit(name, path, arrays, model, options)
+        card = card or _make_card(name, path, facts, model, variables, options)
+        return Loaded(variables, card, model)
+    except (ValueError, OSError, ImportError):
+        raise
+    # What a damaged or foreign file leads to is not always foreseen where it is read.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as weights of {name}: {type(error).__name__}: "
+            f"{str(error)[:400]}"
+        ) from error
 
 
-def _read_file(
+def _cast(tree: dict[str, Any], dtype: np.dtype) -> None:
+    """Casts arrays in place, one by one: memory never holds all of them twice."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _cast(value, dtype)
+        elif value.dtype != dtype:
+            # What is too large for the type becomes infinite, which `load` logs.
+            with np.errstate(over="ignore"):
+                tree[key] = value.astype(dtype)
+
+
+def _read(
     name: str, path: Path, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Card | None]:
+    """Reads the arrays of a file or folder by name, and the card if it has one."""
+    if path.is_dir():
+        tree = find_tree(path)
+        if tree is not None:
+            return flatten(read_tree(tree)), None
+        variables, card, _ = read_checkpoint(path)
+        return flatten(variables), card
     if path.suffix == SUFFIX:
         return read_darknet(name, path, **overrides), None
     if check_file(path).suffix == ".safetensors":
@@ -121,7 +157,7 @@ def _fit(
             return move_from_torch(name, arrays, model, **options)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    variables = unflatten(arrays)
+    variables = nest(arrays, path)
     model = build_for(name, variables, model, **options)
     classes = options.get("num_classes")
     if classes is None:
@@ -151,20 +187,50 @@ def convert(
       layout: "zoo" or "torch", as in `save_safetensors`.
       **overrides: As in `load`.
 
+    The arrays keep the types that the source has.
+
     Raises:
       ValueError: As in `load` and `save_safetensors`.
       OSError: `target` cannot be written.
     """
-    loaded = load(name, source, **overrides)
+    loaded = _load(name, source, overrides)
+    warn_not_finite(f"{source} for {name}", flatten(loaded.variables))
     save_safetensors(target, loaded.variables, loaded.card, layout=layout)
 
 
+def _find(name: str, source: str | os.PathLike, facts: Weights | None) -> Path:
+    """Finds the file or folder of a source, and fetches what is published."""
+    if facts is not None:
+        # Files may hold more than the network: heads that only training used.
+        return fetch(facts, max_bytes=(100 << 20) + 8 * get_spec(name).params)
+    try:
+        path = Path(source).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"weights={str(source)[:200]!r}: {error}.") from error
+    if not exists:
+        published = [weights.name for weights in get_spec(name).weights]
+        names = unknown(f"weights of {name}", str(source), published)
+        raise ValueError(f"{names} Nor is there a file or folder of that path.")
+    return path
+
+
 def _check_card(
-    card: Card, name: str, path: Path, overrides: Mapping[str, Any]
+    card: Card,
+    name: str,
+    path: Path,
+    overrides: Mapping[str, Any],
+    arrays: Mapping[str, Any],
 ) -> None:
     """Checks that a source was made for this model with these options."""
     if card.model != name:
         raise ValueError(f"{path} holds weights of {card.model}, not of {name}.")
+    largest = max((array.size for array in arrays.values()), default=0)
+    if card.num_classes > largest:
+        raise ValueError(
+            f"{path}: its card has {card.num_classes} classes, and its largest array "
+            f"{largest} values."
+        )
     made_with = {
         **list_options(name),
         **card.overrides,
@@ -181,7 +247,7 @@ def _check_card(
 
 def _recognize(name: str, path: Path) -> Weights | None:
     """Finds what is published of a file by its hash."""
-    published = get_spec(name).weights
+    published = get_spec(name).weights if path.is_file() else ()
     digest = file_sha256(path) if published else ""
     matches = [w for w in published if digest.startswith((w.sha256, *w.copies))]
     return matches[0] if matches else None
