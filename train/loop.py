@@ -21,6 +21,7 @@ from train.data import Source
 from train.evaluate import Evaluator
 from train.experiment import Experiment, prepare_experiment
 from train.feeds import make_feed
+from train.fingerprints import check_fingerprints, save_fingerprints
 from train.history import History
 from train.state import TrainState, change_frozen
 from train.steps import put_everywhere
@@ -79,6 +80,7 @@ def fit(
     resume: int | None = None,
     sources: tuple[Source, Source] | None = None,
     quiet: bool = False,
+    changed_data: bool = False,
 ) -> Result:
     """Trains, evaluates, logs and saves.
 
@@ -89,9 +91,12 @@ def fit(
         none; None for a new run.
       sources: Images to train and to evaluate on; None to open what the config names.
       quiet: Show no progress bar and no evaluations.
+      changed_data: When resuming: go on where the images are not those that the run
+        began with.
 
     Raises:
-      ValueError: The config does not fit together, or the folder is not new.
+      ValueError: The config does not fit together, the folder is not new, or the images
+        of a run that is resumed have changed.
       NonFiniteLossError: Names the step, the images and the last good checkpoint.
       CheckpointError: A checkpoint cannot be written or read.
     """
@@ -99,6 +104,9 @@ def fit(
     run_dir = Path(run_dir)
     # 1. Open data and model: what can be refused is refused before anything is written.
     experiment = prepare_experiment(config, sources)
+    images = {"train": experiment.train_source, "eval": experiment.eval_source}
+    if resume is not None:
+        check_fingerprints(run_dir, images, changed_data=changed_data)
     everywhere = NamedSharding(experiment.mesh, P())
     feed = make_feed(
         config.data,
@@ -118,6 +126,7 @@ def fit(
     )
     if resume is None:
         create_run_dir(run_dir, config)
+        save_fingerprints(run_dir, images)
     evaluated = None
     steps_per_epoch, total = feed.steps_per_epoch, experiment.total_steps
     first_step_seconds = 0.0
@@ -216,6 +225,7 @@ def resume_run(
     *,
     step: int | None = None,
     sources: tuple[Source, Source] | None = None,
+    changed_data: bool = False,
 ) -> Result:
     """Goes on with a run, to the bit as if it had not been interrupted.
 
@@ -223,9 +233,10 @@ def resume_run(
       run_dir: Folder that `fit` made.
       step: Of the checkpoint to go on from; None for the last one.
       sources: The same that `fit` was given, if it was given any.
+      changed_data: Go on where the images are not those that the run began with.
 
     Raises:
-      ValueError: The folder is no run folder.
+      ValueError: The folder is no run folder, or the images have changed.
       CheckpointError: There is no such checkpoint, or it cannot be read.
     """
     run_dir = Path(run_dir)
@@ -236,7 +247,7 @@ def resume_run(
         step = steps[-1] if steps else 0
     elif step not in steps:
         raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
-    return fit(config, run_dir, resume=step, sources=sources)
+    return fit(config, run_dir, resume=step, sources=sources, changed_data=changed_data)
 
 
 def create_run_dir(run_dir: Path, config: TrainConfig) -> None:

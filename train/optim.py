@@ -1,5 +1,7 @@
 """Schedules, optimizers, and which parameters they train."""
 
+import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -8,6 +10,28 @@ import optax
 
 from train.config import OptimConfig
 from zoo.paths import flatten, match_paths, unflatten
+
+logger = logging.getLogger("train")
+
+
+def scale_warmup(config: OptimConfig, total_steps: int) -> OptimConfig:
+    """Shortens a warm-up that is as long as the training to a tenth of it, and says so.
+
+    Args:
+      config: `warmup_steps`.
+      total_steps: Length of the training, in steps.
+    """
+    if not 0 < total_steps <= config.warmup_steps:
+        return config
+    shorter = total_steps // 10
+    logger.warning(
+        "optim.warmup_steps=%d is not less than the %d steps of the run; the warm-up "
+        "takes %d.",
+        config.warmup_steps,
+        total_steps,
+        shorter,
+    )
+    return dataclasses.replace(config, warmup_steps=shorter)
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:

@@ -82,7 +82,8 @@ def select(
     for option, value in chosen.items():
         if value is not None and option not in possible.get(source.task, ()):
             raise ValueError(
-                f"{source.name}: {option}={value!r} is not possible for {source.task}."
+                f"{source.name}: {option}={value!r} is not possible for {source.task}; "
+                f"leave out --{option.replace('_', '-')}."
             )
     if classes is not None:
         source = _keep_classes(source, tuple(classes))

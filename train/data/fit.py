@@ -47,7 +47,7 @@ class FittedSource(Source):
     def read(self, index: int, fit: Fit) -> Example:
         """Returns one example that another function than `fit_example` fits."""
         example = self.source[index]
-        self._check_channels(example["image"], index)
+        self.check_channels(example["image"], index)
         original_size = np.array(example["image"].shape[:2], np.int32)
         try:
             example = fit(example, self.preprocess)
@@ -71,7 +71,8 @@ class FittedSource(Source):
     def objects(self, index: int) -> Objects | None:
         return self.source.objects(index)
 
-    def _check_channels(self, image: np.ndarray, index: int) -> None:
+    def check_channels(self, image: np.ndarray, index: int) -> None:
+        """Raises ValueError unless an image is grey or RGB as the network takes it."""
         found, wanted = image.shape[-1], self.preprocess.channels
         if found != wanted:
             color = {1: "grey", 3: "rgb"}[wanted]

@@ -12,7 +12,7 @@ from train.data.decode import (
     read_orientation,
 )
 from train.data.files import Files
-from train.data.masks import segmentation_example
+from train.data.masks import UnknownValues, segmentation_example
 from train.data.objects import Objects, Table, detection_example
 from train.data.source import Example, Source
 from train.data.threads import map_in_threads
@@ -201,6 +201,8 @@ class FileMasks(_FileImages):
         mask, image = self.mask(index), self.image(index)
         try:
             return segmentation_example(image, mask, self.values, where)
+        except UnknownValues:
+            raise
         except BadImage as error:
             reason = f"{error}{self._explain_size(index, mask.shape)}"
             raise BadImage(reason) from error

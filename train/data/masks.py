@@ -10,6 +10,10 @@ from train.data.source import Example
 IGNORED = 255
 
 
+class UnknownValues(BadImage):
+    """A mask with values that stand for nothing."""
+
+
 def make_values(
     num_classes: int, ignored: Sequence[int] = (), values: Sequence[int] = ()
 ) -> np.ndarray:
@@ -119,8 +123,8 @@ def segmentation_example(
       The image and the mask uint8 [height, width] of classes.
 
     Raises:
-      BadImage: The mask is of another size than the image, or has a value that stands
-        for nothing.
+      BadImage: The mask is of another size than the image.
+      UnknownValues: It has a value that stands for nothing.
     """
     if mask.shape != image.shape[:2]:
         raise BadImage(
@@ -131,7 +135,7 @@ def segmentation_example(
     if classes.min() < 0:
         wrong = classes < 0
         known = np.flatnonzero((values >= 0) & (values < IGNORED))
-        raise BadImage(
+        raise UnknownValues(
             f"{provenance}: {wrong.sum()} pixel(s) have values such as "
             f"{mask[wrong][0]}, expected {known[0]} .. {known[-1]} ({len(known)} "
             f"classes) or {IGNORED} (ignored); --data.ignored names more values to be "

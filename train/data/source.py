@@ -117,22 +117,22 @@ class Subset(Source):
         self.class_names = source.class_names if class_names is None else class_names
         if self.task == "classification":
             self.labels = source.labels[indices] if labels is None else labels
-        self._source, self._indices = source, np.asarray(indices)
+        self.source, self._indices = source, np.asarray(indices)
 
     def image(self, index: int) -> np.ndarray:
-        return self._source.image(int(self._indices[index]))
+        return self.source.image(int(self._indices[index]))
 
     def provenance(self, index: int) -> str:
-        return self._source.provenance(int(self._indices[index]))
+        return self.source.provenance(int(self._indices[index]))
 
     def identity(self, index: int) -> str:
-        return self._source.identity(int(self._indices[index]))
+        return self.source.identity(int(self._indices[index]))
 
     def objects(self, index: int) -> "Objects | None":
-        return self._source.objects(int(self._indices[index]))
+        return self.source.objects(int(self._indices[index]))
 
     def example(self, index: int) -> Example:
-        example = self._source.example(int(self._indices[index]))
+        example = self.source.example(int(self._indices[index]))
         if self.task == "classification":
             example["label"] = np.int32(self.labels[index])
         return example
