@@ -1,11 +1,40 @@
-"""The door of `python -m train`; what it can do is in `train.command_line`."""
+"""The doors of `canon-zoo` and `python -m train`.
+
+What they can do is in `zoo.__main__` and `train.command_line`.
+"""
+
+import sys
 
 from train.memory import is_program, restart_with_huge_pages
+
+
+def canon_zoo() -> None:
+    """Runs the program `canon-zoo`: a command of zoo's, or `train` and one of its."""
+    if sys.argv[1:2] == ["train"]:
+        restart_with_huge_pages()
+        train(sys.argv[2:])
+    else:
+        from zoo.__main__ import run
+
+        run(sys.argv[1:])
+
+
+def train(arguments: list[str]) -> None:
+    """Runs a command of training, or says what is to be installed for it."""
+    try:
+        from train.command_line import run
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("train", "zoo"):
+            raise
+        sys.exit(
+            f"error: training needs {package}, which is not installed; this installs "
+            "all that it needs:\n  pip install 'canon-zoo[train]'"
+        )
+    run(arguments)
+
 
 if __name__ == "__main__":
     if is_program():
         restart_with_huge_pages()  # Before jax is imported, which takes a while.
-
-    from train.command_line import run
-
-    run()
+    train(sys.argv[1:])

@@ -1,5 +1,6 @@
 """Checkpoints of a run: asynchronous, atomic, the last two and the best."""
 
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -8,24 +9,77 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
 from train.state import TrainState
 from zoo.spec import Card, headline
 from zoo.weights.checkpoints import check_store
+from zoo.weights.checksums import check_checksums, check_step, write_checksums
+
+logger = logging.getLogger("train")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
 
 
+class _SummedState(ocp.StandardCheckpointHandler):
+    """Writes checksums before the step is given its name."""
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        write_checksums(directory)
+
+
+class _SummedJson(ocp.JsonCheckpointHandler):
+    """Writes checksums before the step is given its name."""
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        write_checksums(directory)
+
+
+def _make_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    state = _SummedState()
+    registry.add("state", ocp.args.StandardSave, state)
+    registry.add("state", ocp.args.StandardRestore, state)
+    files = {"card": "metadata", "data": "metadata", "metrics": "metrics"}
+    for item, filename in files.items():
+        handler = _SummedJson(filename)
+        registry.add(item, ocp.args.JsonSave, handler)
+        registry.add(item, ocp.args.JsonRestore, handler)
+    return registry
+
+
+def list_steps(run_dir: Path) -> list[int]:
+    """Lists the steps that are completely saved, in rising order."""
+    folder = run_dir / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit())
+
+
+def find_sound_step(run_dir: Path) -> int | None:
+    """Finds the last undamaged step, and logs which damaged ones it skips."""
+    for step in reversed(list_steps(run_dir)):
+        try:
+            check_step(run_dir / "checkpoints" / str(step))
+        except (ValueError, OSError) as error:
+            logger.warning("checkpoint %d is damaged and skipped: %s", step, error)
+        else:
+            return step
+    return None
+
+
 class Checkpoints:
     """The checkpoints of a run folder; close it, or use it as a context.
 
     Each step's folder has the items `state`, `card` (see `zoo.spec.Card`), `data` (the
-    position of a streamed data set) and `metrics`. A save that is interrupted leaves a
-    temporary folder, which nobody reads.
+    position of a streamed data set) and `metrics`, each with checksums of its files. A
+    save that is interrupted leaves a temporary folder, which nobody reads. A step whose
+    metrics are damaged is renamed to `damaged-STEP`, and the log says so.
     """
 
     def __init__(self, run_dir: Path):
@@ -34,6 +88,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot write {self.folder}: {error}.") from error
+        _set_damaged_aside(self.folder)
         # Orbax logs pages of tracebacks for what it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = checkpoint_managers.BestN(
@@ -50,7 +105,9 @@ class Checkpoints:
             # write the metrics, and the best step is forgotten when a run resumes.
             best_fn=headline,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, handler_registry=_make_handlers()
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -134,7 +191,8 @@ class Checkpoints:
         if batches is not None:
             items["data"] = ocp.args.JsonRestore()
         try:
-            check_store(self.folder / str(step) / "state")
+            if not check_step(self.folder / str(step)):
+                check_store(self.folder / str(step) / "state")
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             others = [s for s in self.steps() if s != step]
@@ -165,6 +223,30 @@ class Checkpoints:
             f"saving in {self.folder} failed: {_first_line(error)}. "
             f"The last good checkpoint is {good}."
         )
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Renames the steps of which orbax could not read what it reads of each one."""
+    steps = list_steps(folder.parent) if jax.process_index() == 0 else ()
+    for step in steps:
+        path = folder / str(step)
+        try:
+            check_checksums(path / "metrics")
+            for file in (path / "metrics" / "metrics", path / "_CHECKPOINT_METADATA"):
+                content = json.loads(file.read_bytes()) if file.exists() else {}
+                if not isinstance(content, dict):
+                    raise ValueError(f"{file} is not as it was written.")
+        except (ValueError, OSError) as error:
+            aside = folder / f"damaged-{step}"
+            number = 2
+            while aside.exists():
+                aside, number = folder / f"damaged-{step}-{number}", number + 1
+            path.rename(aside)
+            logger.warning(
+                "checkpoint %d is damaged; it is kept as %s. %s", step, aside, error
+            )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set_damaged_aside")
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

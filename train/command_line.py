@@ -1,22 +1,31 @@
-"""The command line: python -m train CONFIG | resume | evaluate | predict | transfer."""
+"""The command line: canon-zoo train CONFIG | resume | evaluate | predict | transfer."""
 
+import dataclasses
 import logging
 import os
 import sys
+from pathlib import Path
 
 import jax
 import tyro
+from tyro.conf import OmitArgPrefixes, Positional
 
 from train import commands, regions
 from train.checkpoint import CheckpointError
-from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from train.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    load_config,
+)
 from train.configs import CONFIGS, get_config
+from train.data.pipeline import WorkerError
 from train.loop import NonFiniteLossError
 from train.runs import use_compilation_cache
 from zoo.registry import unknown
 
 COMMANDS = {
-    "resume": commands.resume,
     "evaluate": commands.evaluate,
     "predict": commands.predict,
     "digits_transfer": commands.digits_transfer,
@@ -38,13 +47,13 @@ TRANSFER = TrainConfig(
 def usage() -> str:
     """Lists the commands and the experiments."""
     lines = [
-        "usage: python -m train NAME [options]     train one of the experiments below",
-        "       python -m train resume RUN         go on with an interrupted run",
-        "       python -m train evaluate RUN       or --model, --weights and --dataset",
-        "       python -m train predict RUN IMAGE ...",
-        "       python -m train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
-        "       python -m train digits_transfer    the embedded transfer study",
-        "       python -m train rcnn --dataset voc:PATH    R-CNN on a classifier",
+        "usage: canon-zoo train NAME [options]     train one of the experiments below",
+        "       canon-zoo train resume RUN         go on with an interrupted run",
+        "       canon-zoo train evaluate RUN       or --model, --weights and --dataset",
+        "       canon-zoo train predict RUN IMAGE ...",
+        "       canon-zoo train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
+        "       canon-zoo train digits_transfer    the embedded transfer study",
+        "       canon-zoo train rcnn --dataset voc:PATH    R-CNN on a classifier",
         "",
         "--distributed before any of them joins the other processes of a run. Slurm,",
         "Open MPI, Kubernetes and TPUs say themselves who they are; elsewhere set",
@@ -58,9 +67,11 @@ def usage() -> str:
 def main(arguments: list[str]) -> None:
     """Runs one command."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    prog = f"python -m train {name}"
+    prog = f"canon-zoo train {name}"
     if name in ("-h", "--help"):
         print(usage())
+    elif name == "resume":
+        commands.resume(*parse_resume(rest, prog))
     elif name in COMMANDS:
         tyro.cli(COMMANDS[name], args=rest, prog=prog)
     elif name == "transfer":
@@ -73,8 +84,57 @@ def main(arguments: list[str]) -> None:
         config = tyro.cli(TrainConfig, default=get_config(name), args=rest, prog=prog)
         commands.train(config, name)
     else:
-        known = [*CONFIGS, *COMMANDS, "transfer"]
+        known = [*CONFIGS, *COMMANDS, "resume", "transfer"]
         raise ValueError(unknown("command or experiment", name, known))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Goes on with an interrupted run, to the bit as if nothing had happened.
+
+    Options of the training, such as --data.batch-size, replace the run's from there on.
+    """
+
+    run: Positional[Path]
+    """Folder of the run."""
+    config: OmitArgPrefixes[TrainConfig]
+    step: int | None = None
+    """Step of the checkpoint to go on from; the last undamaged one if not given."""
+    changed_data: bool = False
+    """Go on even where the images are not those that the run began with."""
+
+
+def parse_resume(
+    arguments: list[str], prog: str
+) -> tuple[Path, int | None, TrainConfig, bool]:
+    """Reads the arguments of `resume`, whose defaults are those of the run.
+
+    Returns:
+      The run's folder, the step, what to do from there on, and whether the images may
+      have changed.
+
+    Raises:
+      ValueError: No run is named, its config cannot be read, or an option is given
+        that a run keeps.
+    """
+    names = [a for a in arguments if not a.startswith("-")]
+    folders = [Path(name) for name in names if (Path(name) / "config.json").exists()]
+    if not folders and "--help" not in arguments and "-h" not in arguments:
+        if not names:
+            raise ValueError(f"name the folder of a run: {prog} RUN.")
+        load_config(Path(names[0]) / "config.json")
+    before = load_config(folders[0] / "config.json") if folders else TRANSFER
+    found = tyro.cli(
+        Resume,
+        default=Resume(folders[0] if folders else tyro.MISSING, before),
+        args=arguments,
+        prog=prog,
+    )
+    for name in ("model", "seed", "run_dir"):
+        old, new = getattr(before, name), getattr(found.config, name)
+        if old != new:
+            raise ValueError(f"a run keeps its {name}: {old}, not {new}.")
+    return found.run, found.step, found.config, found.changed_data
 
 
 def join_processes() -> None:
@@ -94,17 +154,19 @@ def join_processes() -> None:
         ) from error
 
 
-def run() -> None:
-    """Runs the command that the program was started with; its end is the program's."""
+def run(arguments: list[str]) -> None:
+    """Runs a command; its end is the program's."""
     use_compilation_cache()
     # Orbax warns of each save that follows no evaluation.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        arguments = sys.argv[1:]
         if arguments[:1] == ["--distributed"]:
             join_processes()
             arguments = arguments[1:]
         main(arguments)
     # What a user can put right is said in words; anything else is a bug and is shown.
-    except (ValueError, OSError, CheckpointError, NonFiniteLossError) as error:
+    except (
+        *(ValueError, OSError, ImportError),
+        *(CheckpointError, NonFiniteLossError, WorkerError),
+    ) as error:
         sys.exit(f"error: {error}")

@@ -32,16 +32,17 @@ def train(config: TrainConfig, name: str) -> None:
 
 
 def resume(
-    run_dir: Positional[Path], step: int | None = None, changed_data: bool = False
+    run_dir: Path, step: int | None, config: TrainConfig, changed_data: bool = False
 ) -> None:
     """Goes on with an interrupted run, to the bit as if nothing had happened.
 
     Args:
       run_dir: Folder of the run.
-      step: Of the checkpoint to go on from; the last complete one if not given.
+      step: Step of the checkpoint to go on from; None for the last undamaged one.
+      config: What to do from there on.
       changed_data: Go on even where the images are not those the run began with.
     """
-    result = resume_run(run_dir, step=step, changed_data=changed_data)
+    result = resume_run(run_dir, step=step, config=config, changed_data=changed_data)
     report(result)
     print(next_steps(result))
 

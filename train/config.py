@@ -25,7 +25,7 @@ class ModelConfig:
     """Which network, and what it starts from."""
 
     name: str
-    """Registered name; `python -m zoo list` has them."""
+    """Registered name; `canon-zoo list` has them."""
     weights: Annotated[str | None, _short("from")] = None
     """Path or registered name of weights to start from; None for the initialisation."""
     layers: tuple[str, ...] = ()
@@ -134,7 +134,9 @@ class OptimConfig:
     """Largest root mean square of a convolution's filter, to which it is scaled down
     after an update; None for no such limit."""
     accumulate: int = 1
-    """Parts into which a batch is split, one after the other, to save memory."""
+    """Parts into which a batch is split, one after the other, to save memory. The
+    gradient is that of the whole batch, but batch norm sees, and normalizes by, each
+    part alone, and dropout is drawn anew for each."""
     loss: str = ""
     """Of classifiers and pixels softmax_cross_entropy; of pixels median_frequency,
     background:WEIGHT (of class 0) or bootstrapped_cross_entropy:COUNT (of each image's

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from train.data import Source, eval_batches, resident_bytes
-from train.steps import Batch, check_divides, make_eval_step, put_batch, put_everywhere
+from train.steps import Batch, make_eval_step, put_batch, put_everywhere
 from train.tasks import Evaluated, Task
 from zoo.spec import Preprocess
 
@@ -27,7 +27,8 @@ class Evaluator:
       source: The set.
       preprocess: What the network takes.
       mesh: The devices.
-      batch_size: Images per step, over all processes.
+      batch_size: Images per step, over all processes; rounded up to a multiple of the
+        devices, which share each batch.
       max_boxes: Of detection: slots for the objects of an image.
       progress: Whether to show a bar where standard error is a terminal.
     """
@@ -44,7 +45,7 @@ class Evaluator:
         max_boxes: int = 100,
         progress: bool = False,
     ):
-        check_divides("eval_batch_size", batch_size, mesh)
+        batch_size = -(-batch_size // mesh.size) * mesh.size
         self.source, self.task = source, task
         self._everywhere = NamedSharding(mesh, P())
         self._batched = NamedSharding(mesh, P("data"))

@@ -129,8 +129,6 @@ def prepare_experiment(
     with problems:
         check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
     with problems:
-        check_divides("data.eval_batch_size", data.eval_batch_size, mesh)
-    with problems:
         check_augment(data.augment, spec.task)
     if sources is None:
         opened = []

@@ -27,7 +27,10 @@ class History:
         if resume_from is not None:
             kept = [row for row in read_history(run_dir) if row["step"] <= resume_from]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            with temporary.open("w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in kept)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         self._file = path.open("a")
         purge = None if resume_from is None else resume_from + 1
@@ -60,11 +63,32 @@ class History:
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; a last line that was cut off is left out."""
-    path, rows = run_dir / "metrics.jsonl", []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    """Reads metrics.jsonl; a last line that was cut off is left out.
+
+    Raises:
+      ValueError: Another line is damaged; the message names it.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate([*lines, last], start=1):
+        row = _read_row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip() and number <= len(lines):
+            raise ValueError(
+                f"{path}, line {number} is damaged: {line[:60]!r} is no row of "
+                "metrics. Put it right or remove the line; nothing was changed."
+            )
     return rows
+
+
+def _read_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return row if known and "kind" in row and "epoch" in row else None

@@ -2,20 +2,29 @@
 
 import contextlib
 import dataclasses
+import logging
+import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
-from train.checkpoint import CheckpointError, Checkpoints
+from train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    find_sound_step,
+    list_steps,
+)
 from train.config import TrainConfig, load_config, save_config
 from train.data import Source
 from train.evaluate import Evaluator
@@ -26,6 +35,8 @@ from train.history import History
 from train.state import TrainState, change_frozen
 from train.steps import put_everywhere
 from train.tasks import Evaluated
+
+logger = logging.getLogger("train")
 
 SECONDS_PER_CALL = 1.0  # Between two looks at the losses, the clock and the signals.
 
@@ -68,7 +79,7 @@ class Result:
             raise ValueError(
                 f"the run in {self.run_dir} was stopped after step "
                 f"{int(self.state.step)} and has no metrics; "
-                f"`python -m train resume {self.run_dir}` goes on."
+                f"`canon-zoo train resume {shlex.quote(str(self.run_dir))}` goes on."
             )
         return self.evaluated.metrics
 
@@ -95,8 +106,8 @@ def fit(
         began with.
 
     Raises:
-      ValueError: The config does not fit together, the folder is not new, or the images
-        of a run that is resumed have changed.
+      ValueError: The config does not fit together, the folder is not new, another process
+        writes it, or the images of a run that is resumed have changed.
       NonFiniteLossError: Names the step, the images and the last good checkpoint.
       CheckpointError: A checkpoint cannot be written or read.
     """
@@ -124,27 +135,30 @@ def fit(
         config.data.eval_batch_size,
         max_boxes=config.data.max_boxes,
     )
-    if resume is None:
-        create_run_dir(run_dir, config)
-        save_fingerprints(run_dir, images)
     evaluated = None
     steps_per_epoch, total = feed.steps_per_epoch, experiment.total_steps
     first_step_seconds = 0.0
 
-    with (
-        Checkpoints(run_dir) as checkpoints,
-        History(run_dir, resume_from=resume) as history,
-        catch_signals() as stopping,
-        _progress(total, resume or 0, quiet) as bar,
-    ):
-        # 2. Create or restore the state.
+    with contextlib.ExitStack() as stack:
+        # 2. Create or restore the state, and only then write.
+        stack.enter_context(lock_run_dir(run_dir))
+        if resume is None:
+            create_run_dir(run_dir, config)
+            save_fingerprints(run_dir, images)
+        checkpoints = stack.enter_context(Checkpoints(run_dir))
         state = experiment.create_state(resume or 0)
         # A run that was interrupted before its first checkpoint starts anew.
         if resume or resume in checkpoints.steps():
             state = checkpoints.restore(state, everywhere, resume, feed.batches)
-            checkpoints.drop_after(resume)
         else:
             state = jax.tree.map(lambda x: put_everywhere(x, everywhere), state)
+        history = stack.enter_context(History(run_dir, resume_from=resume))
+        if resume is not None:
+            checkpoints.drop_after(resume)
+            if jax.process_index() == 0:
+                save_config(config, run_dir / "config.json")
+        stopping = stack.enter_context(catch_signals())
+        bar = stack.enter_context(_progress(total, resume or 0, quiet))
         step, pace = resume or 0, 1
         feed.bind(experiment.make_step(step))
 
@@ -224,6 +238,7 @@ def resume_run(
     run_dir: Path | str,
     *,
     step: int | None = None,
+    config: TrainConfig | None = None,
     sources: tuple[Source, Source] | None = None,
     changed_data: bool = False,
 ) -> Result:
@@ -231,7 +246,10 @@ def resume_run(
 
     Args:
       run_dir: Folder that `fit` made.
-      step: Of the checkpoint to go on from; None for the last one.
+      step: Of the checkpoint to go on from; None for the last undamaged one.
+      config: What to do from there on, such as other batches that fit other devices;
+        it replaces the folder's. None for the folder's, with which alone the run is
+        the same to the bit.
       sources: The same that `fit` was given, if it was given any.
       changed_data: Go on where the images are not those that the run began with.
 
@@ -240,18 +258,58 @@ def resume_run(
       CheckpointError: There is no such checkpoint, or it cannot be read.
     """
     run_dir = Path(run_dir)
-    config = load_config(run_dir / "config.json")
-    with Checkpoints(run_dir) as checkpoints:
-        steps = checkpoints.steps()
+    before = load_config(run_dir / "config.json")
+    config = before if config is None else config
+    for line in _list_changes(before, config):
+        logger.warning("from here on %s.", line)
+    steps = list_steps(run_dir)
     if step is None:
-        step = steps[-1] if steps else 0
+        step = find_sound_step(run_dir)
+        if step is None and steps:
+            raise CheckpointError(f"each of the steps {steps} in {run_dir} is damaged.")
+        step = step or 0
     elif step not in steps:
         raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
     return fit(config, run_dir, resume=step, sources=sources, changed_data=changed_data)
 
 
+@contextlib.contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Makes the folder, and lets no other process write a run in it meanwhile.
+
+    The system releases the lock of a process that is killed.
+
+    Raises:
+      ValueError: Another process writes a run there, or the folder cannot be written.
+    """
+    reason = ""
+    lock = FileLock(run_dir / ".lock")
+    if jax.process_index() == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            reason = (
+                f"another process writes the run in {run_dir}; wait for its end, or "
+                "stop it, or choose another --run-dir."
+            )
+        except OSError as error:
+            reason = f"cannot write the run folder {run_dir}: {error}."
+    if jax.process_count() > 1:
+        # All stop where the first one does.
+        refused = multihost_utils.broadcast_one_to_all(np.array(bool(reason)))
+        if refused and not reason:
+            reason = f"the first process cannot write {run_dir}; it says why."
+    if reason:
+        raise ValueError(reason)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def create_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Makes a new run folder with the config in it.
+    """Writes the config of a new run into its folder.
 
     Raises:
       ValueError: The folder has a run already, or cannot be written.
@@ -262,11 +320,10 @@ def create_run_dir(run_dir: Path, config: TrainConfig) -> None:
         multihost_utils.sync_global_devices("create_run_dir")
     if taken:
         raise ValueError(
-            f"{run_dir} has a run already; go on with `python -m train resume "
-            f"{run_dir}`, or choose another --run-dir."
+            f"{run_dir} has a run already; go on with `canon-zoo train resume "
+            f"{shlex.quote(str(run_dir))}`, or choose another --run-dir."
         )
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             save_config(config, run_dir / "config.json")
     except OSError as error:
@@ -293,6 +350,17 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _list_changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Says which fields of a config have other values than before."""
+    for field in dataclasses.fields(before):
+        name = f"{prefix}{field.name}"
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if dataclasses.is_dataclass(old):
+            yield from _list_changes(old, new, f"{name}.")
+        elif old != new:
+            yield f"{name} is {new!r} and not {old!r}"
 
 
 def _agree(count: int, stop: bool) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""The command `python -m train rcnn`: from a classifier and boxes to an R-CNN."""
+"""The command `canon-zoo train rcnn`: from a classifier and boxes to an R-CNN."""
 
 import dataclasses
 import json

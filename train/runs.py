@@ -1,7 +1,11 @@
 """From a config to a finished run folder, and what to say about it."""
 
+import contextlib
 import dataclasses
+import logging
 import os
+import shlex
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +19,8 @@ from train.examples import make_evaluation
 from train.history import read_history
 from train.loop import Result, fit
 from train.report import Section, write_report
+
+logger = logging.getLogger("train")
 
 
 def run(
@@ -39,7 +45,11 @@ def run(
         raise ValueError("a run of several processes needs --run-dir, the same in all.")
     run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    result = fit(config, run_dir, sources=sources, quiet=quiet)
+    try:
+        result = fit(config, run_dir, sources=sources, quiet=quiet)
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # Where what was asked for was refused, it is empty.
     report(result)
     return result
 
@@ -47,18 +57,45 @@ def run(
 def use_compilation_cache() -> None:
     """Keeps compiled steps between runs, unless jax has been told where already.
 
-    They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla.
+    They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; nowhere, which the log says,
+    where that folder cannot be written.
     """
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache.expanduser()))
+        try:
+            cache = cache.expanduser()
+            cache.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache).close()
+        except (OSError, RuntimeError) as error:
+            logger.warning(
+                "compiled steps are not kept: %s. ZOO_CACHE names another folder.",
+                error,
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         # Small steps too: a run of a tiny network is mostly compilation.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def new_run_dir(name: str) -> Path:
-    """Returns the folder of a new run: runs/NAME-TIME below the current folder."""
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Makes the folder of a new run: runs/NAME-TIME below the current folder.
+
+    A number follows where another run has that name already.
+
+    Raises:
+      ValueError: The folder cannot be made.
+    """
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = base, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
+        except OSError as error:
+            raise ValueError(f"cannot make the run folder {path}: {error}.") from error
 
 
 def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
@@ -83,18 +120,26 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **card.versions,
     }
-    return write_report(
-        result.run_dir,
-        title=f"{card.model} on {config.data.dataset}",
-        summary=summary,
-        config=to_json(config),
-        model_table=zoo.describe(
-            card.model, num_classes=card.num_classes, **card.overrides
-        ),
-        history=history,
-        evaluation=make_evaluation(result) if result.finished else None,
-        sections=sections,
-    )
+    evaluation = make_evaluation(result) if result.finished else None
+    try:
+        return write_report(
+            result.run_dir,
+            title=f"{card.model} on {config.data.dataset}",
+            summary=summary,
+            config=to_json(config),
+            model_table=zoo.describe(
+                card.model, num_classes=card.num_classes, **card.overrides
+            ),
+            history=history,
+            evaluation=evaluation,
+            sections=sections,
+        )
+    except OSError as error:
+        run = shlex.quote(str(result.run_dir))
+        raise OSError(
+            f"the run in {run} is saved, and only its report cannot be written: "
+            f"{error}. `canon-zoo train resume {run}` writes it."
+        ) from error
 
 
 def _duration(seconds: float) -> str:
@@ -106,20 +151,21 @@ def _duration(seconds: float) -> str:
 def next_steps(result: Result) -> str:
     """Says what came out, where it is and what can be done with it."""
     run_dir, task = result.run_dir, result.experiment.task
+    run = shlex.quote(str(run_dir))
     if not result.finished:
         return (
             f"Stopped after step {int(result.state.step)}; the state is saved.\n"
-            f"Go on with:  python -m train resume {run_dir}"
+            f"Go on with:  canon-zoo train resume {run}"
         )
     split = result.experiment.eval_source.split
     return (
         f"{task.say(result.metrics)} (split {split!r}).\n"
         f"The run is in {run_dir}; open {run_dir / 'report.html'} in a browser.\n"
         "Next:\n"
-        f"  python -m train evaluate {run_dir}\n"
-        f"  python -m train predict {run_dir} IMAGE.png\n"
-        f"  python -m train transfer --from {run_dir} --dataset FORMAT:PATH "
+        f"  canon-zoo train evaluate {run}\n"
+        f"  canon-zoo train predict {run} IMAGE.png\n"
+        f"  canon-zoo train transfer --from {run} --dataset FORMAT:PATH "
         "--freeze 'backbone/**'\n"
         "and in Python:\n"
-        f'  zoo.create("{result.experiment.card.model}", weights="{run_dir}")'
+        f"  zoo.create({result.experiment.card.model!r}, weights={str(run_dir)!r})"
     )

@@ -36,9 +36,12 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> Non
     """
     if batch_size % (mesh.size * parts):
         split_in = f", each of {parts} accumulated parts" if parts > 1 else ""
+        step = mesh.size * parts
+        lower, upper = batch_size // step * step, -(-batch_size // step) * step
+        fitting = f"{lower} or {upper}" if lower else str(upper)
         raise ValueError(
             f"{name}={batch_size} does not divide by the {mesh.size} devices"
-            f"{split_in}; take a multiple of {mesh.size * parts}."
+            f"{split_in}; take a multiple of {step}, such as {fitting}."
         )
 
 
@@ -102,25 +105,39 @@ def make_train_step(
       seed: Of augmentation and dropout.
       frozen: Paths or patterns of what is not trained.
       ema_decay: Of the moving average; None for none.
-      accumulate: Parts into which the batch is split, one after the other.
+      accumulate: Number of parts into which the batch is split, one after the other.
+        The gradient is that of the whole batch to rounding, where there is neither
+        dropout nor batch norm: batch norm in training normalizes each part by the
+        statistics of that part, and updates its running averages once for each part.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`, all
       losses together, `grad_norm`, `learning_rate`, and those of the task.
     """
 
-    def gradients(trained, kept, batch_stats, key, batch):
+    def inputs(key, batch, part):
+        """Images and random keys; of each image the same in whichever part it is."""
         key_images, key_dropout = jax.random.split(key)
-        images = prepare(key_images, batch)
+        rngs = {"sample": jax.random.fold_in(key_dropout, 1)}
+        if part is not None:
+            key_dropout = jax.random.fold_in(key_dropout, part + 2)
+        return prepare(key_images, batch), {"dropout": key_dropout, **rngs}
+
+    def count(trained, kept, batch_stats, key, batch, part):
+        images, rngs = inputs(key, batch, part)
+        variables = {"params": merge(trained, kept), "batch_stats": batch_stats}
+        with freeze_statistics(frozen_modules(variables["params"], frozen)):
+            return task.counts(model, variables, images, batch, rngs)
+
+    def gradients(trained, kept, batch_stats, key, batch, part=None, counts=None):
+        images, rngs = inputs(key, batch, part)
         still = frozen_modules(merge(trained, kept), frozen)
-        key_sample = jax.random.fold_in(key_dropout, 1)
-        rngs = {"dropout": key_dropout, "sample": key_sample}
 
         def objective(trained):
             variables = {"params": merge(trained, kept), "batch_stats": batch_stats}
             with freeze_statistics(still):
                 loss, scalars, stats = task.objective(
-                    model, variables, images, batch, rngs
+                    model, variables, images, batch, rngs, counts
                 )
             return loss, (stats, scalars)
 
@@ -137,6 +154,7 @@ def make_train_step(
             )
         else:
             grads, stats, scalars = _accumulate(
+                partial(count, trained, kept),
                 partial(gradients, trained, kept),
                 state.batch_stats,
                 key,
@@ -163,15 +181,18 @@ def make_train_step(
     return step
 
 
-def _accumulate(gradients, batch_stats, key, batch, parts):
-    """Averages gradients over parts of the batch; statistics go from part to part."""
+def _accumulate(count, gradients, batch_stats, key, batch, parts):
+    """Averages gradients over parts of the batch; statistics go from part to part.
+
+    Losses are divided by the counts of the whole batch, which are taken first.
+    """
+    # Every parts-th image, so that each device keeps the images it has.
+    batches = [{k: v[i::parts] for k, v in batch.items()} for i in range(parts)]
+    counts = [count(batch_stats, key, part, i) for i, part in enumerate(batches)]
+    total = jax.tree.map(lambda *each: jnp.maximum(sum(each), 1) / parts, *counts)
     grads = scalars = None
-    for i in range(parts):
-        # Every parts-th image, so that each device keeps the images it has.
-        part = {k: v[i::parts] for k, v in batch.items()}
-        new, batch_stats, values = gradients(
-            batch_stats, jax.random.fold_in(key, i), part
-        )
+    for i, part in enumerate(batches):
+        new, batch_stats, values = gradients(batch_stats, key, part, i, total)
         if grads is None:
             grads, scalars = new, values
         else:

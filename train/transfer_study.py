@@ -1,6 +1,6 @@
 """How many images does a new class need? Transfer from digits 0-4 to digits 5-9.
 
-    python -m train digits_transfer
+    canon-zoo train digits_transfer
 
 A network that knows the digits 0 to 4 learns 5 to 9 from a few images of each: with
 its features frozen and a new head, fine-tuned as a whole, and, to compare, from

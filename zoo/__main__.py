@@ -1,4 +1,7 @@
-"""The command line: python -m zoo COMMAND, one of `COMMANDS`."""
+"""The command line: canon-zoo COMMAND, one of `COMMANDS`.
+
+`canon-zoo train` is the other command line, of `train.command_line`.
+"""
 
 import importlib.metadata
 import os
@@ -209,18 +212,24 @@ def main(arguments: list[str]) -> None:
     """Runs one command."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
-        print("usage: python -m zoo COMMAND; each has --help\n")
+        print("usage: canon-zoo COMMAND; each has --help\n")
         for command, function in COMMANDS.items():
             print(f"  {command:<10}{function.__doc__.splitlines()[0]}")
+        print(f"  {'train':<10}Trains, resumes, evaluates and predicts.")
     elif name in COMMANDS:
-        tyro.cli(COMMANDS[name], args=rest, prog=f"python -m zoo {name}")
+        tyro.cli(COMMANDS[name], args=rest, prog=f"canon-zoo {name}")
     else:
         raise ValueError(unknown("command", name, COMMANDS))
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> None:
+    """Runs one command, whose end is the program's."""
     try:
-        main(sys.argv[1:])
+        main(arguments)
     # What a user can put right is said in words; anything else is a bug and is shown.
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

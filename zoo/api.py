@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ logger = logging.getLogger("zoo")
 def create(
     name: str,
     *,
-    weights: str | None = None,
+    weights: str | os.PathLike | None = None,
     num_classes: int | None = None,
     key: jax.Array | None = None,
     **overrides: Any,
@@ -68,7 +69,7 @@ def create(
 def create_with_card(
     name: str,
     *,
-    weights: str | None = None,
+    weights: str | os.PathLike | None = None,
     num_classes: int | None = None,
     key: jax.Array | None = None,
     **overrides: Any,
@@ -81,6 +82,15 @@ def create_with_card(
     """
     spec = get_spec(name)
     key = jax.random.key(0) if key is None else key
+    if not hasattr(key, "dtype") or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32
+    ):
+        raise ValueError(f"key must be one of jax.random.key(seed), got {key!r}.")
+    if not isinstance(weights, str | os.PathLike | None):
+        raise ValueError(
+            "weights must be a registered name, a path or None, got "
+            f"{type(weights).__name__} {str(weights)[:60]}."
+        )
     if weights is None:
         if num_classes is None:
             num_classes = spec.num_classes

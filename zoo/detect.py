@@ -1,6 +1,7 @@
 """Whole functions: from uint8 images to the objects in them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ from flax import linen as nn
 from jax import lax
 
 from zoo.detection.contract import Candidates, Detections, Postprocess
-from zoo.fitting import fit_batch, scale_boxes
+from zoo.fitting import canvas_size, fit_batch, scale_boxes
 from zoo.ops.nms import nms
+from zoo.preprocess import check_batch
 from zoo.spec import Preprocess
 
 Array = jax.Array
@@ -36,9 +38,9 @@ def make_detector(
 
     Fitting and normalising the images, the network, decoding, suppression and the way
     back to the images' pixels are one program. It is compiled for each shape of the
-    arrays, and not for the sizes of the images in them: `zoo.pad_images` makes few
-    shapes of many sizes. It can be called under `jit` and `vmap`, and on a batch that
-    is spread over devices.
+    arrays and each canvas, and not for the sizes of the images: `zoo.pad_images` makes
+    few shapes of many sizes. It can be called under `jit` and `vmap`, and on a batch
+    that is spread over devices.
 
     Args:
       model: A detector, see `zoo.detection.contract`.
@@ -48,8 +50,10 @@ def make_detector(
       iou_threshold: Of two objects of a class with a larger IoU, the one with the lower
         score goes; 0 to 1.
       canvas: Height and width of the network's input, where images keep their
-        proportions; see `zoo.fit_batch`. None: what an image that fills its array
-        needs.
+        proportions; see `zoo.fit_batch`. None: as large as the largest of a batch's
+        images needs, in steps of 32 pixels, so that no image is made smaller because
+        of the others; within `jit`, where sizes are unknown, a square of the longest
+        side that the network takes.
 
     Returns:
       `detect(variables, images, sizes=None, proposals=None) -> Detections`. Images are
@@ -77,9 +81,10 @@ def make_detector(
     given = {name: value for name, value in given.items() if value is not None}
     postprocess = _check(model.postprocess._replace(**given))
 
-    @jax.jit
-    def run(variables, images, sizes, proposals) -> Detections:
-        fitted = fit_batch(images, preprocess, sizes, canvas=canvas)
+    @partial(jax.jit, static_argnames="room")
+    def run(variables, images, sizes, proposals, room) -> Detections:
+        chosen = {"canvas": canvas or room, "shrink": canvas is not None}
+        fitted = fit_batch(images, preprocess, sizes, **chosen)
         original = jnp.int32(images.shape[1:3])[None] if sizes is None else sizes
         options = {}
         if proposals is not None:
@@ -98,7 +103,11 @@ def make_detector(
         sizes: Array | None = None,
         proposals: Any = None,
     ) -> Detections:
-        return run(variables, images, check_sizes(sizes, images), proposals)
+        check_batch(images, preprocess)
+        sizes, room = check_sizes(sizes, images), None
+        if canvas is None:
+            room = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)
+        return run(variables, images, sizes, proposals, room=room)
 
     return detect
 

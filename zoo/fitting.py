@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -65,12 +66,12 @@ def fit_sides(
 
 
 def pad_images(
-    images: Sequence[np.ndarray], *, step: int = 64
+    images: Sequence[np.ndarray | Image.Image], *, step: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts images of several sizes into one array, for `fit_batch` and detectors.
 
     Args:
-      images: uint8 [h, w, channels], with channels as many in all.
+      images: uint8 [h, w, channels] or Pillow images, with channels as many in all.
       step: Height and width of the array are multiples of it, in pixels: few shapes,
         for each of which is compiled, serve many sizes.
 
@@ -81,7 +82,9 @@ def pad_images(
     Raises:
       ValueError: There is no image, or their types or channels differ.
     """
-    if not len(images) or step < 1:
+    images = [np.asarray(image) for image in images]
+    images = [image[..., None] if image.ndim == 2 else image for image in images]
+    if not images or step < 1:
         raise ValueError(
             f"pad_images takes images and a step of 1 or more, got {len(images)} "
             f"images and step={step}."
@@ -108,6 +111,7 @@ def fit_batch(
     sizes: jax.Array | None = None,
     *,
     canvas: tuple[int, int] | None = None,
+    shrink: bool = True,
 ) -> FittedBatch:
     """Normalises and resizes whole images on the device, each from its own size.
 
@@ -121,17 +125,19 @@ def fit_batch(
       sizes: int [B, 2], height and width in pixels of what each image fills of its
         array, from the upper left corner on; they are limited to 1 and the array's.
         None where all fill all of it.
-      canvas: Height and width of the result, in pixels; `canvas_size` where None.
-        With "sides", images for which it is too small are made smaller.
+      canvas: Height and width of the result, in pixels; `canvas_size` where None, of
+        these sizes or, where they are traced, of any. With "sides", images for which it
+        is too small are made smaller.
+      shrink: Whether they are; False where the canvas is `canvas_size` of these sizes.
 
     Raises:
       ValueError: The images or the canvas are none that the network takes.
     """
     check_batch(images, preprocess)
-    array_size = images.shape[1:3]
-    canvas = canvas_size(*array_size, preprocess, canvas=canvas)
+    array_size, limit = images.shape[1:3], canvas if shrink else None
+    canvas = canvas_size(*array_size, preprocess, canvas=canvas, sizes=sizes)
     images = normalize(images, preprocess)
-    fitted = fitted_size(*array_size, preprocess, canvas=canvas)
+    fitted = fitted_size(*array_size, preprocess, canvas=limit)
     if sizes is None and fitted == array_size:
         filled = jnp.broadcast_to(np.int32(array_size), (images.shape[0], 2))
         return FittedBatch(_add_borders(images, canvas), filled)
@@ -143,7 +149,7 @@ def fit_batch(
             return FittedBatch(_add_borders(jnp.where(inside, image, 0), canvas), size)
         target = jnp.asarray(canvas, jnp.int32)
         if preprocess.fit == "sides":
-            target = scale_sides(size, _limits(*size, preprocess, canvas))
+            target = scale_sides(size, _limits(*size, preprocess, limit))
         antialias = preprocess.antialias
         image = resize_within(image, size, target, canvas, antialias=antialias)
         return FittedBatch(image, target)
@@ -194,11 +200,21 @@ def canvas_size(
     preprocess: Preprocess,
     *,
     canvas: tuple[int, int] | None = None,
+    sizes: jax.Array | None = None,
 ) -> tuple[int, int]:
     """Returns height and width of a network's input for arrays of a height and width.
 
-    They are what "stretch" says. Otherwise, where the canvas is None, they are those of
-    an image that fills its array, rounded up to a multiple of 32 as in torchvision.
+    They are what "stretch" says. Otherwise, where the canvas is None, they are the
+    largest height and the largest width of the fitted images, rounded up to a multiple
+    of 32 as in torchvision: no image is made smaller because of the others.
+
+    Args:
+      height: Of the arrays, in pixels.
+      width: Of the arrays, in pixels.
+      preprocess: What the network takes: "stretch", "sides" or "keep".
+      canvas: What was chosen, and is checked; None for what is needed.
+      sizes: int [B, 2], see `fit_batch`; None where images fill their arrays. Where
+        they are traced, with "sides" the canvas is a square of the longest side.
 
     Raises:
       ValueError: The canvas is too small or too large, or not what "stretch" says.
@@ -209,6 +225,16 @@ def canvas_size(
         )
     least = fitted_size(height, width, preprocess)
     if canvas is None:
+        if preprocess.fit == "sides" and isinstance(sizes, jax.core.Tracer):
+            least = (preprocess.longest,) * 2
+        elif preprocess.fit == "sides" and sizes is not None:
+            shapes = np.clip(np.asarray(sizes).reshape(-1, 2), 1, (height, width))
+            fitted = []
+            for h, w in map(tuple, shapes.tolist()):
+                # As exact as on the device, where no rounding costs a pixel.
+                scale = min(Fraction(m, n) for m, n in _limits(h, w, preprocess, None))
+                fitted.append([int(h * scale), int(w * scale)])
+            least = tuple(map(max, zip(*fitted, strict=True)))
         step = 1 if preprocess.fit == "stretch" else CANVAS_STEP
         return tuple(-(-side // step) * step for side in least)
     expected = {

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from zoo.preprocess import fit_images, normalize
+from zoo.preprocess import check_batch, fit_images, normalize
+from zoo.segmentation.segmenter import Segmenter
 from zoo.spec import Preprocess
 
 
@@ -37,17 +38,29 @@ def make_classifier(
       channels] of any one size; it is compiled for each size.
 
     Raises:
-      ValueError: `top` is not positive.
+      ValueError: The model is no classifier, or `top` is not positive. The function
+        raises it where images are not as above.
     """
+    if hasattr(model, "decode") or isinstance(model, Segmenter):
+        task = "detector" if hasattr(model, "decode") else "segmenter"
+        raise ValueError(
+            f"make_classifier takes a classification network, got "
+            f"{type(model).__name__}, which zoo.make_{task} takes; "
+            "zoo.list_models(task='classification') names classifiers."
+        )
     if top < 1:
         raise ValueError(f"top={top} must be 1 or more.")
 
     @jax.jit
-    def classify(variables: Mapping[str, Any], images: jax.Array) -> Classification:
+    def run(variables: Mapping[str, Any], images: jax.Array) -> Classification:
         images = normalize(fit_images(images, preprocess), preprocess)
         probabilities = jax.nn.softmax(model.apply(variables, images))
         k = min(top, probabilities.shape[-1])
         scores, classes = jax.lax.top_k(probabilities, k)
         return Classification(classes, scores)
+
+    def classify(variables: Mapping[str, Any], images: jax.Array) -> Classification:
+        check_batch(images, preprocess)
+        return run(variables, images)
 
     return classify

@@ -126,6 +126,13 @@ def check_batch(images: jax.Array, preprocess: Preprocess) -> None:
     Raises:
       ValueError: See `fit_images`.
     """
+    if not hasattr(images, "dtype") or not hasattr(images, "shape"):
+        count = f" of {len(images)}" if isinstance(images, list | tuple) else ""
+        raise ValueError(
+            "images must be one array uint8 [B, h, w, channels], got "
+            f"{type(images).__name__}{count}; np.stack joins images of one size, and "
+            "zoo.pad_images those of several."
+        )
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(
             f"images must be uint8 [B, h, w, channels], got {images.dtype} "

@@ -68,7 +68,8 @@ def make_segmenter(
       to be read.
 
     Raises:
-      ValueError: An option is out of range. `segment` raises it where images are of
+      ValueError: The model is no such network, or an option is out of range. `segment`
+        raises it where images are of
         another type, smaller than the network takes, or have another number of
         channels.
 
@@ -76,6 +77,11 @@ def make_segmenter(
       Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1 and the released
       code, for windows, scales and mirror images.
     """
+    if not isinstance(model, Segmenter):
+        raise ValueError(
+            f"make_segmenter takes a segmentation network, got {type(model).__name__}; "
+            "zoo.list_models(task='segmentation') names them."
+        )
     preprocess = preprocess or model.preprocess
     scales = tuple(scales)
     window = (window, window) if isinstance(window, int) else window
@@ -121,8 +127,8 @@ def make_segmenter(
 
     def segment(variables: Mapping[str, Any], images: Any) -> Segmentation:
         on_host = not isinstance(images, jax.Array)
-        images = np.asarray(images) if on_host else images
         check_batch(images, preprocess)
+        images = np.asarray(images) if on_host else images
         size = height, width = images.shape[1:3]
         least = max(model.min_size - 2 * model.margin, 1)
         if min(size) < least:

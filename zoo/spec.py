@@ -266,8 +266,45 @@ class Card:
             preprocess = dict(values["preprocess"])
             preprocess["mean"] = tuple(preprocess["mean"])
             preprocess["std"] = tuple(preprocess["std"])
-            names = tuple(values.get("class_names", ()))
+            names = values.get("class_names", ())
+            if not isinstance(names, list | tuple):
+                raise TypeError(f"class_names must be a list, got {names!r}")
+            names = tuple(names)
+            _check_types(Preprocess, preprocess, "preprocess.")
+            _check_types(cls, {**values, "preprocess": None, "class_names": names})
             rest = {**values, "preprocess": Preprocess(**preprocess)}
             return cls(**{**rest, "class_names": names})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a model card: {error}; got {values}.") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            shown = str(values)[:400]
+            raise ValueError(f"not a model card: {error}; got {shown}.") from error
+
+
+def _check_types(cls: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises a TypeError where a field of a card is of another type than stated."""
+
+    def is_number(value: Any, kinds: type) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool)
+
+    def is_texts(value: Any) -> bool:
+        return all(isinstance(each, str) for each in value)
+
+    checks = {
+        "str": lambda v: isinstance(v, str),
+        "int": lambda v: is_number(v, int) and 0 <= v < 1 << 24,
+        "int | None": lambda v: v is None or (is_number(v, int) and 0 < v < 1 << 24),
+        "bool": lambda v: isinstance(v, bool),
+        "tuple[float, ...]": lambda v: all(
+            is_number(each, int | float) and abs(each) < 1e9 for each in v
+        ),
+        "tuple[str, ...]": is_texts,
+        "dict[str, Any]": lambda v: isinstance(v, dict) and is_texts(v),
+        "dict[str, str]": lambda v: isinstance(v, dict) and is_texts([*v, *v.values()]),
+    }
+    for field in dataclasses.fields(cls):
+        name = getattr(field.type, "__name__", str(field.type))
+        kind = str(field.type) if name in ("tuple", "dict", "UnionType") else name
+        kind = kind.replace("typing.", "")
+        fits = checks.get(kind, lambda value: True)
+        if field.name in values and not fits(values[field.name]):
+            shown = str(values[field.name])[:60]
+            raise TypeError(f"{prefix}{field.name} must be {kind}, got {shown}")

@@ -159,6 +159,8 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
       weights: One of its published weights.
     """
     classes = weights.class_names
+    digits = len(weights.sha256)
+    short = "" if digits == 64 else f" (the first {digits} of 64 digits are published)"
     return [
         f"{weights.name}: {weights.accuracy}",
         f"  from   {weights.source}; licence {weights.licence}",
@@ -166,7 +168,7 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
         f"  {len(classes)} classes, {classes[0]!r} to {classes[-1]!r}",
         *(f"  with   {option}={value!r}" for option, value in weights.options),
         f"  {weights.url}",
-        f"  sha256 {weights.sha256}",
+        f"  sha256 {weights.sha256}{short}",
     ]
 
 

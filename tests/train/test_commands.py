@@ -49,7 +49,7 @@ def test_an_unknown_command_gets_the_nearest_ones(name, near):
 def test_every_command_has_help(name):
     code, out, err = run_command(name, "--help")
     assert (code, err) == (0, "")
-    assert f"python -m train {name}" in out
+    assert f"canon-zoo train {name}" in out
 
 
 def list_fields(config=TrainConfig, prefix=""):
@@ -216,7 +216,7 @@ def test_training_says_what_came_out_and_what_is_next(trained):
     run_dir, _, out = trained
     assert re.search(r"\d\.\d\d% right, \d+ of 15 images, .* \(split 'test'\)", out)
     for command in ("evaluate", "predict", "transfer --from"):
-        assert f"python -m train {command} {run_dir}" in out
+        assert f"canon-zoo train {command} {run_dir}" in out
     assert f'zoo.create("lenet5_modern", weights="{run_dir}")' in out
 
 

@@ -251,7 +251,7 @@ def test_sigterm_saves_and_leaves_in_peace(images, tmp_path, cache):
         (step,) = checkpoints.steps()
     assert 0 < step < 4000
     assert f"Stopped after step {step}" in out
-    assert f"python -m train resume {folder}" in out
+    assert f"canon-zoo train resume {folder}" in out
     # Not all of the 4,000: a few steps more must be those of a run without a stop.
     shorter = load_config(folder / "config.json")
     shorter = dataclasses.replace(shorter, steps=step + 4)

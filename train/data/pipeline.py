@@ -12,6 +12,9 @@ A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `index` int32
 """
 
 import functools
+import multiprocessing
+import os
+import threading
 import weakref
 from collections.abc import Sequence
 
@@ -32,6 +35,20 @@ Batch = dict[str, np.ndarray]
 # B * H * W * C bytes, so grain's own default of 500 would fill the memory.
 _AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 _ENDLESS = 2**62
+
+
+class WorkerError(RuntimeError):
+    """A process that reads images has ended, for instance because it was killed."""
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Lets a worker end when the training process is gone, however that ended."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Order:
@@ -134,7 +151,16 @@ class _TrainIterator(grain.DatasetIterator):
         self._assert_not_closed()
         if not self._inner:
             self._inner.append(self._start())
-        batch = next(self._inner[0])
+        try:
+            batch = next(self._inner[0])
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise WorkerError(
+                f"one of the data.workers={self._workers} processes that read images "
+                f"has ended: {error} Where memory is short the system kills them: take "
+                "fewer workers or smaller batches."
+            ) from error
         self._step += 1
         if self._workers:
             # A copy, for the workers' shared memory goes when the iterator is closed.
@@ -147,7 +173,8 @@ class _TrainIterator(grain.DatasetIterator):
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=self._workers, per_worker_buffer_size=2
-                )
+                ),
+                worker_init_fn=_end_with_parent,
             )
         return iter(batches)
 

@@ -63,7 +63,7 @@ def make_task(
     if spec.task == "detection":
         if spec.reads_regions:
             raise ValueError(
-                f"{spec.name} reads regions, and a data set has none; `python -m train "
+                f"{spec.name} reads regions, and a data set has none; `canon-zoo train "
                 "rcnn` fits an R-CNN to proposals of its own."
             )
         if loss:

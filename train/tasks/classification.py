@@ -98,7 +98,7 @@ class Classification:
     aux_losses: Sequence[tuple[str, float]] = ()
     name = "classification"
 
-    def objective(self, model, variables, images, batch, rngs):
+    def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the mean of the losses, the accuracy, and new batch statistics."""
         labels = batch["label"]
         logits, losses, statistics = apply_and_compare(
@@ -111,6 +111,10 @@ class Classification:
         )
         hits = logits.argmax(-1) == labels
         return losses.mean(), {"accuracy": hits.mean()}, statistics
+
+    def counts(self, model, variables, images, batch, rngs):
+        """Counts nothing: the loss is the mean of those of the images."""
+        return {}
 
     def empty(self, num_classes: int) -> metrics.State:
         """Returns the sums before any image."""

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoo.detect import choose_detections
-from zoo.detection.contract import Detections, Targets
+from zoo.detection.contract import Detections, Targets, divide_losses
 from zoo.fitting import scale_boxes
 from zoo.metrics import detection as metrics
 from zoo.metrics.detection import Objects
@@ -46,12 +47,28 @@ class Detection:
     difficult: bool = False
     name = "detection"
 
-    def objective(self, model, variables, images, batch, rngs):
+    def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the sum of the network's losses, each of them, new statistics."""
+        sums, statistics = self._sum_losses(model, variables, images, batch, rngs)
+        if counts is None:
+            losses = divide_losses(sums)
+        else:
+            losses = {name: each.total / counts[name] for name, each in sums.items()}
+        return sum(losses.values()), losses, statistics
+
+    def counts(self, model, variables, images, batch, rngs):
+        """Counts matched or sampled anchors, sampled regions or images, by the loss."""
+        sums, _ = self._sum_losses(model, variables, images, batch, rngs)
+        return {name: each.count for name, each in sums.items()}
+
+    def _sum_losses(self, model, variables, images, batch, rngs):
         valid = batch["box_valid"]
         if not self.difficult:
             valid &= ~batch["difficult"]
-        targets = Targets(batch["boxes"], batch["classes"], valid)
+        # What is sampled of an image does not depend on the part that it is in.
+        draw = jax.vmap(lambda i: jax.random.fold_in(rngs["sample"], i))
+        keys = draw(batch["index"])
+        targets = Targets(batch["boxes"], batch["classes"], valid, keys)
         outputs, updated = model.apply(
             variables,
             images,
@@ -61,8 +78,8 @@ class Detection:
             mutable=["batch_stats"],
             rngs=rngs,
         )
-        losses = model.losses(outputs, targets)
-        return sum(losses.values()), losses, updated.get("batch_stats", {})
+        sums = model.loss_sums(outputs, targets)
+        return sums, updated.get("batch_stats", {})
 
     def empty(self, num_classes: int) -> tuple[()]:
         """Returns no sums: what is found in each image is kept."""

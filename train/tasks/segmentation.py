@@ -109,7 +109,7 @@ class Segmentation:
     aux_loss: PixelLoss | None = None
     name = "segmentation"
 
-    def objective(self, model, variables, images, batch, rngs):
+    def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
         masks = batch["mask"]
 
@@ -128,8 +128,15 @@ class Segmentation:
         mask = crop_mask(masks, logits)
         valid = mask != IGNORED
         right = (logits.argmax(-1) == mask) & valid
-        accuracy = right.sum() / jnp.maximum(valid.sum(), 1)
+        pixels = counts["pixels"] if counts else jnp.maximum(valid.sum(), 1)
+        accuracy = right.sum() / pixels
         return losses.mean(), {"pixel_accuracy": accuracy}, statistics
+
+    def counts(self, model, variables, images, batch, rngs):
+        """Counts pixels, for the accuracy: the loss is the mean of the images'."""
+        logits = model.apply(variables, images)
+        mask = crop_mask(batch["mask"], logits)
+        return {"pixels": (mask != IGNORED).sum().astype(jnp.float32)}
 
     def empty(self, num_classes: int) -> metrics.State:
         """Returns the sums before any image."""

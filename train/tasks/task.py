@@ -37,6 +37,7 @@ class Task(Protocol):
         images: Array,
         batch: Batch,
         rngs: dict[str, Array],
+        counts: Scalars | None = None,
     ) -> tuple[Array, Scalars, dict[str, Any]]:
         """Computes what training minimises.
 
@@ -46,9 +47,35 @@ class Task(Protocol):
           images: float32 [B, H, W, C], preprocessed.
           batch: What the images show; see `train.data`.
           rngs: "dropout" and "sample".
+          counts: What losses are divided by, in place of this batch's own `counts`.
 
         Returns:
           The loss, what else is logged of the step, and the new batch statistics.
+        """
+
+    def counts(
+        self,
+        model: nn.Module,
+        variables: dict[str, Any],
+        images: Array,
+        batch: Batch,
+        rngs: dict[str, Array],
+    ) -> Scalars:
+        """Counts what the losses of a batch are divided by, such as matched anchors.
+
+        Gradients of the parts of a batch add up to that of the whole if each part is
+        divided by the mean of all parts' counts. Under `jit` no more is computed than
+        the counts depend on: of SSD's nothing of the network.
+
+        Args:
+          model: The network.
+          variables: Of the model.
+          images: float32 [B, H, W, C], preprocessed.
+          batch: What the images show.
+          rngs: As in `objective`.
+
+        Returns:
+          float32 [] by name; empty where losses are means over images.
         """
 
     def empty(self, num_classes: int) -> Any:

@@ -93,9 +93,10 @@ _MACS = {
     110: 252_887_680,
     1202: 2_829_238_912,
 }
-# Yerlan Idelbayev's reimplementation: file hash and test error in percent.
+# Yerlan Idelbayev's reimplementation: file hash, or the beginning that is published of
+# it, and test error in percent.
 _PUBLIC = {
-    20: ("12fca82f", 8.27),
+    20: ("12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8", 8.27),
     32: ("d509ac18", 7.37),
     44: ("014dd654", 6.90),
     56: ("4bfd9763", 6.61),
@@ -110,7 +111,7 @@ def _public_weights(depth: int) -> Weights:
         name="cifar10",
         url=(
             "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
-            f"pretrained_models/resnet{depth}-{sha}.th"
+            f"pretrained_models/resnet{depth}-{sha[:8]}.th"
         ),
         sha256=sha,
         accuracy=f"{100 - error:.2f} % of CIFAR-10's test images",

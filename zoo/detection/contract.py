@@ -11,6 +11,8 @@ A detector is a Linen module with the fields `preprocess` (`zoo.spec.Preprocess`
   and "dropout".
 - `losses(outputs, targets) -> {name: float32 []}`: pure, without variables; training
   minimises their sum.
+- `loss_sums(outputs, targets) -> {name: LossSum}`: the same as sums over the images and
+  what they are divided by, so that the parts of a batch add up to the whole.
 - `decode(outputs, sizes=None) -> Candidates`: pure, without variables.
 - `endpoints(images, train=False)`: dict of named activations, as of all networks.
 - `heads()`: the parts that have classes, by the names of their fields; each has
@@ -19,10 +21,11 @@ A detector is a Linen module with the fields `preprocess` (`zoo.spec.Preprocess`
 `zoo.make_detector` makes one jitted function of it, from uint8 images to `Detections`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -35,11 +38,32 @@ class Targets(NamedTuple):
       boxes: float32 [B, N, 4], xyxy in pixels of the network's input.
       classes: int32 [B, N], 0 to K-1: there is no background among them.
       valid: bool [B, N]; False for padding, whose boxes and classes mean nothing.
+      keys: Random keys [B] that decide what is sampled in each image; None to draw them
+        from the rng "sample".
     """
 
     boxes: Array
     classes: Array
     valid: Array
+    keys: Array | None = None
+
+
+class LossSum(NamedTuple):
+    """A loss before it is divided.
+
+    Attributes:
+      total: float32 [], the sum over the images of a batch.
+      count: float32 [], what it is divided by, such as the number of matched anchors;
+        no gradient flows through it.
+    """
+
+    total: Array
+    count: Array
+
+
+def divide_losses(sums: Mapping[str, LossSum]) -> dict[str, Array]:
+    """Divides the sums by their counts; a count of 0 is 1."""
+    return {k: s.total / jnp.maximum(s.count, 1) for k, s in sums.items()}
 
 
 class Candidates(NamedTuple):

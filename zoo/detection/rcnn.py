@@ -1,7 +1,7 @@
 """R-CNN: proposed regions, each warped and read by a classifier of whole images.
 
 The network takes regions, not images: `zoo.make_region_detector` cuts them out. Its
-head is linear, on the features of a classifier, and `python -m train rcnn` fits it by
+head is linear, on the features of a classifier, and `canon-zoo train rcnn` fits it by
 support vector machines and ridge regression, as the paper does.
 
 Reference:

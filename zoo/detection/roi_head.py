@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.detection.contract import Candidates, ClassOutputs, Targets
+from zoo.detection.contract import Candidates, ClassOutputs, LossSum, Targets
 from zoo.layers import INITIALIZERS, FullyConnected
 from zoo.ops.box_coding import decode, encode
 from zoo.ops.boxes import clip
@@ -165,10 +165,10 @@ def sample_regions(
     }
 
 
-def roi_losses(
+def roi_loss_sums(
     outputs: Mapping[str, Array], targets: Targets, how: Classifying
-) -> dict[str, Array]:
-    """Computes Fast R-CNN's equation 1, the mean over all sampled regions.
+) -> dict[str, LossSum]:
+    """Computes Fast R-CNN's equation 1, as sums over all sampled regions.
 
     Args:
       outputs: "class_logits" [B, S, K + 1], "box_deltas" [B, S, K + 1, 4], and what
@@ -177,10 +177,10 @@ def roi_losses(
       how: Gives `beta` and `weights`.
 
     Returns:
-      "roi_class" and "roi_box", float32 [].
+      "roi_class" and "roi_box", with the number of regions for both.
     """
     classes, valid = outputs["roi_classes"], outputs["roi_valid"]
-    sampled = jnp.maximum(valid.sum(), 1)
+    sampled = valid.sum().astype(jnp.float32)
     scores = jax.nn.log_softmax(outputs["class_logits"])
     wrong = -jnp.take_along_axis(scores, classes[..., None], axis=-1)[..., 0]
     matches = outputs["roi_matches"][..., None]
@@ -190,8 +190,8 @@ def roi_losses(
     deltas = jnp.take_along_axis(outputs["box_deltas"], chosen, axis=2)[..., 0, :]
     away = smooth_l1(deltas - goal, how.beta).sum(axis=-1)
     return {
-        "roi_class": jnp.where(valid, wrong, 0).sum() / sampled,
-        "roi_box": jnp.where(valid & (classes > 0), away, 0).sum() / sampled,
+        "roi_class": LossSum(jnp.where(valid, wrong, 0).sum(), sampled),
+        "roi_box": LossSum(jnp.where(valid & (classes > 0), away, 0).sum(), sampled),
     }
 
 

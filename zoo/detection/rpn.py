@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from zoo.detection.contract import Targets
+from zoo.detection.contract import LossSum, Targets
 from zoo.layers import INITIALIZERS, Conv
 from zoo.ops.anchors import tile_anchors
 from zoo.ops.box_coding import decode, encode
@@ -215,10 +215,10 @@ def sample_anchors(
     return labels.astype(jnp.int32), jnp.maximum(matches, 0)
 
 
-def rpn_losses(
+def rpn_loss_sums(
     outputs: Mapping[str, Array], targets: Targets, how: Proposing
-) -> dict[str, Array]:
-    """Computes equation 1's two sums, each divided by the number of sampled anchors.
+) -> dict[str, LossSum]:
+    """Computes equation 1's two sums, and the number of sampled anchors for both.
 
     Args:
       outputs: "rpn_logits" [B, A], "rpn_deltas" [B, A, 4], "anchors" [B, A, 4], and
@@ -227,10 +227,10 @@ def rpn_losses(
       how: Gives `beta`.
 
     Returns:
-      "rpn_objectness" and "rpn_box", float32 [].
+      "rpn_objectness" and "rpn_box".
     """
     labels = outputs["rpn_labels"]
-    sampled = jnp.maximum((labels >= 0).sum(), 1)
+    sampled = (labels >= 0).sum().astype(jnp.float32)
     logits = outputs["rpn_logits"]
     # Of two classes, softmax is the logistic function of the difference.
     wrong = nn.softplus(jnp.where(labels == 1, -logits, logits))
@@ -239,6 +239,6 @@ def rpn_losses(
     goal = encode(boxes, outputs["anchors"])
     away = smooth_l1(outputs["rpn_deltas"] - goal, how.beta).sum(axis=-1)
     return {
-        "rpn_objectness": jnp.where(labels >= 0, wrong, 0).sum() / sampled,
-        "rpn_box": jnp.where(labels == 1, away, 0).sum() / sampled,
+        "rpn_objectness": LossSum(jnp.where(labels >= 0, wrong, 0).sum(), sampled),
+        "rpn_box": LossSum(jnp.where(labels == 1, away, 0).sum(), sampled),
     }

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.detection.contract import Candidates, ClassOutputs, Postprocess, Targets
+from zoo.detection.contract import (
+    Candidates,
+    ClassOutputs,
+    LossSum,
+    Postprocess,
+    Targets,
+    divide_losses,
+)
 from zoo.layers import INITIALIZERS, Conv
 from zoo.ops.anchors import ssd_boxes
 from zoo.ops.box_coding import decode, encode
@@ -185,12 +192,22 @@ class SSD(nn.Module):
         and 0 where there is none. Of the background count the boxes with the largest
         loss, three for each matched box of an image.
         """
+        return divide_losses(self.loss_sums(outputs, targets))
+
+    @nn.nowrap
+    def loss_sums(
+        self, outputs: dict[str, Array], targets: Targets
+    ) -> dict[str, LossSum]:
+        """Computes the sums of `losses`, and the number of matched default boxes."""
         sums = jax.vmap(self._losses_of_image)(
-            outputs["class_logits"], outputs["deltas"], *targets
+            outputs["class_logits"], outputs["deltas"], *targets[:3]
         )
         classification, box, matched = (jnp.sum(values) for values in sums)
-        count = jnp.maximum(matched, 1)
-        return {"classification": classification / count, "box": box / count}
+        count = matched.astype(jnp.float32)
+        return {
+            "classification": LossSum(classification, count),
+            "box": LossSum(box, count),
+        }
 
     def _losses_of_image(
         self, logits: Array, deltas: Array, boxes: Array, classes: Array, valid: Array

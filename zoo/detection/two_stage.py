@@ -13,18 +13,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.detection.contract import Candidates, Postprocess, Targets
+from zoo.detection.contract import (
+    Candidates,
+    LossSum,
+    Postprocess,
+    Targets,
+    divide_losses,
+)
 from zoo.detection.roi_head import (
     Classifying,
     decode_regions,
-    roi_losses,
+    roi_loss_sums,
     sample_regions,
 )
 from zoo.detection.rpn import (
     Proposing,
     place_anchors,
     propose,
-    rpn_losses,
+    rpn_loss_sums,
     sample_anchors,
 )
 from zoo.spec import Preprocess
@@ -90,8 +96,8 @@ class TwoStage(nn.Module):
           sizes: float32 [B, 2], see `zoo.detection.contract`.
           train: Whether dropout and batch norm are as in training, and as many regions
             are proposed. It needs `targets`.
-          targets: The objects, where losses are wanted, with `rngs={"sample": key}`:
-            then the regions are a sample that the key decides on.
+          targets: The objects, where losses are wanted, with `rngs={"sample": key}` or
+            with keys of their own: then the regions are a sample that keys decide on.
           proposals: Regions from outside, where the network has no stage that proposes
             them. (Without any it looks at the whole image.)
 
@@ -112,8 +118,12 @@ class TwoStage(nn.Module):
         maps = self._maps(images, train)
         keys = None
         if targets is not None:
+            keys = targets.keys
+            if keys is None:
+                keys = jax.random.split(self.make_rng("sample"), batch)
+            # One for the first stage and one for the second.
+            keys = jax.vmap(jax.random.split, out_axes=1)(keys)
             targets = _with_a_slot(targets)
-            keys = jax.random.split(self.make_rng("sample"), (2, batch))
         out = {"sizes": sizes}
         if self.rpn is not None:
             read = [maps[name] for name in self.maps]
@@ -165,6 +175,13 @@ class TwoStage(nn.Module):
         Raises:
           ValueError: The outputs are of a call without targets.
         """
+        return divide_losses(self.loss_sums(outputs, targets))
+
+    @nn.nowrap
+    def loss_sums(
+        self, outputs: Mapping[str, Array], targets: Targets
+    ) -> dict[str, LossSum]:
+        """Computes the sums of `losses`, and the numbers of what is sampled."""
         if "roi_classes" not in outputs:
             raise ValueError(
                 "losses need the outputs of a call with targets=..., got outputs "
@@ -172,8 +189,8 @@ class TwoStage(nn.Module):
             )
         first, targets = {}, _with_a_slot(targets)
         if self.proposing is not None:
-            first = rpn_losses(outputs, targets, self.proposing)
-        return {**first, **roi_losses(outputs, targets, self.classifying)}
+            first = rpn_loss_sums(outputs, targets, self.proposing)
+        return {**first, **roi_loss_sums(outputs, targets, self.classifying)}
 
     @nn.nowrap
     def decode(
@@ -235,7 +252,8 @@ class TwoStage(nn.Module):
                 "train=True needs targets: a detector of two stages is trained on a "
                 "sample of regions that depends on them."
             )
-        if targets is not None and not self.has_rng("sample"):
+        keys = None if targets is None else targets.keys
+        if targets is not None and keys is None and not self.has_rng("sample"):
             raise ValueError("targets need rngs={'sample': key}, which is not given.")
         if self.rpn is not None and proposals is not None:
             raise ValueError(
@@ -246,6 +264,7 @@ class TwoStage(nn.Module):
 
 def _with_a_slot(targets: Targets) -> Targets:
     """Makes sure that there is a slot to be read, where there is no object at all."""
-    if targets.valid.shape[1]:
-        return targets
-    return Targets(*(jnp.pad(x, [(0, 0), (0, 1), (0, 0)][: x.ndim]) for x in targets))
+    objects = targets[:3]
+    if not targets.valid.shape[1]:
+        objects = (jnp.pad(x, [(0, 0), (0, 1), (0, 0)][: x.ndim]) for x in objects)
+    return Targets(*objects)

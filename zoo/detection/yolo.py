@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.detection.contract import Candidates, Postprocess, Targets
+from zoo.detection.contract import (
+    Candidates,
+    LossSum,
+    Postprocess,
+    Targets,
+    divide_losses,
+)
 from zoo.ops.boxes import clip, from_cxcywh, iou, to_cxcywh
 from zoo.spec import Preprocess
 
@@ -82,12 +88,20 @@ class YOLO(nn.Module):
         responsible predictor is that of the largest IoU, or the nearest one where none
         overlaps, and shall be as confident as its IoU is.
         """
+        return divide_losses(self.loss_sums(outputs, targets))
+
+    @nn.nowrap
+    def loss_sums(
+        self, outputs: dict[str, Array], targets: Targets
+    ) -> dict[str, LossSum]:
+        """Computes the sums of `losses`, and the number of images."""
         height, width, _ = self.preprocess.shape
         sides = jnp.array([width, height] * 2, jnp.float32)
         losses = jax.vmap(_losses_of_image)(
             outputs, targets.boxes / sides[None, None], targets.classes, targets.valid
         )
-        return {name: loss.mean() for name, loss in losses.items()}
+        count = jnp.float32(len(targets.valid))
+        return {name: LossSum(loss.sum(), count) for name, loss in losses.items()}
 
     @nn.nowrap
     def decode(

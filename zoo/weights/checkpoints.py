@@ -1,8 +1,10 @@
 """The variables to evaluate out of a training run's checkpoints."""
 
 import json
+import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import numpy as np
 
 from zoo.spec import Card, headline
 from zoo.transfer import merge
+from zoo.weights.checksums import check_checksums, check_step
+
+logger = logging.getLogger("zoo")
 
 
 def read_checkpoint(
@@ -31,13 +36,17 @@ def read_checkpoint(
 
     Raises:
       FileNotFoundError: There is no such folder, no checkpoint in it, or no such step.
-      ValueError: The checkpoint is damaged; the message names those that are not.
+      ValueError: The checkpoint is damaged, as its checksums tell; the message names
+        those that are not.
     """
     root, own = _find_steps_folder(Path(path).expanduser().resolve())
     # Orbax gives a step its plain number when it is complete.
     steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
     if not steps:
-        raise FileNotFoundError(f"{root} holds no complete checkpoint.")
+        raise FileNotFoundError(
+            f"{root} holds no complete checkpoint: expected the folder of a run of "
+            "`canon-zoo train`, or an orbax checkpoint of a tree with 'params'."
+        )
     choices = steps if own is None else [own]
     if step is None:
         step = _choose(root, choices)
@@ -54,6 +63,34 @@ def read_checkpoint(
         ) from error
 
 
+def find_tree(path: Path) -> Path | None:
+    """Finds an orbax checkpoint of a plain tree, which is no run's of `train`.
+
+    Args:
+      path: The checkpoint's folder or, of a checkpoint manager, that of one step or of
+        all steps, of which the last one is taken.
+    """
+    path = path.expanduser().resolve()
+    steps = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()]
+    last = max(steps, key=lambda p: int(p.name), default=path)
+    if any((p / "card").is_dir() for p in (path, *steps)):
+        return None
+    folders = (path, path / "default", last, last / "default")
+    return next((p for p in folders if (p / "_METADATA").is_file()), None)
+
+
+def read_tree(folder: Path) -> dict[str, Any]:
+    """Reads "params" and "batch_stats" of an orbax checkpoint of a tree.
+
+    Raises:
+      ValueError: It is damaged, or has no "params".
+    """
+    try:
+        return _read_arrays(folder, ("params", "batch_stats"))
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be read: {_reason(error)}") from error
+
+
 def _find_steps_folder(path: Path) -> tuple[Path, int | None]:
     """Returns the folder of the steps' folders, and the step that `path` itself is."""
     if not path.is_dir():
@@ -67,22 +104,32 @@ def _choose(root: Path, steps: list[int]) -> int:
     found = {}
     for step in steps:
         file = root / str(step) / "metrics" / "metrics"
-        if file.is_file():
+        if not file.is_file():
+            continue
+        try:
+            check_checksums(file.parent)
             found[step] = headline(_read_json(file))
+        except ValueError as error:
+            logger.warning("step %d has no part in the choice: %s", step, error)
     known = [step for step in steps if found.get(step) is not None]
     return max(known, key=lambda step: (found[step], step)) if known else steps[-1]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not whole: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is not whole: it holds {str(found)[:60]}.")
+    return found
 
 
 def _read_step(folder: Path) -> tuple[dict[str, Any], Card]:
+    if not check_step(folder, ("card", "state")):
+        check_store(folder / "state")
     card = Card.from_json(_read_json(folder / "card" / "metadata"))
-    state = _read_arrays(folder / "state")
+    state = _read_arrays(folder / "state", ("params", "batch_stats", "ema"))
     averages = state.get("ema") or {}
     params = merge(state["params"], averages.get("params") or {})
     variables = {"params": params}
@@ -92,17 +139,23 @@ def _read_step(folder: Path) -> tuple[dict[str, Any], Card]:
     return variables, card
 
 
-def _read_arrays(folder: Path) -> dict[str, Any]:
-    """Reads the model's part of a saved state, and leaves the optimizer's."""
+def _read_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Reads some entries of a saved tree, and leaves others such as the optimizer's.
+
+    Raises:
+      ValueError: The tree has no "params".
+    """
     import orbax.checkpoint as ocp
     from etils import epath
 
-    check_store(folder)
     directory = epath.Path(folder)
     handler = ocp.PyTreeCheckpointHandler()
     try:
         saved = handler.metadata(directory).tree
-        wanted = {k: saved[k] for k in ("params", "batch_stats", "ema") if saved.get(k)}
+        if not isinstance(saved, Mapping) or not saved.get("params"):
+            found = [*saved] if isinstance(saved, Mapping) else type(saved).__name__
+            raise ValueError(f"a tree with 'params' is expected, got {found}.")
+        wanted = {k: saved[k] for k in names if saved.get(k)}
         # As numpy: the devices that the state was saved from may not be here.
         args = ocp.args.PyTreeRestore(
             item=jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), wanted),

@@ -25,6 +25,10 @@ logger = logging.getLogger("zoo")
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+# A server that sends less than this in a minute has stalled.
+_LEAST_BYTES = 1 << 16
+# Larger than any published file of one network.
+MAX_BYTES = 4 << 30
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 1  # before the second attempt, and twice as long before each next one
 # Request timeout, too many requests, and a server that is not well.
@@ -40,7 +44,24 @@ class _CannotContinue(_Interrupted):
     """What may go well when it is tried from the beginning."""
 
 
-def fetch(weights: Weights, *, cache_dir: str | os.PathLike | None = None) -> Path:
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to another place of the web."""
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        if urllib.parse.urlparse(url).scheme not in ("http", "https"):
+            raise ConnectionError(
+                f"{request.full_url} redirects to {url}, which is neither http nor "
+                "https."
+            )
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def fetch(
+    weights: Weights,
+    *,
+    cache_dir: str | os.PathLike | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Path:
     """Returns the path of the weights' file, downloaded where it is not there yet.
 
     Its hash is checked each time. A download that is cut is tried again some times, and
@@ -51,10 +72,12 @@ def fetch(weights: Weights, *, cache_dir: str | os.PathLike | None = None) -> Pa
       weights: What to fetch.
       cache_dir: Where files are kept; None for the folder that the environment variable
         ZOO_CACHE names or, without it, ~/.cache/canon-zoo/weights.
+      max_bytes: Size of a file that is too large to be the right one.
 
     Raises:
       FileNotFoundError: The file is not there, and ZOO_OFFLINE=1 forbids to fetch it.
-      ConnectionError: The download failed; what has come is kept for a later call.
+      ConnectionError: The download failed; what has come is kept for a later call,
+        unless it is too large.
       ValueError: What was downloaded has another hash; nothing of it is left.
       OSError: The file cannot be written; nothing of it is left.
     """
@@ -65,18 +88,19 @@ def fetch(weights: Weights, *, cache_dir: str | os.PathLike | None = None) -> Pa
     path = cache_path(weights, cache_dir)
     if _is_published(path, weights):
         return path
-    if path.exists():
-        logger.warning("%s is not the file that was published; fetching again.", path)
+    found = "damaged or another file" if path.exists() else "not there"
     offline = os.environ.get("ZOO_OFFLINE", "0")
     if offline not in ("", "0"):
         raise FileNotFoundError(
-            f"{path} with the hash {weights.sha256}... is not there, and ZOO_OFFLINE="
+            f"{path} with the hash {weights.sha256}... is {found}, and ZOO_OFFLINE="
             f"{offline} forbids to fetch it from {weights.url}. Put it there, or let "
             "ZOO_CACHE name the folder that has it."
         )
+    if path.exists():
+        logger.warning("%s is not the file that was published; fetching again.", path)
     with _alone(path):
         if not _is_published(path, weights):  # Else another process was faster.
-            _download(weights, path)
+            _download(weights, path, max_bytes)
     return path
 
 
@@ -84,7 +108,13 @@ def cache_path(weights: Weights, cache_dir: str | os.PathLike | None = None) -> 
     """Says where the weights' file is kept, whether or not it is there yet."""
     folder = cache_dir or os.environ.get("ZOO_CACHE") or "~/.cache/canon-zoo/weights"
     name = Path(urllib.parse.unquote(urllib.parse.urlparse(weights.url).path)).name
-    return Path(folder).expanduser() / (weights.file or name)
+    try:
+        return Path(folder).expanduser() / (weights.file or name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder}: this user has no home folder; let the environment variable "
+            "ZOO_CACHE name a folder for weights."
+        ) from error
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -118,12 +148,12 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _download(weights: Weights, path: Path) -> None:
+def _download(weights: Weights, path: Path, max_bytes: int) -> None:
     # Only a download of the same file from the same place may be continued.
     origin = hashlib.sha256(f"{weights.url} {weights.sha256}".encode()).hexdigest()
     part = path.with_name(f"{path.name}.{origin[:8]}.part")
     if not _is_published(part, weights):  # Else it was killed just before the end.
-        _fill(part, weights.url, path)
+        _fill(part, weights.url, path, max_bytes)
     got = file_sha256(part)
     if not got.startswith(weights.sha256):
         part.unlink()
@@ -134,11 +164,11 @@ def _download(weights: Weights, path: Path) -> None:
     os.replace(part, path)
 
 
-def _fill(part: Path, url: str, path: Path) -> None:
+def _fill(part: Path, url: str, path: Path, max_bytes: int) -> None:
     """Downloads the rest of `part`, in several attempts where the connection breaks."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _continue(part, url, path)
+            return _continue(part, url, path, max_bytes)
         except ConnectionError as error:
             if isinstance(error, _CannotContinue):
                 part.unlink(missing_ok=True)
@@ -156,16 +186,19 @@ def _way_out(part: Path, path: Path) -> str:
     return f"With the file from elsewhere as {path} no connection is needed."
 
 
-def _continue(part: Path, url: str, path: Path) -> None:
+def _continue(part: Path, url: str, path: Path, max_bytes: int) -> None:
     start = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(url, headers=headers)
     with _receiving(url):
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        opener = urllib.request.build_opener(_Redirect)
+        response = opener.open(request, timeout=_TIMEOUT_SECONDS)
     with response:
         start = _find_start(response, start, url)
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if re.fullmatch(r"\d{1,18}", length) else None
+        if total is not None and total > max_bytes:
+            raise ConnectionError(_too_large(url, total, max_bytes))
         size = "size unknown" if total is None else _megabytes(total)
         where = f", from byte {start} on" if start else ""
         logger.warning("fetching %s (%s) from %s%s.", path, size, url, where)
@@ -174,6 +207,10 @@ def _continue(part: Path, url: str, path: Path) -> None:
             file.truncate(start)
             file.seek(start)
             for chunk in _read(response, url, path.name, start, total):
+                if file.tell() + len(chunk) > max_bytes:
+                    part.unlink()
+                    size = file.tell() + len(chunk)
+                    raise ConnectionError(_too_large(url, size, max_bytes))
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
@@ -212,11 +249,20 @@ def _read(
         unit_scale=True,
         disable=disable,
     ) as bar:
+        received, since = 0, time.monotonic()
         while True:
             with _receiving(url):
-                chunk = response.read(_CHUNK)
+                # As much as is there: a server may send byte by byte.
+                chunk = response.read1(_CHUNK)
             if not chunk:
                 return
+            received += len(chunk)
+            if time.monotonic() - since > _TIMEOUT_SECONDS:
+                if received < _LEAST_BYTES:
+                    raise _Interrupted(
+                        f"{url}: stalled, {received} bytes in {_TIMEOUT_SECONDS} s."
+                    )
+                received, since = 0, time.monotonic()
             bar.update(len(chunk))
             yield chunk
 
@@ -239,8 +285,11 @@ def _receiving(url: str) -> Iterator[None]:
         raise kind(message) from error
     except urllib.error.URLError as error:
         raise ConnectionError(f"{url} cannot be reached: {error.reason}.") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"{url}: the connection broke: {error}.") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if type(error) is ConnectionError:  # Of a redirect, which says all.
+            raise
+        reason = str(error) or type(error).__name__
+        raise _Interrupted(f"{url}: the connection broke: {reason}.") from error
 
 
 @contextlib.contextmanager
@@ -265,6 +314,13 @@ def _require_space(part: Path, total: int | None, start: int) -> None:
     if total is not None and free < total - start:
         needed = f"{_megabytes(total - start)} are needed, {_megabytes(free)} free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed}")
+
+
+def _too_large(url: str, size: int, most: int) -> str:
+    return (
+        f"{url} sends {_megabytes(size)} or more, and the weights have at most "
+        f"{_megabytes(most)}: it is another file."
+    )
 
 
 def _megabytes(count: int) -> str:

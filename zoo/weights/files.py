@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,20 +15,32 @@ import safetensors.numpy
 
 from zoo.paths import flatten, unflatten
 from zoo.spec import Card
+from zoo.weights.checksums import crc32
 from zoo.weights.torch_format import from_torch, to_numpy, to_torch
 
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
+logger = logging.getLogger("zoo")
+
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
+# Entries of PyTorch checkpoints that hold the state dict, in the order of choice:
+# averages come last, as other entries are what was trained.
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module"),
+    *("weights", "params", "model_ema", "state_dict_ema", "ema", "params_ema"),
+)
 LAYOUTS = ("zoo", "torch")
 _COLLECTIONS = ("params/", "batch_stats/")
 _CARD_KEY = "zoo"
+_SUM_KEY = "zoo_crc32"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the named arrays of a weights file.
 
     Args:
-      path: A .safetensors file, or a .pt, .pth, .th or .bin file, for which torch must
-        be installed. Of a PyTorch checkpoint its "state_dict" or "model" is taken.
+      path: A .safetensors file, or a .pt, .pth, .th, .bin or .ckpt file, for which
+        torch must be installed. Of a PyTorch checkpoint with other entries, such as
+        "epoch", the state dict is taken from the first of `WRAPPERS` that it has, or
+        from the only entry that holds tensors; the log says which.
 
     Returns:
       Arrays by the file's own names.
@@ -74,7 +87,7 @@ def save_safetensors(
     Args:
       path: Ends in .safetensors; its folder is made where it does not exist.
       variables: {"params": ..., "batch_stats": ...} of arrays.
-      card: Stored as JSON in the file's metadata.
+      card: Stored as JSON in the file's metadata, with a checksum of it and the arrays.
       layout: "zoo" for our names and axes, such as "params/backbone/stem/conv/kernel";
         "torch" for those of a PyTorch state dict.
 
@@ -100,6 +113,7 @@ def save_safetensors(
         arrays = flatten(variables)
     # The writer copies memory as it lies, so the order must be C.
     arrays = {key: np.array(value, order="C") for key, value in arrays.items()}
+    metadata[_SUM_KEY] = _sum(arrays, metadata[_CARD_KEY])
     data = safetensors.numpy.save(arrays, metadata)
     with write_whole(path) as file:
         file.write(data)
@@ -120,7 +134,7 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], Card | No
         raise ValueError(f"{path}: must end in .safetensors, got {path.suffix!r}.")
     arrays, card = read_safetensors(path)
     if has_our_names(arrays):
-        return unflatten(arrays), card
+        return nest(arrays, path), card
     if card is None:
         raise ValueError(
             f"{path}: {next(iter(arrays))!r} is no name of the zoo, and no card says "
@@ -140,16 +154,52 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
+    # The library raises what its parts raise, and of types that numpy lacks others.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no whole safetensors file: {reason}.") from error
     if not arrays:
         raise ValueError(f"{path} holds no arrays.")
+    expected = metadata.get(_SUM_KEY)
+    if expected and expected != _sum(arrays, metadata.get(_CARD_KEY, "")):
+        raise ValueError(
+            f"{path} is not as it was written: its arrays or its card have another "
+            f"checksum than {_SUM_KEY}={expected[:20]!r} in its metadata. (A tool that "
+            "changes arrays should drop that entry.)"
+        )
     if _CARD_KEY not in metadata:
         return arrays, None
     try:
         return arrays, Card.from_json(json.loads(metadata[_CARD_KEY]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its card cannot be read: {error}") from error
+
+
+def _sum(arrays: Mapping[str, np.ndarray], card: str) -> str:
+    """Computes the checksum of named arrays and a card."""
+
+    def parts() -> Iterator[Any]:
+        yield card.encode()
+        for name in sorted(arrays):
+            array = arrays[name]
+            yield f"{name} {array.dtype} {array.shape}".encode()
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    return crc32(parts())
+
+
+def nest(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Makes nested dicts of arrays with our names.
+
+    Raises:
+      ValueError: A name is the beginning of another one's path; `path` has them.
+    """
+    folders = {p.rpartition("/")[0] for p in arrays}
+    folders |= {"/".join(f.split("/")[:i]) for f in folders for i in range(1, 9)}
+    clashes = sorted(folders & arrays.keys())
+    if clashes:
+        raise ValueError(f"{path}: {clashes[0]!r} is an array and holds others, too.")
+    return unflatten(arrays)
 
 
 def has_our_names(arrays: Mapping[str, Any]) -> bool:
@@ -198,12 +248,39 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             ) from error
         reason = reason.splitlines()[0][:200] if reason else type(error).__name__
         raise ValueError(f"{path} is no whole PyTorch file: {reason}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path}: no state dict, but {type(content).__name__}.")
     try:
+        content = _unwrap(content, path)
         return {key: to_numpy(value, key) for key, value in content.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:
+    """Finds the state dict in what a PyTorch file holds."""
+    taken = []
+    while isinstance(content, Mapping) and not _has_tensors(content):
+        wrappers = [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]
+        others = [k for k, v in content.items() if _has_tensors(v)]
+        if not wrappers and len(others) != 1:
+            break
+        taken.append([*wrappers, *others][0])
+        content = content[taken[-1]]
+    if not isinstance(content, Mapping) or not _has_tensors(content):
+        found = type(content).__name__
+        if isinstance(content, Mapping):
+            entries = [f"{k!r} ({type(v).__name__})" for k, v in content.items()]
+            found += f" with the entries {', '.join(entries[:10]) or 'none'}"
+        raise ValueError(
+            f"no state dict, but {found}; its tensors may be entries of their own or "
+            f"of one called {', '.join(WRAPPERS)}."
+        )
+    if taken:
+        logger.warning("%s: the weights are its entry %s.", path, " / ".join(taken))
+    return content
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(
+        hasattr(each, "detach") or isinstance(each, np.ndarray)
+        for each in value.values()
+    )

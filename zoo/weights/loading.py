@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.paths import flatten, unflatten
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options, unknown
 from zoo.spec import Card, Weights, plain_options
-from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.checkpoints import find_tree, read_checkpoint, read_tree
 from zoo.weights.darknet import SUFFIX, read_darknet
 from zoo.weights.download import fetch, file_sha256
 from zoo.weights.files import (
     check_file,
     has_our_names,
+    nest,
     read_safetensors,
     read_state_dict,
     save_safetensors,
@@ -48,12 +52,18 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
     Args:
       name: Of the model.
       source: A name of published weights, which are downloaded once; or the path of a
-        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th or .bin
-        file, of Darknet's .weights, of a run folder or of a checkpoint. A name goes
-        before a path; write "./cifar10" for a file called as published weights are.
+        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th, .bin or
+        .ckpt file, of Darknet's .weights, of a run folder, of one of its checkpoints,
+        or of any orbax checkpoint of a tree with "params" and, where the network has
+        batch norm, "batch_stats". A name goes before a path; write "./cifar10" for a
+        file called as published weights are.
       **overrides: Options of the model, and `num_classes`. A source with a card says
         itself which it was made with. `dtype` and other options that do not change what
         the parameters mean may differ from the card's.
+
+    Returns:
+      Variables in the types that the model creates: whatever type the source has,
+      parameters are `param_dtype`, float32 by default, and batch statistics float32.
 
     Raises:
       FileNotFoundError: A folder has no checkpoint, or a download is forbidden.
@@ -62,16 +72,50 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
         is another model's, or was made with other options; or its arrays are not
         exactly those of the model. (NaN in them is logged and is no error.)
     """
+    loaded = _load(name, source, overrides)
+    options = {"param_dtype": "float32", **loaded.card.overrides, **overrides}
+    types = {"params": jnp.dtype(options["param_dtype"])}
+    for collection, tree in loaded.variables.items():
+        _cast(tree, types.get(collection, jnp.dtype("float32")))
+    warn_not_finite(f"{source} for {name}", flatten(loaded.variables))
+    return loaded
+
+
+def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) -> Loaded:
+    """Does what `load` does, and leaves the arrays in the source's types."""
     build(name, **overrides)  # An unknown option is an error before any download.
     path, published = _find(name, source)
-    if path.is_dir():
-        variables, card, _ = read_checkpoint(path)
-        _check_card(card, name, path, overrides)
+    try:
+        if not path.is_dir():
+            return Loaded(*_read_file(name, path, published, overrides))
+        tree = find_tree(path)
+        if tree is not None:
+            variables = read_tree(tree)
+            card = _make_card(name, path, None, variables, overrides)
+        else:
+            variables, card, _ = read_checkpoint(path)
+            _check_card(card, name, path, overrides)
         _check_variables(variables, card, path)
-    else:
-        variables, card = _read_file(name, path, published, overrides)
-    warn_not_finite(f"{path} for {name}", flatten(variables))
-    return Loaded(variables, card)
+        return Loaded(variables, card)
+    except (ValueError, OSError, ImportError):
+        raise
+    # What a damaged or foreign file leads to is not always foreseen where it is read.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as weights of {name}: {type(error).__name__}: "
+            f"{str(error)[:400]}"
+        ) from error
+
+
+def _cast(tree: dict[str, Any], dtype: np.dtype) -> None:
+    """Casts arrays in place, one by one: memory never holds all of them twice."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _cast(value, dtype)
+        elif value.dtype != dtype:
+            # What is too large for the type becomes infinite, which `load` logs.
+            with np.errstate(over="ignore"):
+                tree[key] = value.astype(dtype)
 
 
 def _read_file(
@@ -85,12 +129,18 @@ def _read_file(
         arrays, card = read_state_dict(path), None
     if card is not None:
         _check_card(card, name, path, overrides)
+        largest = max(array.size for array in arrays.values())
+        if card.num_classes > largest:
+            raise ValueError(
+                f"{path}: its card has {card.num_classes} classes, and its largest "
+                f"array {largest} values."
+            )
         options = {"num_classes": card.num_classes, **card.overrides}
     else:
         published = published or _recognise(name, path)
         options = {**dict(published.options if published else ()), **overrides}
     if has_our_names(arrays):
-        variables = unflatten(arrays)
+        variables = nest(arrays, path)
         card = card or _make_card(name, path, published, variables, options)
         _check_variables(variables, card, path)
         return variables, card
@@ -118,11 +168,14 @@ def convert(
       layout: "zoo" or "torch", as in `save_safetensors`.
       **overrides: As in `load`.
 
+    The arrays keep the types that the source has.
+
     Raises:
       ValueError: As in `load` and `save_safetensors`.
       OSError: `target` cannot be written.
     """
-    loaded = load(name, source, **overrides)
+    loaded = _load(name, source, overrides)
+    warn_not_finite(f"{source} for {name}", flatten(loaded.variables))
     save_safetensors(target, loaded.variables, loaded.card, layout=layout)
 
 
@@ -133,9 +186,15 @@ def _find(name: str, source: str | os.PathLike) -> tuple[Path, Weights | None]:
     """
     published = {weights.name: weights for weights in get_spec(name).weights}
     if source in published:
-        return fetch(published[source]), published[source]
-    path = Path(source).expanduser()
-    if not path.exists():
+        # Files may hold more than the network: heads that only training used.
+        most = (100 << 20) + 8 * get_spec(name).params
+        return fetch(published[source], max_bytes=most), published[source]
+    try:
+        path = Path(source).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"weights={str(source)[:200]!r}: {error}.") from error
+    if not exists:
         names = unknown(f"weights of {name}", str(source), published)
         raise ValueError(f"{names} Nor is there a file or folder of that path.")
     return path, None

@@ -1,6 +1,7 @@
 """Between a Linen variables dict and the state dict of the same network in PyTorch."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from zoo.paths import flatten, unflatten
 from zoo.registry import build, get_spec
 from zoo.spec import TorchRule
 from zoo.weights.fit import expected_shapes, require_fit
+
+logger = logging.getLogger("zoo")
 
 _NAMES = {
     "scale": "weight",
@@ -116,8 +119,9 @@ def from_torch(
 
     Every tensor must be used and every variable filled; only `num_batches_tracked`,
     for which batch norm has no use here, and what the network's rules name as unused
-    are dropped. A prefix `module.`, which DataParallel puts before every key, is
-    removed.
+    are dropped. A prefix that all keys share and the network's names do not, such as
+    DataParallel's `module.`, Lightning's `model.` or torch.compile's `_orig_mod.`, is
+    removed, and the log says so.
 
     Args:
       name: Of the model.
@@ -143,10 +147,9 @@ def move_from_torch(
 
     So memory never holds all of them twice.
     """
-    if given and all(key.startswith("module.") for key in given):
-        for key in [*given]:
-            given[key.removeprefix("module.")] = given.pop(key)
     rules = get_spec(name).torch_rules(build(name, **overrides))
+    given.pop("n_averaged", None)  # A counter that AveragedModel adds.
+    hint = _remove_prefix(name, given, rules)
     unused = tuple(f"{rule.key}." for rule in rules if rule.module is None)
     for key in [*given]:
         if key.endswith("num_batches_tracked") or key.startswith(unused):
@@ -164,7 +167,7 @@ def move_from_torch(
             # A convolution over the whole map is the dense layer behind it.
             given[leaf.key] = array.reshape(len(array), -1)
     require_fit(
-        f"{name}: the state dict does not fit the network",
+        f"{name}: the state dict does not fit the network{hint}",
         {leaf.key: leaf.torch_shape for leaf in leaves},
         given,
     )
@@ -229,15 +232,56 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
     Raises:
       ValueError: `value` is not an array of numbers.
     """
+    if not isinstance(key, str):
+        raise ValueError(f"tensors are found by name, got {key!r} as one.")
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # numpy has no such type of its own
-            return value.float().numpy().astype(jnp.bfloat16)
-        value = value.numpy()
+        kind = f"{value.dtype} ({value.layout}, on {value.device.type})"
+        try:
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # numpy has no such type itself
+                return value.float().numpy().astype(jnp.bfloat16)
+            value = value.numpy()
+        except Exception as error:
+            # Sparse, quantized, nested, meta: each raises what its part of torch does.
+            raise ValueError(
+                f"{key!r} is no plain tensor but one of {kind}: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from error
     array = np.asarray(value)
     if array.dtype.kind in "OUSMm":
         raise ValueError(f"{key!r} must be a tensor, got {type(value).__name__}.")
     return array
+
+
+def _remove_prefix(
+    name: str, given: dict[str, np.ndarray], rules: Sequence[TorchRule]
+) -> str:
+    """Takes off what stands before every key of a state dict, if it fits then.
+
+    Returns:
+      Of a prefix that only some keys have, a hint for the error; else nothing.
+    """
+    known = {key for rule in rules for key in (rule.key, rule.alias) if key}
+    modules = {key.rpartition(".")[0] for key in given}
+
+    def count(prefix: str) -> int:
+        return len(known & {m[len(prefix) :] for m in modules if m.startswith(prefix)})
+
+    parts = (key.split(".") for key in given)
+    prefixes = {"".join(f"{p}." for p in own[:n]) for own in parts for n in range(4)}
+    best = max(sorted(prefixes), key=count, default="")
+    if count(best) <= count(""):
+        return ""
+    others = [key for key in given if not key.startswith(best)]
+    if others:
+        return (
+            f" (names that begin with {best!r} would fit without, but {len(others)} of "
+            f"{len(given)} begin otherwise, such as {others[0]!r})"
+        )
+    logger.warning("%s: the prefix %r of all names is taken off.", name, best)
+    for key in [*given]:
+        given[key.removeprefix(best)] = given.pop(key)
+    return ""
 
 
 def _head_rules(name: str, overrides: Mapping[str, Any]) -> list[TorchRule]:

@@ -1,4 +1,4 @@
-"""Whether a network computes what its source does: `python -m zoo verify`."""
+"""Whether a network computes what its source does: `canon-zoo verify`."""
 
 import os
 from collections.abc import Callable, Mapping
