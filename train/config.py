@@ -111,6 +111,8 @@ class OptimConfig:
     """Factor of the weights that is added to the gradient (adamw: to the update)."""
     decay: Literal["all", "kernels"] = "all"
     """Which parameters are decayed: all, or those with more than one dimension."""
+    decay_also: tuple[str, ...] = ()
+    """Path patterns of more parameters to decay where decay is kernels, **/scale."""
     schedule: Annotated[
         Literal["constant", "step", "cosine", "polynomial", "inverse"],
         _short("schedule"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 from typing import Any
 
 import jax
@@ -82,15 +83,21 @@ def make_optimizer(
     Args:
       config: Kind and constants.
       schedule: Learning rate by step.
-      params: All parameters, or their shapes; the patterns of `config.rates` must
-        match some of them.
+      params: All parameters, or their shapes; the patterns of `config.rates` and
+        `config.decay_also` must match some of them.
 
     Raises:
       ValueError: A pattern matches nothing, or a rate is no number.
     """
     mask = None
+    also = match_paths([*flatten(params)], config.decay_also)
     if config.decay == "kernels":
-        mask = _more_than_one_dimension
+        mask = partial(_choose_decayed, also=also)
+    elif also:
+        raise ValueError(
+            f"optim.decay_also={config.decay_also} is for optim.decay=kernels; with "
+            f"{config.decay!r} it changes nothing."
+        )
     decay = optax.add_decayed_weights(config.weight_decay, mask)
     parts = []
     if config.clip_norm is not None:
@@ -108,8 +115,10 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-def _more_than_one_dimension(params: Any) -> Any:
-    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+def _choose_decayed(params: Any, also: set[str]) -> Any:
+    """Says which parameters are decayed: kernels, and the paths in `also`."""
+    flat = flatten(params)
+    return unflatten({k: jnp.ndim(p) > 1 or k in also for k, p in flat.items()})
 
 
 def _limit_filters(limit: float) -> optax.GradientTransformation:
