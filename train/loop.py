@@ -106,8 +106,8 @@ def fit(
         began with.
 
     Raises:
-      ValueError: The config does not fit together, the folder is not new, another process
-        writes it, or the images of a run that is resumed have changed.
+      ValueError: The config does not fit together, the folder is not new, another
+        process writes it, or the images of a run that is resumed have changed.
       NonFiniteLossError: Names the step, the images and the last good checkpoint.
       CheckpointError: A checkpoint cannot be written or read.
     """

@@ -78,10 +78,13 @@ def read_orientation(data: bytes) -> int:
     """Reads the EXIF orientation of an image file.
 
     Returns:
-      2 to 8, or 1 if it is upright as stored, or states nothing that can be read.
+      2 to 8, or 1 if it is upright as stored, or states nothing that can be read; 1 for
+      TIFF files, which are always read upright.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format == "TIFF":
+                image.load()  # Pillow turns these itself
             return _orientation(image)
     except Exception:
         return 1  # whoever decodes it will say what is wrong

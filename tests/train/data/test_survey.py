@@ -59,8 +59,8 @@ def test_masks_of_0_and_255_are_refused_and_can_be_mapped(tmp_path):
 
 @pytest.mark.quick
 def test_a_rare_class_is_looked_for_in_all_masks(tmp_path):
-    masks = {f"train/{i:03}": circle(255, size=8) for i in range(70)}
-    masks["train/001"] = circle(1, size=8)
+    masks = {f"train/{i:03}": circle(255, 2, size=8) for i in range(70)}
+    masks["train/001"] = circle(1, 2, size=8)
     assert survey(write_masks(tmp_path, masks)) == []
 
 
