@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 import zoo
 from train import transfer_study
+from train.clock import format_rate
 from train.config import TrainConfig, load_config, parse_options
 from train.data import find_problems, fit_source, open_source
 from train.evaluate import Evaluator
@@ -188,7 +189,7 @@ def evaluate(
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             print(f"  {name.replace('_', ' '):<22}  {shown}")
     speed = len(source) / seconds
-    print(f"  speed     {speed:,.1f} images per second, compilation included")
+    print(f"  speed     {format_rate(speed)} images per second, compilation included")
 
 
 def measure_coco(evaluated: Detected, num_classes: int) -> dict[str, float]:

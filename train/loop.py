@@ -25,6 +25,7 @@ from train.checkpoint import (
     find_sound_step,
     list_steps,
 )
+from train.clock import Clock, format_rate
 from train.config import TrainConfig, load_config, save_config
 from train.data import Source
 from train.evaluate import Evaluator
@@ -56,8 +57,9 @@ class Result:
       finished: False where a signal ended it; `resume` goes on.
       evaluated: What the last evaluation found out, by the task; see `train.tasks`.
         None where a signal ended the run: who sends one does not wait for that.
-      seconds: Wall time, compilation included.
+      seconds: Wall time of all parts of the run, compilation included.
       first_step_seconds: From the call of `fit` until the first steps were done.
+      parts: In how many parts it ran, which was resumed one time less.
     """
 
     run_dir: Path
@@ -67,6 +69,7 @@ class Result:
     evaluated: Evaluated | None
     seconds: float
     first_step_seconds: float
+    parts: int = 1
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -145,6 +148,7 @@ def fit(
         if resume is None:
             create_run_dir(run_dir, config)
             save_fingerprints(run_dir, images)
+        clock = Clock(run_dir, resuming=resume is not None, started=started)
         checkpoints = stack.enter_context(Checkpoints(run_dir))
         state = experiment.create_state(resume or 0)
         # A run that was interrupted before its first checkpoint starts anew.
@@ -171,6 +175,7 @@ def fit(
             before = time.perf_counter()
             state, scalars = feed.run(state, step, count)
             elapsed = time.perf_counter() - before
+            clock.ran = True
             if first_step_seconds:
                 pace = max(1, round(count * SECONDS_PER_CALL / elapsed))
             else:
@@ -191,7 +196,8 @@ def fit(
                     history.log("train", done, done / steps_per_epoch, values)
             step += count
             bar.update(count)
-            bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {rate:,.0f} images/s")
+            speed = f"{format_rate(rate)} images/s"
+            bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {speed}")
 
             # 6. At the end of an epoch: thaw what is frozen no longer, with an
             #    optimizer state that fits; evaluate; save.
@@ -215,10 +221,12 @@ def fit(
             if step == total or (left == 0 and epoch % config.save_every == 0):
                 found = evaluated and evaluated.metrics
                 checkpoints.save(state, step, experiment.card, found, feed.batches)
+                clock.save()
 
         # 7. Save where a signal came, and wait for the disk.
         if step < total:
             checkpoints.save(state, step, experiment.card, None, feed.batches)
+            clock.save()
         checkpoints.wait()
     finished = step == total
     if finished and evaluated is None:  # It had finished before.
@@ -229,8 +237,9 @@ def fit(
         state,
         finished,
         evaluated if finished else None,
-        time.perf_counter() - started,
+        clock.seconds,
         first_step_seconds,
+        clock.parts,
     )
 
 
