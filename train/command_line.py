@@ -101,15 +101,18 @@ class Resume:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     step: int | None = None
     """Step of the checkpoint to go on from; the last undamaged one if not given."""
+    changed_data: bool = False
+    """Go on even where the images are not those that the run began with."""
 
 
 def parse_resume(
     arguments: list[str], prog: str
-) -> tuple[Path, int | None, TrainConfig]:
+) -> tuple[Path, int | None, TrainConfig, bool]:
     """Reads the arguments of `resume`, whose defaults are those of the run.
 
     Returns:
-      The run's folder, the step and what to do from there on.
+      The run's folder, the step, what to do from there on, and whether the images may
+      have changed.
 
     Raises:
       ValueError: No run is named, its config cannot be read, or an option is given
@@ -132,7 +135,7 @@ def parse_resume(
         old, new = getattr(before, name), getattr(found.config, name)
         if old != new:
             raise ValueError(f"a run keeps its {name}: {old}, not {new}.")
-    return found.run, found.step, found.config
+    return found.run, found.step, found.config, found.changed_data
 
 
 def join_processes() -> None:

@@ -10,8 +10,9 @@ from tyro.conf import Positional
 
 import zoo
 from train import transfer_study
+from train.clock import format_rate
 from train.config import TrainConfig, load_config, parse_options
-from train.data import decode_image, fit_source, open_source
+from train.data import find_problems, fit_source, open_source
 from train.evaluate import Evaluator
 from train.loop import resume_run
 from train.predict import load_predictor
@@ -31,15 +32,18 @@ def train(config: TrainConfig, name: str) -> None:
     print(next_steps(run(config, name)))
 
 
-def resume(run_dir: Path, step: int | None, config: TrainConfig) -> None:
+def resume(
+    run_dir: Path, step: int | None, config: TrainConfig, changed_data: bool = False
+) -> None:
     """Goes on with an interrupted run, to the bit as if nothing had happened.
 
     Args:
       run_dir: Folder of the run.
       step: Step of the checkpoint to go on from; None for the last undamaged one.
       config: What to do from there on.
+      changed_data: Go on even where the images are not those the run began with.
     """
-    result = resume_run(run_dir, step=step, config=config)
+    result = resume_run(run_dir, step=step, config=config, changed_data=changed_data)
     report(result)
     print(next_steps(result))
 
@@ -54,6 +58,11 @@ def evaluate(
     split: str | None = None,
     data_dir: str | None = None,
     color: str | None = None,
+    classes: tuple[str, ...] = (),
+    ignored: tuple[int, ...] = (),
+    values: tuple[int, ...] = (),
+    orientation: str | None = None,
+    max_boxes: int | None = None,
     protocol: str = "center_crop",
     scales: tuple[int, ...] = (),
     batch_size: int | None = None,
@@ -71,6 +80,12 @@ def evaluate(
       split: Of the data set; the run's, else test.
       data_dir: Where TFDS keeps prepared data sets.
       color: rgb, grey or as_stored; the run's, else that which the network takes.
+      classes: Names of the classes to keep; of masks, what their values stand for.
+      ignored: Of files with masks: values of pixels to be ignored, besides 255.
+      values: Of files with masks: the value of each class; 0, 1, .. if not given.
+      orientation: auto, stored or upright: how EXIF orientations are treated; the
+        run's, else auto.
+      max_boxes: Slots for the objects of an image; the run's, else 100.
       protocol: Of classifiers: views of each image whose probabilities are averaged:
         center_crop, ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or
         dense_vgg_384.
@@ -80,17 +95,19 @@ def evaluate(
       on_bad_image: stop, or skip, which counts and names unreadable images.
     """
     chosen, usual = get_protocol(protocol, scales), get_protocol("center_crop")
-    classes, ignored, max_boxes = None, (), 100
     if run_dir is not None:
         data = load_config(run_dir / "config.json").data
-        max_boxes, batch_size = data.max_boxes, batch_size or data.eval_batch_size
+        max_boxes = max_boxes or data.max_boxes
+        batch_size = batch_size or data.eval_batch_size
         card = zoo.weights.read_card(run_dir)
         model, weights = card.model, str(run_dir)
         if dataset is None:
-            dataset, classes, ignored = data.dataset, data.classes or None, data.ignored
+            dataset, split = data.dataset, split or data.eval_split
             data_dir, color = data_dir or data.data_dir, color or data.color
-            split = split or data.eval_split
-    split = split or "test"
+            classes, ignored = classes or data.classes, ignored or data.ignored
+            values = values or data.values
+            orientation = orientation or data.orientation
+    split, max_boxes = split or "test", max_boxes or 100
     if model is None or weights is None or dataset is None:
         raise ValueError("give a run folder, or --model, --weights and --dataset.")
     spec = zoo.get_spec(model)
@@ -110,10 +127,12 @@ def evaluate(
         dataset,
         split,
         data_dir=data_dir,
-        classes=classes,
+        classes=classes or None,
         color=None if color == "as_stored" else color,
         task=task.name,
         ignored=ignored,
+        values=values,
+        orientation=orientation or "auto",
     )
     if source.task != task.name:
         raise ValueError(
@@ -124,6 +143,9 @@ def evaluate(
     source = fit_source(
         source, card.preprocess, on_bad_image=on_bad_image, max_boxes=max_boxes
     )
+    problems = find_problems(source, skip=on_bad_image == "skip")
+    if problems:
+        raise ValueError(" ".join(problems))
     batch_size = batch_size or (512 if task.name == "classification" else 8)
     if chosen == usual:
         mesh = make_mesh()
@@ -167,7 +189,7 @@ def evaluate(
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             print(f"  {name.replace('_', ' '):<22}  {shown}")
     speed = len(source) / seconds
-    print(f"  speed     {speed:,.1f} images per second, compilation included")
+    print(f"  speed     {format_rate(speed)} images per second, compilation included")
 
 
 def measure_coco(evaluated: Detected, num_classes: int) -> dict[str, float]:
@@ -228,9 +250,7 @@ def predict(
     out = out or run_dir / "predictions"
     out.mkdir(parents=True, exist_ok=True)
     for i, path in enumerate(images):
-        predicted = predictor(
-            decode_image(path.read_bytes(), str(path), color=predictor.color)
-        )
+        predicted = predictor(predictor.read(path))
         # Two folders may have a file of the same name.
         number = sum(other.stem == path.stem for other in images[:i])
         files = []

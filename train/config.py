@@ -6,11 +6,13 @@ Each field is an option of the command line, with its docstring as the help.
 import ast
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import cattrs
 import tyro
+from cattrs.gen import make_dict_structure_fn
 
 
 def _short(name: str) -> Any:
@@ -53,6 +55,12 @@ class DataConfig:
     values 0, 1, .. stand for."""
     ignored: tuple[int, ...] = ()
     """Of folders with masks: values of pixels to be ignored, besides 255."""
+    values: tuple[int, ...] = ()
+    """Of folders with masks: the value of each class, such as 0 255; none for their
+    own numbers 0, 1, .."""
+    orientation: Literal["auto", "stored", "upright"] = "auto"
+    """Whether images are turned as their EXIF orientation says: upright, or as stored.
+    auto turns those of classification; beside boxes and masks it counts them."""
     per_class: Annotated[int, _short("per-class")] = 0
     """Training images of each class to keep; 0 for all."""
     color: Annotated[Literal["as_stored", "rgb", "grey"], _short("color")] = "as_stored"
@@ -103,6 +111,8 @@ class OptimConfig:
     """Factor of the weights that is added to the gradient (adamw: to the update)."""
     decay: Literal["all", "kernels"] = "all"
     """Which parameters are decayed: all, or those with more than one dimension."""
+    decay_also: tuple[str, ...] = ()
+    """Path patterns of more parameters to decay where decay is kernels, **/scale."""
     schedule: Annotated[
         Literal["constant", "step", "cosine", "polynomial", "inverse"],
         _short("schedule"),
@@ -177,6 +187,10 @@ class TrainConfig:
             value = getattr(data, name)
             fits = len(value) in (0, 2) and all(n > 0 for n in value)
             _check(fits, f"data.{name}", value, "HEIGHT WIDTH, both > 0")
+        for name in ("ignored", "values"):
+            value = getattr(data, name)
+            good = all(0 <= n <= 255 for n in value) and len({*value}) == len(value)
+            _check(good, f"data.{name}", value, "different numbers from 0 to 255")
         _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "> 0")
         for name in ("per_class", "workers", "device_megabytes"):
             value = getattr(data, name)
@@ -225,6 +239,58 @@ def _check(fits: bool, name: str, value: Any, expected: str):
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
+def _exactly(kind: type, *accepted: type) -> Any:
+    """Makes a hook that takes values of some types, and converts nothing else."""
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) not in accepted:
+            raise TypeError(f"{_show(value)} is no {kind.__name__}")
+        return kind(value)
+
+    return structure
+
+
+def _structure_float(value: Any, _: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise TypeError(f"{_show(value)} is no finite number")
+    return float(value)
+
+
+def _structure_tuple(value: Any, kind: Any) -> tuple:
+    if not isinstance(value, list):
+        raise TypeError(f"{_show(value)} is no list")
+    (item, _), found = get_args(kind), []
+    for element in value:
+        found.append(_converter.structure(element, item))
+    return tuple(found)
+
+
+def _make_section_hook(kind: type) -> Any:
+    structure = make_dict_structure_fn(kind, _converter, _cattrs_forbid_extra_keys=True)
+
+    def checked(value: Any, kind: Any) -> Any:
+        if not isinstance(value, dict):
+            raise TypeError(f"{_show(value)} is no object with fields")
+        return structure(value, kind)
+
+    return checked
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."
+
+
+# cattrs converts: "false" to True, 3.9 to 3, a text to a tuple of its letters.
+for _kind in (bool, int, str):
+    _converter.register_structure_hook(_kind, _exactly(_kind, _kind))
+_converter.register_structure_hook(float, _structure_float)
+_converter.register_structure_hook_func(
+    lambda kind: get_origin(kind) is tuple, _structure_tuple
+)
+_converter.register_structure_hook_factory(dataclasses.is_dataclass, _make_section_hook)
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """Returns a config as plain JSON values."""
     return _converter.unstructure(config)
@@ -238,28 +304,43 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Reads what `save_config` wrote.
+    """Reads what `save_config` wrote, or what was written by hand like it.
+
+    Each value has the type of its field; nothing is converted.
 
     Raises:
-      ValueError: The file is missing, or is no such config; names it and the reason.
+      ValueError: The file is missing, or is no such config; names it and the reasons.
     """
     try:
-        return _converter.structure(json.loads(path.read_text()), TrainConfig)
+        content = json.loads(path.read_bytes(), object_pairs_hook=_read_object)
+        return _converter.structure(content, TrainConfig)
     except FileNotFoundError as error:
         raise ValueError(f"{path.parent} is no run folder: no {path.name}.") from error
-    except (json.JSONDecodeError, cattrs.BaseValidationError) as error:
-        reasons = (
-            cattrs.transform_error(error, format_exception=_reason)
-            if isinstance(error, cattrs.BaseValidationError)
-            else [error]
-        )
-        raise ValueError(f"{path}: {'; '.join(str(r) for r in reasons)}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}).") from error
+    except cattrs.BaseValidationError as error:
+        reasons = cattrs.transform_error(error, format_exception=_reason)
+        raise ValueError(f"{path}: {'; '.join(reasons)}") from error
+    # Among them are broken JSON, its nesting, its encoding and its numbers.
+    except Exception as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return found
 
 
 def _reason(error: BaseException, kind: type) -> str:
-    reason = cattrs.v.format_exception(error, kind)
-    # A ValueError has the words of `_check`, or those of `float`.
-    return f"{reason}: {error}" if isinstance(error, ValueError) else reason
+    # A ValueError has the words of `_check`, a TypeError those of the hooks above, an
+    # Exception those of a Literal.
+    if type(error) in (TypeError, ValueError, Exception):
+        return str(error)
+    return cattrs.v.format_exception(error, kind)
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:

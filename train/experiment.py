@@ -15,7 +15,7 @@ from tqdm import tqdm
 import zoo
 from train import optim
 from train.config import TrainConfig, parse_options
-from train.data import Source, fit_source, open_source
+from train.data import Source, find_problems, fit_source, open_source
 from train.starting import create_model
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
@@ -120,15 +120,23 @@ def prepare_experiment(
         None to open what `config.data` names.
 
     Raises:
-      ValueError: Anything in the config is unknown, out of range, or does not fit.
+      ValueError: Anything in the config is unknown, out of range, or does not fit. What
+        is wrong with the data is said all at once.
     """
-    data = config.data
+    data, problems = config.data, _Problems()
     spec = zoo.get_spec(config.model.name)
     mesh = make_mesh()
-    check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
+    with problems:
+        check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
+    with problems:
+        check_augment(data.augment, spec.task)
     if sources is None:
-        splits = data.train_split, data.eval_split
-        sources = tuple(open_split(config, split) for split in splits)
+        opened = []
+        for split in (data.train_split, data.eval_split):
+            with problems:
+                opened.append(open_split(config, split))
+        sources = tuple(opened)
+    problems.raise_any()
     train_source, eval_source = sources
     if train_source.class_names != eval_source.class_names:
         raise ValueError(
@@ -162,6 +170,23 @@ def prepare_experiment(
         )
         for source, pre in zip(sources, (fitted, card.preprocess), strict=True)
     )
+    steps_per_epoch = len(train_source) // data.batch_size
+    if not steps_per_epoch:
+        problems.found.append(
+            f"data.batch_size={data.batch_size} is more than the "
+            f"{len(train_source)} images of {train_source.name}, "
+            f"split {train_source.split}."
+        )
+    # Random crops bring images of any size to that of the network.
+    cropped = any(name.split(":")[0] == "random_crop" for name in data.geometry)
+    skip = data.on_bad_image == "skip"
+    problems.found += find_problems(train_source, fitted=not cropped, skip=skip)
+    problems.found += find_problems(eval_source, skip=skip)
+    problems.raise_any()
+    total_steps = config.steps or config.epochs * steps_per_epoch
+    config = dataclasses.replace(
+        config, optim=optim.scale_warmup(config.optim, total_steps)
+    )
     experiment = Experiment(
         config=config,
         spec=spec,
@@ -181,18 +206,38 @@ def prepare_experiment(
             class_weights=class_weights(config, train_source.source),
         ),
     )
-    if not experiment.steps_per_epoch:
-        raise ValueError(
-            f"data.batch_size={data.batch_size} is more than the "
-            f"{len(train_source)} images of {train_source.name}, "
-            f"split {train_source.split}."
-        )
-    check_augment(data.augment, spec.task)
     # What patterns, schedules and augmentations refuse, they refuse here.
     _ = experiment.make_step(0), jax.eval_shape(experiment.create_state)
     image = jax.ShapeDtypeStruct(fitted.shape, "uint8")
     jax.eval_shape(augment.compose(data.augment), jax.random.key(0), image)
     return experiment
+
+
+class _Problems:
+    """Collects errors, so that all of them are said at once.
+
+    As a context it takes a ValueError and goes on behind it.
+    """
+
+    def __init__(self):
+        self.found: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        if isinstance(error, ValueError):
+            self.found.append(str(error))
+        return isinstance(error, ValueError)
+
+    def raise_any(self) -> None:
+        """Raises ValueError with all that was found, each thing once."""
+        found = list(dict.fromkeys(self.found))
+        if len(found) > 1:
+            lines = [f"{i + 1}. {problem}" for i, problem in enumerate(found)]
+            raise ValueError("\n".join([f"{len(found)} problems:", *lines]))
+        if found:
+            raise ValueError(found[0])
 
 
 def fit_preprocess(
@@ -249,6 +294,8 @@ def open_split(config: TrainConfig, split: str) -> Source:
         color=None if data.color == "as_stored" else data.color,
         task=zoo.get_spec(config.model.name).task,
         ignored=data.ignored,
+        values=data.values,
+        orientation=data.orientation,
     )
 
 

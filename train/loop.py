@@ -25,11 +25,13 @@ from train.checkpoint import (
     find_sound_step,
     list_steps,
 )
+from train.clock import Clock, format_rate
 from train.config import TrainConfig, load_config, save_config
 from train.data import Source
 from train.evaluate import Evaluator
 from train.experiment import Experiment, prepare_experiment
 from train.feeds import make_feed
+from train.fingerprints import check_fingerprints, save_fingerprints
 from train.history import History
 from train.state import TrainState, change_frozen
 from train.steps import put_everywhere
@@ -55,8 +57,9 @@ class Result:
       finished: False where a signal ended it; `resume` goes on.
       evaluated: What the last evaluation found out, by the task; see `train.tasks`.
         None where a signal ended the run: who sends one does not wait for that.
-      seconds: Wall time, compilation included.
+      seconds: Wall time of all parts of the run, compilation included.
       first_step_seconds: From the call of `fit` until the first steps were done.
+      parts: In how many parts it ran, which was resumed one time less.
     """
 
     run_dir: Path
@@ -66,6 +69,7 @@ class Result:
     evaluated: Evaluated | None
     seconds: float
     first_step_seconds: float
+    parts: int = 1
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -90,6 +94,7 @@ def fit(
     resume: int | None = None,
     sources: tuple[Source, Source] | None = None,
     quiet: bool = False,
+    changed_data: bool = False,
 ) -> Result:
     """Trains, evaluates, logs and saves.
 
@@ -100,10 +105,12 @@ def fit(
         none; None for a new run.
       sources: Images to train and to evaluate on; None to open what the config names.
       quiet: Show no progress bar and no evaluations.
+      changed_data: When resuming: go on where the images are not those that the run
+        began with.
 
     Raises:
-      ValueError: The config does not fit together, the folder is not new, or another
-        process writes it.
+      ValueError: The config does not fit together, the folder is not new, another
+        process writes it, or the images of a run that is resumed have changed.
       NonFiniteLossError: Names the step, the images and the last good checkpoint.
       CheckpointError: A checkpoint cannot be written or read.
     """
@@ -111,6 +118,9 @@ def fit(
     run_dir = Path(run_dir)
     # 1. Open data and model: what can be refused is refused before anything is written.
     experiment = prepare_experiment(config, sources)
+    images = {"train": experiment.train_source, "eval": experiment.eval_source}
+    if resume is not None:
+        check_fingerprints(run_dir, images, changed_data=changed_data)
     everywhere = NamedSharding(experiment.mesh, P())
     feed = make_feed(
         config.data,
@@ -137,6 +147,8 @@ def fit(
         stack.enter_context(lock_run_dir(run_dir))
         if resume is None:
             create_run_dir(run_dir, config)
+            save_fingerprints(run_dir, images)
+        clock = Clock(run_dir, resuming=resume is not None, started=started)
         checkpoints = stack.enter_context(Checkpoints(run_dir))
         state = experiment.create_state(resume or 0)
         # A run that was interrupted before its first checkpoint starts anew.
@@ -163,6 +175,7 @@ def fit(
             before = time.perf_counter()
             state, scalars = feed.run(state, step, count)
             elapsed = time.perf_counter() - before
+            clock.ran = True
             if first_step_seconds:
                 pace = max(1, round(count * SECONDS_PER_CALL / elapsed))
             else:
@@ -183,7 +196,8 @@ def fit(
                     history.log("train", done, done / steps_per_epoch, values)
             step += count
             bar.update(count)
-            bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {rate:,.0f} images/s")
+            speed = f"{format_rate(rate)} images/s"
+            bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {speed}")
 
             # 6. At the end of an epoch: thaw what is frozen no longer, with an
             #    optimizer state that fits; evaluate; save.
@@ -207,10 +221,12 @@ def fit(
             if step == total or (left == 0 and epoch % config.save_every == 0):
                 found = evaluated and evaluated.metrics
                 checkpoints.save(state, step, experiment.card, found, feed.batches)
+                clock.save()
 
         # 7. Save where a signal came, and wait for the disk.
         if step < total:
             checkpoints.save(state, step, experiment.card, None, feed.batches)
+            clock.save()
         checkpoints.wait()
     finished = step == total
     if finished and evaluated is None:  # It had finished before.
@@ -221,8 +237,9 @@ def fit(
         state,
         finished,
         evaluated if finished else None,
-        time.perf_counter() - started,
+        clock.seconds,
         first_step_seconds,
+        clock.parts,
     )
 
 
@@ -232,6 +249,7 @@ def resume_run(
     step: int | None = None,
     config: TrainConfig | None = None,
     sources: tuple[Source, Source] | None = None,
+    changed_data: bool = False,
 ) -> Result:
     """Goes on with a run, to the bit as if it had not been interrupted.
 
@@ -242,9 +260,10 @@ def resume_run(
         it replaces the folder's. None for the folder's, with which alone the run is
         the same to the bit.
       sources: The same that `fit` was given, if it was given any.
+      changed_data: Go on where the images are not those that the run began with.
 
     Raises:
-      ValueError: The folder is no run folder.
+      ValueError: The folder is no run folder, or the images have changed.
       CheckpointError: There is no such checkpoint, or it cannot be read.
     """
     run_dir = Path(run_dir)
@@ -261,7 +280,9 @@ def resume_run(
             step = step or 0
         elif step not in steps:
             raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
-        return fit(config, run_dir, resume=step, sources=sources)
+        return fit(
+            config, run_dir, resume=step, sources=sources, changed_data=changed_data
+        )
 
 
 @contextlib.contextmanager

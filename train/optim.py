@@ -1,5 +1,8 @@
 """Schedules, optimizers, and which parameters they train."""
 
+import dataclasses
+import logging
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +11,28 @@ import optax
 
 from train.config import OptimConfig
 from zoo.paths import flatten, match_paths, unflatten
+
+logger = logging.getLogger("train")
+
+
+def scale_warmup(config: OptimConfig, total_steps: int) -> OptimConfig:
+    """Shortens a warm-up that is as long as the training to a tenth of it, and says so.
+
+    Args:
+      config: `warmup_steps`.
+      total_steps: Length of the training, in steps.
+    """
+    if not 0 < total_steps <= config.warmup_steps:
+        return config
+    shorter = total_steps // 10
+    logger.warning(
+        "optim.warmup_steps=%d is not less than the %d steps of the run; the warm-up "
+        "takes %d.",
+        config.warmup_steps,
+        total_steps,
+        shorter,
+    )
+    return dataclasses.replace(config, warmup_steps=shorter)
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
@@ -58,15 +83,21 @@ def make_optimizer(
     Args:
       config: Kind and constants.
       schedule: Learning rate by step.
-      params: All parameters, or their shapes; the patterns of `config.rates` must
-        match some of them.
+      params: All parameters, or their shapes; the patterns of `config.rates` and
+        `config.decay_also` must match some of them.
 
     Raises:
       ValueError: A pattern matches nothing, or a rate is no number.
     """
     mask = None
+    also = match_paths([*flatten(params)], config.decay_also)
     if config.decay == "kernels":
-        mask = _more_than_one_dimension
+        mask = partial(_choose_decayed, also=also)
+    elif also:
+        raise ValueError(
+            f"optim.decay_also={config.decay_also} is for optim.decay=kernels; with "
+            f"{config.decay!r} it changes nothing."
+        )
     decay = optax.add_decayed_weights(config.weight_decay, mask)
     parts = []
     if config.clip_norm is not None:
@@ -84,8 +115,10 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-def _more_than_one_dimension(params: Any) -> Any:
-    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+def _choose_decayed(params: Any, also: set[str]) -> Any:
+    """Says which parameters are decayed: kernels, and the paths in `also`."""
+    flat = flatten(params)
+    return unflatten({k: jnp.ndim(p) > 1 or k in also for k, p in flat.items()})
 
 
 def _limit_filters(limit: float) -> optax.GradientTransformation:

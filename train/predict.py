@@ -11,6 +11,8 @@ from flax import linen as nn
 from PIL import Image
 
 import zoo
+from train.config import load_config
+from train.data import decode_image
 from train.figures import draw_prediction
 from train.figures.boxes import draw_detections
 from train.figures.masks import draw_overlay, make_palette, paletted
@@ -36,10 +38,21 @@ class Predictor(NamedTuple):
     Attributes:
       color: "rgb" or "grey", what its images must be.
       predict: From an image uint8 [h, w, C] to what is said of it.
+      upright: Whether files are turned as their EXIF orientation says.
     """
 
     color: str
     predict: Callable[[np.ndarray], Predicted]
+    upright: bool = True
+
+    def read(self, path: Path) -> np.ndarray:
+        """Reads an image file as the network was trained on such files.
+
+        Raises:
+          BadImage: It is no image that can be read.
+        """
+        data = path.read_bytes()
+        return decode_image(data, str(path), color=self.color, upright=self.upright)
 
     def __call__(self, image: np.ndarray) -> Predicted:
         """Says what an image shows."""
@@ -67,7 +80,10 @@ def load_predictor(run_dir: Path, *, score_threshold: float | None = None) -> Pr
         predict = _segmenter(model, variables, card, names)
     else:
         predict = _classifier(model, variables, card, names)
-    return Predictor(color, predict)
+    # What viewers show, unless the run was told to take images as they are stored.
+    file = run_dir / "config.json"
+    stored = file.exists() and load_config(file).data.orientation == "stored"
+    return Predictor(color, predict, upright=not stored)
 
 
 def _load(run_dir: Path) -> tuple[nn.Module, dict[str, Any], Card]:

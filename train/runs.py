@@ -115,7 +115,8 @@ def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
         "model": card.model,
         "training images": f"{len(experiment.train_source):,}",
         "steps": f"{step:,}" if result.finished else f"{step:,} of {total:,}",
-        "wall time": _duration(result.seconds),
+        "wall time": _duration(result.seconds)
+        + (f" in {result.parts} parts" if result.parts > 1 else ""),
         "until the first step": _duration(result.first_step_seconds),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **card.versions,

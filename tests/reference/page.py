@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-VOID = {"meta", "br", "img"}
+VOID = {"meta", "br", "img", "wbr"}
 # With newer pyparsing, matplotlib 3.10.0 warns when it is imported.
 old_matplotlib = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -15,6 +15,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.open, self.tags, self.words = [], [], []
+        self.broken = False
         self.feed(text)
         self.close()
         assert not self.open, f"unclosed: {self.open}"
@@ -22,6 +23,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         assert len(attrs) == len(dict(attrs)), f"<{tag}> repeats an attribute"
         self.tags.append((tag, dict(attrs)))
+        self.broken = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -33,8 +35,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "style" in self.open:
+            return
+        if self.tags and self.tags[-1][0] == "wbr" and self.broken:
+            self.words[-1] += data  # one word, which may break here
+        else:
             self.words.append(data)
+        self.broken = False
 
     @property
     def text(self) -> str:

@@ -153,7 +153,6 @@ def test_nothing_is_written_for_a_config_that_does_not_fit(images, tmp_path):
         ({"freeze": ("neck/**",)}, "matches no parameter"),
         ({"unfreeze": ("1:neck/**",)}, "matches no parameter"),
         ({"rates": ("neck/**=2",)}, "matches no parameter"),
-        ({"warmup_steps": 9}, "warmup_steps must be less than the 9 steps"),
         ({"batch_size": 28}, "batch_size=28 is more than the 27 images"),
         ({"eval_split": "validation"}, "no split 'validation'"),
         ({"model": ModelConfig("lenet5"), "label_smoothing": 0.1}, "no label smooth"),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from train.config import OptimConfig
-from train.optim import frozen_paths, make_optimizer, make_schedule
+from train.optim import frozen_paths, make_optimizer, make_schedule, scale_warmup
 from train.state import create_state
 from train.tasks import make_loss
 
@@ -97,6 +97,17 @@ def test_constant_stays():
 def test_a_warm_up_longer_than_the_training_is_refused():
     with pytest.raises(ValueError, match=r"warmup_steps .* 10 steps .* got 10"):
         make_schedule(OptimConfig(warmup_steps=10), 10)
+
+
+@pytest.mark.quick
+def test_a_warm_up_longer_than_the_training_is_scaled_and_said(caplog):
+    config = OptimConfig(warmup_steps=100)
+    assert scale_warmup(config, 30).warmup_steps == 3
+    assert "warmup_steps=100 is not less than the 30 steps" in caplog.text
+    assert make_schedule(scale_warmup(config, 5), 5)(0) == pytest.approx(0.1)
+    for total in (101, 1000):
+        assert scale_warmup(config, total) is config
+    assert len(caplog.records) == 2
 
 
 def walk(config, gradients, total=8):
@@ -201,6 +212,35 @@ def test_decay_of_kernels_alone_leaves_biases_and_scales(name):
     assert (params["backbone"]["norm"]["scale"] == 1).all()
     np.testing.assert_allclose(
         params["head"]["fc"]["kernel"], 0.95 * PARAMS["head"]["fc"]["kernel"]
+    )
+
+
+@pytest.mark.quick
+def test_more_than_kernels_can_be_decayed():
+    zeros = [jax.tree.map(jnp.zeros_like, PARAMS)]
+    config = OptimConfig(
+        learning_rate=0.1, weight_decay=0.5, decay="kernels", decay_also=("**/scale",)
+    )
+    (params,) = walk(config, zeros)
+    assert params["backbone"]["norm"]["scale"] == pytest.approx(0.95)
+    assert params["backbone"]["conv"]["bias"] == PARAMS["backbone"]["conv"]["bias"]
+    with pytest.raises(ValueError, match=r"decay_also=.* is for optim\.decay=kernels"):
+        walk(dataclasses.replace(config, decay="all"), zeros)
+    with pytest.raises(ValueError, match="matches no"):
+        walk(dataclasses.replace(config, decay_also=("**/gamma",)), zeros)
+
+
+@pytest.mark.quick
+def test_half_the_rate_and_twice_the_decay_are_half_the_gradient():
+    # As YOLO's recipe stands for Darknet's, whose gradient is half of ours.
+    halves = some_gradients(5)
+    wholes = jax.tree.map(lambda g: 2 * g, halves)
+    darknet = OptimConfig(learning_rate=0.1, weight_decay=0.02, decay="kernels")
+    ours = dataclasses.replace(darknet, learning_rate=0.05, weight_decay=0.04)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        walk(darknet, halves)[-1],
+        walk(ours, wholes)[-1],
     )
 
 

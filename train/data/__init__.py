@@ -16,6 +16,7 @@ from train.data.geometry import parse_geometry
 from train.data.opening import open_source
 from train.data.pipeline import epoch_order, eval_batches, train_stream
 from train.data.source import Source, Subset, array_source
+from train.data.survey import find_problems
 
 __all__ = [
     "BadImage",
@@ -25,6 +26,7 @@ __all__ = [
     "decode_image",
     "epoch_order",
     "eval_batches",
+    "find_problems",
     "fit_source",
     "load_resident",
     "open_source",

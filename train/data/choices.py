@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from train.data.objects import Objects
 from train.data.source import Example, Source, Subset, nearest
 
 
@@ -29,6 +30,16 @@ class KeptClasses(Source):
 
     def provenance(self, index: int) -> str:
         return self._source.provenance(index)
+
+    def identity(self, index: int) -> str:
+        return self._source.identity(index)
+
+    def objects(self, index: int) -> Objects | None:
+        objects = self._source.objects(index)
+        if objects is None:
+            return None
+        classes = self._new_label[objects.classes]
+        return objects._replace(classes=classes).choose(classes >= 0)
 
     def example(self, index: int) -> Example:
         example = self._source.example(index)
@@ -71,7 +82,8 @@ def select(
     for option, value in chosen.items():
         if value is not None and option not in possible.get(source.task, ()):
             raise ValueError(
-                f"{source.name}: {option}={value!r} is not possible for {source.task}."
+                f"{source.name}: {option}={value!r} is not possible for {source.task}; "
+                f"leave out --{option.replace('_', '-')}."
             )
     if classes is not None:
         source = _keep_classes(source, tuple(classes))

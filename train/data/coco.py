@@ -1,15 +1,18 @@
 """COCO's files: images with boxes in one JSON file a split."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from train.data.files import SAME_SPLIT, Files
+from train.data.files import Files, warn_of_left_out
 from train.data.located import FileObjects
+from train.data.markup import LARGEST
 from train.data.objects import log_left_out, make_objects, tidy_objects
 from train.data.source import Joined, Source
+from train.data.splits import split_kind
 
 _USAGE = (
     "expected coco:DIR, a folder with annotations/instances_SPLIT.json and images in "
@@ -17,7 +20,9 @@ _USAGE = (
 )
 
 
-def open_coco(path: str, split: str, *, color: str | None = None) -> Source:
+def open_coco(
+    path: str, split: str, *, color: str | None = None, orientation: str = "auto"
+) -> Source:
     """Opens images with boxes, as COCO describes them.
 
     Classes are in the order of the categories' numbers, crowds are marked as difficult,
@@ -31,34 +36,40 @@ def open_coco(path: str, split: str, *, color: str | None = None) -> Source:
         where they depend on the split.
       split: A name of a split, or several such as "train+val".
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`.
 
     Returns:
       The source.
 
     Raises:
       ValueError: A file is missing, is not JSON (file and line are named) or lacks
-        something, or the categories of several splits differ.
+        something, two images or categories have one number, or the categories of
+        several splits differ.
     """
-    sources = [_open_one(*_find(path, part), part, color) for part in split.split("+")]
+    sources = [
+        _open_one(*_find(path, part), part, color, orientation)
+        for part in split.split("+")
+    ]
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
 def _find(path: str, split: str) -> tuple[Path, Path]:
     """Returns the file of a split and the folder of its images."""
     if ".json:" in path:
-        file, _, images = path.format(split=split).partition(".json:")
+        file, _, images = path.replace("{split}", split).partition(".json:")
         file, images = Path(f"{file}.json"), Path(images)
         if not file.is_file():
             raise ValueError(f"{file} does not exist; {_USAGE}.")
         return file, images
     folder = Path(path)
-    same = SAME_SPLIT if split in SAME_SPLIT else (split,)
+    kind = split_kind(split)
     known = sorted(folder.glob("annotations/instances_*.json"))
     found = [
         file
         for file in known
         if (name := file.stem.removeprefix("instances_")) == split
-        or name.rstrip("0123456789") in same
+        or (bare := name.rstrip("0123456789_")) == split
+        or (kind is not None and split_kind(bare) == kind)
     ]
     if len(found) != 1:
         there = ", ".join(file.stem.removeprefix("instances_") for file in known)
@@ -69,42 +80,50 @@ def _find(path: str, split: str) -> tuple[Path, Path]:
     return found[0], folder / found[0].stem.removeprefix("instances_")
 
 
-def _open_one(file: Path, folder: Path, split: str, color: str | None) -> Source:
+def _open_one(
+    file: Path, folder: Path, split: str, color: str | None, orientation: str
+) -> Source:
     content = _read_json(file)
-    categories = sorted(content["categories"], key=lambda c: _get(file, c, "id", int))
-    class_names = tuple(_get(file, c, "name", str) for c in categories)
+    categories = sorted(content["categories"], key=lambda c: _get_id(file, c, "id"))
+    class_names = tuple(_get_text(file, c, "name") for c in categories)
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"{file}: two categories have the same name.")
     class_of = {category["id"]: i for i, category in enumerate(categories)}
-    number = int | float
-    found: dict[int, list[dict]] = {
-        _get(file, image, "id", number): [] for image in content["images"]
-    }
+    _check_unique(file, categories, "id", "name", "categories")
+    for image in content["images"]:
+        _get_id(file, image, "id"), _get_text(file, image, "file_name")
+    _check_unique(file, content["images"], "id", "file_name", "images")
+    _check_unique(file, content["images"], "file_name", "id", "images")
+    found: dict[float, list[dict]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         for key, known in (("image_id", found), ("category_id", class_of)):
-            if _get(file, annotation, key, number) not in known:
+            if _get_id(file, annotation, key) not in known:
                 raise ValueError(
                     f"{file}: annotation {annotation.get('id')} has {key} "
                     f"{annotation[key]}, which is not in the file."
                 )
+        if annotation.get("iscrowd") not in (None, 0, 1):
+            raise ValueError(
+                f"{file}: annotation {annotation.get('id')} has iscrowd "
+                f"{annotation['iscrowd']!r}, expected 0 or 1."
+            )
         found[annotation["image_id"]].append(annotation)
     files = Files(folder)
-    existing = set(files.paths())
+    existing, left = files.listing()
+    warn_of_left_out(str(folder), left)
+    existing = set(existing)
     images, objects, sizes, left_out = [], [], [], []
     for image in content["images"]:
-        name = _get(file, image, "file_name", str)
+        name = image["file_name"]
         if name not in existing:
             raise ValueError(f"{file}: {name} is not in {folder}.")
-        size = tuple(
-            int(_get(file, image, side, number)) if image.get(side) else 0
-            for side in ("height", "width")
-        )
+        size = tuple(_get_side(file, image, side) for side in ("height", "width"))
         annotations = found[image["id"]]
         tidy, reasons = tidy_objects(
             make_objects(
                 _boxes(file, annotations),
                 [class_of[a["category_id"]] for a in annotations],
-                [bool(a.get("iscrowd", 0)) for a in annotations],
+                [bool(a.get("iscrowd")) for a in annotations],
             ),
             size,
             [f"{name}: annotation {a.get('id')}" for a in annotations],
@@ -116,7 +135,9 @@ def _open_one(file: Path, folder: Path, split: str, color: str | None) -> Source
     if not images:
         raise ValueError(f"{file} has no images.")
     log_left_out(str(file), left_out)
-    return FileObjects(files, split, class_names, images, objects, sizes, color)
+    return FileObjects(
+        files, split, class_names, images, objects, sizes, color, orientation
+    )
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -125,7 +146,8 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
         content = json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}).") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    # Among them are encodings, nesting, and numbers of more digits than Python reads.
+    except Exception as error:
         raise ValueError(f"{file}: not JSON ({error}).") from error
     for key in ("images", "annotations", "categories"):
         values = content.get(key) if isinstance(content, dict) else None
@@ -134,14 +156,59 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _get(file: Path, item: dict[str, Any], key: str, kind) -> Any:
+def _check_unique(
+    file: Path, items: list[dict[str, Any]], key: str, name: str, what: str
+) -> None:
+    """Raises ValueError if two items have the same value of a key."""
+    known: dict[Any, dict[str, Any]] = {}
+    for item in items:
+        other = known.setdefault(item[key], item)
+        if other is not item:
+            count = len(items) - len({i[key] for i in items})
+            raise ValueError(
+                f"{file}: two {what} have the same {key} {item[key]!r}: their {name} "
+                f"is {other[name]!r} and {item[name]!r}, and {count} of {len(items)} "
+                "repeat an earlier one. Files that are merged need new numbers."
+            )
+
+
+def _get_text(file: Path, item: dict[str, Any], key: str) -> str:
+    if not isinstance(item.get(key), str) or not item[key]:
+        raise _unexpected(file, item, key, "str")
+    return item[key]
+
+
+def _get_id(file: Path, item: dict[str, Any], key: str) -> float:
     value = item.get(key)
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{file}: {key!r} is {value!r} in {str(item)[:80]}; expected "
-            f"{getattr(kind, '__name__', kind)}."
-        )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _unexpected(file, item, key, "int or float")
+    if value != value or abs(value) == math.inf:
+        raise _unexpected(file, item, key, "a finite number")
     return value
+
+
+def _get_side(file: Path, item: dict[str, Any], key: str) -> int:
+    """Returns a length in pixels, 0 where none is stated."""
+    value = item.get(key)
+    if value is None:
+        return 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= LARGEST:
+        raise _unexpected(file, item, key, f"a number of pixels, 0 to {LARGEST:g}")
+    return int(value)
+
+
+def _unexpected(file: Path, item: dict[str, Any], key: str, wanted: str) -> ValueError:
+    # Numbers may have thousands of digits, of which repr allows 4,300.
+    return ValueError(
+        f"{file}: {key!r} is {_shorten(item.get(key))} in {_shorten(item)}; expected "
+        f"{wanted}."
+    )
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, dict) else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _boxes(file: Path, annotations: list[dict[str, Any]]) -> np.ndarray:
@@ -149,14 +216,14 @@ def _boxes(file: Path, annotations: list[dict[str, Any]]) -> np.ndarray:
     boxes = np.zeros((len(annotations), 4))
     for box, annotation in zip(boxes, annotations, strict=True):
         values = annotation.get("bbox")
-        try:
-            box[:] = values
-        except (TypeError, ValueError):
-            box[:] = np.nan
-        if not np.isfinite(box).all() or np.size(values) != 4:
+        good = isinstance(values, list) and len(values) == 4
+        if not good or not all(
+            isinstance(v, int | float) and -LARGEST <= v <= LARGEST for v in values
+        ):
             raise ValueError(
-                f"{file}: annotation {annotation.get('id')} has bbox {values!r}, "
-                "expected four numbers: x, y, width, height."
+                f"{file}: annotation {annotation.get('id')} has bbox "
+                f"{_shorten(values)}, expected four numbers: x, y, width, height."
             )
+        box[:] = values
     boxes[:, 2:] += boxes[:, :2]
     return boxes

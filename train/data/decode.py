@@ -5,13 +5,43 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # A photograph of 50 megapixels is 150 MB once decoded. What claims to be more is
 # refused before its pixels are touched.
 MAX_PIXELS = 50_000_000
 
 COLORS = {"rgb": "RGB", "grey": "L"}
+# How an image is turned before it is used: "upright" as its EXIF orientation says,
+# which is how viewers and most drawing tools show it, or as it is stored. "auto" is
+# upright for classification; boxes and masks are taken to fit what is stored.
+ORIENTATIONS = ("auto", "stored", "upright")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+with contextlib.suppress(ImportError):  # reads .heic where it is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+Image.init()
+_KNOWN = (
+    "apng avif avifs bmp dib gif heic heif hif j2c j2k jfif jp2 jpe jpeg jpf jpg jpx "
+    "mpo pbm pcx pgm png pnm ppm qoi tga tif tiff webp"
+)
+# Suffixes of the images that are read: of the known ones those that Pillow opens here.
+SUFFIXES = tuple(
+    suffix
+    for suffix in map(".{}".format, _KNOWN.split())
+    if Image.registered_extensions().get(suffix) in Image.OPEN
+)
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -25,6 +55,53 @@ def check_color(color: str | None) -> None:
         raise ValueError(
             f"color={color!r}: expected 'rgb', 'grey', or None to keep what is stored."
         )
+
+
+def check_orientation(orientation: str) -> None:
+    """Raises ValueError unless `orientation` is one of `ORIENTATIONS`."""
+    if orientation not in ORIENTATIONS:
+        raise ValueError(
+            f"orientation={orientation!r}: expected one of {', '.join(ORIENTATIONS)}."
+        )
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Whether a file that begins with these 16 bytes has the format of an image."""
+    for suffix in SUFFIXES:
+        accept = Image.OPEN[Image.registered_extensions()[suffix]][1]
+        if accept is not None and accept(start) is True:
+            return True
+    return False
+
+
+def read_orientation(data: bytes) -> int:
+    """Reads the EXIF orientation of an image file.
+
+    Returns:
+      2 to 8, or 1 if it is upright as stored, or states nothing that can be read; 1 for
+      TIFF files, which are always read upright.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format == "TIFF":
+                image.load()  # Pillow turns these itself
+            return _orientation(image)
+    except Exception:
+        return 1  # whoever decodes it will say what is wrong
+
+
+def _orientation(image: Image.Image) -> int:
+    # What viewers cannot read, they ignore.
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def decode_image(
@@ -57,13 +134,17 @@ def decode_image(
     """
     with _opened(data, provenance, max_pixels) as image:
         if upright:
-            image = ImageOps.exif_transpose(image)
+            image = _turn_upright(image)
         array = np.asarray(_eight_bits(image, color))
     return array if array.ndim == 3 else array[..., None]
 
 
 def decode_mask(
-    data: bytes, provenance: str, *, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    provenance: str,
+    *,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decodes the file of a mask to its values, which are no colours.
 
@@ -72,6 +153,7 @@ def decode_mask(
     Args:
       data: Contents of the file.
       provenance: What to call the file in errors.
+      upright: Whether to turn the mask as its own EXIF orientation says.
       max_pixels: Most pixels (height x width) that are decoded.
 
     Returns:
@@ -87,7 +169,7 @@ def decode_mask(
                 f"{provenance}: a mask must have a palette or be grey, so that each "
                 f"pixel is the number of a class; it is of mode {image.mode}."
             )
-        values = np.asarray(image)
+        values = np.asarray(_turn_upright(image) if upright else image)
         if values.min() < 0 or values.max() > 255:
             raise BadImage(
                 f"{provenance}: a mask has the values {values.min()} to "

@@ -1,35 +1,51 @@
 """Folders and zip files, which are read in place."""
 
 import functools
+import logging
 import os
+import stat
 import zipfile
-import zlib
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from train.data.decode import BadImage
+from train.data.decode import SUFFIXES, BadImage, looks_like_image
 
-# Of images.
-SUFFIXES = tuple(
-    f".{kind}"
-    for kind in (
-        "bmp",
-        "gif",
-        "jpeg",
-        "jpg",
-        "pgm",
-        "png",
-        "ppm",
-        "tif",
-        "tiff",
-        "webp",
+# A zip member that is larger than this once unpacked is refused.
+MAX_MEMBER_BYTES = 256 * 2**20
+# Links to folders that are followed within one another.
+MAX_LINKS = 3
+
+# What operating systems, file managers and storage boxes add, in lower case; besides,
+# all names that begin with a dot.
+_SYSTEM_NAMES = frozenset(
+    (
+        *("__macosx", "icon\r", "network trash folder", "temporary items"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),
+        *("system volume information", "lost+found", "__pycache__", "picasa.ini"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
     )
 )
-SAME_SPLIT = ("val", "valid", "validation")
-# A zip member that claims to be larger than this once unpacked is refused.
-MAX_MEMBER_BYTES = 256 * 2**20
-# RuntimeError is zipfile's word for an encrypted member.
-_UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+SYSTEM = "hidden or added by a file manager or storage system"
+LOOP = "links that lead back to a folder above them"
+NESTED = f"links to folders within more than {MAX_LINKS} other links"
+SPECIAL = "neither files nor folders (broken links, pipes, devices)"
+NO_IMAGE = "no images that Pillow reads"
+
+logger = logging.getLogger(__name__)
+
+
+class Listing(NamedTuple):
+    """What lies in a folder or a zip file, with forward slashes.
+
+    Attributes:
+      entries: Sorted paths of files, and of folders, which end in a slash.
+      left_out: Paths of what is not among them, by the reason.
+    """
+
+    entries: list[str]
+    left_out: dict[str, list[str]]
 
 
 class Files:
@@ -46,26 +62,53 @@ class Files:
         if not path.exists():
             raise ValueError(f"{path} does not exist; expected a folder or a zip file.")
         self.path = path
-        self._zipped = path.is_file()
+        self._zipped = not path.is_dir()
         if self._zipped:
+            if not path.is_file():
+                raise ValueError(f"{path} is not a folder or zip file.")
             try:
-                _zip_file(path, os.getpid())
-            except zipfile.BadZipFile as error:
+                self._archive()
+            # zipfile raises BadZipFile, OSError, NotImplementedError, struct.error,
+            # UnicodeDecodeError and more for what is one thing to a user.
+            except Exception as error:
                 raise ValueError(
                     f"{path} is not a folder or zip file: {error}."
                 ) from error
 
-    def paths(self) -> list[str]:
-        """Lists all paths with forward slashes; folders end in a slash."""
-        if self._zipped:
-            return _zip_file(self.path, os.getpid()).namelist()
-        return _walk(self.path)
+    def listing(self) -> Listing:
+        """Lists all files and folders but those that nobody put there on purpose.
+
+        Raises:
+          ValueError: A folder cannot be listed, a name is not Unicode, or a zip file
+            has two members of one name.
+        """
+        entries, left_out = self._list_zip() if self._zipped else _walk(self.path)
+        for entry in entries:
+            if not entry.isprintable() and any(
+                "\ud800" <= c <= "\udfff" for c in entry
+            ):
+                raise ValueError(
+                    f"{self.path}: the name {entry!r} is not UTF-8; rename it."
+                )
+        return Listing(sorted(entries), left_out)
+
+    def is_image(self, name: str) -> bool:
+        """Whether a file is an image, by its suffix; without one by its content."""
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in SUFFIXES:
+            return True
+        if any(map(str.isalpha, suffix)):
+            return False
+        try:
+            return looks_like_image(self.read_start(name, 16))
+        except BadImage:
+            return False
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """Reads a file.
 
         Args:
-          name: As `paths` gives it.
+          name: As `listing` gives it.
           most: Largest size in a zip file, in bytes; `MAX_MEMBER_BYTES` if None.
 
         Raises:
@@ -75,77 +118,205 @@ class Files:
             if self._zipped:
                 return self._read_member(name, most or MAX_MEMBER_BYTES)
             return (self.path / name).read_bytes()
-        except _UNREADABLE as error:
-            raise BadImage(f"{self.where(name)}: cannot be read ({error}).") from error
+        except BadImage:
+            raise
+        # Each compression has errors of its own; encryption is a RuntimeError.
+        except Exception as error:
+            raise BadImage(
+                f"{self.where(name)}: cannot be read ({type(error).__name__}: {error})."
+            ) from error
+
+    def read_start(self, name: str, size: int) -> bytes:
+        """Reads the first bytes of a file, at most `size`.
+
+        Raises:
+          BadImage: The file cannot be read.
+        """
+        try:
+            archive = self._archive() if self._zipped else None
+            opened = archive.open(name) if archive else (self.path / name).open("rb")
+            with opened as file:
+                return file.read(size)
+        except Exception as error:
+            raise BadImage(
+                f"{self.where(name)}: cannot be read ({type(error).__name__}: {error})."
+            ) from error
 
     def where(self, name: str) -> str:
         """Returns what to call a file in errors."""
         return str(self.path / name)
 
     def _read_member(self, name: str, most: int) -> bytes:
-        archive = _zip_file(self.path, os.getpid())
+        archive = self._archive()
         size = archive.getinfo(name).file_size
         if size > most:
             raise BadImage(
                 f"{self.where(name)}: unpacks to {size} bytes, more than the limit of "
                 f"{most}."
             )
-        return archive.read(name)
+        with archive.open(name) as member:
+            # No more than it says it is, whatever is in there.
+            return member.read(size)
+
+    def _archive(self) -> zipfile.ZipFile:
+        found = self.path.stat()
+        version = found.st_ino, found.st_size, found.st_mtime_ns
+        return _zip_file(self.path, os.getpid(), version)
+
+    def _list_zip(self) -> tuple[list[str], dict[str, list[str]]]:
+        entries, left_out = [], {}
+        infos = self._archive().infolist()
+        (name, count), *_ = Counter(i.filename for i in infos).most_common(1) or [
+            ("", 0)
+        ]
+        if count > 1:
+            raise ValueError(f"{self.path} has {count} members called {name}.")
+        for info in infos:
+            name = info.filename
+            if any(map(_is_system, PurePosixPath(name).parts)):
+                left_out.setdefault(SYSTEM, []).append(name)
+            elif stat.S_ISLNK(info.external_attr >> 16):
+                left_out.setdefault(SPECIAL, []).append(name)
+            else:
+                entries.append(name)
+        return entries, left_out
 
 
-def is_hidden(entry: str) -> bool:
-    """Whether a path is of what file managers leave behind."""
-    parts = PurePosixPath(entry).parts
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def split_images(files: Files, listing: Listing) -> tuple[list[str], Listing]:
+    """Separates the images of a listing from its folders and other files.
+
+    Returns:
+      The images, and the listing with the other files left out.
+    """
+    images, folders, others = [], [], []
+    for entry in listing.entries:
+        if entry.endswith("/"):
+            folders.append(entry)
+        else:
+            (images if files.is_image(entry) else others).append(entry)
+    return images, Listing(folders, {**listing.left_out, NO_IMAGE: others})
 
 
-def images_by_stem(entries: Sequence[str], folder: str) -> dict[str, str]:
-    """Finds the images that lie directly in a folder: name without suffix -> path."""
-    paths = map(PurePosixPath, entries)
-    return {
-        path.stem: str(path)
-        for path in paths
-        if str(path.parent) == folder
-        and path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-    }
+def warn_of_left_out(where: str, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Logs how many files are left out, and the names of some; each set is named once.
+
+    Args:
+      where: What to call the set.
+      left_out: See `Listing`.
+    """
+    parts = []
+    for reason, paths in left_out.items():
+        if not paths:
+            continue
+        names = paths
+        if reason == NO_IMAGE:  # the suffixes tell more than the names
+            suffixes = (PurePosixPath(path).suffix.lower() for path in paths)
+            counts = Counter(suffix or "no suffix" for suffix in suffixes)
+            names = [f"{count} x {suffix}" for suffix, count in counts.most_common()]
+            if {".heic", ".heif"} & counts.keys():
+                names[0] += "; pip install pillow-heif reads .heic"
+        shown = [*names[:5], "..."] if len(names) > 5 else names
+        parts.append(f"{len(paths)} {reason} ({', '.join(map(_printable, shown))})")
+    if parts:
+        _warn_once(f"{where}: left out are {'; '.join(parts)}.")
 
 
-def find_splits(split: str, known: Collection[str], where: str) -> list[str]:
-    """Returns the names in `known` of a split such as "train" or "train+val".
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def images_by_stem(files: Files, entries: Sequence[str], folder: str) -> dict[str, str]:
+    """Finds the images that lie directly in a folder: name without suffix -> path.
 
     Raises:
-      ValueError: There is no such split, or one is named twice.
+      ValueError: Two images have the same name but for the suffix.
     """
-    found = [_find_split(part, known, where) for part in split.split("+")]
-    if len(set(found)) < len(found):
-        raise ValueError(f"{where}: split {split!r} names one twice.")
+    found: dict[str, str] = {}
+    for entry in entries:
+        path = PurePosixPath(entry)
+        if entry.endswith("/") or str(path.parent) != folder:
+            continue
+        if not files.is_image(entry):
+            continue
+        if found.setdefault(path.stem, entry) != entry:
+            raise ValueError(
+                f"{files.path}: {found[path.stem]} and {entry} are two images called "
+                f"{path.stem!r}; which one is meant? Rename or remove one."
+            )
     return found
 
 
-def _find_split(split: str, known: Collection[str], where: str) -> str:
-    if split in known:
-        return split
-    same = [s for s in known if split in SAME_SPLIT and s in SAME_SPLIT]
-    if len(same) != 1:
+def read_text(files: Files, file: str) -> str:
+    """Reads a text of UTF-8, or of UTF-16 that begins with its mark.
+
+    Raises:
+      ValueError: It has another encoding; its file and line are named.
+    """
+    data = files.read(file)
+    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"{where} has no split {split!r}; it has {', '.join(sorted(known))}."
-        )
-    return same[0]
+            f"{files.where(file)}:{line}: not UTF-8 ({error.reason}); save it as UTF-8."
+        ) from error
 
 
-def _walk(path: Path) -> list[str]:
-    entries = []
-    for folder, _, files in os.walk(path, followlinks=True):
-        relative = Path(folder).relative_to(path)
-        if relative.parts:
-            entries.append(relative.as_posix() + "/")
-        entries.extend((relative / file).as_posix() for file in files)
-    return entries
+def _is_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Lists a folder; links are followed, but not back to a folder above them."""
+    entries: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    # Folder, its path below `root`, the folders above and itself, links among them.
+    pending = [(str(root), "", (_identity(root.stat()),), 0)]
+    while pending:
+        folder, prefix, above, links = pending.pop()
+        try:
+            found = list(os.scandir(folder))
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be listed ({error}).") from error
+        for entry in found:
+            path, reason = prefix + entry.name, None
+            try:
+                is_folder = entry.is_dir()
+                is_file = not is_folder and entry.is_file()
+                here = _identity(entry.stat()) if is_folder else None
+            except OSError:  # such as a link to itself
+                is_folder = is_file = False
+            inside = links + entry.is_symlink()
+            if _is_system(entry.name):
+                reason = SYSTEM
+            elif not is_folder and not is_file:
+                reason = SPECIAL
+            elif is_folder and here in above:
+                reason = LOOP
+            elif is_folder and inside > MAX_LINKS:
+                reason = NESTED
+            if reason:
+                left_out.setdefault(reason, []).append(path)
+            elif is_file:
+                entries.append(path)
+            else:
+                entries.append(path + "/")
+                pending.append((entry.path, path + "/", (*above, here), inside))
+    return entries, {reason: sorted(paths) for reason, paths in left_out.items()}
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 @functools.lru_cache(maxsize=8)
-def _zip_file(path: Path, process: int) -> zipfile.ZipFile:
+def _zip_file(path: Path, process: int, version: tuple[int, ...]) -> zipfile.ZipFile:
     """Opens a zip file once in each process: a fork must not share its position."""
-    del process
+    del process, version
     return zipfile.ZipFile(path)

@@ -2,26 +2,20 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from train.data.decode import BadImage
+from train.data.objects import Objects
 from train.data.shapes import MAX_BOXES, fit_example, fitted_shapes, pad_boxes
 from train.data.source import Example, Source, Subset
+from train.data.threads import map_in_threads
 from zoo.spec import Preprocess
 
-T = TypeVar("T")
 # From an example with an image of any size and what the network takes, to one with an
 # image of its size.
 Fit = Callable[[Example, Preprocess], Example]
-
-# Threads that read and decode; Pillow and zlib release Python's lock.
-THREADS = 8
-_WORTH_A_BAR = 5000
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +47,7 @@ class FittedSource(Source):
     def read(self, index: int, fit: Fit) -> Example:
         """Returns one example that another function than `fit_example` fits."""
         example = self.source[index]
-        self._check_channels(example["image"], index)
+        self.check_channels(example["image"], index)
         original_size = np.array(example["image"].shape[:2], np.int32)
         try:
             example = fit(example, self.preprocess)
@@ -71,13 +65,21 @@ class FittedSource(Source):
     def provenance(self, index: int) -> str:
         return self.source.provenance(index)
 
-    def _check_channels(self, image: np.ndarray, index: int) -> None:
+    def identity(self, index: int) -> str:
+        return self.source.identity(index)
+
+    def objects(self, index: int) -> Objects | None:
+        return self.source.objects(index)
+
+    def check_channels(self, image: np.ndarray, index: int) -> None:
+        """Raises ValueError unless an image is grey or RGB as the network takes it."""
         found, wanted = image.shape[-1], self.preprocess.channels
         if found != wanted:
             color = {1: "grey", 3: "rgb"}[wanted]
             raise ValueError(
                 f"{self.provenance(index)}: the image has {found} channel(s) and the "
-                f"network takes {wanted}; open the data set with color={color!r}."
+                f"network takes {wanted}; open the data set with color={color!r} "
+                f"(--color {color})."
             )
 
 
@@ -143,7 +145,7 @@ def skip_bad_images(source: Source) -> Source:
             return str(error)
         return None
 
-    reasons = list(_in_threads(reason, len(source), f"checking {source.name}"))
+    reasons = list(map_in_threads(reason, len(source), f"checking {source.name}"))
     bad = [r for r in reasons if r is not None]
     if not bad:
         return source
@@ -186,7 +188,7 @@ def load_resident(
         for name, values in data.items():
             values[index] = example[name]
 
-    for _ in _in_threads(read, n, f"reading {source.name}"):
+    for _ in map_in_threads(read, n, f"reading {source.name}"):
         pass
     return data
 
@@ -202,18 +204,3 @@ def resident_bytes(
         if name != "index"
     )
     return len(source) * bytes_each
-
-
-def _in_threads(function: Callable[[int], T], count: int, what: str) -> Iterator[T]:
-    """Yields `function(0)`, `function(1)`, ..; stops at the first exception."""
-    quiet = count < _WORTH_A_BAR
-    with (
-        ThreadPoolExecutor(THREADS) as threads,
-        tqdm(desc=what, total=count, unit=" images", disable=quiet) as bar,
-    ):
-        # Block by block, for every call that waits its turn takes memory.
-        for first in range(0, count, 64 * THREADS):
-            block = range(first, min(first + 64 * THREADS, count))
-            for result in threads.map(function, block):
-                yield result
-                bar.update()

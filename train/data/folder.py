@@ -1,24 +1,28 @@
 """Folders and zip files of images, one folder a class."""
 
 import hashlib
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.decode import decode_image
-from train.data.files import SUFFIXES, Files, find_splits, is_hidden
+from train.data.decode import SUFFIXES, decode_image
+from train.data.files import Files, split_images, warn_of_left_out
 from train.data.source import Source
+from train.data.splits import FILLERS, find_splits, split_kind
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-# Share of a class that is held out for testing where a set comes without splits.
+# Share of the images that is held out for testing where a set comes without splits.
 HELD_OUT = 0.2
+UNLABELLED = "in no class folder, beside splits that have them"
 
 _LAYOUTS = (
     "expected split/class/image (splits: train, val, test) or class/image, with "
     f"images ending in {' '.join(SUFFIXES)}"
 )
 Layout = dict[str, list[tuple[str, str]]]
+Parts = tuple[str, ...]
 
 
 class FolderSource(Source):
@@ -30,6 +34,7 @@ class FolderSource(Source):
       class_names: Classes of the whole set, sorted.
       examples: Class and path (inside the folder or zip file) of each image.
       color: "rgb", "grey" or None, see `decode_image`.
+      upright: Whether to turn images as their EXIF orientation says.
     """
 
     def __init__(
@@ -39,59 +44,80 @@ class FolderSource(Source):
         class_names: tuple[str, ...],
         examples: Sequence[tuple[str, str]],
         color: str | None,
+        upright: bool = True,
     ):
         self.name, self.split = files.path.stem, split
         self.class_names = class_names
         label = {name: i for i, name in enumerate(class_names)}
         self.labels = np.array([label[name] for name, _ in examples], np.int32)
-        self._files, self._color = files, color
+        self._files, self._color, self._upright = files, color, upright
         self._members = [member for _, member in examples]
 
     def image(self, index: int) -> np.ndarray:
         data = self._files.read(self._members[index])
-        return decode_image(
-            data, self.provenance(index), color=self._color, upright=True
-        )
+        where = self.provenance(index)
+        return decode_image(data, where, color=self._color, upright=self._upright)
 
     def provenance(self, index: int) -> str:
         return self._files.where(self._members[index])
 
+    def identity(self, index: int) -> str:
+        return self._members[index]
 
-def open_folder(path: Path, split: str, *, color: str | None = None) -> Source:
+
+def open_folder(
+    path: Path, split: str, *, color: str | None = None, orientation: str = "auto"
+) -> Source:
     """Opens one split of a folder or zip file of images.
 
-    Folders around the layout are skipped (`cifar10/test/cat/1.webp`), and so are
-    hidden files and files that are no images. Classes are those of the whole set,
-    sorted by name, whichever of them a split has. A set without splits has "train"
-    and "test", where `HELD_OUT` of each class (chosen by a hash of the file's path,
-    thus the same everywhere) is for testing, and "all". Images are turned upright by
-    their EXIF orientation.
+    Folders around the layout are skipped (`cifar10/test/cat/1.webp`). Splits may have
+    any of the usual names, such as Training or test_set. Hidden files, those that file
+    managers add, files that are no images, and images beside the splits that lie in no
+    class folder are left out, which is logged. Classes are those of the whole set,
+    sorted by name, whichever of them a split has. A set without splits has "train" and
+    "test", where `HELD_OUT` of the images are for testing, and "all"; which ones, each
+    image's path below the layout decides alone, so that the others stay where they are
+    when images are added. Images are turned upright by their EXIF orientation.
 
     Args:
       path: A folder, or a zip file, which is read in place.
       split: A name of a split, or several such as "train+val".
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: "stored" to leave images as they are stored.
 
     Returns:
       The source.
 
     Raises:
       ValueError: The path does not exist or has another layout, a class folder is
-        empty, or there is no such split.
+        empty, the names of two classes differ by case alone, folders may be splits or
+        classes, or there is no such split.
     """
     files = Files(path)
-    layout = find_layout(files.paths(), str(path))
-    class_names = sorted({name for images in layout.values() for name, _ in images})
+    images, listing = split_images(files, files.listing())
+    warn_of_left_out(str(path), listing.left_out)
+    layout = find_layout([*images, *listing.entries], str(path))
+    labelled = {image for part in layout.values() for _, image in part}
+    unlabelled = [image for image in images if image not in labelled]
+    warn_of_left_out(str(path), {UNLABELLED: unlabelled})
+    class_names = sorted({name for part in layout.values() for name, _ in part})
     splits = find_splits(split, layout, str(path))
     examples = [example for part in splits for example in layout[part]]
-    return FolderSource(files, "+".join(splits), tuple(class_names), examples, color)
+    if not examples:
+        raise ValueError(
+            f"{path} has {len(images)} images and no splits, and none of them falls to "
+            f"{split!r}, which takes a share by chance; make folders train and test."
+        )
+    upright = orientation != "stored"
+    names = tuple(class_names)
+    return FolderSource(files, "+".join(splits), names, examples, color, upright)
 
 
 def find_layout(entries: Sequence[str], where: str) -> Layout:
     """Finds splits and classes in a listing.
 
     Args:
-      entries: Paths with forward slashes; folders end in a slash.
+      entries: Paths of images and folders with forward slashes; folders end in one.
       where: What to call the listing in errors.
 
     Returns:
@@ -100,77 +126,131 @@ def find_layout(entries: Sequence[str], where: str) -> Layout:
     Raises:
       ValueError: See `open_folder`.
     """
-    visible = [(PurePosixPath(e).parts, e) for e in entries if not is_hidden(e)]
-    images = [
-        (p, e)
-        for p, e in visible
-        if not e.endswith("/") and PurePosixPath(e).suffix.lower() in SUFFIXES
-    ]
+    paths = [(PurePosixPath(e).parts, e) for e in sorted(entries)]
+    images = [(p, e) for p, e in paths if not e.endswith("/")]
+    folders = [p for p, e in paths if e.endswith("/")]
     if not images:
         raise ValueError(f"{where} has no images; {_LAYOUTS}.")
     top = 0  # how many folders lie around the layout
     while (
         len({p[top] for p, _ in images}) == 1
         and min(len(p) for p, _ in images) - top > 2
-        and images[0][0][top] not in SPLITS
+        and split_kind(images[0][0][top]) is None
     ):
         top += 1
-    with_splits = _has_splits(images, top, where)
-    depth = top + 1 + with_splits  # of the classes' folders, from 1
+    around = images[0][0][:top]
+    images = [(p[top:], e) for p, e in images]
+    folders = [p[top:] for p in folders if p[:top] == around]
+    with_splits = _has_splits(images, where)
+    if with_splits:
+        # What lies beside the splits without a class is not asked for.
+        deep = {p[0] for p, _ in images if len(p) > 2}
+        images = [(p, e) for p, e in images if p[0] in deep]
+        wrappers = _find_wrappers([p for p, _ in images])
+        images = [(_unwrap(p, wrappers), e) for p, e in images]
+        folders = [_unwrap(p, wrappers) for p in folders if p and p[0] in deep]
+    depth = 1 + with_splits  # of the classes' folders, from 1
     for p, e in images:
         if len(p) <= depth:
             raise ValueError(f"{where}: {e} is in no class folder; {_LAYOUTS}.")
-    folders = {p[:depth] for p, e in visible if e.endswith("/") or len(p) > depth}
-    around = images[0][0][:top]
-    empty = {f for f in folders if len(f) == depth and f[:top] == around}
-    empty -= {p[:depth] for p, _ in images}
+    empty = {p for p in folders if len(p) == depth} - {p[:depth] for p, _ in images}
     if empty:
-        raise ValueError(f"{where}: class folder {'/'.join(min(empty))} has no images.")
-    if with_splits:
-        layout: Layout = {}
-        for p, e in sorted(images):
-            layout.setdefault(p[top], []).append((p[top + 1], e))
-        return layout
-    return _hold_out([(p[top], "/".join(p[top:]), e) for p, e in sorted(images)])
+        name = "/".join((*around, *min(empty)))
+        raise ValueError(f"{where}: class folder {name} has no images.")
+    _check_names(sorted({p[:depth] for p, _ in images}), where)
+    if not with_splits:
+        return _hold_out(images)
+    layout: Layout = {}
+    for p, e in images:
+        layout.setdefault(p[0], []).append((p[1], e))
+    return layout
 
 
-def _has_splits(images: list[tuple[tuple[str, ...], str]], top: int, where: str):
+def _has_splits(images: list[tuple[Parts, str]], where: str) -> bool:
     """Whether the first folders are splits; raises ValueError if only some are."""
-    deep = {p[top] for p, _ in images if len(p) > top + 2}
-    shallow = {p[top] for p, _ in images if len(p) == top + 2}
-    firsts = deep | shallow
-    if not any(name in SPLITS for name in firsts):
-        return False
-    if all(name in SPLITS for name in shallow) and not deep:
+    below: dict[str, set[str]] = {}  # folders in the first folders
+    for p, _ in images:
+        if len(p) > 2:
+            below.setdefault(p[0], set()).add(p[1])
+    shallow = {p[0] for p, _ in images if len(p) == 2}
+    firsts = {*below, *shallow}
+    named = {name for name in firsts if split_kind(name)}
+    if named and named >= shallow and not below:
         raise ValueError(
             f"{where}: images lie directly in {', '.join(sorted(shallow))}; {_LAYOUTS}."
         )
-    if not any(name in SPLITS for name in deep):
-        return False  # a class that happens to be called "test"
-    others = sorted(firsts.difference(SPLITS))
+    if not named & below.keys():  # perhaps a class that happens to be called "test"
+        _check_alike(below, where)
+        return False
+    others = sorted(below.keys() - named)
     if others:
         raise ValueError(
-            f"{where} has splits ({', '.join(sorted(firsts & set(SPLITS)))}) and "
-            f"beside them {', '.join(others[:5])}; {_LAYOUTS}."
+            f"{where} has splits ({', '.join(sorted(named))}) and beside them "
+            f"{', '.join(others[:5])}; {_LAYOUTS}."
         )
     return True
 
 
-def _hold_out(images: list[tuple[str, str, str]]) -> Layout:
-    """Splits class by class; `images` are (class, path below the top, path)."""
-    by_class: dict[str, list[tuple[str, str]]] = {}
-    for name, below, path in images:
-        # A hash, not a generator: no version of numpy can change the split, and
-        # neither can the folder around it.
-        rank = hashlib.sha256(below.encode()).hexdigest()
-        by_class.setdefault(name, []).append((rank, path))
-    held_out = set()
-    for ranked in by_class.values():
-        count = max(1, round(HELD_OUT * len(ranked))) if len(ranked) > 1 else 0
-        held_out.update(path for _, path in sorted(ranked)[:count])
-    everything = [(name, path) for name, _, path in images]
+def _check_alike(below: Mapping[str, set[str]], where: str) -> None:
+    """Raises ValueError if first folders have folders of the same names."""
+    counts = Counter(name for names in below.values() for name in names)
+    shared = {name for name, count in counts.items() if count > 1}
+    folders = sorted(name for name, names in below.items() if len(names & shared) > 1)
+    for i, first in enumerate(folders):
+        for second in folders[i + 1 :]:
+            both = sorted(below[first] & below[second])
+            if len(both) > 1:
+                raise ValueError(
+                    f"{where}: {first} and {second} both have folders "
+                    f"{', '.join(both[:3])}. If they are splits, call them train, val "
+                    f"or test; if they are classes, let images lie in them directly."
+                )
+
+
+def _find_wrappers(paths: Sequence[Parts]) -> dict[str, str]:
+    """Finds splits with a single folder around their classes: seg_train/seg_train/.."""
+    below: dict[str, set[str]] = {}
+    least: dict[str, int] = {}
+    for p in paths:
+        below.setdefault(p[0], set()).add(p[1])
+        least[p[0]] = min(least.get(p[0], len(p)), len(p))
     return {
-        "train": [image for image in everything if image[1] not in held_out],
-        "test": [image for image in everything if image[1] in held_out],
-        "all": everything,
+        split: name
+        for split, names in below.items()
+        for name in names
+        if len(names) == 1
+        and least[split] > 3
+        and (split_kind(name) == split_kind(split) or name.lower() in FILLERS)
     }
+
+
+def _unwrap(path: Parts, wrappers: Mapping[str, str]) -> Parts:
+    wrapped = len(path) > 1 and wrappers.get(path[0]) == path[1]
+    return (path[0], *path[2:]) if wrapped else path
+
+
+def _check_names(folders: Sequence[Parts], where: str) -> None:
+    """Raises ValueError if classes differ by case, or by the form of accents, alone."""
+    known: dict[str, Parts] = {}
+    for folder in folders:
+        key = unicodedata.normalize("NFC", folder[-1]).casefold().strip()
+        other = known.setdefault(key, folder)
+        if other[-1] != folder[-1]:
+            raise ValueError(
+                f"{where}: {'/'.join(other)} and {'/'.join(folder)} are two classes "
+                "whose names differ by case, accents or spaces alone; give them one "
+                "name, or different ones."
+            )
+
+
+def _hold_out(images: Sequence[tuple[Parts, str]]) -> Layout:
+    """Splits by a hash of each image's path below the layout."""
+    layout: Layout = {"train": [], "test": [], "all": []}
+    for p, e in images:
+        # A hash, not a generator: no version of numpy can change the split, and
+        # neither can the folder around it nor the images beside it.
+        digest = hashlib.sha256("/".join(p).encode()).digest()
+        held_out = int.from_bytes(digest[:8]) < HELD_OUT * 2**64
+        layout["test" if held_out else "train"].append((p[0], e))
+        layout["all"].append((p[0], e))
+    return layout

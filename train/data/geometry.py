@@ -114,12 +114,28 @@ def jitter(
 
 
 def translate(
-    draws: Draws, example: Example, preprocess: Preprocess, *, share: float = 0.1
+    draws: Draws,
+    example: Example,
+    preprocess: Preprocess,
+    *,
+    share: float = 0.1,
+    wide: float | None = None,
 ) -> Example:
-    """Shifts by up to a share of height and width, in whole pixels."""
-    _check("translate", 0 <= share <= 1, f"share={share}", "0 to 1")
+    """Shifts by up to a share of height and width, in whole pixels.
+
+    Args:
+      draws: Random numbers.
+      example: The example.
+      preprocess: What the network takes.
+      share: Largest shift down or up, as a share of the height.
+      wide: The same right or left, as a share of the width; `share` if None.
+    """
+    wide = share if wide is None else wide
+    good = 0 <= share <= 1 and 0 <= wide <= 1
+    _check("translate", good, f"share={share}, wide={wide}", "0 to 1")
     height, width = example["image"].shape[:2]
-    down, right = np.rint(draws.uniform(-share, share, (2,)) * [height, width])
+    shares = draws.uniform(-1, 1, (2,)) * [share, wide]
+    down, right = np.rint(shares * [height, width])
     return cut(example, (-int(down), -int(right), height, width), preprocess)
 
 

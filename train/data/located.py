@@ -1,32 +1,110 @@
 """Sources whose images, boxes and masks are files."""
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from train.data.decode import BadImage, decode_image, decode_mask
+from train.data.decode import (
+    BadImage,
+    decode_image,
+    decode_mask,
+    read_orientation,
+)
 from train.data.files import Files
-from train.data.masks import segmentation_example
+from train.data.masks import UnknownValues, segmentation_example
 from train.data.objects import Objects, Table, detection_example
 from train.data.source import Example, Source
+from train.data.threads import map_in_threads
+
+# Of a JPEG file, where its EXIF is; of other files all is read.
+_START = 2**17
+
+logger = logging.getLogger(__name__)
 
 
 class _FileImages(Source):
-    """Images in a folder or zip file, as stored: they are not turned upright."""
+    """Images in a folder or zip file, with boxes or masks beside them.
 
-    def __init__(self, files: Files, split, class_names, images: Sequence[str], color):
+    With `orientation` "upright" images are turned as their EXIF orientation says; with
+    "stored" they are not; with "auto" neither, and it is logged how many have one, for
+    then boxes and masks may have been drawn on what viewers show.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        split: str,
+        class_names: tuple[str, ...],
+        images: Sequence[str],
+        color: str | None,
+        orientation: str,
+    ):
         self.name, self.split, self.class_names = files.path.stem, split, class_names
         self._files, self._images, self._color = files, list(images), color
+        self._upright = orientation == "upright"
+        if orientation == "auto":
+            self._warn_of_orientations()
 
     def __len__(self) -> int:
         return len(self._images)
 
     def image(self, index: int) -> np.ndarray:
         data = self._files.read(self._images[index])
-        return decode_image(data, self.provenance(index), color=self._color)
+        where = self.provenance(index)
+        return decode_image(data, where, color=self._color, upright=self._upright)
 
     def provenance(self, index: int) -> str:
         return self._files.where(self._images[index])
+
+    def identity(self, index: int) -> str:
+        return self._images[index]
+
+    def orientation(self, index: int) -> int:
+        """Returns the EXIF orientation of an image, 1 if it has none."""
+        name = self._images[index]
+        try:
+            start = self._files.read_start(name, _START)
+            if start.startswith(b"\xff\xd8"):
+                if b"Exif\0" not in start and b"Orientation" not in start:
+                    return 1  # most images: nothing is parsed
+                return read_orientation(start)
+            return read_orientation(self._files.read(name))
+        except BadImage:
+            return 1  # whoever decodes it will say what is wrong
+
+    def _warn_of_orientations(self) -> None:
+        what = f"reading orientations in {self.name}"
+        turned = [
+            f"{self._images[i]}: {orientation}"
+            for i, orientation in enumerate(
+                map_in_threads(self.orientation, len(self), what)
+            )
+            if orientation != 1
+        ]
+        if turned:
+            logger.warning(
+                "%s %s: %d of %d images have an EXIF orientation (%s%s) and are read "
+                "as they are stored, not as viewers show them. If boxes or masks were "
+                "drawn on what viewers show, say --data.orientation upright; if not, "
+                "--data.orientation stored.",
+                self.name,
+                self.split,
+                len(turned),
+                len(self),
+                ", ".join(turned[:5]),
+                ", ..." if len(turned) > 5 else "",
+            )
+
+    def _explain_size(self, index: int, size: tuple[int, int]) -> str:
+        """Says whether an image has a height and a width once it is turned."""
+        found = self.orientation(index)
+        if self._upright or found < 5 or self.image(index).shape[1::-1] != size:
+            return ""
+        return (
+            f" Its EXIF orientation is {found}, and turned upright it would fit: say "
+            "--data.orientation upright."
+        )
 
 
 class FileObjects(_FileImages):
@@ -41,6 +119,7 @@ class FileObjects(_FileImages):
       sizes: Height and width that each image's annotation states, 0 where it states
         none.
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`.
     """
 
     task = "detection"
@@ -54,17 +133,22 @@ class FileObjects(_FileImages):
         objects: Iterable[Objects],
         sizes: Sequence[tuple[int, int]],
         color: str | None,
+        orientation: str = "auto",
     ):
-        super().__init__(files, split, class_names, images, color)
+        super().__init__(files, split, class_names, images, color, orientation)
         self._objects = Table(objects)
         self._sizes = np.array(sizes, np.int32).reshape(-1, 2)
 
+    def objects(self, index: int) -> Objects:
+        return self._objects[index]
+
     def example(self, index: int) -> Example:
-        image, (height, width) = self.image(index), self._sizes[index]
-        if height and width and (height, width) != image.shape[:2]:
+        image, size = self.image(index), tuple(self._sizes[index].tolist())
+        if all(size) and size != image.shape[:2]:
             raise BadImage(
                 f"{self.provenance(index)} is {image.shape[1]} x {image.shape[0]} "
-                f"pixels; its annotation is for {width} x {height}."
+                f"pixels; its annotation is for {size[1]} x {size[0]}."
+                f"{self._explain_size(index, size)}"
             )
         return detection_example(image, self._objects[index])
 
@@ -80,6 +164,12 @@ class FileMasks(_FileImages):
       masks: Path of each mask within.
       values: What the values of a mask stand for, see `make_values`.
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`; of masks, too.
+      sure: Whether the user said what 255 stands for, see `explain_values`.
+
+    Attributes:
+      values: See above.
+      sure: See above.
     """
 
     task = "segmentation"
@@ -93,11 +183,26 @@ class FileMasks(_FileImages):
         masks: Sequence[str],
         values: np.ndarray,
         color: str | None,
+        orientation: str = "auto",
+        *,
+        sure: bool = False,
     ):
-        super().__init__(files, split, class_names, images, color)
-        self._masks, self._values = list(masks), values
+        super().__init__(files, split, class_names, images, color, orientation)
+        self._masks, self.values, self.sure = list(masks), values, sure
+
+    def mask(self, index: int) -> np.ndarray:
+        """Returns the values of a mask's file, uint8 [height, width]."""
+        data = self._files.read(self._masks[index])
+        where = self._files.where(self._masks[index])
+        return decode_mask(data, where, upright=self._upright)
 
     def example(self, index: int) -> Example:
         where = self._files.where(self._masks[index])
-        mask = decode_mask(self._files.read(self._masks[index]), where)
-        return segmentation_example(self.image(index), mask, self._values, where)
+        mask, image = self.mask(index), self.image(index)
+        try:
+            return segmentation_example(image, mask, self.values, where)
+        except UnknownValues:
+            raise
+        except BadImage as error:
+            reason = f"{error}{self._explain_size(index, mask.shape)}"
+            raise BadImage(reason) from error

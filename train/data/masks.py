@@ -1,5 +1,7 @@
 """Masks: the class of every pixel of an image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from train.data.decode import BadImage
@@ -8,12 +10,20 @@ from train.data.source import Example
 IGNORED = 255
 
 
-def make_values(num_classes: int, ignored: tuple[int, ...] = ()) -> np.ndarray:
-    """Says what the values of a mask's file stand for: they are the classes themselves.
+class UnknownValues(BadImage):
+    """A mask with values that stand for nothing."""
+
+
+def make_values(
+    num_classes: int, ignored: Sequence[int] = (), values: Sequence[int] = ()
+) -> np.ndarray:
+    """Says what the values of a mask's file stand for.
 
     Args:
       num_classes: Number of classes, at most 255.
       ignored: Values of pixels to be ignored, besides 255.
+      values: The value of each class, such as 0 and 255; the classes' own numbers where
+        there are none. A value of a class is not ignored.
 
     Returns:
       int16 [256]: for each value its class, 255 if ignored, or -1 if it stands for
@@ -25,11 +35,77 @@ def make_values(num_classes: int, ignored: tuple[int, ...] = ()) -> np.ndarray:
     if not 1 <= num_classes <= IGNORED:
         raise ValueError(f"{num_classes} classes: masks have 1 to {IGNORED}.")
     if any(not 0 <= value <= IGNORED for value in ignored):
-        raise ValueError(f"ignored={ignored}: values of masks are 0 to {IGNORED}.")
-    values = np.full(256, -1, np.int16)
-    values[:num_classes] = np.arange(num_classes)
-    values[[*ignored, IGNORED]] = IGNORED
-    return values
+        raise ValueError(
+            f"ignored={ignored} (--data.ignored): values of masks are 0 to {IGNORED}."
+        )
+    if values:
+        good = len(set(values)) == len(values) == num_classes
+        if not good or any(not 0 <= value <= IGNORED for value in values):
+            raise ValueError(
+                f"values={tuple(values)} (--data.values): expected one value for each "
+                f"of the {num_classes} classes, different ones from 0 to {IGNORED}."
+            )
+        both = sorted({*values} & {*ignored})
+        if both:
+            raise ValueError(
+                f"--data.values and --data.ignored both have {both}: a value is of a "
+                "class, or ignored."
+            )
+    table = np.full(256, -1, np.int16)
+    if not values:
+        table[:num_classes] = np.arange(num_classes)
+    table[[*ignored, IGNORED]] = IGNORED
+    table[[*values]] = np.arange(len(values))
+    return table
+
+
+def explain_values(
+    counts: np.ndarray, values: np.ndarray, examined: int, *, sure: bool = False
+) -> str | None:
+    """Finds out whether the values of masks can be what they are taken for.
+
+    Args:
+      counts: int [256], how many pixels have each value.
+      values: int16 [256], see `make_values`.
+      examined: Number of masks that were counted.
+      sure: Whether 255 was said to be ignored, or to be a class.
+
+    Returns:
+      What is wrong with the number of pixels of each value, or None: values that stand
+      for nothing, or pixels of 255, which are ignored, where a class without pixels is
+      likely to be meant.
+    """
+    found = np.flatnonzero(counts)
+    classes = values[(values >= 0) & (values < IGNORED)]
+    used = {*values[found]} & {*classes}
+    unknown = [value for value in found if values[value] < 0]
+    ignored = (
+        not sure
+        and values[IGNORED] == IGNORED
+        and counts[IGNORED] > 0
+        and len(used) < len(classes)
+        and (len(used) < 2 or len(found) == len(classes))
+    )
+    if not unknown and not ignored:
+        return None
+    shares = [f"{value} ({counts[value] / counts.sum():.2%})" for value in found[:20]]
+    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+    what = (
+        f"the masks ({examined} were examined) have the values {', '.join(shares)}"
+        f"{more} of the pixels, and there are {len(classes)} classes"
+    )
+    if unknown:
+        names = ", ".join(map(str, unknown[:20]))
+        what += f"; {names} stand(s) for nothing"
+    else:
+        what += "; pixels of 255 are ignored, so that some class has none at all"
+    which = " ".join(map(str, found[: len(classes)]))
+    which = which if len(found) == len(classes) else "VALUE VALUE .."
+    ignore = " ".join(map(str, unknown[:20] or [IGNORED]))
+    return (
+        f"{what}. Say which value each class has (--data.values {which}), or which "
+        f"are to be ignored (--data.ignored {ignore})."
+    )
 
 
 def segmentation_example(
@@ -47,8 +123,8 @@ def segmentation_example(
       The image and the mask uint8 [height, width] of classes.
 
     Raises:
-      BadImage: The mask is of another size than the image, or has a value that stands
-        for nothing.
+      BadImage: The mask is of another size than the image.
+      UnknownValues: It has a value that stands for nothing.
     """
     if mask.shape != image.shape[:2]:
         raise BadImage(
@@ -59,10 +135,10 @@ def segmentation_example(
     if classes.min() < 0:
         wrong = classes < 0
         known = np.flatnonzero((values >= 0) & (values < IGNORED))
-        raise BadImage(
+        raise UnknownValues(
             f"{provenance}: {wrong.sum()} pixel(s) have values such as "
             f"{mask[wrong][0]}, expected {known[0]} .. {known[-1]} ({len(known)} "
-            f"classes) or {IGNORED} (ignored); another value for pixels to be ignored "
-            "is named as ignored=."
+            f"classes) or {IGNORED} (ignored); --data.ignored names more values to be "
+            "ignored, --data.values those of the classes."
         )
     return {"image": image, "mask": classes.astype(np.uint8)}

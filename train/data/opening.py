@@ -5,7 +5,7 @@ from pathlib import Path
 
 from train.data.choices import select
 from train.data.coco import open_coco
-from train.data.decode import check_color
+from train.data.decode import check_color, check_orientation
 from train.data.folder import open_folder
 from train.data.pairs import open_pairs
 from train.data.source import Source, nearest
@@ -32,6 +32,8 @@ def open_source(
     color: str | None = None,
     task: str | None = None,
     ignored: Sequence[int] = (),
+    values: Sequence[int] = (),
+    orientation: str = "auto",
 ) -> Source:
     """Opens a data set by name, preparing it first where that is possible.
 
@@ -59,6 +61,11 @@ def open_source(
       task: "classification", "detection" or "segmentation", of a data set that is for
         several; None for the first of them.
       ignored: Of files with masks: values of pixels to be ignored, besides 255.
+      values: Of files with masks: the value of each class, such as 0 and 255; 0, 1, ..
+        if there are none.
+      orientation: "upright" to turn images as their EXIF orientation says, "stored" to
+        leave them; "auto" turns those of classification, and logs how many beside boxes
+        or masks have one.
 
     Returns:
       The source.
@@ -68,6 +75,7 @@ def open_source(
         as described above.
     """
     check_color(color)
+    check_orientation(orientation)
     form, colon, path = name.partition(":")
     options = {}
     if colon and form in FORMATS:
@@ -75,19 +83,40 @@ def open_source(
         _check_task(name, task, found)
         if found == "segmentation":
             options = {"class_names": classes, "ignored": tuple(ignored)}
-            classes, ignored = None, ()
+            options["values"] = tuple(values)
+            classes, ignored, values = None, (), ()
         # Of "coco:FILE:IMAGES" the second path, too, starts at `data_dir`.
-        paths = [Path(data_dir or "") / Path(p).expanduser() for p in path.split(":")]
-        path = paths[0] if opener is not open_coco else ":".join(map(str, paths))
-        source = opener(path, split, color=color, **options)
+        coco = opener is open_coco
+        paths = [_place(data_dir, p) for p in (path.split(":") if coco else [path])]
+        path = ":".join(map(str, paths)) if coco else paths[0]
+        source = opener(path, split, color=color, orientation=orientation, **options)
     else:
         # Imported late: TFDS takes seconds, and files do without.
         from train.data.prepared import open_prepared
 
-        source = open_prepared(name, split, data_dir=data_dir, color=color, task=task)
-    if ignored:
-        raise ValueError(f"{name}: ignored={ignored} is for files with masks.")
+        source = open_prepared(
+            name,
+            split,
+            data_dir=data_dir,
+            color=color,
+            task=task,
+            orientation=orientation,
+        )
+    for option, chosen in (("ignored", ignored), ("values", values)):
+        if chosen:
+            raise ValueError(
+                f"{name}: {option}={tuple(chosen)} (--data.{option}) is for files with "
+                "masks."
+            )
     return select(source, classes=classes, per_class=per_class, seed=seed)
+
+
+def _place(data_dir: str | Path | None, path: str) -> Path:
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}; write the whole path.") from error
+    return Path(data_dir or "") / path
 
 
 def _check_task(name: str, task: str | None, found: str) -> None:

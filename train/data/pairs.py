@@ -1,12 +1,22 @@
 """Folders of images beside folders of masks."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from train.data.files import Files, find_splits, images_by_stem, is_hidden
+import numpy as np
+
+from train.data.decode import BadImage, decode_mask
+from train.data.files import (
+    NO_IMAGE,
+    Files,
+    images_by_stem,
+    warn_of_left_out,
+)
 from train.data.located import FileMasks
-from train.data.masks import make_values
+from train.data.masks import IGNORED, make_values
 from train.data.source import Source
+from train.data.splits import find_splits
 from train.data.voc import NAMES_FILE, read_names
 
 
@@ -16,7 +26,9 @@ def open_pairs(
     *,
     class_names: Sequence[str] | None = None,
     ignored: tuple[int, ...] = (),
+    values: tuple[int, ...] = (),
     color: str | None = None,
+    orientation: str = "auto",
 ) -> Source:
     """Opens SPLIT/images/NAME.jpg (or another kind) with SPLIT/masks/NAME.png.
 
@@ -26,7 +38,9 @@ def open_pairs(
       class_names: Of the masks' values 0, 1, ..; those of a file classes.txt beside the
         splits, one a line, if None.
       ignored: Values of pixels to be ignored, besides 255.
+      values: The value of each class; 0, 1, .. if there are none.
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -36,7 +50,7 @@ def open_pairs(
         are not known.
     """
     files = Files(path)
-    entries = sorted(e for e in files.paths() if not is_hidden(e))
+    entries, left_out = files.listing()
     existing = set(entries)
     splits = {}  # name -> folder
     for entry in entries:
@@ -51,9 +65,22 @@ def open_pairs(
     images, masks = [], []
     for name in find_splits(split, splits, str(path)):
         folder = splits[name]
-        for stem, image in images_by_stem(entries, f"{folder}/images").items():
+        of_split = images_by_stem(files, entries, f"{folder}/images")
+        for stem, image in of_split.items():
             images.append(image)
             masks.append(f"{folder}/masks/{stem}.png")
+        known = {*of_split.values()}
+        others = [
+            entry
+            for entry in entries
+            if str(PurePosixPath(entry).parent) == f"{folder}/images"
+            and not entry.endswith("/")
+            and entry not in known
+        ]
+        left_out = {**left_out, NO_IMAGE: [*left_out.get(NO_IMAGE, ()), *others]}
+    warn_of_left_out(str(path), left_out)
+    if not images:
+        raise ValueError(f"{path}: split {split!r} has no images.")
     missing = [mask for mask in masks if mask not in existing]
     if missing:
         raise ValueError(
@@ -63,11 +90,33 @@ def open_pairs(
     if class_names is None:
         beside = str(PurePosixPath(splits[name]).parent / NAMES_FILE)
         if beside not in existing:
+            first = _find_values(files, masks)
             raise ValueError(
-                f"{path}: what are its classes called? Name them as classes=, in the "
-                f"order of the masks' values, or in a file {beside}, one a line."
+                f"{path}: what are its classes called? Name them in the order of the "
+                f"masks' values as --classes (classes=), or in a file {beside}, one a "
+                f"line. The first masks have the values {first}; those of no class are "
+                "named as --data.ignored."
             )
         class_names = read_names(files, beside)
-    values = make_values(len(class_names), ignored)
-    names = tuple(class_names)
-    return FileMasks(files, split, names, images, masks, values, color)
+    table = make_values(len(class_names), ignored, values)
+    return FileMasks(
+        files,
+        split,
+        tuple(class_names),
+        images,
+        masks,
+        table,
+        color,
+        orientation,
+        sure=bool(values) or IGNORED in ignored,
+    )
+
+
+def _find_values(files: Files, masks: Sequence[str]) -> str:
+    """Names the values of the first masks that can be read."""
+    found: set[int] = set()
+    for mask in masks[:50]:
+        with contextlib.suppress(BadImage):
+            values = decode_mask(files.read(mask), files.where(mask))
+            found.update(np.unique(values).tolist())
+    return " ".join(map(str, sorted(found)))

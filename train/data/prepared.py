@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from train.data.canvas import DigitsCanvas
 from train.data.cifar import Cifar10Binary, Cifar100Binary
 from train.data.digits import Digits
-from train.data.files import SAME_SPLIT
 from train.data.opening import FORMATS
 from train.data.records import find_kind
 from train.data.source import Source, nearest
+from train.data.splits import split_kind
 
 OWN = {
     "digits": Digits,
@@ -32,6 +32,7 @@ def open_prepared(
     data_dir: str | Path | None,
     color: str | None,
     task: str | None = None,
+    orientation: str = "auto",
 ) -> Source:
     """Opens a data set of TFDS or of this project, preparing it if need be.
 
@@ -45,6 +46,7 @@ def open_prepared(
         "cifar10" and "cifar100" the publisher's archive may lie here.
       color: "rgb", "grey" or None, see `decode_image`.
       task: What it shall be for, see `find_kind`.
+      orientation: One of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -63,10 +65,11 @@ def open_prepared(
         builder = _open_builder(name, data_dir)
     kind = find_kind(name, builder.info.features, task)
     splits = list(builder.info.splits)
-    if split in SAME_SPLIT and split not in splits:
-        split = next((s for s in splits if s in SAME_SPLIT), split)
+    if split not in splits and (known := split_kind(split)):
+        same = [s for s in splits if split_kind(s) == known]
+        split = same[0] if len(same) == 1 else split
     try:
-        return kind(name, split, builder, color)
+        return kind(name, split, builder, color, orientation)
     except NotImplementedError as error:
         raise ValueError(
             f"{name} was prepared as {builder.info.file_format.value} in "

@@ -60,12 +60,22 @@ class PreparedSource(Source):
       split: Name of the split, or a slice such as "train[:10%]".
       builder: The prepared data set.
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`.
     """
 
     undecoded: Sequence[str] = ("image",)
 
-    def __init__(self, name: str, split: str, builder, color: str | None):
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        builder,
+        color: str | None,
+        orientation: str = "auto",
+    ):
         self.name, self.split, self._color = name, split, color
+        turned = ("upright", "auto") if self.task == "classification" else ("upright",)
+        self._upright = orientation in turned
         self.class_names = self.find_class_names(builder.info.features)
         self._records = builder.as_data_source(
             split, decoders=dict.fromkeys(self.undecoded, tfds.decode.SkipDecoding())
@@ -105,7 +115,9 @@ class PreparedSource(Source):
 
     def _decode(self, record, index: int) -> np.ndarray:
         data = record[self.undecoded[0]]
-        return decode_image(data, self.provenance(index), color=self._color)
+        return decode_image(
+            data, self.provenance(index), color=self._color, upright=self._upright
+        )
 
 
 class PreparedObjects(PreparedSource):
@@ -141,10 +153,17 @@ class PreparedMasks(PreparedSource):
 
     task = "segmentation"
 
-    def __init__(self, name: str, split: str, builder, color: str | None):
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        builder,
+        color: str | None,
+        orientation: str = "auto",
+    ):
         self._features = MASKS[name.partition("/")[0]]
         self.undecoded = self._features[:2]
-        super().__init__(name, split, builder, color)
+        super().__init__(name, split, builder, color, orientation)
         self._values = make_values(len(self.class_names))
         if self._features.ids is not None:
             self._values = np.full(256, IGNORED, np.int16)
@@ -155,7 +174,9 @@ class PreparedMasks(PreparedSource):
 
     def example(self, index: int) -> Example:
         record, provenance = self._records[index], self.provenance(index)
-        mask = decode_mask(record[self._features.mask], provenance)
+        mask = decode_mask(
+            record[self._features.mask], provenance, upright=self._upright
+        )
         image = self._decode(record, index)
         return segmentation_example(image, mask, self._values, provenance)
 

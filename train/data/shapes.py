@@ -14,6 +14,10 @@ MAX_BOXES = 100  # of an image, unless another number is asked for
 _OBJECTS = ("boxes", "classes", "difficult")
 
 
+class TooManyObjects(ValueError):
+    """An image with more objects than there are slots."""
+
+
 def fitted_shapes(
     task: str, preprocess: Preprocess, max_boxes: int
 ) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -62,7 +66,8 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
         raise ValueError(
             f"the image has {image.shape[1]} x {image.shape[0]} pixels, and fit='keep' "
             f"has place for {preprocess.shape[1]} x {preprocess.shape[0]}; give a "
-            "larger size and width, or cut by the geometry random_crop."
+            "larger --size HEIGHT WIDTH, another --data.fit (sides or stretch), or "
+            "cut parts with --geometry random_crop."
         )
     image, factors = fit_sides(image, preprocess, canvas=preprocess.shape[:2])
     size = image.shape[:2]
@@ -110,13 +115,13 @@ def pad_boxes(example: Example, max_boxes: int, provenance: str) -> Example:
       `box_valid` bool [max_boxes].
 
     Raises:
-      ValueError: There are more objects than slots.
+      TooManyObjects: There are more objects than slots.
     """
     count = len(example["boxes"])
     if count > max_boxes:
-        raise ValueError(
+        raise TooManyObjects(
             f"{provenance} (#{example['index']}) has {count} objects, more than "
-            f"max_boxes={max_boxes}."
+            f"max_boxes={max_boxes} (--data.max-boxes)."
         )
     padded = {"box_valid": np.arange(max_boxes) < count}
     for name in _OBJECTS:

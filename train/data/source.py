@@ -1,9 +1,14 @@
 """Labelled images with random access."""
 
 import difflib
+import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from train.data.objects import Objects
 
 Example = dict[str, np.ndarray | np.int32]
 
@@ -37,6 +42,26 @@ class Source:
     def provenance(self, index: int) -> str:
         """Returns where the example at a position comes from, such as its file."""
         raise NotImplementedError
+
+    def identity(self, index: int) -> str:
+        """Returns what tells an example from others, wherever the data set lies."""
+        return self.provenance(index)
+
+    def objects(self, index: int) -> "Objects | None":
+        """Returns the objects of detection, or None where the image is to be read."""
+        del index
+        return None
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Returns the number of examples and a hash of their list and of the classes.
+
+        Two sources that are read in the same order from the same files have the same;
+        the files are not read.
+        """
+        digest = hashlib.sha256()
+        for text in (*self.class_names, "", *map(self.identity, range(len(self)))):
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        return {"split": self.split, "count": len(self), "sha256": digest.hexdigest()}
 
     def example(self, index: int) -> Example:
         """Returns the example at a position that exists, without `index`."""
@@ -92,16 +117,22 @@ class Subset(Source):
         self.class_names = source.class_names if class_names is None else class_names
         if self.task == "classification":
             self.labels = source.labels[indices] if labels is None else labels
-        self._source, self._indices = source, np.asarray(indices)
+        self.source, self._indices = source, np.asarray(indices)
 
     def image(self, index: int) -> np.ndarray:
-        return self._source.image(int(self._indices[index]))
+        return self.source.image(int(self._indices[index]))
 
     def provenance(self, index: int) -> str:
-        return self._source.provenance(int(self._indices[index]))
+        return self.source.provenance(int(self._indices[index]))
+
+    def identity(self, index: int) -> str:
+        return self.source.identity(int(self._indices[index]))
+
+    def objects(self, index: int) -> "Objects | None":
+        return self.source.objects(int(self._indices[index]))
 
     def example(self, index: int) -> Example:
-        example = self._source.example(int(self._indices[index]))
+        example = self.source.example(int(self._indices[index]))
         if self.task == "classification":
             example["label"] = np.int32(self.labels[index])
         return example
@@ -153,6 +184,14 @@ class Joined(Source):
         source, index = self._find(index)
         return source.provenance(index)
 
+    def identity(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.identity(index)
+
+    def objects(self, index: int) -> "Objects | None":
+        source, index = self._find(index)
+        return source.objects(index)
+
     def example(self, index: int) -> Example:
         source, index = self._find(index)
         return source.example(index)
@@ -173,6 +212,10 @@ class _Arrays(Source):
 
     def provenance(self, index: int) -> str:
         return f"{self.name} {self.split} #{index}"
+
+    def identity(self, index: int) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(self._images[index]))
+        return f"{self.labels[index]} {digest.hexdigest()}"
 
 
 def array_source(

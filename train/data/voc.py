@@ -1,21 +1,27 @@
 """PASCAL VOC's folders: images with boxes in XML files, or with masks."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from train.data.files import Files, find_splits, images_by_stem, is_hidden
+from train.data.files import Files, images_by_stem, read_text, warn_of_left_out
 from train.data.located import FileMasks, FileObjects
 from train.data.markup import Element, parse_xml
-from train.data.masks import make_values
+from train.data.masks import IGNORED, make_values
 from train.data.objects import Objects, log_left_out, make_objects, tidy_objects
 from train.data.source import Source, nearest
+from train.data.splits import find_splits
 from zoo.segmentation.voc import CLASS_NAMES
 
 CLASSES = CLASS_NAMES[1:]  # without the background
 NAMES_FILE = "classes.txt"
+# A line of a class's list: an image, and -1, 0 or 1.
+_FLAGGED = re.compile(r"(.*\S)\s+(?:-1|0|1)")
 
 
-def open_voc(path: Path, split: str, *, color: str | None = None) -> Source:
+def open_voc(
+    path: Path, split: str, *, color: str | None = None, orientation: str = "auto"
+) -> Source:
     """Opens images with boxes: JPEGImages, Annotations and ImageSets/Main/SPLIT.txt.
 
     The classes are those of a file classes.txt beside them, one a line; else the 20 of
@@ -29,6 +35,7 @@ def open_voc(path: Path, split: str, *, color: str | None = None) -> Source:
         several, such as VOC2007 and VOC2012, a split is named "VOC2007/trainval".
       split: A name of a split, or several such as "train+val".
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -49,7 +56,9 @@ def open_voc(path: Path, split: str, *, color: str | None = None) -> Source:
         sizes.append(size)
         left_out += reasons
     log_left_out(f"{path} {split}", left_out)
-    return FileObjects(tree.files, split, class_names, images, objects, sizes, color)
+    return FileObjects(
+        tree.files, split, class_names, images, objects, sizes, color, orientation
+    )
 
 
 def open_voc_masks(
@@ -58,7 +67,9 @@ def open_voc_masks(
     *,
     class_names: Sequence[str] | None = None,
     ignored: tuple[int, ...] = (),
+    values: tuple[int, ...] = (),
     color: str | None = None,
+    orientation: str = "auto",
 ) -> Source:
     """Opens images with masks: JPEGImages, SegmentationClass, ImageSets/Segmentation.
 
@@ -68,7 +79,9 @@ def open_voc_masks(
       class_names: Of the masks' values 0, 1, ..; "background" and the 20 of VOC if
         None. (A file classes.txt names the classes of boxes, without a background.)
       ignored: Values of pixels to be ignored, besides 255.
+      values: The value of each class; 0, 1, .. if there are none.
       color: "rgb", "grey" or None, see `decode_image`.
+      orientation: One of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -79,9 +92,13 @@ def open_voc_masks(
     tree = _Tree(path, "Segmentation")
     items = tree.find(split, "SegmentationClass", ".png")
     names = tuple(class_names or CLASS_NAMES)
-    values = make_values(len(names), ignored)
+    table = make_values(len(names), ignored, values)
     images, masks = zip(*items, strict=True)
-    return FileMasks(tree.files, split, names, images, masks, values, color)
+    # VOC's own masks have 255 around objects.
+    sure = class_names is None or bool(values) or IGNORED in ignored
+    return FileMasks(
+        tree.files, split, names, images, masks, table, color, orientation, sure=sure
+    )
 
 
 class _Tree:
@@ -89,7 +106,8 @@ class _Tree:
 
     def __init__(self, path: Path, kind: str):
         self.files = Files(path)
-        self.entries = sorted(e for e in self.files.paths() if not is_hidden(e))
+        self.entries, left_out = self.files.listing()
+        warn_of_left_out(str(path), left_out)
         self._existing = set(self.entries)
         lists = {}  # folder above JPEGImages and name of the split -> its file
         for entry in self.entries:
@@ -113,12 +131,15 @@ class _Tree:
         items = []
         for name in find_splits(split, self._splits, str(self.files.path)):
             top, file = self._splits[name]
-            images = images_by_stem(self.entries, _join(top, "JPEGImages"))
-            for i, line in enumerate(self._read_lines(file)):
-                if not line.strip():
+            images = images_by_stem(self.files, self.entries, _join(top, "JPEGImages"))
+            for i, line in enumerate(read_text(self.files, file).splitlines()):
+                stem, where = line.strip(), self.files.where(file)
+                if not stem:
                     continue
-                stem = line.split()[0]  # what may follow is a class's -1, 0 or 1
-                other, where = _join(top, folder, stem + suffix), self.files.where(file)
+                flagged = _FLAGGED.fullmatch(stem)
+                if stem not in images and flagged:
+                    stem = flagged[1]
+                other = _join(top, folder, stem + suffix)
                 if stem not in images:
                     raise ValueError(f"{where}:{i + 1}: JPEGImages has no {stem}.")
                 if other not in self._existing:
@@ -140,9 +161,6 @@ class _Tree:
     def read_xml(self, file: str) -> Element:
         return parse_xml(self.files.read(file), self.files.where(file))
 
-    def _read_lines(self, file: str) -> list[str]:
-        return self.files.read(file).decode("utf-8-sig", "replace").splitlines()
-
 
 def read_names(files: Files, file: str) -> tuple[str, ...]:
     """Reads the names of classes, one a line.
@@ -150,7 +168,7 @@ def read_names(files: Files, file: str) -> tuple[str, ...]:
     Raises:
       ValueError: There is none, or one is there twice.
     """
-    lines = files.read(file).decode("utf-8-sig", "replace").splitlines()
+    lines = read_text(files, file).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names or len(set(names)) < len(names):
         raise ValueError(
@@ -171,7 +189,17 @@ def _collect_names(tree: _Tree, known: dict[str, Element]) -> tuple[str, ...]:
         if entry.endswith(".xml") and str(PurePosixPath(entry).parent) in folders:
             annotation = known.get(entry) or tree.read_xml(entry)
             names |= {obj.text("name") for obj in annotation.find_all("object")}
-    return CLASSES if names <= {*CLASSES} else tuple(sorted(names))
+    if names <= {*CLASSES}:
+        return CLASSES
+    by_case: dict[str, str] = {}
+    for name in sorted(names):
+        other = by_case.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{tree.files.path}: the classes {other!r} and {name!r} differ by case "
+                f"alone; write them alike, or list both in a file {NAMES_FILE}."
+            )
+    return tuple(sorted(names))
 
 
 def _read_objects(
@@ -197,7 +225,9 @@ def _read_objects(
         difficult.append(hard is not None and "".join(hard.texts).strip() == "1")
     size = annotation.find("size")
     height, width = (
-        (0, 0) if size is None else (int(size.number(s)) for s in ("height", "width"))
+        (0, 0)
+        if size is None
+        else (int(size.number(side, least=0)) for side in ("height", "width"))
     )
     objects, left_out = tidy_objects(
         make_objects(boxes, classes, difficult),

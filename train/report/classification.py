@@ -12,12 +12,12 @@ from train.report.parts import (
     Card,
     Section,
     bar,
+    breakable,
     class_table,
     confidence_interval,
     confused_pairs,
     percent,
     picture_card,
-    text,
 )
 
 MOST_MISTAKES = 24
@@ -122,15 +122,15 @@ class ClassifierEvaluation:
 def _class_row(name: str, correct: int, count: int) -> tuple[str, ...]:
     """Returns the cells of one class, with a bar and its interval."""
     if not count:
-        return text(name), "", "–", "no examples"
+        return breakable(name), "", "–", "no examples"
     drawn = bar(correct / count, confidence_interval(correct, count))
-    return text(name), drawn, percent(correct / count), f"{correct:,}/{count:,}"
+    return breakable(name), drawn, percent(correct / count), f"{correct:,}/{count:,}"
 
 
 def _mistake_card(mistake: Mistake, names: Sequence[str]) -> str:
     true, predicted = names[mistake.label], names[mistake.predicted]
     caption = (
-        f"<b>{text(predicted)}</b> {percent(mistake.probability)}<br>truth: "
-        f"<b>{text(true)}</b><small>{text(mistake.provenance)}</small>"
+        f"<b>{breakable(predicted)}</b> {percent(mistake.probability)}<br>truth: "
+        f"<b>{breakable(true)}</b><small>{breakable(mistake.provenance)}</small>"
     )
     return picture_card(to_pil(mistake.image), f"{true} taken for {predicted}", caption)

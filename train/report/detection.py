@@ -14,6 +14,7 @@ from train.report.parts import (
     Card,
     Section,
     bar,
+    breakable,
     class_table,
     percent,
     picture_card,
@@ -121,10 +122,10 @@ class DetectorEvaluation:
         values = np.array([2 if p is None else p for p in self.precision])
         order = np.argsort(values, kind="stable")  # those without objects are last
         rows = [
-            (text(names[c]), "", "–", "no objects")
+            (breakable(names[c]), "", "–", "no objects")
             if missing[c]
             else (
-                text(names[c]),
+                breakable(names[c]),
                 bar(values[c]),
                 percent(values[c]),
                 f"{self.objects[c]:,}",
@@ -161,7 +162,9 @@ def _shown_card(shown: Shown, names: Sequence[str]) -> str:
     )
     both = beside((truth, found), ("truth", "detections"))
     alt = f"{len(shown.truth.boxes)} objects and {len(shown.found.boxes)} detections"
-    return picture_card(both, alt, f"<small>{text(shown.provenance)}</small>", WIDE)
+    return picture_card(
+        both, alt, f"<small>{breakable(shown.provenance)}</small>", WIDE
+    )
 
 
 def _cards(findings: Sequence[Finding], names: Sequence[str]) -> str:
@@ -180,7 +183,7 @@ def _finding_card(finding: Finding, names: Sequence[str]) -> str:
     boxes = np.concatenate([box[None], boxes[near]])
     picture = draw_boxes(part, boxes, captions, colors, least=256, bold=1)
     caption = (
-        f"<b>{text(finding.title)}</b><br>{text(finding.reason)}"
-        f"<small>{text(finding.provenance)}</small>"
+        f"<b>{breakable(finding.title)}</b><br>{text(finding.reason)}"
+        f"<small>{breakable(finding.provenance)}</small>"
     )
     return picture_card(picture, f"{finding.title}: {finding.reason}", caption)

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from train.clock import format_rate
 from train.figures import STYLE, Series, line_chart
-from train.report.parts import Card, Evaluation, Section, percent, table, text
+from train.report.parts import (
+    Card,
+    Evaluation,
+    Section,
+    breakable,
+    percent,
+    table,
+    text,
+)
 
 KINDS = ("train", "eval")
 # Of each headline measure: its name, and the curves of its chart: (kind, key) by name.
@@ -73,8 +82,8 @@ def write_report(
         Path of the page.
     """
     cards = _headline(history, evaluation)
-    cards |= {name: (text(value), "") for name, value in summary.items()}
-    settings = [map(text, setting) for setting in _flatten(config)]
+    cards |= {name: (breakable(value), "") for name, value in summary.items()}
+    settings = [map(breakable, setting) for setting in _flatten(config)]
     versions = [(name, metadata.version(name)) for name in PACKAGES]
     versions.insert(0, ("python", platform.python_version()))
     parts = [
@@ -88,7 +97,8 @@ def write_report(
     run_dir = Path(run_dir)
     time = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     page = HEAD.format(title=text(title), style=STYLE)
-    page += f"<h1>{text(title)}</h1><p>{text(run_dir.name)}, {text(time)}</p><dl>"
+    page += f"<h1>{breakable(title)}</h1><p>{breakable(run_dir.name)}, {text(time)}"
+    page += "</p><dl>"
     for name, (value, remark) in cards.items():
         number = f"{value}<small>{remark}</small>"
         page += f"<div><dt>{text(name)}</dt><dd>{number}</dd></div>"
@@ -124,7 +134,7 @@ def _headline(history, evaluation) -> dict[str, Card]:
         cards.setdefault("loss", (f"{loss:.4g}", f"last {kind}"))
     _, speeds = _column(history, "train", "images_per_second")
     if np.isfinite(speeds).any():
-        cards["throughput"] = (f"{np.nanmedian(speeds):,.0f}", "images/s, median")
+        cards["throughput"] = (format_rate(np.nanmedian(speeds)), "images/s, median")
     return cards
 
 

@@ -132,7 +132,8 @@ def confused_pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
         true, predicted = np.unravel_index(cell, errors.shape)
         if count := errors[true, predicted]:
             often = (f"{count:,}/{totals[true]:,}", percent(count / totals[true]))
-            pairs.append((text(names[true]), text(names[predicted]), *often))
+            pair = breakable(names[true]), breakable(names[predicted])
+            pairs.append((*pair, *often))
     return table(("truth", "predicted as", "times", "share"), pairs)
 
 
@@ -152,6 +153,11 @@ def picture_card(
 def percent(share: float) -> str:
     """Writes a share as a percentage, as HTML."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def breakable(value: object) -> str:
+    """Escapes a name, which may break behind its underscores; not for attributes."""
+    return text(value).replace("_", "_<wbr>")
 
 
 def text(value: object) -> str:

@@ -13,11 +13,11 @@ from train.report.parts import (
     Card,
     Section,
     bar,
+    breakable,
     class_table,
     confused_pairs,
     percent,
     picture_card,
-    text,
 )
 
 WIDE = 1200  # pixels of a picture with image, truth, prediction and errors
@@ -81,10 +81,10 @@ class SegmentationEvaluation:
         for c in np.argsort(values, kind="stable"):  # those that do not occur are last
             pixels = f"{totals[c]:,}"
             if self.iou[c] is None:
-                rows.append((text(names[c]), "", "–", "does not occur"))
+                rows.append((breakable(names[c]), "", "–", "does not occur"))
             else:
                 drawn = bar(values[c])
-                rows.append((text(names[c]), drawn, percent(values[c]), pixels))
+                rows.append((breakable(names[c]), drawn, percent(values[c]), pixels))
         header = ("class", "intersection over union", "", "pixels")
         share = self.confusion / np.maximum(totals, 1)[:, None]
         confusion = draw_confusion(np.rint(100 * share).astype(int), names)
@@ -103,14 +103,15 @@ class SegmentationEvaluation:
             picture_card(
                 draw_comparison(shown.image, shown.mask, shown.predicted, palette),
                 "image, truth, prediction and errors",
-                f"{percent(shown.right)} right<small>{text(shown.provenance)}</small>",
+                f"{percent(shown.right)} right"
+                f"<small>{breakable(shown.provenance)}</small>",
                 WIDE,
             )
             for shown in images
         )
         legend = "".join(
             f'<span style="color:rgb{tuple(int(v) for v in palette[c])}">●</span> '
-            f"{text(name)} &ensp;"
+            f"{breakable(name)} &ensp;"
             for c, name in enumerate(self.class_names)
         )
         return f'<p>{legend}</p><div class="wide">{cards or NONE}</div>'

@@ -157,7 +157,8 @@ def googlenet(
       aux: Whether to have the auxiliary heads, whose losses training adds: endpoints
         "aux1" and "aux2". The paper's read images of 224 pixels alone.
       init: A name of `zoo.layers.INITIALIZERS`; None for the source's own.
-      dropout: Rate before the head; None for the source's own.
+      dropout: Rate before the head; None for the source's own. With 0 the auxiliary
+        heads have none either.
       momentum: What batch norm's running averages keep at a step.
       remat: Trade computation for memory in the backward pass.
       dtype: Of the computation.
@@ -179,6 +180,8 @@ def googlenet(
     if head is None or not aux:
         return Classifier(backbone, head)
     options = dict(batch_norm=normed, momentum=momentum, **types)
+    if dropout == 0:
+        options["dropout"] = 0.0
     aux1, aux2 = (AuxiliaryHead(num_classes, **options) for _ in range(2))
     return GoogLeNet(backbone, head, aux1, aux2, size=None if normed else 224)
 

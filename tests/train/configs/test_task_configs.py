@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 import zoo
+from train.config import parse_options
 from train.configs import CONFIGS, get_config
 from train.configs.segmentation import CAMVID
 from train.data import fit_source, parse_geometry, train_stream
 from train.experiment import check_augment, fit_preprocess, open_split
-from train.optim import frozen_paths, make_optimizer, make_schedule
+from train.optim import frozen_paths, make_optimizer, make_schedule, parse_rates
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
 from train.tasks import make_task
@@ -220,3 +221,79 @@ def test_tiny_recipes_are_on_canvases_of_digits():
     assert config.data.classes == config.data.ignored == ()
     assert config.model.layers == ()
     assert config.steps == 3
+
+
+def list_factors(name, size):
+    """Returns the rate and the decay of each parameter of a recipe, as factors."""
+    config = get_config(name)
+    model = zoo.build(config.model.name, **parse_options(config.model.options))
+    params = abstract_variables(model, size)["params"]
+    paths = [*flatten(params)]
+    rates = parse_rates(config.optim.rates, params)
+    also = match_paths(paths, config.optim.decay_also)
+    kernels = config.optim.decay == "kernels"
+    many = {path for path, p in flatten(params).items() if len(p.shape) > 1}
+    return {
+        path: (rates.get(path, 1.0), not kernels or path in many or path in also)
+        for path in paths
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "facts"),
+    [
+        (
+            "camvid_segnet",
+            (64, 64, 3),
+            {
+                "backbone/conv1_1/kernel": (1.0, True),
+                "backbone/conv1_1/bias": (2.0, False),
+                "backbone/bn1_1/scale": (1.0, True),
+                "backbone/bn1_1/bias": (1.0, False),
+                "head/conv5_1_D/bias": (2.0, False),
+            },
+        ),
+        (
+            "voc_ssd300",
+            (300, 300, 3),
+            {
+                "backbone/conv4_3/bias": (2.0, False),
+                "backbone/conv4_3_norm/scale_weight": (1.0, True),
+                "head/fc7_loc/kernel": (1.0, True),
+            },
+        ),
+        (
+            "cityscapes_pspnet",
+            (73, 73, 3),
+            {
+                "backbone/stage1/block1/bn1/scale": (1.0, True),
+                "head/score/kernel": (10.0, True),
+                "head/pool6_bn/scale": (10.0, True),
+                "aux_head/score/bias": (10.0, True),
+            },
+        ),
+    ],
+)
+def test_rates_and_decay_are_those_of_the_released_files(name, size, facts):
+    factors = list_factors(name, size)
+    assert {path: factors[path] for path in facts} == facts
+
+
+@pytest.mark.quick
+def test_what_else_the_released_files_say():
+    frrn = get_config("cityscapes_frrn")
+    rate = make_schedule(frrn.optim, frrn.steps)
+    rates = [float(rate(step)) for step in (0, 44_999, 45_001, 69_999)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    (move,) = frrn.data.geometry
+    assert move.startswith("translate:")
+    shares = [float(share) for share in move.split(":")[1:]]
+    sides = frrn.data.size
+    assert [s * n for s, n in zip(shares, sides, strict=True)] == [20, 20]
+    assert get_config("camvid_segnet").data.geometry == ()
+    faster = get_config("voc_faster_rcnn").optim
+    assert (faster.rates, faster.decay) == (("**/bias=2",), "all")
+    yolo = get_config("voc_yolo").optim
+    # Half of Darknet's rate, and twice its decay: see the recipe.
+    assert (yolo.learning_rate, yolo.weight_decay) == (0.01 / 2, 5e-4 * 2)
+    assert yolo.decay == "kernels"

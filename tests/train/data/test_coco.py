@@ -133,6 +133,34 @@ def changed(kind, place, **values):
         (changed("images", 1, file_name="x.png"), r"x\.png is not in .*/train2017"),
         (changed("images", 1, file_name="../a"), r"\.\./a is not in .*/train2017"),
         (changed("images", 1, width="wide"), "'width' is 'wide'"),
+        (
+            changed("images", 1, width=float("inf")),
+            "'width' is inf .* number of pixels",
+        ),
+        (changed("images", 1, width=float("nan")), "'width' is nan in"),
+        (changed("images", 1, height=10**400), r"'height' is 1000.*\.\.\. in"),
+        (changed("images", 1, height=-3), "'height' is -3"),
+        (changed("images", 1, id=float("nan")), "'id' is nan .* a finite number"),
+        (changed("images", 1, id=True), "'id' is True"),
+        (changed("categories", 1, id=float("inf")), "'id' is inf"),
+        (changed("annotations", 1, image_id=[1]), r"'image_id' is \[1\]"),
+        (changed("annotations", 1, bbox=[1, 2, 3, 10**400]), "annotation 2 has bbox"),
+        (changed("annotations", 1, bbox=[1, 2, 3, 1e300]), "annotation 2 has bbox"),
+        (changed("annotations", 1, bbox=["1", "2", "3", "4"]), "annotation 2 has bbox"),
+        (changed("annotations", 1, bbox={"x": 1}), "annotation 2 has bbox"),
+        (changed("annotations", 1, iscrowd="0"), "iscrowd '0', expected 0 or 1"),
+        (
+            changed("images", 1, id=7),
+            r"two images have the same id 7: .* 'b\.png' and 'a\.png', and 1 of 3",
+        ),
+        (
+            changed("images", 1, file_name="b.png"),
+            r"two images have the same file_name 'b\.png': their id is 7 and 3",
+        ),
+        (
+            changed("categories", 1, id=90),
+            "two categories have the same id 90: .* 'toothbrush' and 'bicycle'",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, message):
@@ -146,3 +174,17 @@ def test_missing_files(tmp_path):
         open_source(f"coco:{tmp_path}/none.json:{tmp_path}", "train")
     with pytest.raises(ValueError, match="it has none at all; expected coco:DIR"):
         open_source(f"coco:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize("folder", ["{coco}", "{0}", "a{b", "100%s"])
+def test_braces_in_paths_stand_for_themselves(tmp_path, folder):
+    path = write(tmp_path / folder, CONTENT)
+    name = f"coco:{path}/annotations/instances_{{split}}2017.json:{path}/{{split}}2017"
+    assert len(open_source(name, "train")) == 3
+    assert len(open_source(f"coco:{path}", "train")) == 3
+
+
+def test_names_of_splits_in_other_forms(tmp_path):
+    path = write(tmp_path / "s", CONTENT, "Training")
+    write(path, CONTENT, "VAL")
+    assert len(open_source(f"coco:{path}", "train+validation")) == 6

@@ -91,7 +91,7 @@ def test_ignored_values(tmp_path):
     options["ignored"] = (0, 1, 2, 3, 4, 11)
     out = open_source(f"masks:{path}", "train", **options)[0]["mask"]
     assert (out == 255).all()
-    with pytest.raises(ValueError, match=r"ignored=\(256,\): values of masks are 0 to"):
+    with pytest.raises(ValueError, match=r"ignored=\(256,\).*: values of masks are 0"):
         open_source(f"masks:{path}", "train", classes="ab", ignored=(256,))
     with pytest.raises(ValueError, match=r"digits: ignored=\(1,\) is for files with"):
         open_source("digits", "train", data_dir=tmp_path, ignored=(1,))

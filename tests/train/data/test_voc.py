@@ -268,6 +268,99 @@ def test_elements_have_their_line_and_own_text():
     assert top.find("d") is None
 
 
+# Files of other habits
+
+CHINESE = "<annotation><object><name>车</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
+CHINESE += "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        *[(n, "车") for n in ("gb2312", "gbk", "GB18030", "utf-8", "utf-16")],
+        *[("big5", "車"), ("shift_jis", "車"), ("euc-jp", "車"), ("euc-kr", "차")],
+        *[("gb2312", "镕"), ("latin-1", "é"), ("windows-1251", "ж")],
+    ],
+)
+def test_annotations_in_any_encoding_of_python(tmp_path, encoding, name):
+    # Much that says gb2312 has characters of its larger form.
+    written = "gb18030" if encoding == "gb2312" else encoding
+    text = f'<?xml version="1.0" encoding="{encoding}"?>{CHINESE.replace("车", name)}'
+    path = write(tmp_path / "s", {"a": text.encode(written)}, {"train": "a"})
+    source = open_source(f"voc:{path}", "train")
+    assert source.class_names == (name,)
+    assert source[0]["boxes"].tolist() == [[0, 0, 9, 9]]
+
+
+@pytest.mark.parametrize("declared", ["gbk", "utf-16"])
+def test_a_mark_at_the_beginning_decides(tmp_path, declared):
+    text = f'<?xml version="1.0" encoding="{declared}"?>{CHINESE}'
+    path = write(tmp_path / "s", {"a": text.encode("utf-8-sig")}, {"train": "a"})
+    assert open_source(f"voc:{path}", "train").class_names == ("车",)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["hex", "zlib", "rot13", "undefined", "none", "idna"]
+)
+def test_other_encodings_are_errors_with_file_and_encoding(tmp_path, encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>{CHINESE}'
+    path = write(tmp_path / "s", {"a": text.encode()}, {"train": "a"})
+    with pytest.raises(ValueError, match=rf"a\.xml.*{encoding}"):
+        open_source(f"voc:{path}", "train")
+
+
+@pytest.mark.parametrize("size", ["9" * 300, "-5", "nan"])
+def test_sizes_that_no_image_has(tmp_path, size):
+    text = f"<size><width>{size}</width><height>30</height></size>"
+    path = write(tmp_path / "s", {"a": text}, {"train": "a"})
+    with pytest.raises(ValueError, match=r"a\.xml:2: <width> is '.*number of pixels"):
+        open_source(f"voc:{path}", "train")
+
+
+def test_names_with_spaces(tmp_path):
+    names = ("img (1)", "img 1", "b c", "d")
+    path = write(
+        tmp_path / "s",
+        dict.fromkeys(names, SIZE + box("cow", 1, 1, 9, 9)),
+        {"train": "img (1)\nimg 1\n  b c   -1\nd  1\n"},
+    )
+    source = open_source(f"voc:{path}", "train")
+    files = [source.identity(i).removeprefix("JPEGImages/") for i in range(4)]
+    assert files == [f"{name}.png" for name in names]
+    write(path, {}, {"test": "e f\n"})
+    with pytest.raises(ValueError, match=r"test\.txt:1: JPEGImages has no e f\."):
+        open_source(f"voc:{path}", "test")
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    path = write(tmp_path / "s", THREE, LISTS)
+    (path / "JPEGImages/a.jpeg").write_bytes(png((1, 2, 3)))
+    with pytest.raises(ValueError, match=r"a\.jpeg and .*a\.png are two images called"):
+        open_source(f"voc:{path}", "train")
+
+
+def test_classes_that_differ_by_case_are_refused_unless_listed(tmp_path):
+    objects = box("Cow", 1, 1, 9, 9) + box("cow", 1, 1, 9, 9)
+    path = write(tmp_path / "s", {"a": objects}, {"train": "a"})
+    with pytest.raises(ValueError, match="'Cow' and 'cow' differ by case alone"):
+        open_source(f"voc:{path}", "train")
+    (path / "classes.txt").write_text("Cow\ncow\n")
+    assert open_source(f"voc:{path}", "train")[0]["classes"].tolist() == [0, 1]
+
+
+def test_lists_are_utf_8_or_16(tmp_path):
+    path = write(tmp_path / "s", {"ü": SIZE + box("cow", 1, 1, 9, 9)}, {"train": "ü"})
+    lists = path / "ImageSets/Main/train.txt"
+    for encoding in ("utf-8-sig", "utf-16"):
+        lists.write_bytes("ü\n".encode(encoding))
+        assert len(open_source(f"voc:{path}", "train")) == 1
+    lists.write_bytes("x\nü\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"train\.txt:2: not UTF-8 .*; save it as UTF-8"
+    ):
+        open_source(f"voc:{path}", "train")
+
+
 # Masks
 
 

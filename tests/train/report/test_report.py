@@ -12,6 +12,7 @@ import pytest
 from page import Page, old_matplotlib
 from PIL import Image
 
+from train.clock import format_rate
 from train.figures import draw_confusion, draw_prediction, line_chart, to_pil
 from train.report import (
     ClassifierEvaluation,
@@ -111,6 +112,28 @@ def test_page_shows_the_numbers(tmp_path):
         assert words in page.text
     assert [svg["role"] for svg in page.all("svg")] == ["img"] * 4
     assert all(svg["aria-label"] for svg in page.all("svg"))
+
+
+def test_long_names_may_break_behind_underscores(tmp_path):
+    page = make_page(tmp_path, title="a_very_long_name", summary={"x": "b_c"})
+    breaks = [tag for tag, _ in page.tags].count("wbr")
+    assert breaks >= 4
+    assert "a_very_long_name" in page.text
+    assert "x b_c" in page.text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (0.0421, "0.0421"),
+        (0.5, "0.5"),
+        (9.876, "9.88"),
+        (12.3, "12"),
+        (4321.0, "4,321"),
+    ],
+)
+def test_slow_runs_have_a_throughput_too(rate, text):
+    assert format_rate(rate) == text
 
 
 def test_summary_replaces_a_computed_number(tmp_path):

@@ -163,7 +163,10 @@ def test_dropout_is_active_in_training_alone(cheap_jit):
     assert zoo.build("googlenet", aux=True).aux1.dropout == 0.7
     rates = [zoo.build(name).backbone.dropout for name in NAMES]
     assert rates == [0.4, 0.2]
-    assert zoo.build("googlenet", dropout=0.0).backbone.dropout == 0.0
+    without = zoo.build("googlenet", aux=True, dropout=0.0)
+    assert without.backbone.dropout == 0.0
+    assert (without.aux1.dropout, without.aux2.dropout) == (0.0, 0.0)
+    assert zoo.build("googlenet", aux=True, dropout=0.3).aux2.dropout == 0.7
 
 
 @pytest.mark.quick

@@ -1,0 +1,148 @@
+"""What would go wrong later with a set that has boxes or masks, found beforehand."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from train.data.decode import BadImage
+from train.data.fit import FittedSource
+from train.data.located import FileMasks
+from train.data.masks import IGNORED, UnknownValues, explain_values
+from train.data.shapes import TooManyObjects
+from train.data.source import Example, Source, Subset
+from train.data.threads import map_in_threads
+
+EXAMINED = 64  # images that are read, evenly spread over the set
+
+
+def find_problems(
+    source: FittedSource, *, fitted: bool = True, skip: bool = False
+) -> list[str]:
+    """Lists what is wrong with a set for detection or segmentation.
+
+    All objects are counted, and some images are read with what they show.
+
+    Args:
+      source: The set, fitted to its network.
+      fitted: Whether images are used as `fit_source` fits them; not so where random
+        crops bring them to the network's size.
+      skip: Whether unreadable images are left out of the set.
+
+    Returns:
+      A sentence for each problem: too many objects, none at all, masks with other
+      values than those of the classes, masks without valid pixels, and images that
+      cannot be read or do not fit.
+    """
+    if source.task == "classification" or not len(source):
+        return []
+    where = f"{source.name} {source.split}"
+    problems = []
+    chosen = np.linspace(0, len(source) - 1, min(EXAMINED, len(source)))
+    chosen = np.unique(chosen.round().astype(int)).tolist()
+    masks = _file_masks(source.source)
+    of_values = None if masks is None else _check_values(masks, chosen, skip)
+    if of_values:
+        problems.append(f"{where}: {of_values}")
+    if source.task == "detection":
+        problems += _check_counts(source, where)
+    elif not of_values and not any(map(_has_target, _examples(source, chosen))):
+        problems.append(
+            f"{where}: no pixel of any mask has a class; all are ignored "
+            "(--data.ignored, or 255)."
+        )
+    reasons = _read(source, chosen, fitted, skip)
+    if reasons:
+        problems.append(
+            f"{where}: {len(reasons)} of {len(chosen)} examined images cannot be used; "
+            f"the first: {reasons[0]}"
+        )
+    return problems
+
+
+def _file_masks(source: Source) -> FileMasks | None:
+    while isinstance(source, Subset):
+        source = source.source
+    return source if isinstance(source, FileMasks) else None
+
+
+def _check_values(source: FileMasks, chosen: list[int], skip: bool) -> str | None:
+    def count(index: int) -> np.ndarray:
+        try:
+            return np.bincount(source.mask(index).ravel(), minlength=256)
+        except BadImage:
+            return np.zeros(256, int)
+
+    def explain(indices: list[int]) -> str | None:
+        each = [*map_in_threads(lambda i: count(indices[i]), len(indices), "masks")]
+        counts = np.sum(each, axis=0)
+        if skip:  # masks with such values are left out, and named then
+            counts = np.where(source.values < 0, 0, counts)
+        examined = sum(bool(c.any()) for c in each)
+        return explain_values(counts, source.values, examined, sure=source.sure)
+
+    problem = explain(chosen)
+    if problem and len(chosen) < len(source):
+        # Of a rare class the images that were read may have none.
+        problem = explain([*range(len(source))])
+    return problem
+
+
+def _check_counts(source: FittedSource, where: str) -> list[str]:
+    """Compares the objects of each image with the slots that there are for them."""
+    known = [source.objects(i) for i in range(len(source))]
+    problems = []
+    if all(objects is not None for objects in known):
+        counts = np.array([len(objects.classes) for objects in known])
+        more = np.flatnonzero(counts > source.max_boxes)
+        if len(more):
+            problems.append(
+                f"{where}: {len(more)} of {len(counts)} images have more than "
+                f"{source.max_boxes} objects, {source.provenance(more[0])} "
+                f"{counts[more[0]]} of them: say --data.max-boxes {counts.max()}."
+            )
+        found = any(not objects.difficult.all() for objects in known)
+    else:
+        found = any(map(_has_target, _examples(source, [])))
+    if not found:
+        problems.append(
+            f"{where}: no image has an object (that is not marked as difficult or as "
+            "a crowd), so that there is nothing to find."
+        )
+    return problems
+
+
+def _examples(source: FittedSource, first: list[int]) -> Iterator[Example]:
+    """Yields the readable examples as they are stored, some of them before others."""
+    for index in dict.fromkeys([*first, *range(len(source))]):
+        try:
+            yield source.source[index]
+        except ValueError:
+            continue
+
+
+def _has_target(example: Example) -> bool:
+    if "mask" in example:
+        return bool((example["mask"] != IGNORED).any())
+    return not bool(example["difficult"].all())
+
+
+def _read(
+    source: FittedSource, chosen: list[int], fitted: bool, skip: bool
+) -> list[str]:
+    """Reads examples, and says why some cannot be used; see `find_problems`."""
+
+    def reason(place: int) -> str | None:
+        try:
+            stored = source.source[chosen[place]]
+            source.check_channels(stored["image"], chosen[place])
+            if fitted:
+                source[chosen[place]]
+        except (UnknownValues, TooManyObjects):
+            return None  # counted already
+        except BadImage as error:
+            return None if skip else str(error)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return [r for r in map_in_threads(reason, len(chosen), "checking") if r]
