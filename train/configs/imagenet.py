@@ -10,7 +10,7 @@ step cuts its parts out of them anew. Grey and CMYK images become RGB.
 
 On several hosts the same command runs on each, after `--distributed` and with a
 `--run-dir` that all of them see; each reads and decodes its own share of each batch.
-Reading takes cores: `python tests/benchmark_input.py` says how many images a second
+Reading takes cores: `python tests/benchmarks/benchmark_input.py` says how many images a second
 one of them decodes and cuts, and `--data.workers` says how many processes do it.
 """
 
