@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from train.data.canvas import DigitsCanvas
 from train.data.cifar import Cifar10Binary, Cifar100Binary
 from train.data.digits import Digits
+from train.data.faces_synthetic import FacesSynthetic
 from train.data.files import SAME_SPLIT
 from train.data.opening import FORMATS
 from train.data.records import find_kind
@@ -18,6 +19,7 @@ from train.data.source import Source, nearest
 OWN = {
     "digits": Digits,
     "digits_canvas": DigitsCanvas,
+    "faces_synthetic": FacesSynthetic,
     "cifar10": Cifar10Binary,
     "cifar100": Cifar100Binary,
 }
