@@ -19,6 +19,7 @@ COMMANDS = {
     "resume": commands.resume,
     "evaluate": commands.evaluate,
     "predict": commands.predict,
+    "landmarks": commands.landmarks,
     "digits_transfer": commands.digits_transfer,
     "rcnn": regions.rcnn,
 }
@@ -42,6 +43,8 @@ def usage() -> str:
         "       python -m train resume RUN         go on with an interrupted run",
         "       python -m train evaluate RUN       or --model, --weights and --dataset",
         "       python -m train predict RUN IMAGE ...",
+        "       python -m train predict RUN A.jpg B.jpg    of a face network",
+        "       python -m train landmarks FOLDER   of faces, for their alignment",
         "       python -m train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       python -m train digits_transfer    the embedded transfer study",
         "       python -m train rcnn --dataset voc:PATH    R-CNN on a classifier",

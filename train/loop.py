@@ -117,7 +117,7 @@ def fit(
         max_boxes=config.data.max_boxes,
     )
     if resume is None:
-        create_run_dir(run_dir, config)
+        create_run_dir(run_dir, experiment.config)
     evaluated = None
     steps_per_epoch, total = feed.steps_per_epoch, experiment.total_steps
     first_step_seconds = 0.0

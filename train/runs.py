@@ -112,12 +112,13 @@ def next_steps(result: Result) -> str:
             f"Go on with:  python -m train resume {run_dir}"
         )
     split = result.experiment.eval_source.split
+    shown = "A.png B.png" if task.name == "verification" else "IMAGE.png"
     return (
         f"{task.say(result.metrics)} (split {split!r}).\n"
         f"The run is in {run_dir}; open {run_dir / 'report.html'} in a browser.\n"
         "Next:\n"
         f"  python -m train evaluate {run_dir}\n"
-        f"  python -m train predict {run_dir} IMAGE.png\n"
+        f"  python -m train predict {run_dir} {shown}\n"
         f"  python -m train transfer --from {run_dir} --dataset FORMAT:PATH "
         "--freeze 'backbone/**'\n"
         "and in Python:\n"

@@ -6,6 +6,7 @@ logits = jax.jit(model.apply)(variables, images)
 
 from zoo import protocols, transfer, weights
 from zoo.api import create, create_with_card, features
+from zoo.describe import make_describer
 from zoo.detect import make_detector
 from zoo.detection.contract import Detections
 from zoo.export import export
@@ -37,6 +38,7 @@ __all__ = [
     "list_models",
     "list_options",
     "make_classifier",
+    "make_describer",
     "make_detector",
     "make_region_detector",
     "make_region_reader",

@@ -6,6 +6,7 @@ batches are made by grain. The names below are the room's public door.
 
 from train.data.crops import parse_crop
 from train.data.decode import BadImage, decode_image
+from train.data.faces import FaceSet, FaceSource, align_source, choose_alignment
 from train.data.fit import (
     fit_source,
     load_resident,
@@ -19,9 +20,13 @@ from train.data.source import Source, Subset, array_source
 
 __all__ = [
     "BadImage",
+    "FaceSet",
+    "FaceSource",
     "Source",
     "Subset",
+    "align_source",
     "array_source",
+    "choose_alignment",
     "decode_image",
     "epoch_order",
     "eval_batches",

@@ -13,7 +13,11 @@ from train.data.folder import find_layout
 # Of ORL: people to train on, and pictures of each person that are known.
 ORL_PEOPLE, ORL_KNOWN = 30, 5
 # Splits of LFW, and the file that says what is in each.
-LFW_FILES = {"train": "pairsDevTrain.txt", "dev": "pairsDevTest.txt", "test": "pairs.txt"}
+LFW_FILES = {
+    "train": "pairsDevTrain.txt",
+    "dev": "pairsDevTest.txt",
+    "test": "pairs.txt",
+}
 
 
 def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSource:
@@ -34,12 +38,12 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     files = Files(path)
     layout = find_layout(files.paths(), str(path))
     splits = find_splits(split, layout, str(path))
-    trained = sorted({name for name, _ in layout.get("train", sum(layout.values(), []))})
+    trained = sorted(
+        {name for name, _ in layout.get("train", sum(layout.values(), []))}
+    )
     names, members = zip(*(row for part in splits for row in layout[part]), strict=True)
     landmarks = read_landmarks(files)
-    return FileFaces(
-        files, "+".join(splits), members, names, trained, color, landmarks
-    )
+    return FileFaces(files, "+".join(splits), members, names, trained, color, landmarks)
 
 
 def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:

@@ -281,7 +281,10 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     left = [3, 2, 1, 0, 5, 4]
     parts += [(-right[0][left], right[1][left]), right]
     # The lips' edges come near their corners' as they meet.
-    outer, inner = np.array([-1, -0.6, -0.25, 0, 0.25, 0.6, 1]), np.array([-0.4, 0, 0.4])
+    outer, inner = (
+        np.array([-1, -0.6, -0.25, 0, 0.25, 0.6, 1]),
+        np.array([-0.4, 0, 0.4]),
+    )
     width = _mouth_width(person, expression)
     edges = [_mouth(outer, person, expression), _mouth(inner, person, expression)]
     parts += [(width * outer, edges[0][0])]
@@ -318,7 +321,9 @@ def paint(u: Array, v: Array, person: Person, expression: Expression = CALM) -> 
     for side in (-1, 1):
         _paint_eye(color, side * u, v, person, expression)
     nostril = sum(
-        _bump(u, v, (side * 0.5 * person.nose_width, person.nose_tip + 0.07), (0.05, 0.03))
+        _bump(
+            u, v, (side * 0.5 * person.nose_width, person.nose_tip + 0.07), (0.05, 0.03)
+        )
         for side in (-1, 1)
     )
     color *= 1 - 0.6 * nostril[..., None].clip(0, 1)
@@ -345,7 +350,11 @@ def _paint_beard(color: Array, u: Array, v: Array, person: Person) -> None:
         line = person.mouth_height - 0.15 - 0.25 * (np.abs(u) - 0.4).clip(0, None)
         cover = _step(v - line, 0.08) * _step(np.abs(u) - 0.3, 0.1)
         below = _step(v - person.mouth_height - 0.17, 0.05)
-        _cover(color, person.beard * np.maximum(cover, below) * _step(1.2 - np.abs(u), 0.1), shade)
+        _cover(
+            color,
+            person.beard * np.maximum(cover, below) * _step(1.2 - np.abs(u), 0.1),
+            shade,
+        )
     if person.moustache:
         at = (person.nose_tip + 0.09 + person.mouth_height - person.upper_lip) / 2
         half = 0.9 * person.mouth_width, 0.05
@@ -378,7 +387,9 @@ def _paint_eye(
     open_ = _eye_open(person, expression)
     lid = open_ * np.sqrt((1 - du**2).clip(0, None))
     near = np.abs(du) < 1.25
-    _cover(color, near * _step(lid + 0.022 - np.abs(v - line), 0.015), 0.45 * person.skin)
+    _cover(
+        color, near * _step(lid + 0.022 - np.abs(v - line), 0.015), 0.45 * person.skin
+    )
     white = near * _step(lid - np.abs(v - line), 0.012)
     _cover(color, white, np.array((236, 234, 230)))
     radius = np.hypot(du * person.eye_width, v - line)

@@ -299,25 +299,31 @@ class AlignedFaces(FaceSource):
       source: Photographs of people.
       method: "2d" or "3d".
       preprocess: What the network takes.
+
+    Attributes:
+      photographs: The source.
+      method: As above.
     """
 
     def __init__(self, source: FaceSource, method: str, preprocess: Preprocess):
         self.people, self.labels = source.people, source.labels
         for fact in ("name", "split", "class_names", *_FACTS):
             setattr(self, fact, getattr(source, fact))
-        self._source, self._method, self._size = source, method, preprocess.size
+        self.photographs, self.method = source, method
+        self._size = preprocess.size
 
     def image(self, index: int) -> np.ndarray:
-        landmarks = self._source.landmarks(index)
+        landmarks = self.photographs.landmarks(index)
         if landmarks is None:
             raise ValueError(
                 f"{self.provenance(index)} has no landmarks; {LANDMARKS_FILE} must "
                 "have a line for it, or data.align must be 'none'."
             )
-        return align_face(self._source.image(index), landmarks, self._method, self._size)
+        image = self.photographs.image(index)
+        return align_face(image, landmarks, self.method, self._size)
 
     def provenance(self, index: int) -> str:
-        return self._source.provenance(index)
+        return self.photographs.provenance(index)
 
 
 def align_face(
@@ -357,13 +363,41 @@ def _align(method: str, size: int):
     return jax.jit(functools.partial(align, method=method, size=size))
 
 
-def align_source(source: FaceSource, method: str, preprocess: Preprocess) -> FaceSource:
-    """Aligns the faces of a source for a network.
+def choose_alignment(source: FaceSource, method: str) -> str:
+    """Chooses how the faces of a source are aligned.
 
     Args:
       source: Photographs of people.
       method: "none", "2d", "3d", or "auto": "3d" where the first picture has 67 or 68
         landmarks, "2d" where it has fewer, "none" where it has none.
+
+    Returns:
+      "none", "2d" or "3d".
+
+    Raises:
+      ValueError: The method is unknown, or the landmarks do not allow it.
+    """
+    if method not in ("auto", "none", "2d", "3d"):
+        raise ValueError(f"data.align={method!r} must be 'auto', 'none', '2d' or '3d'.")
+    landmarks = source.landmarks(0)
+    count = 0 if landmarks is None else len(landmarks)
+    if method == "auto":
+        return "3d" if count >= 67 else "2d" if count else "none"
+    if (method == "3d" and count < 67) or (method == "2d" and not count):
+        wanted = "67 or 68" if method == "3d" else f"one of {COUNTS}"
+        raise ValueError(
+            f"data.align={method!r} needs {wanted} landmarks of each picture, and "
+            f"{source.provenance(0)} has {count}."
+        )
+    return method
+
+
+def align_source(source: FaceSource, method: str, preprocess: Preprocess) -> FaceSource:
+    """Aligns the faces of a source for a network.
+
+    Args:
+      source: Photographs of people.
+      method: See `choose_alignment`.
       preprocess: What the network takes.
 
     Returns:
@@ -372,19 +406,5 @@ def align_source(source: FaceSource, method: str, preprocess: Preprocess) -> Fac
     Raises:
       ValueError: The method is unknown, or the landmarks do not allow it.
     """
-    if method not in ("auto", "none", "2d", "3d"):
-        raise ValueError(
-            f"data.align={method!r} must be 'auto', 'none', '2d' or '3d'."
-        )
-    landmarks = source.landmarks(0)
-    count = 0 if landmarks is None else len(landmarks)
-    if method == "auto":
-        method = "3d" if count >= 67 else "2d" if count else "none"
-    if (method == "3d" and count < 67) or (method == "2d" and not count):
-        raise ValueError(
-            f"data.align={method!r} needs {'67 or 68' if method == '3d' else ''} "
-            f"landmarks, and {source.provenance(0)} has {count}."
-        )
+    method = choose_alignment(source, method)
     return source if method == "none" else AlignedFaces(source, method, preprocess)
-
-

@@ -202,8 +202,9 @@ def _names(model: Classifier) -> tuple[TorchRule, ...]:
     config = model.backbone.config
     side = -(-(config.size - config.c1[1] - 2) // 2) + 1  # of M2
     side -= config.c3[1] - 1 if config.c3 else 0
-    for _, channels, kernel, stride in config.local:
+    for *_, kernel, stride in config.local:
         side = (side - kernel) // stride + 1
+    channels = config.local[-1][1]
     layers = ["c1", *(["c3"] if config.c3 else []), *(row[0] for row in config.local)]
     return (
         *(TorchRule(f"backbone/{name}", name) for name in layers),
@@ -285,18 +286,27 @@ SPECS = (
             *UNSAID,
         ),
     ),
-    _ablation("deepface_sub1", SUB1, 236_725_486, 470_843_776, without="C3", error=11.2),
-    _ablation("deepface_sub2", SUB2, 267_033_054, 665_743_488, without="L4 and L5", error=12.6),
-    _ablation("deepface_sub3", SUB3, 368_248_782, 602_382_208, without="C3, L4 and L5", error=13.5),
+    _ablation(
+        "deepface_sub1", SUB1, 236_725_486, 470_843_776, without="C3", error=11.2
+    ),
+    _ablation(
+        "deepface_sub2", SUB2, 267_033_054, 665_743_488, without="L4 and L5", error=12.6
+    ),
+    _ablation(
+        "deepface_sub3",
+        SUB3,
+        368_248_782,
+        602_382_208,
+        without="C3, L4 and L5",
+        error=13.5,
+    ),
     ModelSpec(
         name="deepface_small",
         task="verification",
         build=deepface_small,
         paper=f"after {PAPER}, figure 2",
         num_classes=96,
-        preprocess=Preprocess(
-            size=64, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3
-        ),
+        preprocess=Preprocess(size=64, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3),
         params=3_697_248,
         macs=15_591_104,
         torch_rules=_names,

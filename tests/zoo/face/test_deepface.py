@@ -95,7 +95,9 @@ def test_dropout_changes_the_descriptor_in_training_alone():
     kwargs = dict(mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
     dropped = model.apply(variables, images, train=True, **kwargs)[0]
     assert 0 < (dropped == 0).mean() < 1
-    np.testing.assert_allclose(dropped[dropped != 0], 2 * still[dropped != 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        dropped[dropped != 0], 2 * still[dropped != 0], rtol=1e-6
+    )
 
 
 def test_variables_go_to_pytorch_and_back():
