@@ -38,9 +38,8 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     files = Files(path)
     layout = find_layout(files.paths(), str(path))
     splits = find_splits(split, layout, str(path))
-    trained = sorted(
-        {name for name, _ in layout.get("train", sum(layout.values(), []))}
-    )
+    everyone = [row for rows in layout.values() for row in rows]
+    trained = sorted({name for name, _ in layout.get("train", everyone)})
     names, members = zip(*(row for part in splits for row in layout[part]), strict=True)
     landmarks = read_landmarks(files)
     return FileFaces(files, "+".join(splits), members, names, trained, color, landmarks)

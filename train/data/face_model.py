@@ -1,4 +1,4 @@
-"""Parametric heads: the shape, the colours and the landmarks of people who do not exist.
+"""Parametric heads: shape, colours and landmarks of people who do not exist.
 
 A head is a surface over an angle `u` (radians, 0 in front, positive to the right of the
 picture) and a height `v` (down). Its unit is about half the width of a head; x points
@@ -6,6 +6,7 @@ to the right, y down and z at the viewer.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _LIP = np.array((172, 70, 72))
 _MARKS = np.array([(-0.9, -0.4, 0.02), (0.9, 1.0, 0.05)])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Person:
     """What stays the same in all pictures of a person: numbers, colours 0 to 255."""
 
@@ -298,18 +299,26 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     return locate(u, v, person, expression)
 
 
-def paint(u: Array, v: Array, person: Person, expression: Expression = CALM) -> Array:
-    """Returns the colour of points of the surface, before any light falls on them.
+class Skin(NamedTuple):
+    """The part of a person's colours that no expression changes.
 
-    Args:
-      u: float [1, U], angles.
-      v: float [V, 1], heights.
-      person: Its colours.
-      expression: Its expression.
-
-    Returns:
-      float64 [V, U, 3], 0 to 255.
+    Attributes:
+      u: float64 [1, U], angles.
+      v: float64 [V, 1], heights.
+      color: float64 [V, U, 3], the skin with its marks and a beard, 0 to 255.
+      hair: float64 [V, U], how much of each point is hair, 0 to 1.
+      strands: float64 [V, U, 3], the hair's colour.
     """
+
+    u: Array
+    v: Array
+    color: Array
+    hair: Array
+    strands: Array
+
+
+def paint_skin(u: Array, v: Array, person: Person) -> Skin:
+    """Paints a person's skin at angles [1, U] and heights [V, 1]."""
     color = np.broadcast_to(person.skin, (len(v), u.shape[1], 3)).copy()
     color *= 1 + 0.05 * _patches(u, v, person.spots)[..., None]
     blush = sum(_bump(u, v, (side * 0.5, 0.4), (0.22, 0.2)) for side in (-1, 1))
@@ -317,17 +326,30 @@ def paint(u: Array, v: Array, person: Person, expression: Expression = CALM) -> 
     for at_u, at_v, radius in person.marks:
         _cover(color, _inside(u, v, (at_u, at_v), (radius, radius)), person.skin * 0.45)
     _paint_beard(color, u, v, person)
+    inner = 0.5 * person.nose_width, person.nose_tip + 0.07
+    nostril = sum(
+        _bump(u, v, (side * inner[0], inner[1]), (0.05, 0.03)) for side in (-1, 1)
+    )
+    color *= 1 - 0.6 * nostril[..., None].clip(0, 1)
+    return Skin(u, v, color, hair_cover(u, v, person), _strands(u, v, person))
+
+
+def paint(skin: Skin, person: Person, expression: Expression = CALM) -> Array:
+    """Returns the colour of points of the surface, before any light falls on them.
+
+    Args:
+      skin: From `paint_skin`.
+      person: Its colours.
+      expression: Its expression.
+
+    Returns:
+      float64 [V, U, 3], 0 to 255.
+    """
+    color, u, v = skin.color.copy(), skin.u, skin.v
     _paint_mouth(color, u, v, person, expression)
     for side in (-1, 1):
         _paint_eye(color, side * u, v, person, expression)
-    nostril = sum(
-        _bump(
-            u, v, (side * 0.5 * person.nose_width, person.nose_tip + 0.07), (0.05, 0.03)
-        )
-        for side in (-1, 1)
-    )
-    color *= 1 - 0.6 * nostril[..., None].clip(0, 1)
-    _cover(color, hair_cover(u, v, person), _strands(u, v, person))
+    _cover(color, skin.hair, skin.strands)
     return color.clip(0, 255)
 
 

@@ -1,5 +1,6 @@
 """Pictures of people who do not exist, with exact landmarks and known poses."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,12 @@ from train.data.face_model import (
     TOP,
     Expression,
     Person,
+    Skin,
     draw_person,
-    hair_cover,
     landmarks,
     locate,
     paint,
+    paint_skin,
     tone_name,
 )
 
@@ -26,7 +28,7 @@ KNOWN, TRAIN_EACH, HELD_OUT_EACH = 96, 24, 4
 # People who are never seen in training, and pictures of each.
 UNKNOWN, UNKNOWN_EACH = 60, 10
 # Pixels to the unit of a head, and points of the surface across and down.
-_SCALE, _SUPERSAMPLE, _ACROSS, _DOWN = 26.0, 2, 300, 200
+_SCALE, _SUPERSAMPLE, _ACROSS, _DOWN = 26.0, 2, 270, 180
 _MOST_YAW, _MOST_PITCH, _MOST_ROLL = 40.0, 15.0, 20.0  # degrees
 
 
@@ -132,14 +134,11 @@ def render(
       uint8 [side, side, 3].
     """
     fine = side * _SUPERSAMPLE
-    ratio = max(1.0, view.scale / _SCALE / 1.18)
-    u = np.linspace(-1, 1, round(_ACROSS * ratio))[None]
-    u = 2.2 * (0.45 * u + 0.55 * u**3)  # Finer in front, where the nose is steep.
-    v = np.linspace(TOP, person.chin, round(_DOWN * ratio))[:, None]
-    points = locate(u, v, person, expression)
+    skin = _skin(person, max(1.0, view.scale / _SCALE / 1.18))
+    points = locate(skin.u, skin.v, person, expression)
     # Hair has a thickness.
-    points[..., [0, 2]] *= 1 + 0.07 * hair_cover(u, v, person)[..., None]
-    colors = paint(u, v, person, expression)
+    points[..., [0, 2]] *= 1 + 0.07 * skin.hair[..., None]
+    colors = paint(skin, person, expression)
     clothes = draws.uniform(20, 220, (3,))
     parts = [(points, colors), *_body(person, clothes)]
     behind = _background(draws, fine)
@@ -157,6 +156,21 @@ def render(
     # Of four uniform numbers the sum is nearly normal.
     noise = (draws.uniform(-0.5, 0.5, (4, side, side, 3)).sum(0)) * np.sqrt(3)
     return (image + view.grain * noise).clip(0, 255).round().astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=2)  # Pictures are drawn person by person.
+def _skin(person: Person, ratio: float) -> Skin:
+    u = np.linspace(-1, 1, round(_ACROSS * ratio))[None]
+    u = 2.2 * (0.45 * u + 0.55 * u**3)  # Finer in front, where the nose is steep.
+    t = np.linspace(0, 1, round(_DOWN * ratio))[:, None]
+    t = 0.5 * t + 0.25 * (1 - np.cos(np.pi * t))  # And at crown and chin.
+    v = TOP + (person.chin - TOP) * t
+    return paint_skin(u, v, person)
+
+
+@functools.lru_cache(maxsize=2)
+def _person(number: int) -> Person:
+    return draw_person(Draws((number, 1)))
 
 
 def _shade(
@@ -201,12 +215,12 @@ def _fill_holes(pixels: np.ndarray) -> np.ndarray:
 
 def _body(person: Person, clothes: np.ndarray):
     """A neck and shoulders, as meshes with colours."""
-    u = np.linspace(-1.9, 1.9, 150)[None]
+    u = np.linspace(-1.9, 1.9, 110)[None]
     for radius, out, top, length, color in (
         (0.5, 0.0, 0.75, 1.0, 0.85 * person.skin),
         (1.25, 0.35, 1.55, 1.6, clothes),
     ):
-        t = np.linspace(0, 1, 100)[:, None]
+        t = np.linspace(0, 1, 70)[:, None]
         wide = radius * (1 - out * (1 - t) ** 3)
         v = top + length * t + 0 * u
         deep = -0.35 + 0.5 * np.minimum(wide, 1) * np.cos(u)
@@ -282,7 +296,7 @@ def draw_example(person: int, picture: int) -> dict:
       person: Number of the person, 0 or more.
       picture: Number of the picture, 0 or more.
     """
-    who = draw_person(Draws((person, 1)))
+    who = _person(person)
     draws = Draws((person, 2), (0, picture))
     view, pose = draw_view(draws)
     expression = draw_expression(draws)

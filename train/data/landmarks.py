@@ -79,8 +79,8 @@ def fill_landmarks(folder: Path) -> tuple[int, list[str]]:
     found = read_landmarks(files)
     if found and len(next(iter(found.values()))) != 68:
         raise ValueError(
-            f"{folder / LANDMARKS_FILE} has {len(next(iter(found.values())))} landmarks "
-            "of each picture, and dlib finds 68; move it away first."
+            f"{folder / LANDMARKS_FILE} has {len(next(iter(found.values())))} "
+            "landmarks of each picture, and dlib finds 68; move it away first."
         )
     entries = [
         e

@@ -186,7 +186,8 @@ class PreparedFaces(FaceSource, PreparedSource):
         if labels.dtype.kind in "iu":
             return labels.astype(np.int32)
         # Names, as TFDS has them of LFW.
-        names, numbers = np.unique([bytes(name) for name in labels], return_inverse=True)
+        labels = [bytes(name) for name in labels]
+        names, numbers = np.unique(labels, return_inverse=True)
         self.class_names = tuple(name.decode() for name in names)
         return numbers.astype(np.int32)
 

@@ -94,8 +94,8 @@ class VerificationEvaluation:
         ]
         header = ("alignment", "accuracy", "standard error", "AUC")
         note = (
-            "The same network on the same pairs; it was trained with the first of these "
-            "alignments."
+            "The same network on the same pairs; it was trained with the first "
+            "alignment."
         )
         parts = [
             Section("Verification", f'<div class="charts">{charts}</div>'),

@@ -174,7 +174,9 @@ def tar_at_far(curve: Curve, far: float) -> float:
 
 
 def best_threshold(scores: Array, same: Array) -> float:
-    """Returns the threshold above which pairs are called one person's with fewest errors.
+    """Returns the threshold with the fewest errors.
+
+    Pairs above it are called one person's.
 
     It lies in the middle between two scores; of several that are as good, it is the
     lowest.
