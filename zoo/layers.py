@@ -237,7 +237,7 @@ class LocallyConnected(nn.Module):
             return y
         shape = (*places, self.features)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype)
-        return y + bias.astype(self.dtype)
+        return y + bias.astype(self.dtype)[None]
 
     def macs(self) -> int:
         """Counts the multiply-adds for one image: each weight is used once."""

@@ -30,6 +30,7 @@ from zoo.face.reference import (
     find_mirror,
     find_triangles,
 )
+from zoo.layers import per_channel
 
 Array = jax.Array
 
@@ -97,7 +98,7 @@ def fit_similarity(source: Array, target: Array) -> Array:
       patterns, 1991; in two dimensions it has a closed form.
     """
     from_, to = source.mean(0), target.mean(0)
-    a, b = source - from_, target - to
+    a, b = source - from_[None], target - to[None]
     norm = jnp.square(a).sum()
     cos = (a * b).sum() / norm
     sin = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / norm
@@ -107,7 +108,8 @@ def fit_similarity(source: Array, target: Array) -> Array:
 
 def transform(matrix: Array, points: Array) -> Array:
     """Applies a matrix [2, 3] to points [..., 2]."""
-    return points @ matrix[:, :2].T + matrix[:, 2]
+    moved = points @ matrix[:, :2].T
+    return moved + per_channel(matrix[:, 2], moved)
 
 
 def invert(matrix: Array) -> Array:
@@ -246,10 +248,10 @@ def fit_camera(
     # Of points about 0 of size 1, float32 loses no digits.
     middle, spread = reference.mean(0), reference.std()
     centre = points.mean(0)
-    scaled = (reference - middle) / spread
+    scaled = (reference - middle[None]) / spread
     rows = jnp.concatenate([scaled, jnp.ones((count, 1), scaled.dtype)], 1)
     design = jnp.kron(rows, jnp.eye(2, dtype=rows.dtype))  # [2 N, 8], by column pairs
-    values = (points - centre).reshape(-1)
+    values = (points - centre[None]).reshape(-1)
     if covariance is not None:
         factor = jnp.linalg.cholesky(covariance)
         whiten = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
@@ -264,7 +266,8 @@ def fit_camera(
 
 def project(camera: Array, points: Array) -> Array:
     """Projects points [..., 3] by an affine camera [2, 4] to [..., 2]."""
-    return points @ camera[:, :3].T + camera[:, 3]
+    seen = points @ camera[:, :3].T
+    return seen + per_channel(camera[:, 3], seen)
 
 
 def camera_pose(camera: Array) -> Array:
@@ -334,7 +337,7 @@ def fit_face(
     template = make_template(67, size)
     similarity = fit_similarity(pick_fiducials(landmarks), template)
     points = transform(similarity, landmarks)
-    reference = jnp.asarray(VERTICES) * size - jnp.array([0.5, 0.5, 0])
+    reference = jnp.asarray(VERTICES) * size - jnp.array([[0.5, 0.5, 0]])
     camera = fit_camera(points, reference[:67], covariance)
     residuals = points - project(camera, reference[:67])
     source = jnp.concatenate([points, project(camera, reference[67:])])
@@ -400,14 +403,15 @@ def warp_face(image: Array, face: FittedFace, *, size: int) -> Array:
     ab, ac = b - a, c - a
     area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     # Residuals may turn over a thin triangle; it covers nothing then.
-    safe = jnp.where(area > 1e-3, area, 1.0)
+    solid = (area > 1e-3)[None]
+    safe = jnp.where(solid, area[None], 1.0)
 
     def row(points: Array) -> tuple[Array, Array, Array]:
-        ap = points[:, None] - a
-        second = (ap[..., 0] * ac[:, 1] - ap[..., 1] * ac[:, 0]) / safe
-        third = (ab[:, 0] * ap[..., 1] - ab[:, 1] * ap[..., 0]) / safe
+        ap = points[:, None] - a[None]
+        second = (ap[..., 0] * ac[None, :, 1] - ap[..., 1] * ac[None, :, 0]) / safe
+        third = (ab[None, :, 0] * ap[..., 1] - ab[None, :, 1] * ap[..., 0]) / safe
         inside = jnp.minimum(jnp.minimum(second, third), 1 - second - third)
-        chosen = jnp.where(area > 1e-3, inside, -jnp.inf).argmax(1)
+        chosen = jnp.where(solid, inside, -jnp.inf).argmax(1)
         places = jnp.arange(len(points))
         second, third = second[places, chosen], third[places, chosen]
         shares = jnp.stack([1 - second - third, second, third], 1)  # [W, 3]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.layers import Classifier
+from zoo.layers import Classifier, per_channel
 
 Array = jax.Array
 
@@ -29,7 +29,8 @@ def normalize_features(features: Array, maximum: Array, epsilon: float = EPSILON
     Returns:
       float32 [..., D] of length 1; of zeros alone, zeros.
     """
-    scaled = features.astype(jnp.float32) / jnp.maximum(maximum, epsilon)
+    largest = per_channel(jnp.maximum(maximum, epsilon), features)
+    scaled = features.astype(jnp.float32) / largest
     length = jnp.sqrt(jnp.square(scaled).sum(-1, keepdims=True))
     return scaled / jnp.maximum(length, 1e-12)
 

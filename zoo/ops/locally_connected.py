@@ -58,7 +58,7 @@ def locally_connected(
     patches = jnp.stack(taps, 3)
     kernel = kernel.reshape(height, width, rows * columns, inputs, outputs)
     y = jnp.einsum("bhwki,hwkio->bhwo", patches, kernel)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias[None]
 
 
 def output_size(
