@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage import transform as skimage
 
 from zoo.face.alignment import (
     align,
@@ -25,7 +26,6 @@ from zoo.face.alignment import (
 )
 from zoo.face.reference import LANDMARKS, VERTICES, find_mirror, find_triangles
 
-skimage = pytest.importorskip("skimage.transform")
 SIZE = 48
 
 
@@ -158,7 +158,7 @@ def test_iteration_composes_its_looks():
     shift = jnp.array([2.0, -1.0])
 
     def detect(crop):
-        return make_template(6, SIZE) + shift + 0 * crop.sum()
+        return make_template(6, SIZE) + shift[None] + 0 * crop.sum()
 
     start = similarity(0.1, 1.1, 3, 4)
     run = jax.jit(
@@ -172,7 +172,7 @@ def test_iteration_composes_its_looks():
 @pytest.mark.parametrize("pose", [(0, 0, 0), (35, -10, 15), (-60, 20, -30)])
 def test_a_camera_is_recovered_exactly(pose):
     points, linear = seen_landmarks(*pose)
-    reference = jnp.asarray(LANDMARKS) - jnp.array([0.5, 0.5, 0])
+    reference = jnp.asarray(LANDMARKS - np.float32([0.5, 0.5, 0]))
     camera = jax.jit(fit_camera)(points, reference)
     np.testing.assert_allclose(camera[:, :3], linear, atol=2e-3)
     np.testing.assert_allclose(camera[:, 3], [30, 34], atol=1e-3)
@@ -202,7 +202,7 @@ def test_covariance_weighs_as_generalised_least_squares():
 def test_a_point_of_large_error_hardly_counts():
     points, linear = seen_landmarks(20, 5, 0)
     points[30] += 25
-    reference = jnp.asarray(LANDMARKS) - jnp.array([0.5, 0.5, 0])
+    reference = jnp.asarray(LANDMARKS - np.float32([0.5, 0.5, 0]))
     errors = np.ones(134, np.float32)
     errors[60:62] = 1e6
     camera = fit_camera(points, reference, jnp.diag(errors))
