@@ -6,7 +6,7 @@ batches are made by grain. The names below are the room's public door.
 
 from train.data.crops import parse_crop
 from train.data.decode import BadImage, decode_image
-from train.data.faces import FaceSet, FaceSource, align_source, choose_alignment
+from train.data.faces import FaceSource, align_source, choose_alignment
 from train.data.fit import (
     fit_source,
     load_resident,
@@ -20,7 +20,6 @@ from train.data.source import Source, Subset, array_source
 
 __all__ = [
     "BadImage",
-    "FaceSet",
     "FaceSource",
     "Source",
     "Subset",

@@ -6,9 +6,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.faces import FaceSource, FileFaces, Pairs, read_landmarks
+from train.data.faces import FaceSource, FileFaces, read_landmarks
 from train.data.files import SUFFIXES, Files, find_splits, is_hidden
 from train.data.folder import find_layout
+from zoo.face.verification import Pairs
 
 # Of ORL: people to train on, and pictures of each person that are known.
 ORL_PEOPLE, ORL_KNOWN = 30, 5

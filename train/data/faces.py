@@ -4,7 +4,6 @@ import csv
 import functools
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,55 +14,15 @@ from train.data.draws import Draws
 from train.data.files import Files
 from train.data.source import Source
 from zoo.face.alignment import COUNTS, align
+from zoo.face.verification import UNKNOWN, FaceSet, Pairs
 from zoo.spec import Preprocess
 
 LANDMARKS_FILE = "landmarks.csv"
-UNKNOWN = -1  # The label of people who are not trained on.
 FOLDS = 10
 PAIRS_EACH = 60  # of a kind and a fold, where the set does not say
 GALLERY = 5  # pictures of a person that are known
 _FACTS = ("pairs", "templates", "groups", "group_names", "gallery")
 _PAD = 64  # Photographs are padded to multiples, so that few sizes are compiled.
-
-
-class Pairs(NamedTuple):
-    """Which faces are to be compared.
-
-    Attributes:
-      first: int32 [P], position of a picture in its set, or the number of a template.
-      second: int32 [P], the other one's.
-      same: bool [P], whether both show one person.
-      fold: int32 [P], 0 to the number of folds - 1.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    same: np.ndarray
-    fold: np.ndarray
-
-
-class FaceSet(NamedTuple):
-    """What an evaluation must know of the pictures of a set.
-
-    Attributes:
-      people: int32 [N], who is shown.
-      labels: int32 [N], the class in training, or -1.
-      gallery: bool [N], whether a picture is known to an identification; the others are
-        to be identified.
-      pairs: What is to be verified.
-      templates: int32 [N], the template that a picture belongs to, such as a video,
-        whose descriptor is the mean over its pictures; None where each is its own.
-      groups: int32 [N], the group of the person, or None.
-      group_names: In the order of the groups.
-    """
-
-    people: np.ndarray
-    labels: np.ndarray
-    gallery: np.ndarray
-    pairs: Pairs
-    templates: np.ndarray | None = None
-    groups: np.ndarray | None = None
-    group_names: tuple[str, ...] = ()
 
 
 class FaceSource(Source):

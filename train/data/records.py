@@ -8,11 +8,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.decode import decode_image, decode_mask
-from train.data.faces import UNKNOWN, FaceSource
+from train.data.faces import FaceSource
 from train.data.faces_synthetic import KNOWN
 from train.data.masks import IGNORED, make_values, segmentation_example
 from train.data.objects import detection_example, make_objects
 from train.data.source import Example, Source, check_labels
+from zoo.face.verification import UNKNOWN
 
 _CITYSCAPES = (
     "road sidewalk building wall fence pole traffic_light traffic_sign vegetation "

@@ -1,6 +1,5 @@
 """The tasks: what is minimised, and what is measured."""
 
-from train.data.faces import FaceSet
 from train.tasks.classification import (
     Classification,
     Loss,
@@ -11,6 +10,7 @@ from train.tasks.detection import Detected, Detection
 from train.tasks.segmentation import Segmentation, make_pixel_loss
 from train.tasks.task import Evaluated, Task
 from train.tasks.verification import Verification, Verified
+from zoo.face.verification import FaceSet
 from zoo.registry import unknown
 from zoo.spec import ModelSpec
 

@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.data.faces import UNKNOWN, FaceSet
 from train.tasks.classification import Loss
 from train.tasks.task import apply_and_compare
-from zoo.face.verification import feature_maximum, normalize_features
+from zoo.face.verification import (
+    UNKNOWN,
+    FaceSet,
+    feature_maximum,
+    normalize_features,
+)
 from zoo.metrics import identification
 from zoo.metrics import verification as metrics
 

@@ -5,10 +5,11 @@ Reference:
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from zoo.layers import Classifier, per_channel
@@ -16,6 +17,47 @@ from zoo.layers import Classifier, per_channel
 Array = jax.Array
 
 EPSILON = 0.05
+UNKNOWN = -1  # The label of people who are not trained on.
+
+
+class Pairs(NamedTuple):
+    """Which faces are to be compared.
+
+    Attributes:
+      first: int32 [P], position of a picture in its set, or the number of a template.
+      second: int32 [P], the other one's.
+      same: bool [P], whether both show one person.
+      fold: int32 [P], 0 to the number of folds - 1.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+
+
+class FaceSet(NamedTuple):
+    """What an evaluation must know of the pictures of a set.
+
+    Attributes:
+      people: int32 [N], who is shown.
+      labels: int32 [N], the class in training, or -1.
+      gallery: bool [N], whether a picture is known to an identification; the others are
+        to be identified.
+      pairs: What is to be verified.
+      templates: int32 [N], the template that a picture belongs to, such as a video,
+        whose descriptor is the mean over its pictures; None where each is its own.
+      groups: int32 [N], the group of the person, or None.
+      group_names: In the order of the groups.
+    """
+
+    people: np.ndarray
+    labels: np.ndarray
+    gallery: np.ndarray
+    pairs: Pairs
+    templates: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
 
 
 def normalize_features(features: Array, maximum: Array, epsilon: float = EPSILON):
