@@ -107,7 +107,8 @@ def tiny(config: TrainConfig) -> TrainConfig:
         changes |= {"train_split": "train[:8]", "eval_split": "test[:4]"}
         changes |= {"batch_size": 2, "eval_batch_size": 2, "ignored": ()}
     if spec.task == "verification":
-        changes |= {"dataset": "faces_synthetic", "eval_split": "test[-40:]"}
+        changes |= {"dataset": "faces_synthetic_tiny", "train_split": "train"}
+        changes |= {"eval_split": "test"}
     data = dataclasses.replace(config.data, **changes)
     model = dataclasses.replace(config.model, layers=())
     optim = dataclasses.replace(config.optim, warmup_steps=0)

@@ -23,10 +23,26 @@ from train.data.face_model import (
 )
 
 SIDE = 80  # of a picture, in pixels
-# People to train on, and pictures of each: to train, and held out.
-KNOWN, TRAIN_EACH, HELD_OUT_EACH = 96, 24, 4
-# People who are never seen in training, and pictures of each.
-UNKNOWN, UNKNOWN_EACH = 60, 10
+
+
+class Counts(NamedTuple):
+    """How many people and pictures a set has.
+
+    Attributes:
+      known: People to train on.
+      train: Pictures of each of them to train on.
+      held_out: Others of each of them.
+      unknown: People who are never seen in training.
+      unknown_each: Pictures of each of these.
+    """
+
+    known: int
+    train: int
+    held_out: int
+    unknown: int
+    unknown_each: int
+
+
 # Pixels to the unit of a head, and points of the surface across and down.
 _SCALE, _SUPERSAMPLE, _ACROSS, _DOWN = 26.0, 2, 270, 180
 _MOST_YAW, _MOST_PITCH, _MOST_ROLL = 40.0, 15.0, 20.0  # degrees
@@ -238,22 +254,23 @@ def _background(draws: Draws, side: int) -> np.ndarray:
 
 
 class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
-    """Pictures of 80 x 80 pixels of 156 people who do not exist.
+    """Pictures of 80 x 80 pixels of 176 people who do not exist.
 
-    "train" has 24 pictures of each of 96 people. "test" has four others of each of
-    these, and ten of each of 60 people who are not in "train". They differ in the shape
-    and the colours of head, eyes, brows, nose, mouth and hair; their pictures differ in
+    "train" has 12 pictures of each of 128 people. "test" has two others of each of
+    these, and eight of each of 48 people who are not in "train". They differ in the
+    shape and the colours of head, eyes, brows, nose, mouth and hair; their pictures differ in
     pose (yaw up to 40, pitch up to 15, roll up to 20 degrees), size, place, expression,
     light, blur and noise. Each follows from its numbers alone, the same on every
     machine.
 
-    An example has `image`, `person` (0 to 155, those of "train" first), `landmarks`
+    An example has `image`, `person` (0 to 175, those of "train" first), `landmarks`
     [67, 2] (x, y in pixels, exact also where they are hidden; their order is that of
     `zoo.face.alignment`), `camera` [2, 4] from the head's axes to pixels, `pose` (yaw,
     pitch and roll in degrees) and `group`, how dark the skin is.
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    COUNTS = Counts(known=128, train=12, held_out=2, unknown=48, unknown_each=8)
     # Nothing is downloaded; see `Digits`.
     url_infos = None
 
@@ -274,11 +291,13 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        first = [(p, i) for p in range(KNOWN) for i in range(TRAIN_EACH)]
-        last = TRAIN_EACH + HELD_OUT_EACH
-        others = [(p, i) for p in range(KNOWN) for i in range(TRAIN_EACH, last)]
-        unknown = range(KNOWN, KNOWN + UNKNOWN)
-        others += [(p, i) for p in unknown for i in range(UNKNOWN_EACH)]
+        counts = self.COUNTS
+        known = range(counts.known)
+        unknown = range(counts.known, counts.known + counts.unknown)
+        first = [(p, i) for p in known for i in range(counts.train)]
+        last = counts.train + counts.held_out
+        others = [(p, i) for p in known for i in range(counts.train, last)]
+        others += [(p, i) for p in unknown for i in range(counts.unknown_each)]
         return {
             "train": self._generate_examples(first),
             "test": self._generate_examples(others),
@@ -310,3 +329,16 @@ def draw_example(person: int, picture: int) -> dict:
         "pose": pose.astype(np.float32),
         "group": tone_name(who),
     }
+
+
+class FacesSyntheticTiny(FacesSynthetic):
+    """A few of these pictures, drawn in seconds: 8 people to train on, 6 others."""
+
+    COUNTS = Counts(known=8, train=3, held_out=1, unknown=6, unknown_each=3)
+
+
+# How many people of each set are to be trained on.
+KNOWN = {
+    "faces_synthetic": FacesSynthetic.COUNTS.known,
+    "faces_synthetic_tiny": FacesSyntheticTiny.COUNTS.known,
+}

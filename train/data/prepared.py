@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from train.data.canvas import DigitsCanvas
 from train.data.cifar import Cifar10Binary, Cifar100Binary
 from train.data.digits import Digits
-from train.data.faces_synthetic import FacesSynthetic
+from train.data.faces_synthetic import FacesSynthetic, FacesSyntheticTiny
 from train.data.files import SAME_SPLIT
 from train.data.opening import FORMATS
 from train.data.records import find_kind
@@ -20,6 +20,7 @@ OWN = {
     "digits": Digits,
     "digits_canvas": DigitsCanvas,
     "faces_synthetic": FacesSynthetic,
+    "faces_synthetic_tiny": FacesSyntheticTiny,
     "cifar10": Cifar10Binary,
     "cifar100": Cifar100Binary,
 }

@@ -176,7 +176,7 @@ class PreparedFaces(FaceSource, PreparedSource):
         if "group" in kinds:
             self.group_names = tuple(kinds["group"].names)
         if "person" in kinds:
-            return tuple(f"person {i}" for i in range(KNOWN))
+            return tuple(f"person {i}" for i in range(KNOWN[self.name]))
         return tuple(getattr(kinds["label"], "names", None) or ())
 
     @functools.cached_property

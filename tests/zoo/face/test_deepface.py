@@ -14,7 +14,7 @@ LEDGER = {
     "deepface_sub1": (236_725_486, 470_843_776),
     "deepface_sub2": (267_033_054, 665_743_488),
     "deepface_sub3": (368_248_782, 602_382_208),
-    "deepface_small": (3_697_248, 15_591_104),
+    "deepface_small": (3_705_472, 15_599_296),
 }
 TINY = DeepFaceConfig(
     size=24,
