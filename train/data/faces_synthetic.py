@@ -258,7 +258,7 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
 
     "train" has 12 pictures of each of 128 people. "test" has two others of each of
     these, and eight of each of 48 people who are not in "train". They differ in the
-    shape and the colours of head, eyes, brows, nose, mouth and hair; their pictures differ in
+    shape and the colours of head, eyes, brows, nose, mouth and hair; their pictures in
     pose (yaw up to 40, pitch up to 15, roll up to 20 degrees), size, place, expression,
     light, blur and noise. Each follows from its numbers alone, the same on every
     machine.

@@ -29,8 +29,8 @@ class Verified(NamedTuple):
         `tar_at_far_...`, `threshold` and `pairs`; `identification`, the part of the
         held-out pictures of people of the training set that got their class, and its
         `loss`, where there are any; `rank1` of descriptors against the gallery, and
-        `dir_at_far_0.01` where some people are not in it; `logit_scale` and
-        `logit_shift`, which make a probability of a score.
+        `dir_at_far_0.01` where some people are not in it; `logit_scale`, which makes a
+        probability of a score, see `fit_logit`.
       descriptors: float32 [N, D].
       scores: float64 [P], inner products of the pairs' descriptors.
       curve: The ROC.
@@ -135,7 +135,7 @@ def evaluate_descriptors(descriptors: np.ndarray, faces: FaceSet) -> Verified:
     numbers = metrics.compute(state)
     numbers["verification_accuracy"] = numbers.pop("accuracy")
     curve = metrics.roc(scores, pairs.same)
-    numbers |= fit_logit(scores, pairs.same)
+    numbers["logit_scale"] = fit_logit(scores, pairs.same, numbers["threshold"])
     probes, gallery = ~faces.gallery, faces.gallery
     match = np.zeros(0)
     if gallery.any() and probes.any():
@@ -194,10 +194,18 @@ def group_accuracies(
     return out
 
 
-def fit_logit(scores: np.ndarray, same: np.ndarray) -> dict[str, float]:
-    """Fits the probability that a pair is of one person, by its score.
+def fit_logit(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
+    """Fits how fast the probability that a pair is of one person rises with its score.
 
-    The probability is `1 / (1 + exp(-(logit_scale * score + logit_shift)))`.
+    It is one half at the threshold: `1 / (1 + exp(-scale * (score - threshold)))`.
+
+    Args:
+      scores: float [P].
+      same: bool [P].
+      threshold: Score from which on pairs are called one person's.
+
+    Returns:
+      The scale.
 
     Reference:
       Platt, Probabilistic Outputs for Support Vector Machines, 1999.
@@ -205,14 +213,12 @@ def fit_logit(scores: np.ndarray, same: np.ndarray) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
 
     spread = max(float(scores.std()), 1e-6)
-    fitted = LogisticRegression().fit(scores[:, None] / spread, same)
-    return {
-        "logit_scale": float(fitted.coef_[0, 0]) / spread,
-        "logit_shift": float(fitted.intercept_[0]),
-    }
+    model = LogisticRegression(fit_intercept=False)
+    model.fit((scores[:, None] - threshold) / spread, same)
+    return float(model.coef_[0, 0]) / spread
 
 
 def probability(score: float, metrics: dict[str, float]) -> float:
     """Returns the probability that a pair with a score is of one person."""
-    logit = metrics["logit_scale"] * score + metrics["logit_shift"]
+    logit = metrics["logit_scale"] * (score - metrics["threshold"])
     return float(1 / (1 + np.exp(-logit)))
