@@ -142,7 +142,7 @@ def sample(image: Array, points: Array) -> Array:
     top = jnp.clip(jnp.floor(y), 0, max(height - 2, 0)).astype(jnp.int32)
     a, b = (x - left)[..., None], (y - top)[..., None]
     right, below = jnp.minimum(left + 1, width - 1), jnp.minimum(top + 1, height - 1)
-    pixels = image.astype(jnp.float32)
+    pixels = jnp.asarray(image, jnp.float32)
     above = pixels[top, left] * (1 - a) + pixels[top, right] * a
     under = pixels[below, left] * (1 - a) + pixels[below, right] * a
     return above * (1 - b) + under * b
