@@ -86,9 +86,10 @@ def measure(only: list[str], seconds: float) -> None:
 
 def render(found: dict[str, Any]) -> str:
     """Makes the table: least milliseconds of wall time, their ratio, and memory."""
+    place = where(found["machine"], ("jax", "torch"))
     lines = [
-        f"On {where(found["machine"], ("jax", "torch"))}; the least of turns, each "
-        "with all cores; `python tests/benchmarks/benchmark_faces.py` makes it again.",
+        f"On {place}; the least of turns, each with all cores; "
+        "`python tests/benchmarks/benchmark_faces.py` makes it again.",
         "",
         "| what | ms | PyTorch, ms | theirs / ours | MB | PyTorch, MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
