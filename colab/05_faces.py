@@ -18,15 +18,15 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/05_faces.ipynb)
 #
-# Are two pictures of one person? DeepFace answered in two steps: it brings a face to the
-# front, by its landmarks and a face in three dimensions, and then describes it with
+# Are two pictures of one person? DeepFace answered in two steps: it brings a face to
+# the front, by its landmarks and a face in three dimensions, and then describes it with
 # layers whose every position has weights of its own, as each place of an aligned face
 # shows the same part. This notebook aligns faces, trains a small DeepFace, and verifies
 # and identifies people whom it has never seen.
 #
 # All faces here are drawn: these people do not exist. What is measured on them says
-# nothing of real people, for whom accuracy differs between groups and has to be measured
-# for each of them before any use.
+# nothing of real people, for whom accuracy differs between groups and has to be
+# measured for each of them before any use.
 
 # %%
 import importlib.util
@@ -41,9 +41,9 @@ MODE = "smoke"  # or "full"
 
 # %% [markdown]
 # `"smoke"` draws a few faces and trains for seconds, to see that all of it works; its
-# network has learned next to nothing. `"full"` does what
-# `python -m train faces_deepface_small` does, in minutes. Everything that is written goes
-# into the current folder: data sets into `data/`, runs into `runs/`.
+# network has learned next to nothing. `"full"` does what `python -m train
+# faces_deepface_small` does, in minutes. Everything that is written goes into the
+# current folder: data sets into `data/`, runs into `runs/`.
 
 # %%
 import os
@@ -106,11 +106,11 @@ plt.show()
 # ## Alignment
 #
 # Six points (the eyes, the tip of the nose, the mouth) fix a similarity: position, size
-# and tilt are gone. What is left is that faces are turned. An affine camera is fitted to
-# 67 landmarks and an average face in three dimensions; it knows where the face looks.
-# Each triangle between landmarks is then warped to where it is in front. What the camera
-# cannot explain, which is the person's own shape, is kept, and the hidden side is filled
-# from the one that is seen.
+# and tilt are gone. What is left is that faces are turned. An affine camera is fitted
+# to 67 landmarks and an average face in three dimensions; it knows where the face
+# looks. Each triangle between landmarks is then warped to where it is in front. What
+# the camera cannot explain, which is the person's own shape, is kept, and the hidden
+# side is filled from the one that is seen.
 
 # %%
 for i in (0, 4, 8):
@@ -125,8 +125,8 @@ for i in (0, 4, 8):
 # %% [markdown]
 # ## Train
 #
-# The network learns to tell the people of the training set apart. That is not what it is
-# for: what counts is the layer before, F7, and how it describes others.
+# The network learns to tell the people of the training set apart. That is not what it
+# is for: what counts is the layer before, F7, and how it describes others.
 
 # %%
 result = fit(config, new_run_dir(NAME), quiet=MODE == "smoke")
@@ -138,7 +138,8 @@ found = result.evaluated
 #
 # A descriptor is F7 divided by its largest values in training, of length 1; the inner
 # product of two says how alike two faces are. These are pairs of people who were not in
-# the training set. In each of ten folds the threshold is the best one for the other nine.
+# the training set. In each of ten folds the threshold is the best one for the other
+# nine.
 
 # %%
 pairs, metrics = found.faces.pairs, found.metrics
@@ -178,8 +179,8 @@ plt.show()
 # %% [markdown]
 # ## Identify
 #
-# Who is it, of a gallery of known pictures? The curve says how often the right person is
-# among the best.
+# Who is it, of a gallery of known pictures? The curve says how often the right person
+# is among the best.
 
 # %%
 faces = found.faces
