@@ -15,7 +15,7 @@ def small() -> TrainConfig:
         data=DataConfig(
             "faces_synthetic",
             batch_size=64,
-            eval_batch_size=164,
+            eval_batch_size=160,
             augment=("affine:4:0.03:0.04",),
         ),
         optim=OptimConfig(

@@ -319,7 +319,8 @@ class Skin(NamedTuple):
 
 def paint_skin(u: Array, v: Array, person: Person) -> Skin:
     """Paints a person's skin at angles [1, U] and heights [V, 1]."""
-    color = np.broadcast_to(person.skin, (len(v), u.shape[1], 3)).copy()
+    color = np.empty((len(v), u.shape[1], 3), u.dtype)
+    color[:] = person.skin
     color *= 1 + 0.05 * _patches(u, v, person.spots)[..., None]
     blush = sum(_bump(u, v, (side * 0.5, 0.4), (0.22, 0.2)) for side in (-1, 1))
     color += blush[..., None] * np.array((10, -8, -8))

@@ -20,6 +20,13 @@ from train.tasks.verification import (
 from zoo.face.verification import FaceSet, Pairs, measure_maximum
 
 
+def command(*arguments, code=0):
+    """Runs a command, which must exit so; returns what it printed."""
+    found, out, err = run_command(*arguments)
+    assert found == code, err
+    return err if code else out
+
+
 def descriptors_of(people, noise, seed=0):
     rng = np.random.default_rng(seed)
     own = rng.normal(size=(people.max() + 1, 16))[people]
@@ -104,7 +111,7 @@ def run(tmp_path_factory):
     """The run of a few steps, its folder and what it printed."""
     root = tmp_path_factory.mktemp("faces")
     run_dir = root / "run"
-    out = run_command(
+    out = command(
         "faces_deepface_small_tiny", "--run-dir", run_dir, "--data-dir", root / "data"
     )
     return run_dir, root / "data", out
@@ -132,9 +139,9 @@ def test_a_run_reports_verification(run):
 def test_a_run_is_evaluated_with_other_alignments(run):
     run_dir, data, _ = run
     common = ("evaluate", run_dir, "--data-dir", data)
-    assert "group dark" in run_command(*common)
-    assert "verification accuracy" in run_command(*common, "--align", "none")
-    out = run_command(*common, "--protocol", "lfw", code=1)
+    assert "group dark" in command(*common)
+    assert "verification accuracy" in command(*common, "--align", "none")
+    out = command(*common, "--protocol", "lfw", code=1)
     assert "--protocol lfw needs the pairs of a list" in out
 
 
@@ -148,13 +155,13 @@ def test_a_run_compares_two_photographs(run, tmp_path):
         example["image"].save(tmp_path / f"{number}.png")
         found[f"{number}.png"] = example["landmarks"]
     both = tmp_path / "0.png", tmp_path / "1.png"
-    out = run_command("predict", run_dir, *both, code=1)
+    out = command("predict", run_dir, *both, code=1)
     assert "landmarks.csv must have a line" in " ".join(out.split())
     write_landmarks(tmp_path / "landmarks.csv", found)
-    out = run_command("predict", run_dir, *both, "--out", tmp_path / "out")
+    out = command("predict", run_dir, *both, "--out", tmp_path / "out")
     assert "probability of the same" in out
     assert Image.open(tmp_path / "out" / "0-1.png").width > 500
-    assert "name two photographs" in run_command("predict", run_dir, both[0], code=1)
+    assert "name two photographs" in command("predict", run_dir, both[0], code=1)
 
 
 @pytest.mark.slow
