@@ -1,5 +1,7 @@
 """Locally connected layers against PyTorch's unfold, and what they refuse."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from zoo.layers import LocallyConnected
 from zoo.ops.locally_connected import from_keras, locally_connected, to_keras
 from zoo.summary import list_layers
 
+GOLDEN = Path(__file__).parents[2] / "reference" / "golden" / "locally_connected.npz"
 # Height, width, kh, kw, inputs, outputs, stride.
 CASES = {
     "square": (8, 8, 3, 3, 2, 4, 1),
@@ -59,6 +62,23 @@ def test_output_and_gradients_are_those_of_unfold(case):
     for ours, theirs in zip(found, gradients, strict=True):
         scale = np.abs(theirs).max()
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("case", ["0", "1"])
+def test_golden_file(case):
+    with np.load(GOLDEN) as file:
+        names = ("x", "kernel", "bias", "stride", "y", "dx", "dkernel")
+        x, kernel, bias, stride, *wanted = (file[f"{case}/{name}"] for name in names)
+
+    def loss(x, kernel):
+        y = locally_connected(x, kernel, bias, stride=int(stride))
+        return jnp.square(y).sum(), y
+
+    gradients, y = jax.grad(loss, (0, 1), has_aux=True)(x, kernel)
+    for ours, theirs in zip((y, *gradients), wanted, strict=True):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-6)
 
 
 def test_bfloat16_vmap_and_no_batch():
