@@ -132,7 +132,7 @@ def evaluate(
             options=parse_options(option),
         )
         print(f"{model} ({card.source}) on {dataset}, split {split}:")
-        print_verified(found)
+        print_verified(found, protocol=protocol)
         return
     # Which weights the classes had in training does not matter here.
     weighted = spec.loss == "median_frequency"

@@ -17,9 +17,10 @@ from train.data.landmarks import make_detector
 from train.evaluate import Evaluator
 from train.figures.pictures import beside, enlarge
 from train.history import read_history
+from train.protocols import evaluate_pairs, weighted_chi_squared
 from train.steps import make_mesh, put_everywhere
 from train.tasks import Verified, make_task
-from train.tasks.verification import probability
+from train.tasks.verification import average_templates, probability
 from zoo.preprocess import fit_image
 from zoo.spec import Card
 
@@ -79,11 +80,24 @@ def open_faces(
     return source
 
 
-def print_verified(found: Verified) -> None:
-    """Prints the measures of an evaluation, and those of each group."""
+def print_verified(found: Verified, *, protocol: str = "center_crop") -> None:
+    """Prints the measures of an evaluation, and those of each group.
+
+    With the protocol "lfw" also those of its restricted setting: chi-squared with
+    weights that are fitted to the other folds' pairs.
+    """
     for name, value in found.metrics.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         print(f"  {name.replace('_', ' '):<22}  {shown}")
+    if protocol == "lfw" and len(np.unique(found.faces.pairs.fold)) > 1:
+        values, templates = found.descriptors, found.faces.templates
+        if templates is not None:
+            values = average_templates(values, templates)
+        learned = evaluate_pairs(weighted_chi_squared, values, found.faces.pairs)
+        print(
+            f"  weighted chi-squared    {learned['accuracy']:.4f} +- "
+            f"{learned['standard_error']:.4f}, auc {learned['auc']:.4f} (restricted)"
+        )
     for name, pairs, accuracy in found.groups:
         print(f"  group {name:<16}  {accuracy:.4f} of {pairs:,} pairs")
 
