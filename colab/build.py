@@ -27,6 +27,7 @@ NOTEBOOKS = (
     "02_pretrained_and_features",
     "03_detection",
     "04_segmentation",
+    "05_faces",
 )
 TIMEOUT = 600  # Seconds for one cell.
 

@@ -29,6 +29,7 @@ from zoo.registry import unknown
 COMMANDS = {
     "evaluate": commands.evaluate,
     "predict": commands.predict,
+    "landmarks": commands.landmarks,
     "digits_transfer": commands.digits_transfer,
     "rcnn": regions.rcnn,
 }
@@ -52,6 +53,8 @@ def usage() -> str:
         "       canon-zoo train resume RUN         go on with an interrupted run",
         "       canon-zoo train evaluate RUN       or --model, --weights and --dataset",
         "       canon-zoo train predict RUN IMAGE ...",
+        "       canon-zoo train predict RUN A.jpg B.jpg    of a face network",
+        "       canon-zoo train landmarks FOLDER   of faces, for their alignment",
         "       canon-zoo train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       canon-zoo train digits_transfer    the embedded transfer study",
         "       canon-zoo train rcnn --dataset voc:PATH    R-CNN on a classifier",

@@ -13,6 +13,8 @@ from train import transfer_study
 from train.clock import format_rate
 from train.config import TrainConfig, load_config, parse_options
 from train.data import find_problems, fit_source, open_source
+from train.data.faces import LANDMARKS_FILE
+from train.data.landmarks import fill_landmarks
 from train.evaluate import Evaluator
 from train.loop import resume_run
 from train.predict import load_predictor
@@ -20,6 +22,13 @@ from train.report import confidence_interval
 from train.runs import new_run_dir, next_steps, report, run
 from train.steps import make_mesh, put_everywhere
 from train.tasks import Detected, make_task
+from train.verify import (
+    PROTOCOLS,
+    evaluate_faces,
+    open_faces,
+    predict_pair,
+    print_verified,
+)
 from train.views import evaluate_views
 from zoo.metrics import coco
 from zoo.protocols import get_protocol
@@ -65,6 +74,7 @@ def evaluate(
     max_boxes: int | None = None,
     protocol: str = "center_crop",
     scales: tuple[int, ...] = (),
+    align: str | None = None,
     batch_size: int | None = None,
     on_bad_image: str = "stop",
 ) -> None:
@@ -88,17 +98,20 @@ def evaluate(
       max_boxes: Slots for the objects of an image; the run's, else 100.
       protocol: Of classifiers: views of each image whose probabilities are averaged:
         center_crop, ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or
-        dense_vgg_384.
+        dense_vgg_384. Of faces: lfw, which demands a set with folds of pairs.
+      align: Of faces: auto, none, 2d or 3d; the run's, else auto.
       scales: Lengths of an image's shorter side, in pixels, instead of the protocol's.
       batch_size: Images per step; views, where the protocol has several of an image.
         If not given the run's, else 512, and 8 of detectors and segmentation networks.
       on_bad_image: stop, or skip, which counts and names unreadable images.
     """
-    chosen, usual = get_protocol(protocol, scales), get_protocol("center_crop")
+    usual = get_protocol("center_crop")
+    chosen = usual if protocol == "lfw" else get_protocol(protocol, scales)
     if run_dir is not None:
         data = load_config(run_dir / "config.json").data
         max_boxes = max_boxes or data.max_boxes
         batch_size = batch_size or data.eval_batch_size
+        align = align or data.align
         card = zoo.weights.read_card(run_dir)
         model, weights = card.model, str(run_dir)
         if dataset is None:
@@ -111,6 +124,34 @@ def evaluate(
     if model is None or weights is None or dataset is None:
         raise ValueError("give a run folder, or --model, --weights and --dataset.")
     spec = zoo.get_spec(model)
+    if (spec.task != "verification") and (
+        protocol == "lfw" or align not in (None, "auto")
+    ):
+        raise ValueError(f"--protocol lfw and --align are for faces; {model} is not.")
+    if spec.task == "verification":
+        if protocol not in PROTOCOLS or scales:
+            raise ValueError(
+                f"--protocol must be one of {PROTOCOLS} for {model}, without --scales."
+            )
+        channels = spec.preprocess.channels
+        opened = open_faces(
+            dataset,
+            split,
+            data_dir=data_dir,
+            color=color or {1: "grey", 3: "rgb"}[channels],
+            protocol=protocol,
+        )
+        found, card = evaluate_faces(
+            model,
+            weights,
+            opened,
+            align=align or "auto",
+            batch_size=batch_size or 64,
+            options=parse_options(option),
+        )
+        print(f"{model} ({card.source}) on {dataset}, split {split}:")
+        print_verified(found, protocol=protocol)
+        return
     # Which weights the classes had in training does not matter here.
     weighted = spec.loss == "median_frequency"
     task = make_task(spec, loss="softmax_cross_entropy" if weighted else "")
@@ -236,7 +277,8 @@ def predict(
     """Shows a run's network images, and draws what it says.
 
     Of a classifier that is its classes, of a detector boxes with classes and scores. A
-    segmentation network's masks are written, too, in the colours of its data set.
+    segmentation network's masks are written, too, in the colours of its data set. A
+    face network compares two photographs: are they of one person?
 
     Args:
       run_dir: Folder of a run.
@@ -246,6 +288,12 @@ def predict(
     """
     if not images:
         raise ValueError("name at least one image.")
+    card = zoo.weights.read_checkpoint(run_dir)[1]
+    if zoo.get_spec(card.model).task == "verification":
+        out = out or run_dir / "predictions"
+        out.mkdir(parents=True, exist_ok=True)
+        predict_pair(run_dir, images, out)
+        return
     predictor = load_predictor(run_dir, score_threshold=score_threshold)
     out = out or run_dir / "predictions"
     out.mkdir(parents=True, exist_ok=True)
@@ -260,6 +308,18 @@ def predict(
             )
             picture.save(files[-1])
         print(f"{path}: {predicted.words}  ({', '.join(map(str, files))})")
+
+
+def landmarks(folder: Positional[Path]) -> None:
+    """Finds the landmarks of faces in a folder's pictures: landmarks.csv.
+
+    Args:
+      folder: With pictures in it or below; the file is written into it.
+    """
+    count, missing = fill_landmarks(folder)
+    print(f"{folder / LANDMARKS_FILE} has landmarks of {count} pictures.")
+    if missing:
+        print(f"No face was found in {len(missing)}: {', '.join(missing[:10])}")
 
 
 def transfer(config: TrainConfig) -> None:

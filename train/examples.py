@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from train.data import Source
+from train.data import Source, align_source, fit_source
+from train.evaluate import Evaluator
+from train.figures.faces import draw_alignment
+from train.figures.pictures import beside, enlarge
 from train.loop import Result
 from train.report import (
     Boxes,
@@ -17,9 +20,12 @@ from train.report import (
     SegmentationEvaluation,
     SegmentedImage,
     Shown,
+    ShownPair,
+    VerificationEvaluation,
 )
 from train.steps import make_prepare
 from train.tasks.matching import match_objects, overlaps
+from train.tasks.verification import probability
 from zoo.preprocess import crop_centre
 
 MOST = 24  # mistakes, false alarms and misses
@@ -33,6 +39,7 @@ def make_evaluation(result: Result) -> Evaluation:
         "classification": evaluate_classifier,
         "detection": evaluate_detector,
         "segmentation": evaluate_segmentation,
+        "verification": evaluate_verification,
     }
     return make[result.experiment.task.name](result)
 
@@ -192,4 +199,84 @@ def evaluate_segmentation(result: Result) -> SegmentationEvaluation:
         confusion=found.confusion,
         worst=[show(int(i)) for i in worst],
         typical=[show(int(i)) for i in typical if i not in worst],
+    )
+
+
+def evaluate_verification(result: Result) -> VerificationEvaluation:
+    """Shows the worst pairs, and what other alignments make of the same network."""
+    found, experiment = result.evaluated, result.experiment
+    source, preprocess = experiment.eval_source, experiment.card.preprocess
+    aligned = source.source
+    photographs = getattr(aligned, "photographs", aligned)
+    method = getattr(aligned, "method", "none")
+    every = {method: found} | {
+        name: _realign(result, photographs, name)
+        for name in _other_alignments(photographs, method)
+    }
+    pairs = found.faces.pairs
+    wrong = (found.scores > found.metrics["threshold"]) != pairs.same
+    off = np.abs(found.scores - found.metrics["threshold"]) * wrong
+    worst = [int(i) for i in np.argsort(-off, kind="stable")[:MOST] if wrong[i]]
+    steps = []
+    for i in np.linspace(0, len(source) - 1, PICTURES).astype(int):
+        landmarks = photographs.landmarks(int(i))
+        if landmarks is not None:
+            image = photographs.image(int(i))
+            picture = draw_alignment(image, landmarks, preprocess.size)
+            steps.append((photographs.provenance(int(i)), picture))
+    return VerificationEvaluation(
+        metrics=found.metrics,
+        curves={name: (each.curve.far, each.curve.tar) for name, each in every.items()},
+        cmc=found.cmc,
+        comparison=[
+            (
+                name,
+                each.metrics["verification_accuracy"],
+                each.metrics["standard_error"],
+                each.metrics["auc"],
+            )
+            for name, each in every.items()
+        ],
+        groups=found.groups,
+        mistakes=[_shown_pair(found, source, i) for i in worst],
+        steps=steps,
+    )
+
+
+def _other_alignments(photographs, method: str) -> list[str]:
+    landmarks = photographs.landmarks(0)
+    count = 0 if landmarks is None else len(landmarks)
+    possible = ["none", *(["2d"] if count else []), *(["3d"] if count >= 67 else [])]
+    return [name for name in possible[::-1] if name != method]
+
+
+def _realign(result: Result, photographs, method: str):
+    """Evaluates a run's network on faces that are aligned in another way."""
+    experiment = result.experiment
+    preprocess = experiment.card.preprocess
+    source = fit_source(align_source(photographs, method, preprocess), preprocess)
+    evaluate = Evaluator(
+        experiment.model,
+        experiment.task,
+        source,
+        preprocess,
+        experiment.mesh,
+        experiment.config.data.eval_batch_size,
+    )
+    return evaluate(result.state.eval_variables())
+
+
+def _shown_pair(found, source: Source, i: int) -> ShownPair:
+    pairs, first = found.faces.pairs, found.faces.templates
+    at = [int(pairs.first[i]), int(pairs.second[i])]
+    if first is not None:  # A template is shown by its first picture.
+        at = [int(np.argmax(first == number)) for number in at]
+    score = float(found.scores[i])
+    pictures = [enlarge(source.image(place), 110) for place in at]
+    return ShownPair(
+        beside(pictures, ("", ""), gap=4),
+        bool(pairs.same[i]),
+        score,
+        probability(score, found.metrics),
+        " and ".join(source.provenance(place) for place in at),
     )

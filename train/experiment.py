@@ -15,7 +15,14 @@ from tqdm import tqdm
 import zoo
 from train import optim
 from train.config import TrainConfig, parse_options
-from train.data import Source, find_problems, fit_source, open_source
+from train.data import (
+    Source,
+    align_source,
+    choose_alignment,
+    find_problems,
+    fit_source,
+    open_source,
+)
 from train.starting import create_model
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
@@ -164,11 +171,28 @@ def prepare_experiment(
         accuracy="",
         versions=versions(),
     )
+    faces = None
+    if spec.task == "verification":
+        faces = eval_source.face_set()
+        # From here on it is said: what is evaluated must be aligned as in training.
+        align = choose_alignment(train_source, data.align)
+        data = dataclasses.replace(data, align=align)
+        config = dataclasses.replace(config, data=data)
+        train_source, eval_source = (
+            align_source(source, align, pre)
+            for source, pre in (
+                (train_source, fitted),
+                (eval_source, card.preprocess),
+            )
+        )
     train_source, eval_source = (
         fit_source(
             source, pre, on_bad_image=data.on_bad_image, max_boxes=data.max_boxes
         )
-        for source, pre in zip(sources, (fitted, card.preprocess), strict=True)
+        for source, pre in (
+            (train_source, fitted),
+            (eval_source, card.preprocess),
+        )
     )
     steps_per_epoch = len(train_source) // data.batch_size
     if not steps_per_epoch:
@@ -204,6 +228,7 @@ def prepare_experiment(
             smoothing=config.optim.label_smoothing,
             difficult=data.difficult,
             class_weights=class_weights(config, train_source.source),
+            faces=faces,
         ),
     )
     # What patterns, schedules and augmentations refuse, they refuse here.
@@ -253,7 +278,7 @@ def fit_preprocess(
 def check_augment(names: tuple[str, ...], task: str) -> None:
     """Raises where an augmentation moves pixels, and not the boxes or masks."""
     moving = [n for n in names if n.split(":")[0] in augment.MOVING]
-    if moving and task != "classification":
+    if moving and task not in ("classification", "verification"):
         raise ValueError(
             f"data.augment={moving[0]} moves pixels and not what {task} has beside "
             "them; data.geometry has what moves both."

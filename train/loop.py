@@ -146,7 +146,7 @@ def fit(
         # 2. Create or restore the state, and only then write.
         stack.enter_context(lock_run_dir(run_dir))
         if resume is None:
-            create_run_dir(run_dir, config)
+            create_run_dir(run_dir, experiment.config)
             save_fingerprints(run_dir, images)
         clock = Clock(run_dir, resuming=resume is not None, started=started)
         checkpoints = stack.enter_context(Checkpoints(run_dir))

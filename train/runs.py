@@ -159,12 +159,13 @@ def next_steps(result: Result) -> str:
             f"Go on with:  canon-zoo train resume {run}"
         )
     split = result.experiment.eval_source.split
+    shown = "A.png B.png" if task.name == "verification" else "IMAGE.png"
     return (
         f"{task.say(result.metrics)} (split {split!r}).\n"
         f"The run is in {run_dir}; open {run_dir / 'report.html'} in a browser.\n"
         "Next:\n"
         f"  canon-zoo train evaluate {run}\n"
-        f"  canon-zoo train predict {run} IMAGE.png\n"
+        f"  canon-zoo train predict {run} {shown}\n"
         f"  canon-zoo train transfer --from {run} --dataset FORMAT:PATH "
         "--freeze 'backbone/**'\n"
         "and in Python:\n"

@@ -8,6 +8,7 @@ import importlib
 
 from zoo import cpu, protocols, transfer, weights
 from zoo.api import create, create_with_card, features
+from zoo.describe import make_describer
 from zoo.detect import make_detector
 from zoo.detection.contract import Detections
 from zoo.export import export
@@ -40,6 +41,7 @@ __all__ = [
     "list_models",
     "list_options",
     "make_classifier",
+    "make_describer",
     "make_detector",
     "make_region_detector",
     "make_region_reader",

@@ -27,6 +27,7 @@ from zoo.detection import (
     ssd_vgg,
     yolo_v1,
 )
+from zoo.face import deepface
 from zoo.segmentation import (
     fcn_resnet,
     fcn_vgg,
@@ -65,6 +66,7 @@ _FAMILIES = (
     unet_small,
     segnet,
     frrn,
+    deepface,
 )
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS
@@ -76,7 +78,8 @@ def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
 
     Args:
       pattern: Shell pattern that the name must match, such as "*resnet*".
-      task: "classification", "detection", "segmentation" or "face"; None for all.
+      task: "classification", "detection", "segmentation" or "verification"; None for
+        all.
 
     Raises:
       ValueError: No model has this task.

@@ -13,6 +13,7 @@ HEADLINES = {
     "classification": "accuracy",
     "detection": "ap50",
     "segmentation": "mean_iou",
+    "verification": "verification_accuracy",
 }
 
 
@@ -169,7 +170,7 @@ class ModelSpec:
 
     Attributes:
       name: The name under which `zoo.create` finds it.
-      task: "classification", "detection", "segmentation" or "face".
+      task: "classification", "detection", "segmentation" or "verification".
       build: Called with `num_classes=` and overrides; returns the Linen module.
       paper: Authors, title, year, and the section or table that was followed.
       num_classes: The paper's number of classes.

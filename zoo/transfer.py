@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier, LinearHead
+from zoo.layers import BatchNorm, Classifier, DescriptorLayer, LinearHead
 from zoo.paths import flatten, match_paths, unflatten
 
 Tree = Mapping[str, Any]
@@ -56,7 +56,8 @@ def frozen_modules(params: Tree, frozen: Sequence[str]) -> frozenset[str]:
 def freeze_statistics(modules: frozenset[str]) -> AbstractContextManager:
     """Within this context, frozen batch norm runs as at inference.
 
-    It uses its running averages and leaves them as they are, whatever `train` says.
+    It uses its running averages and leaves them as they are, whatever `train` says;
+    frozen descriptor layers leave their maxima.
 
     Args:
       modules: From `frozen_modules`.
@@ -65,7 +66,7 @@ def freeze_statistics(modules: frozenset[str]) -> AbstractContextManager:
     def intercept(call, args, kwargs, context):
         module, is_call = context.module, context.method_name == "__call__"
         # Only what is within a network that runs has a path.
-        is_norm = isinstance(module, BatchNorm) and is_call
+        is_norm = isinstance(module, BatchNorm | DescriptorLayer) and is_call
         if is_norm and "/".join(module.path) in modules:
             kwargs = {**kwargs, "train": False}
         return call(*args, **kwargs)

@@ -11,6 +11,7 @@ from train.configs import (
     digits_detection,
     digits_lenet5,
     digits_segmentation,
+    faces,
     imagenet_alexnet,
     imagenet_googlenet,
     imagenet_msra,
@@ -27,6 +28,9 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "digits_detection_faster_rcnn": digits_detection.faster_rcnn,
     "digits_detection_yolo": digits_detection.yolo,
     "digits_segmentation_unet": digits_segmentation.unet,
+    "faces_deepface_small": faces.small,
+    "orl_deepface": faces.orl,
+    "faces_deepface": faces.deepface,
     "cifar10_resnet20_short": cifar10_resnet.short,
     **{
         f"cifar10_resnet{depth}": partial(cifar10_resnet.config, depth)
@@ -102,6 +106,9 @@ def tiny(config: TrainConfig) -> TrainConfig:
         changes |= {"dataset": "digits_canvas", "per_class": 0, "classes": ()}
         changes |= {"train_split": "train[:8]", "eval_split": "test[:4]"}
         changes |= {"batch_size": 2, "eval_batch_size": 2, "ignored": ()}
+    if spec.task == "verification":
+        changes |= {"dataset": "faces_synthetic_tiny", "train_split": "train"}
+        changes |= {"eval_split": "test"}
     data = dataclasses.replace(config.data, **changes)
     model = dataclasses.replace(config.model, layers=())
     optim = dataclasses.replace(config.optim, warmup_steps=0)

@@ -6,6 +6,7 @@ batches are made by grain. The names below are the room's public door.
 
 from train.data.crops import parse_crop
 from train.data.decode import BadImage, decode_image
+from train.data.faces import FaceSource, align_source, choose_alignment
 from train.data.fit import (
     fit_source,
     load_resident,
@@ -20,9 +21,12 @@ from train.data.survey import find_problems
 
 __all__ = [
     "BadImage",
+    "FaceSource",
     "Source",
     "Subset",
+    "align_source",
     "array_source",
+    "choose_alignment",
     "decode_image",
     "epoch_order",
     "eval_batches",

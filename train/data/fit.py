@@ -53,7 +53,7 @@ class FittedSource(Source):
             example = fit(example, self.preprocess)
         except ValueError as error:
             raise ValueError(f"{self.provenance(index)}: {error}") from error
-        if self.task == "classification":
+        if self.task in ("classification", "verification"):
             return example
         if self.task == "detection":
             example = pad_boxes(example, self.max_boxes, self.provenance(index))
@@ -162,6 +162,11 @@ def skip_bad_images(source: Source) -> Source:
         len(source),
         "\n".join(bad),
     )
+    if source.task == "verification":
+        raise ValueError(
+            f"{source.name} {source.split}: {len(bad)} of {len(source)} images cannot "
+            f"be read, and pairs of faces need all of them; the first: {bad[0]}"
+        )
     return Subset(source, np.flatnonzero([r is None for r in reasons]))
 
 

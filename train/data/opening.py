@@ -6,6 +6,7 @@ from pathlib import Path
 from train.data.choices import select
 from train.data.coco import open_coco
 from train.data.decode import check_color, check_orientation
+from train.data.face_folders import open_lfw, open_orl, open_people, open_ytf
 from train.data.folder import open_folder
 from train.data.pairs import open_pairs
 from train.data.source import Source, nearest
@@ -18,6 +19,9 @@ FORMATS = {
     "coco": ("detection", open_coco),
     "voc_masks": ("segmentation", open_voc_masks),
     "masks": ("segmentation", open_pairs),
+    "lfw": ("verification", open_lfw),
+    "ytf": ("verification", open_ytf),
+    "orl": ("verification", open_orl),
 }
 
 
@@ -38,7 +42,8 @@ def open_source(
     """Opens a data set by name, preparing it first where that is possible.
 
     Args:
-      name: "digits" and "digits_canvas" (from scikit-learn), "cifar10", "cifar100"
+      name: "digits" and "digits_canvas" (from scikit-learn), "faces_synthetic" (drawn),
+        "cifar10", "cifar100"
         (from their publisher's archives), any data set of TFDS with an image and a
         label or objects, "cityscapes" and "oxford_iiit_pet" for their masks, or files:
 
@@ -47,7 +52,10 @@ def open_source(
         - "voc:PATH", boxes as in PASCAL VOC's folders, see `open_voc`;
         - "coco:DIR" or "coco:FILE.json:IMAGES", boxes as in COCO, see `open_coco`;
         - "voc_masks:PATH", masks as in PASCAL VOC's folders, see `open_voc_masks`;
-        - "masks:PATH", `split/images` and `split/masks`, see `open_pairs`.
+        - "masks:PATH", `split/images` and `split/masks`, see `open_pairs`;
+        - "lfw:PATH", "ytf:PATH" and "orl:PATH", people's pictures as in these data
+          sets, see `train.data.face_folders`; an "imagefolder" is one, too, for the
+          task "verification".
       split: Such as "train" or "test"; "val", "valid" and "validation" are the same,
         and "train+val" is both. For data sets of TFDS also its slices, such as
         "train[:10%]".
@@ -80,16 +88,25 @@ def open_source(
     options = {}
     if colon and form in FORMATS:
         found, opener = FORMATS[form]
+        if (form, task) == ("imagefolder", "verification"):
+            found, opener = task, open_people
         _check_task(name, task, found)
         if found == "segmentation":
             options = {"class_names": classes, "ignored": tuple(ignored)}
             options["values"] = tuple(values)
             classes, ignored, values = None, (), ()
+        if found != "verification":
+            options["orientation"] = orientation
+        elif orientation == "stored":
+            raise ValueError(
+                f"{name}: orientation='stored' (--data.orientation): faces are always "
+                "turned upright, as their EXIF orientation says."
+            )
         # Of "coco:FILE:IMAGES" the second path, too, starts at `data_dir`.
         coco = opener is open_coco
         paths = [_place(data_dir, p) for p in (path.split(":") if coco else [path])]
         path = ":".join(map(str, paths)) if coco else paths[0]
-        source = opener(path, split, color=color, orientation=orientation, **options)
+        source = opener(path, split, color=color, **options)
     else:
         # Imported late: TFDS takes seconds, and files do without.
         from train.data.prepared import open_prepared

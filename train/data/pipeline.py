@@ -3,7 +3,8 @@
 A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `index` int32 [B]
 (position in the source), for evaluation `valid` bool [B], and by the source's task
 
-- classification: `label` int32 [B];
+- classification and verification: `label` int32 [B], of people who are not trained on
+  -1;
 - detection: `boxes` float32 [B, N, 4], xyxy in pixels of the batch's image, `classes`
   int32 [B, N], `box_valid` bool [B, N] and `difficult` bool [B, N];
 - segmentation: `mask` uint8 [B, H, W], 255 where it is to be ignored;
@@ -129,7 +130,7 @@ class _Load:
 
     def _fit(self, step: int, example: Example, preprocess: Preprocess) -> Example:
         index = int(example["index"])
-        if self.source.task == "classification":
+        if self.source.task in ("classification", "verification"):
             numbers = draw_numbers(self.seed, step, index)
             image = self.crop(numbers, example["image"], preprocess)
             return example | {"image": image}
@@ -247,7 +248,8 @@ def train_stream(
         or the geometry does not fit the network or the task.
     """
     _check_processes(batch_size, process_index, process_count)
-    if source.task != "classification" and crop != "center":
+    labelled = source.task in ("classification", "verification")
+    if not labelled and crop != "center":
         raise ValueError(
             f"crop={crop!r} is for classification; for {source.task} there is geometry."
         )

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from train.data.canvas import DigitsCanvas
 from train.data.cifar import Cifar10Binary, Cifar100Binary
 from train.data.digits import Digits
+from train.data.faces_synthetic import FacesSynthetic, FacesSyntheticTiny
 from train.data.opening import FORMATS
 from train.data.records import find_kind
 from train.data.source import Source, nearest
@@ -18,6 +19,8 @@ from train.data.splits import split_kind
 OWN = {
     "digits": Digits,
     "digits_canvas": DigitsCanvas,
+    "faces_synthetic": FacesSynthetic,
+    "faces_synthetic_tiny": FacesSyntheticTiny,
     "cifar10": Cifar10Binary,
     "cifar100": Cifar100Binary,
 }

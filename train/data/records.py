@@ -8,9 +8,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.decode import decode_image, decode_mask
+from train.data.faces import FaceSource
+from train.data.faces_synthetic import KNOWN
 from train.data.masks import IGNORED, make_values, segmentation_example
 from train.data.objects import detection_example, make_objects
 from train.data.source import Example, Source, check_labels
+from zoo.face.verification import UNKNOWN
 
 _CITYSCAPES = (
     "road sidewalk building wall fence pole traffic_light traffic_sign vegetation "
@@ -181,14 +184,65 @@ class PreparedMasks(PreparedSource):
         return segmentation_example(image, mask, self._values, provenance)
 
 
+class PreparedFaces(FaceSource, PreparedSource):
+    """One split with people: the feature `person`, or `label` with their names.
+
+    Of `faces_synthetic` the first people are those to train on; of others all are.
+    Pictures may have `landmarks` and the person's `group`.
+    """
+
+    def find_class_names(self, features) -> tuple[str, ...]:
+        kinds = dict(features.items())
+        self._has = {*kinds}
+        if "group" in kinds:
+            self.group_names = tuple(kinds["group"].names)
+        if "person" in kinds:
+            return tuple(f"person {i}" for i in range(KNOWN[self.name]))
+        return tuple(getattr(kinds["label"], "names", None) or ())
+
+    @functools.cached_property
+    def people(self) -> np.ndarray:
+        if "person" in self._has:
+            return self._read("person").astype(np.int32)
+        labels = self._read("label")
+        if labels.dtype.kind in "iu":
+            return labels.astype(np.int32)
+        # Names, as TFDS has them of LFW.
+        labels = [bytes(name) for name in labels]
+        names, numbers = np.unique(labels, return_inverse=True)
+        self.class_names = tuple(name.decode() for name in names)
+        return numbers.astype(np.int32)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        people = self.people
+        known = people < len(self.class_names)
+        return np.where(known, people, UNKNOWN).astype(np.int32)
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray | None:
+        return self._read("group").astype(np.int32) if self.group_names else None
+
+    def _read(self, feature: str) -> np.ndarray:
+        return np.array([self._records[i][feature] for i in range(len(self))])
+
+    def landmarks(self, index: int) -> np.ndarray | None:
+        if "landmarks" not in self._has:
+            return None
+        return np.array(self._records[index]["landmarks"], np.float32)
+
+    def example(self, index: int) -> Example:
+        return {"image": self.image(index), "label": self.labels[index]}
+
+
 def find_kind(name: str, features, task: str | None) -> type[PreparedSource]:
     """Returns the kind of source that a data set's features allow.
 
     Args:
       name: Of the data set.
       features: Of its builder.
-      task: What it shall be for; None for the first of classification, detection and
-        segmentation that it can be for.
+      task: What it shall be for; None for the first of classification, detection,
+        segmentation and verification that it can be for.
 
     Raises:
       ValueError: It has no such features.
@@ -205,12 +259,17 @@ def find_kind(name: str, features, task: str | None) -> type[PreparedSource]:
         possible["detection"] = PreparedObjects
     if masks is not None and masks.mask in kinds:
         possible["segmentation"] = PreparedMasks
+    named = "person" in kinds or isinstance(
+        kinds.get("label"), tfds.features.ClassLabel | tfds.features.Text
+    )
+    if images and named:
+        possible["verification"] = PreparedFaces
     if not possible or (task is not None and task not in possible):
         found = [f"{key} ({type(f).__name__})" for key, f in kinds.items()]
         raise ValueError(
             f"{name}: expected a uint8 'image' and a class 'label' (classification), "
-            "'objects' with 'bbox' and 'label' (detection) or masks of "
-            f"{', '.join(MASKS)} (segmentation)"
+            "'objects' with 'bbox' and 'label' (detection), masks of "
+            f"{', '.join(MASKS)} (segmentation) or a 'person' or 'label' (verification)"
             f"{'' if task is None else f', for task={task!r}'}; it has "
             f"{', '.join(found)}."
         )

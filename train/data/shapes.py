@@ -23,7 +23,7 @@ def fitted_shapes(
 ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Returns the shape and the type of each array of a fitted example."""
     shapes = {"image": (preprocess.shape, np.uint8), "index": ((), np.int32)}
-    if task == "classification":
+    if task in ("classification", "verification"):
         return shapes | {"label": ((), np.int32)}
     shapes |= {"size": ((2,), np.int32), "original_size": ((2,), np.int32)}
     if task == "segmentation":

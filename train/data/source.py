@@ -21,7 +21,7 @@ class Source:
     read it.
 
     Attributes:
-      task: "classification", "detection" or "segmentation".
+      task: "classification", "detection", "segmentation" or "verification".
       name: Name of the data set.
       split: Name of the split.
       class_names: In the order of the labels.
@@ -80,7 +80,7 @@ class Source:
           `image` uint8 [height, width, 1 or 3] of the image's own size, `index` int32,
           the position, and by the task
 
-          - classification: `label` int32;
+          - classification and verification: `label` int32;
           - detection: `boxes` float32 [n, 4], xyxy in pixels within the image,
             `classes` int32 [n] and `difficult` bool [n];
           - segmentation: `mask` uint8 [height, width], 255 where it is to be ignored.

@@ -11,6 +11,7 @@ from train.report.parts import (
     table_section,
 )
 from train.report.segmentation import SegmentationEvaluation, SegmentedImage
+from train.report.verification import ShownPair, VerificationEvaluation
 
 __all__ = [
     "Boxes",
@@ -23,6 +24,8 @@ __all__ = [
     "SegmentationEvaluation",
     "SegmentedImage",
     "Shown",
+    "ShownPair",
+    "VerificationEvaluation",
     "confidence_interval",
     "plot_section",
     "table_section",

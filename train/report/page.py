@@ -24,6 +24,14 @@ from train.report.parts import (
 KINDS = ("train", "eval")
 # Of each headline measure: its name, and the curves of its chart: (kind, key) by name.
 MEASURES = {
+    "verification_accuracy": (
+        "verification accuracy",
+        {
+            "eval": ("eval", "verification_accuracy"),
+            "eval, identification": ("eval", "identification"),
+            "train, identification": ("train", "identification"),
+        },
+    ),
     "accuracy": (
         "accuracy",
         {

@@ -9,6 +9,8 @@ from train.tasks.classification import (
 from train.tasks.detection import Detected, Detection
 from train.tasks.segmentation import Segmentation, make_pixel_loss
 from train.tasks.task import Evaluated, Task
+from train.tasks.verification import Verification, Verified
+from zoo.face.verification import FaceSet
 from zoo.registry import unknown
 from zoo.spec import ModelSpec
 
@@ -20,6 +22,8 @@ __all__ = [
     "Loss",
     "Segmentation",
     "Task",
+    "Verification",
+    "Verified",
     "make_loss",
     "make_pixel_loss",
     "make_task",
@@ -35,6 +39,7 @@ def make_task(
     smoothing: float = 0.0,
     difficult: bool = False,
     class_weights: tuple[float, ...] = (),
+    faces: FaceSet | None = None,
 ) -> Task:
     """Makes the task of a network.
 
@@ -45,11 +50,12 @@ def make_task(
       smoothing: Label smoothing, of the softmax cross-entropy of classifiers alone.
       difficult: Whether a detector is trained on objects that are marked difficult.
       class_weights: Of the classes' pixels, where the loss is "median_frequency".
+      faces: What an evaluation of faces must know of its set.
 
     Raises:
       ValueError: The task or the loss is unknown, or an option does not fit it.
     """
-    if spec.task != "classification" and smoothing:
+    if spec.task not in ("classification", "verification") and smoothing:
         raise ValueError(
             f"label smoothing is for classifiers; {spec.name} is for {spec.task}."
         )
@@ -78,5 +84,7 @@ def make_task(
         chosen = make_pixel_loss(loss or spec.loss, class_weights)
         aux = make_pixel_loss(aux_loss, class_weights) if aux_loss else None
         return Segmentation(chosen, spec.aux_losses, aux)
-    known = ("classification", "detection", "segmentation")
+    if spec.task == "verification":
+        return Verification(make_loss(loss or spec.loss, smoothing=smoothing), faces)
+    known = ("classification", "detection", "segmentation", "verification")
     raise ValueError(unknown("task", spec.task, known))

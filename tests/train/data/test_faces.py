@@ -1,0 +1,281 @@
+"""Folders of people's pictures, landmarks, pairs, and faces that are drawn."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data import align_source, choose_alignment, open_source
+from train.data.draws import Draws
+from train.data.face_model import average_person, draw_person, landmarks
+from train.data.faces import first_pictures, make_pairs, read_landmarks, write_landmarks
+from train.data.faces_synthetic import Expression, View, draw_example, render, rotate
+from train.data.files import Files
+from zoo.face.reference import LANDMARKS
+from zoo.spec import Preprocess
+
+SMALL = Preprocess(size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def save(path, value=100, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (20, 24), value if mode == "L" else (value,) * 3).save(path)
+
+
+def make_lfw(root, people=4, each=3):
+    names = [f"Person_{chr(65 + i)}" for i in range(people)]
+    for name in names:
+        for number in range(1, each + 1):
+            save(root / name / f"{name}_{number:04}.jpg")
+    return names
+
+
+PAIRS = """2 2
+Person_A 1 2
+Person_B 1 3
+Person_A 1 Person_B 1
+Person_A 2 Person_B 2
+Person_C 1 2
+Person_D 1 2
+Person_C 1 Person_D 1
+Person_C 2 Person_D 3
+"""
+
+
+def test_lfw_and_its_pairs(tmp_path):
+    make_lfw(tmp_path)
+    (tmp_path / "pairs.txt").write_text(PAIRS)
+    source = open_source(f"lfw:{tmp_path}", "test")
+    assert source.class_names == tuple(f"Person_{c}" for c in "ABCD")
+    assert len(source) == 10  # Two of twelve pictures are in no pair.
+    pairs = source.face_set().pairs
+    np.testing.assert_array_equal(pairs.fold, [0] * 4 + [1] * 4)
+    np.testing.assert_array_equal(pairs.same, [True, True, False, False] * 2)
+    assert source.provenance(pairs.second[1]).endswith("Person_B_0003.jpg")
+    assert source.provenance(pairs.second[7]).endswith("Person_D_0003.jpg")
+    same = source.people[pairs.first] == source.people[pairs.second]
+    np.testing.assert_array_equal(same, pairs.same)
+    everything = open_source(f"lfw:{tmp_path}", "all")
+    assert len(everything) == 12
+    (tmp_path / "people.txt").write_text("2\n1\nPerson_A 3\n1\nPerson_C 3\n")
+    assert len(open_source(f"lfw:{tmp_path}", "all")) == 6
+    (tmp_path / "pairsDevTrain.txt").write_text(
+        "1\nPerson_A 1 2\nPerson_A 1 Person_B 1\n"
+    )
+    assert len(open_source(f"lfw:{tmp_path}", "train")) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Person_B 1 3", "Person_B 1 4", r"line 3: Person_B_0004 is not there"),
+        ("Person_A 1 Person_B 1", "Person_A 1 Person_A 2", "line 4.*one person twice"),
+        ("Person_B 1 3", "Person_B 1 1", "line 3.*one picture twice"),
+        ("Person_B 1 3", "Person_A 2 1", "line 3.*is repeated"),
+        ("Person_D 1 2\n", "", "announces 2 folds of 2 . 2 pairs, 8 in all.*are 7"),
+        (
+            "Person_B 1 3",
+            "Person_B 1 Person_A 1",
+            "line 3: pair 2 of fold 1 must be NAME",
+        ),
+        ("Person_C 1 2", "Person_C one 2", "line 6: pair 1 of fold 2"),
+        ("2 2", "two", "line 1: expected the numbers"),
+    ],
+)
+def test_a_wrong_list_of_pairs_is_named(tmp_path, old, new, message):
+    make_lfw(tmp_path)
+    (tmp_path / "pairs.txt").write_text(PAIRS.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        open_source(f"lfw:{tmp_path}", "test")
+
+
+@pytest.mark.parametrize(
+    ("people", "message"),
+    [
+        ("2\n2\nPerson_A 3\n1\nPerson_C 3\n", "'1' in fold 1 of 2 people must be NAME"),
+        ("2\n1\nPerson_A 3\n1\nPerson_A 3\n", "fold 2 of 1 people is there twice"),
+        ("2\n1\nPerson_A 3\n2\nPerson_C 3\n", "fold 2 announces 2 people and has 1"),
+        ("1\n1\nPerson_A 3\nPerson_B 3\n", "'Person_B 3' comes after the last fold"),
+    ],
+)
+def test_a_wrong_list_of_people_is_named(tmp_path, people, message):
+    make_lfw(tmp_path)
+    (tmp_path / "people.txt").write_text(people)
+    with pytest.raises(ValueError, match=message):
+        open_source(f"lfw:{tmp_path}", "all")
+
+
+def test_lfw_without_pictures_or_lists(tmp_path):
+    with pytest.raises(ValueError, match=r"NAME/NAME_0001\.jpg, found none"):
+        open_source(f"lfw:{tmp_path}", "test")
+    make_lfw(tmp_path)
+    with pytest.raises(ValueError, match=r"split 'test' needs the file pairs\.txt"):
+        open_source(f"lfw:{tmp_path}", "test")
+
+
+def test_youtube_faces_are_templates(tmp_path):
+    for video in ("Ann/0", "Ann/1", "Bob/0", "Bob/2"):
+        for frame in range(3):
+            save(tmp_path / "frames" / video / f"{frame}.jpg")
+    lines = ["fold, first, second, same", "1, Ann/0, Ann/1, 1", "2, Ann/0, Bob/2, 0"]
+    (tmp_path / "splits.txt").write_text("\n".join(lines))
+    source = open_source(f"ytf:{tmp_path}", "test")
+    assert len(source) == 9  # Bob's video 0 is in no pair.
+    faces = source.face_set()
+    np.testing.assert_array_equal(faces.templates, np.repeat([0, 1, 2], 3))
+    np.testing.assert_array_equal(faces.pairs.second, [1, 2])
+    np.testing.assert_array_equal(faces.pairs.same, [True, False])
+    (tmp_path / "splits.txt").write_text("1, Ann/0, Ann/7, 1")
+    with pytest.raises(ValueError, match="line 1: video Ann/7 is not there"):
+        open_source(f"ytf:{tmp_path}", "test")
+
+
+def test_orl_keeps_probes_and_ten_people_out_of_training(tmp_path):
+    for person in range(1, 41):
+        for number in range(1, 11):
+            save(tmp_path / f"s{person}" / f"{number}.pgm", person, mode="L")
+    train = open_source(f"orl:{tmp_path}", "train", color="rgb")
+    assert len(train) == 150
+    assert len(train.class_names) == 30
+    test = open_source(f"orl:{tmp_path}", "test", color="rgb")
+    assert test.class_names == train.class_names
+    faces = test.face_set()
+    assert len(test) == 400
+    assert faces.gallery.sum() == 200
+    assert (faces.labels == -1).sum() == 100
+    chosen = {test.provenance(i) for i in np.flatnonzero(~faces.gallery)}
+    assert not chosen & {train.provenance(i) for i in range(150)}
+    assert (faces.labels[faces.pairs.first] == -1).all()
+    assert (faces.labels[faces.pairs.second] == -1).all()
+    counts = np.bincount(faces.pairs.fold)
+    assert len(counts) == 10
+    assert counts.min() >= 80
+    assert test.image(0).shape == (24, 20, 3)
+
+
+def test_an_image_folder_is_of_people_for_this_task(tmp_path):
+    for split, people in (("train", "ab"), ("test", "bcd")):
+        for person in people:
+            for i in range(4):
+                save(tmp_path / split / person / f"{i}.png")
+    source = open_source(f"imagefolder:{tmp_path}", "test", task="verification")
+    assert source.class_names == ("a", "b")
+    np.testing.assert_array_equal(np.unique(source.labels), [-1, 1])
+    assert open_source(f"imagefolder:{tmp_path}", "test").task == "classification"
+
+
+def test_pairs_are_of_people_who_are_in_one_fold_alone():
+    people = np.repeat(np.arange(40), 4)
+    pairs = make_pairs(people)
+    assert pairs.same.sum() == (~pairs.same).sum()
+    same = people[pairs.first] == people[pairs.second]
+    np.testing.assert_array_equal(same, pairs.same)
+    assert (pairs.first != pairs.second).all()
+    both = {frozenset(pair) for pair in zip(pairs.first, pairs.second, strict=True)}
+    assert len(both) == len(pairs.first)
+    members = [
+        {*people[pairs.first[pairs.fold == f]], *people[pairs.second[pairs.fold == f]]}
+        for f in range(10)
+    ]
+    assert len(set.union(*members)) == sum(map(len, members))
+    again = make_pairs(people)
+    np.testing.assert_array_equal(pairs.second, again.second)
+    with pytest.raises(ValueError, match="no two of one person"):
+        make_pairs(np.arange(5))
+
+
+def test_half_of_few_pictures_are_known():
+    people = np.array([3] * 4 + [1] * 20 + [2])
+    chosen = first_pictures(people)
+    np.testing.assert_array_equal(np.flatnonzero(chosen), [0, 1, 4, 5, 6, 7, 8])
+
+
+def test_landmarks_beside_pictures(tmp_path):
+    save(tmp_path / "a" / "1.png")
+    save(tmp_path / "b" / "1.png")
+    points = np.arange(12, dtype=np.float32).reshape(6, 2)
+    write_landmarks(tmp_path / "landmarks.csv", {"a/1.png": points})
+    found = read_landmarks(Files(tmp_path))
+    np.testing.assert_array_equal(found["a/1.png"], points)
+    assert [*found] == ["a/1.png"]
+    header = ",".join(["file", *(f"{a}{i}" for i in range(6) for a in "xy")])
+    row = ",".join(["a/1.png", *map(str, range(12))])
+    for text, message in {
+        "file,x0,y0": "first line must be file,x0,y0",
+        f"{header}\n{row},13": "line 2: expected a file and 12 finite numbers",
+        f"{header}\n{row[:-2]}nan": "line 2: expected a file and 12 finite",
+        f"{header}\n{row}\n{row}": "line 3: a/1.png is named twice",
+        f"{header}\n{row.replace('a/1', 'a/2')}": "line 2: a/2.png is not there",
+    }.items():
+        (tmp_path / "landmarks.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_landmarks(Files(tmp_path))
+
+
+def test_alignment_goes_as_far_as_the_landmarks(tmp_path):
+    for person in "ab":
+        for i in range(2):
+            save(tmp_path / person / f"{i}.png", 60 * i)
+    name = f"imagefolder:{tmp_path}"
+    source = open_source(name, "all", task="verification")
+    assert choose_alignment(source, "auto") == "none"
+    with pytest.raises(ValueError, match="'2d' needs one of"):
+        choose_alignment(source, "2d")
+    six = np.array([[6, 8], [14, 8], [10, 12], [7, 16], [10, 16], [13, 16]], np.float32)
+    files = [f"{person}/{i}.png" for person in "ab" for i in range(2)]
+    write_landmarks(tmp_path / "landmarks.csv", dict.fromkeys(files[:-1], six))
+    source = open_source(name, "all", task="verification")
+    assert choose_alignment(source, "auto") == "2d"
+    with pytest.raises(ValueError, match="'3d' needs 67 or 68 landmarks"):
+        choose_alignment(source, "3d")
+    aligned = align_source(source, "auto", SMALL)
+    np.testing.assert_array_equal(aligned.image(1), np.full((16, 16, 3), 60))
+    with pytest.raises(ValueError, match=r"b/1.png has no landmarks"):
+        aligned.image(3)
+
+
+def test_drawn_faces_are_the_same_each_time():
+    one, other = draw_example(2, 3), draw_example(2, 3)
+    np.testing.assert_array_equal(one["image"], other["image"])
+    again = np.asarray(draw_example(2, 4)["image"], int)
+    assert np.abs(np.asarray(one["image"], int) - again).mean() > 10
+    assert one["landmarks"].shape == (67, 2)
+    # The affine camera is that of the pose.
+    linear = one["camera"][:, :3]
+    scale = np.linalg.norm(linear[0])
+    np.testing.assert_allclose(linear, scale * rotate(*one["pose"])[:2], atol=1e-4)
+
+
+def test_landmarks_lie_on_what_is_drawn():
+    """Of a face in front, the pupils are dark where the eyes' landmarks say."""
+    person = average_person()
+    view = View(
+        rotation=np.eye(3),
+        scale=26.0,
+        centre=np.array([40.0, 32.0]),
+        light=np.array([0.0, 0.0, 1.0]),
+        ambient=0.6,
+        gain=np.ones(3),
+        blur=0.0,
+        grain=0.0,
+    )
+    image = render(person, view, Expression(), Draws((0, 0))).astype(float).mean(-1)
+    points = view.project(landmarks(person)) - 0.5
+    for eye in (slice(36, 42), slice(42, 48)):
+        x, y = points[eye].mean(0).round().astype(int)
+        around = image[y - 4 : y + 5, x - 8 : x + 9]
+        assert image[y, x] < np.median(around) - 30
+    mouth = points[48:68].mean(0).round().astype(int)
+    assert abs(mouth[0] - 40) <= 1
+
+
+def test_the_reference_is_the_average_of_the_model():
+    points = landmarks(average_person(), Expression(mouth=0.3))
+    shares = (points - [0, 0.32, 0]) / 2.3 + [0.5, 0.5, 0]
+    np.testing.assert_allclose(shares, LANDMARKS, atol=1e-4)
+
+
+def test_people_differ():
+    people = [draw_person(Draws((i, 1))) for i in range(20)]
+    shapes = np.stack([landmarks(person) for person in people])
+    gaps = np.linalg.norm(shapes[:, None] - shapes[None], axis=-1).mean(-1)
+    assert gaps[~np.eye(20, dtype=bool)].min() > 0.02

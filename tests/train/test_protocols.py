@@ -1,0 +1,102 @@
+"""The learned comparisons of descriptors."""
+
+import jax
+import numpy as np
+import pytest
+
+from train.data.faces import make_pairs
+from train.protocols import (
+    ensemble,
+    evaluate_pairs,
+    fit_chi_squared,
+    power_kernel,
+    siamese,
+    unsupervised,
+    weighted_chi_squared,
+)
+from zoo.face.verification import (
+    chi_squared,
+    chi_squared_terms,
+    inner_product,
+    normalize_features,
+)
+
+
+def draw(seed=0, noise=0.6):
+    """Descriptors of 20 people of which half of the features say nothing."""
+    rng = np.random.default_rng(seed)
+    people = np.repeat(np.arange(20), 6)
+    own = rng.exponential(size=(20, 16))[people]
+    seen = own + noise * rng.exponential(size=own.shape)
+    useless = 4 * rng.exponential(size=own.shape)
+    features = np.concatenate([seen, useless], 1).astype(np.float32)
+    return np.asarray(normalize_features(features, features.max(0))), people
+
+
+def test_chi_squared_is_the_formula():
+    a, b = np.array([[1.0, 0, 3]], np.float32), np.array([[3.0, 0, 0]], np.float32)
+    np.testing.assert_allclose(chi_squared_terms(a, b), [[1, 0, 3]])
+    weights = np.array([2.0, 5, 1], np.float32)
+    np.testing.assert_allclose(chi_squared(a, b, weights), [5])
+    gradient = jax.grad(lambda a: chi_squared(a, b, weights).sum())(a)
+    assert np.isfinite(gradient).all()
+
+
+def test_features_are_normalised_by_their_maximum():
+    features = np.array([[2.0, 0.01, 0], [0, 0, 0]], np.float32)
+    found = normalize_features(features, np.array([4.0, 0.02, 1.0], np.float32))
+    wanted = np.array([0.5, 0.2, 0]) / np.hypot(0.5, 0.2)
+    np.testing.assert_allclose(found, [wanted, [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(inner_product(found[:1], found[:1]), 1, rtol=1e-6)
+
+
+def test_learned_weights_beat_the_inner_product():
+    descriptors, people = draw()
+    pairs = make_pairs(people)
+    plain = evaluate_pairs(unsupervised, descriptors, pairs)
+    learned = evaluate_pairs(weighted_chi_squared, descriptors, pairs)
+    assert learned["accuracy"] > plain["accuracy"] + 0.03
+    assert learned["auc"] > plain["auc"]
+    weights = fit_chi_squared(
+        descriptors[pairs.first], descriptors[pairs.second], pairs.same
+    )
+    assert weights[:16].mean() > 5 * abs(weights[16:].mean())
+
+
+def test_an_ensemble_of_two_networks():
+    one, people = draw(noise=1.0)
+    rng = np.random.default_rng(5)
+    other = np.abs(one[:, :16] + 0.05 * rng.normal(size=(120, 16))).astype(np.float32)
+    pairs = make_pairs(people)
+    both = evaluate_pairs(ensemble, [one, other], pairs)
+    single = evaluate_pairs(unsupervised, one, pairs)
+    assert both["accuracy"] > single["accuracy"]
+
+
+def test_the_power_kernel_is_the_sum_over_networks():
+    rng = np.random.default_rng(0)
+    a = [rng.normal(size=(3, 4)), rng.normal(size=(3, 2))]
+    b = [rng.normal(size=(5, 4)), rng.normal(size=(5, 2))]
+    wanted = [
+        [
+            -sum(np.square(x[i] - y[j]).sum() for x, y in zip(a, b, strict=True))
+            for j in range(5)
+        ]
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(power_kernel(a, b), wanted)
+
+
+def test_a_siamese_unit_learns_which_features_count():
+    descriptors, people = draw()
+    pairs = make_pairs(people)
+    f7 = {"kernel": np.eye(32, dtype=np.float32), "bias": np.zeros(32, np.float32)}
+    train = descriptors[pairs.first] * 5, descriptors[pairs.second] * 5
+    half = np.arange(len(pairs.same)) % 2 == 0
+    known, asked = (tuple(a[part] for a in train) for part in (half, ~half))
+    scores = siamese(known, pairs.same[half], asked, f7=f7, learning_rate=0.02)
+    right = ((scores > 0) == pairs.same[~half]).mean()
+    plain = evaluate_pairs(unsupervised, descriptors, pairs)["accuracy"]
+    assert right > plain
+    with pytest.raises(KeyError):
+        siamese(known, pairs.same[half], asked, f7={"bias": np.zeros(32)})

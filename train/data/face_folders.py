@@ -1,0 +1,344 @@
+"""Folders of people's pictures as data sets are published: LFW, YouTube Faces, ORL."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from train.data.faces import FaceSource, FileFaces, read_landmarks
+from train.data.files import SUFFIXES, Files, find_splits, is_hidden
+from train.data.folder import find_layout
+from zoo.face.verification import Pairs
+
+# Of ORL: people to train on, and pictures of each person that are known.
+ORL_PEOPLE, ORL_KNOWN = 30, 5
+# Splits of LFW, and the file that says what is in each.
+LFW_FILES = {
+    "train": "pairsDevTrain.txt",
+    "dev": "pairsDevTest.txt",
+    "test": "pairs.txt",
+}
+
+
+def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSource:
+    """Opens a folder or zip file with one folder for each person.
+
+    The layout is that of `open_folder`; the people to train on are those of the split
+    "train", and all where there is none. Landmarks may lie beside, see
+    `read_landmarks`.
+
+    Args:
+      path: A folder, or a zip file, which is read in place.
+      split: Name of a split, or several such as "train+val".
+      color: "rgb", "grey" or None, see `decode_image`.
+
+    Raises:
+      ValueError: See `open_folder`.
+    """
+    files = Files(path)
+    layout = find_layout(files.paths(), str(path))
+    splits = find_splits(split, layout, str(path))
+    everyone = [row for rows in layout.values() for row in rows]
+    trained = sorted({name for name, _ in layout.get("train", everyone)})
+    names, members = zip(*(row for part in splits for row in layout[part]), strict=True)
+    landmarks = read_landmarks(files)
+    return FileFaces(files, "+".join(splits), members, names, trained, color, landmarks)
+
+
+def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
+    """Opens the ORL (AT&T) database of faces: `sN/M.pgm`.
+
+    "train" has the first five pictures of each of the first 30 people; "test" has all
+    pictures, of which the first five of each person are known to an identification.
+    People 31 to 40 are not trained on: pairs are made of their pictures.
+
+    Args:
+      path: The folder or zip file.
+      split: "train", "test" or "all", which is the same as "test".
+      color: "rgb", "grey" or None, see `decode_image`.
+
+    Raises:
+      ValueError: The path does not exist, has no such pictures, or fewer than 32
+        people, or there is no such split.
+
+    Reference:
+      Samaria and Harter, Parameterisation of a stochastic model for human face
+      identification, 1994.
+    """
+    files = Files(path)
+    found = []
+    for entry in files.paths():
+        match = re.fullmatch(r"(?:.*/)?s(\d+)/(\d+)\.(?:pgm|png|jpg)", entry)
+        if match and not is_hidden(entry):
+            found.append((int(match[1]), int(match[2]), entry))
+    people = sorted({person for person, _, _ in found})
+    if len(people) < ORL_PEOPLE + 2:
+        raise ValueError(
+            f"{path}: expected pictures sN/M.pgm of more than {ORL_PEOPLE + 1} people, "
+            f"found {len(people)} people."
+        )
+    trained = people[:ORL_PEOPLE]
+    (chosen,) = find_splits(split, ("train", "test", "all"), str(path))
+    rows = [
+        row
+        for row in sorted(found)
+        if chosen != "train" or (row[0] in trained and row[1] <= ORL_KNOWN)
+    ]
+    return FileFaces(
+        files,
+        chosen,
+        [entry for _, _, entry in rows],
+        [f"s{person}" for person, _, _ in rows],
+        [f"s{person}" for person in trained],
+        color,
+        read_landmarks(files),
+        gallery=np.array([number <= ORL_KNOWN for _, number, _ in rows]),
+    )
+
+
+def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
+    """Opens Labeled Faces in the Wild: `NAME/NAME_0001.jpg`, funneled or not.
+
+    The lists of pairs lie in the folder or above its pictures. "test" has the pictures
+    that `pairs.txt` names, and its ten folds (view 2); "train" and "dev" those of
+    `pairsDevTrain.txt` and `pairsDevTest.txt` (view 1), with their pairs as one fold;
+    "all" has every picture. With `people.txt`, "all" has the people of its folds alone:
+    what the unrestricted setting may make pairs of, see `read_people`.
+
+    Args:
+      path: The folder or zip file.
+      split: "train", "dev", "test" or "all".
+      color: "rgb", "grey" or None, see `decode_image`.
+
+    Raises:
+      ValueError: A list is missing, has another form, a fold of a wrong length, a pair
+        of different people with one name, or names a missing picture; or there is no
+        such split. Names the file and the line.
+
+    Reference:
+      Huang et al., Labeled Faces in the Wild, 2007.
+    """
+    files = Files(path)
+    pictures, lists = {}, {}
+    for entry in files.paths():
+        pure = PurePosixPath(entry)
+        match = re.fullmatch(r"(.+)_(\d{4})", pure.stem)
+        if pure.suffix == ".txt":
+            lists[pure.name] = entry
+        elif pure.suffix.lower() in SUFFIXES and match and match[1] == pure.parent.name:
+            pictures[match[1], int(match[2])] = entry
+    if not pictures:
+        raise ValueError(f"{path}: expected pictures NAME/NAME_0001.jpg, found none.")
+    (chosen,) = find_splits(split, (*LFW_FILES, "all"), str(path))
+    trained = sorted({name for name, _ in pictures})
+    keys, pairs = sorted(pictures), None
+    if chosen != "all":
+        name = LFW_FILES[chosen]
+        if name not in lists:
+            raise ValueError(f"{path}: split {split!r} needs the file {name}.")
+        where, text = files.where(lists[name]), files.read(lists[name]).decode()
+        rows = read_pairs(text, where)
+        for line, first, second, _, _ in rows:
+            for key in (first, second):
+                if key not in pictures:
+                    raise ValueError(
+                        f"{where}, line {line}: {key[0]}_{key[1]:04} is not there."
+                    )
+        keys = sorted({key for row in rows for key in row[1:3]})
+        at = {key: i for i, key in enumerate(keys)}
+        columns = [(at[a], at[b], same, fold) for _, a, b, same, fold in rows]
+        pairs = _make_pairs(columns)
+    elif "people.txt" in lists:
+        where = files.where(lists["people.txt"])
+        folds = read_people(files.read(lists["people.txt"]).decode(), where)
+        keys = [key for key in keys if key[0] in folds]
+    return FileFaces(
+        files,
+        chosen,
+        [pictures[key] for key in keys],
+        [name for name, _ in keys],
+        trained,
+        color,
+        read_landmarks(files),
+        pairs=pairs,
+    )
+
+
+def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int]]:
+    """Reads LFW's `pairs.txt`, `pairsDevTrain.txt` or `pairsDevTest.txt`.
+
+    The first line has the number of folds and of pairs of each kind in a fold, or the
+    latter alone. Then come for each fold pairs of one person, `NAME 1 4`, and pairs of
+    two, `NAME 1 OTHER 2`.
+
+    Args:
+      text: Contents of the file.
+      where: What to call it in errors.
+
+    Returns:
+      For each pair its line, both pictures as (name, number), whether it is of one
+      person, and its fold.
+
+    Raises:
+      ValueError: See `open_lfw`.
+    """
+    lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1)]
+    lines = [(i, words) for i, words in lines if words]
+    head = lines[0][1] if lines else []
+    if len(head) not in (1, 2) or not all(word.isdigit() for word in head):
+        raise ValueError(
+            f"{where}, line 1: expected the numbers of folds and of pairs, got "
+            f"{' '.join(head)!r}."
+        )
+    folds, each = (1, int(head[0])) if len(head) == 1 else map(int, head)
+    if len(lines) - 1 != 2 * folds * each:
+        raise ValueError(
+            f"{where}: line 1 announces {folds} folds of {each} + {each} pairs, "
+            f"{2 * folds * each} in all, and there are {len(lines) - 1}."
+        )
+    rows, seen = [], set()
+    for number, (line, words) in enumerate(lines[1:]):
+        fold, place = divmod(number, 2 * each)
+        same = place < each
+        numbers = words[1::2] if len(words) == 4 else words[1:]
+        if len(words) != (3 if same else 4) or not all(n.isdigit() for n in numbers):
+            form = "NAME NUMBER NUMBER" if same else "NAME NUMBER NAME NUMBER"
+            raise ValueError(
+                f"{where}, line {line}: pair {place + 1} of fold {fold + 1} must be "
+                f"{form}, got {' '.join(words)!r}; each fold has {each} pairs of one "
+                f"person and then {each} of two."
+            )
+        names = (words[0], words[0]) if same else (words[0], words[2])
+        first, second = zip(names, map(int, numbers), strict=True)
+        if first == second or (not same and names[0] == names[1]):
+            what = "one picture twice" if same else "one person twice"
+            raise ValueError(f"{where}, line {line}: {' '.join(words)!r} names {what}.")
+        if frozenset((first, second)) in seen:
+            raise ValueError(f"{where}, line {line}: {' '.join(words)!r} is repeated.")
+        seen.add(frozenset((first, second)))
+        rows.append((line, first, second, same, fold))
+    return rows
+
+
+def read_people(text: str, where: str) -> dict[str, int]:
+    """Reads LFW's `people.txt` or `peopleDevTrain.txt`: the fold of each person.
+
+    Raises:
+      ValueError: The file has another form, a fold of a wrong length, or a person
+        twice. Names the line.
+    """
+    lines = [line.split() for line in text.splitlines() if line.split()]
+    several = bool(lines) and len(lines[0]) == 1 and len(lines[1]) == 1
+    rest, folds = lines[1:] if several else lines, {}
+    count = int(lines[0][0]) if several else 1
+    for fold in range(count):
+        if not rest or len(rest[0]) != 1 or not rest[0][0].isdigit():
+            raise ValueError(
+                f"{where}: fold {fold + 1} must begin with its number of people, got "
+                f"{' '.join(rest[0]) if rest else 'the end of the file'!r}."
+            )
+        length = int(rest[0][0])
+        people, rest = rest[1 : length + 1], rest[length + 1 :]
+        for words in people:
+            if len(words) != 2 or not words[1].isdigit() or words[0] in folds:
+                what = "is there twice" if words[0] in folds else "must be NAME COUNT"
+                raise ValueError(
+                    f"{where}: {' '.join(words)!r} in fold {fold + 1} of {length} "
+                    f"people {what}."
+                )
+            folds[words[0]] = fold
+        if len(people) != length:
+            raise ValueError(
+                f"{where}: fold {fold + 1} announces {length} people and has "
+                f"{len(people)}."
+            )
+    if rest:
+        raise ValueError(f"{where}: {' '.join(rest[0])!r} comes after the last fold.")
+    return folds
+
+
+def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
+    """Opens YouTube Faces: `PERSON/VIDEO/FRAME.jpg` and `splits.txt`.
+
+    A video is a template: its descriptor is the mean over its frames, so that the inner
+    product of two is the mean over all pairs of their frames.
+
+    Args:
+      path: The folder or zip file.
+      split: "test", the videos of `splits.txt` and its folds, or "all".
+      color: "rgb", "grey" or None, see `decode_image`.
+
+    Raises:
+      ValueError: `splits.txt` is missing, has another form, or names a missing video;
+        or there is no such split. Names the line.
+
+    Reference:
+      Wolf, Hassner, Maoz, Face Recognition in Unconstrained Videos with Matched
+      Background Similarity, 2011.
+    """
+    files, videos = Files(path), {}
+    for entry in sorted(files.paths()):
+        parts = PurePosixPath(entry).parts
+        is_picture = PurePosixPath(entry).suffix.lower() in SUFFIXES
+        if is_picture and len(parts) >= 3 and not is_hidden(entry):
+            videos.setdefault(f"{parts[-3]}/{parts[-2]}", []).append(entry)
+    if not videos:
+        raise ValueError(f"{path}: expected frames PERSON/VIDEO/FRAME.jpg, found none.")
+    (chosen,) = find_splits(split, ("test", "all"), str(path))
+    rows = []
+    if chosen == "test":
+        lists = [e for e in files.paths() if PurePosixPath(e).name == "splits.txt"]
+        if not lists:
+            raise ValueError(f"{path}: split 'test' needs the file splits.txt.")
+        where = files.where(lists[0])
+        rows = _read_video_pairs(files.read(lists[0]).decode(), where, {*videos})
+    used = {video for row in rows for video in row[:2]} or {*videos}
+    kept = [video for video in videos if video in used]
+    number = {video: i for i, video in enumerate(kept)}
+    frames = [(entry, video) for video in kept for entry in videos[video]]
+    names = [video.split("/")[0] for _, video in frames]
+    columns = [(number[a], number[b], same, fold) for a, b, same, fold in rows]
+    return FileFaces(
+        files,
+        chosen,
+        [entry for entry, _ in frames],
+        names,
+        sorted({*names}),
+        color,
+        read_landmarks(files),
+        templates=np.array([number[video] for _, video in frames], np.int32),
+        pairs=_make_pairs(columns) if rows else None,
+    )
+
+
+def _read_video_pairs(text: str, where: str, known: set[str]) -> list[tuple]:
+    """Reads lines `FOLD, VIDEO, VIDEO, ..., 0 or 1`; the first one is a title."""
+    rows = []
+    for line, content in enumerate(text.splitlines(), 1):
+        words = [word.strip() for word in content.split(",")]
+        if not content.strip() or (line == 1 and not words[0].isdigit()):
+            continue
+        fits = len(words) >= 4 and words[0].isdigit() and words[-1] in ("0", "1")
+        if not fits or int(words[0]) < 1:
+            raise ValueError(
+                f"{where}, line {line}: expected FOLD, VIDEO, VIDEO, 0 or 1, got "
+                f"{content!r}."
+            )
+        for video in words[1:3]:
+            if video not in known:
+                raise ValueError(f"{where}, line {line}: video {video} is not there.")
+        rows.append((words[1], words[2], words[-1] == "1", int(words[0]) - 1))
+    if not rows:
+        raise ValueError(f"{where} has no pairs.")
+    return rows
+
+
+def _make_pairs(rows: Sequence[tuple[int, int, bool, int]]) -> Pairs:
+    first, second, same, fold = (np.array(column) for column in zip(*rows, strict=True))
+    return Pairs(
+        first.astype(np.int32),
+        second.astype(np.int32),
+        same.astype(bool),
+        fold.astype(np.int32),
+    )

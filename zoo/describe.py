@@ -1,0 +1,88 @@
+"""From uint8 faces, or photographs with landmarks, to descriptors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from zoo.face.alignment import align
+from zoo.face.verification import EPSILON, feature_maximum, normalize_features
+from zoo.layers import Classifier
+from zoo.preprocess import check_batch, fit_images, normalize
+from zoo.spec import Preprocess
+
+Array = jax.Array
+
+
+def make_describer(
+    model: Classifier,
+    preprocess: Preprocess,
+    *,
+    align: str = "none",
+    epsilon: float = EPSILON,
+) -> Callable[..., Array]:
+    """Makes the jitted function from uint8 images to descriptors of faces.
+
+    A descriptor is the output of F7, divided by its largest values in training and
+    brought to length 1: the inner product of two says how alike two faces are.
+
+    Args:
+      model: A DeepFace network, with or without a head.
+      preprocess: What its variables expect, such as `card.preprocess`.
+      align: "none" for faces that are aligned already, or centred as those that the
+        network was trained on; "2d" or "3d" for photographs with landmarks.
+      epsilon: What a feature is divided by at least.
+
+    Returns:
+      `describe(variables, images, landmarks=None) -> descriptors`. Images are uint8
+      [B, h, w, channels] of any one size, landmarks float32 [B, L, 2] in their pixels
+      (see `zoo.face.alignment`), descriptors float32 [B, D]. It is compiled for each
+      size.
+
+    Raises:
+      ValueError: An option is out of range. `describe` raises it where images or
+        landmarks are of another type or shape, or the variables of another network.
+
+    Reference:
+      Taigman et al., DeepFace, 2014, section 3, "Normalization".
+    """
+    if align not in ("none", "2d", "3d"):
+        raise ValueError(f"align={align!r} must be 'none', '2d' or '3d'.")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon} must be more than 0.")
+
+    @jax.jit
+    def describe(
+        variables: Mapping[str, Any], images: Array, landmarks: Array | None = None
+    ) -> Array:
+        check_batch(images, preprocess)
+        if (landmarks is None) != (align == "none"):
+            has = "none were" if landmarks is None else "some were"
+            raise ValueError(f"align={align!r}, and {has} given as landmarks.")
+        if landmarks is not None:
+            if landmarks.shape[::2] != (images.shape[0], 2):
+                raise ValueError(
+                    f"landmarks must be [{images.shape[0]}, L, 2], got "
+                    f"{list(landmarks.shape)}."
+                )
+            images = align_faces(images, landmarks, align, preprocess.size)
+        x = normalize(fit_images(images, preprocess), preprocess)
+        out = model.apply(variables, x, method="endpoints")
+        return normalize_features(out["f7"], feature_maximum(variables), epsilon)
+
+    return describe
+
+
+def align_faces(images: Array, landmarks: Array, method: str, size: int) -> Array:
+    """Aligns one face in each of some photographs.
+
+    Args:
+      images: uint8 [B, h, w, C].
+      landmarks: float32 [B, L, 2], in their pixels.
+      method: "2d" or "3d".
+      size: Height and width of the crops, in pixels.
+
+    Returns:
+      uint8 [B, size, size, C].
+    """
+    return jax.vmap(lambda i, p: align(i, p, method, size=size))(images, landmarks)

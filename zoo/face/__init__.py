@@ -1,0 +1,1 @@
+"""Faces: the network, their alignment, and whether two are of one person."""

@@ -1,0 +1,115 @@
+"""Convolutions whose every output position has a kernel of its own."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def locally_connected(
+    x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1
+) -> Array:
+    """Computes a convolution without padding and without shared weights.
+
+    The windows are gathered as patches, and each position's patches of the whole batch
+    are multiplied by its kernel: one batched product.
+
+    Args:
+      x: [B, H, W, I], floating.
+      kernel: [H', W', kh, kw, I, O], of the type of `x`.
+      bias: [H', W', O]; None for none.
+      stride: Step between windows.
+
+    Returns:
+      [B, H', W', O].
+
+    Raises:
+      ValueError: The stride is not positive, a shape does not fit, or the windows do
+        not.
+
+    Reference:
+      Taigman et al., DeepFace, 2014, section 3; Gregor and LeCun, Emergence of
+      complex-like cells in a temporal product network with local receptive fields,
+      2010.
+    """
+    if kernel.ndim != 6:
+        raise ValueError(
+            f"kernel must be [H', W', kh, kw, I, O], got {list(kernel.shape)}."
+        )
+    height, width, rows, columns, inputs, outputs = kernel.shape
+    if x.ndim != 4 or x.shape[3] != inputs:
+        raise ValueError(f"x must be [B, H, W, {inputs}], got {list(x.shape)}.")
+    found = output_size(x.shape[1:3], (rows, columns), stride)
+    if found != (height, width):
+        raise ValueError(
+            f"kernel is for {height} x {width} positions, and x {list(x.shape)} has "
+            f"{found[0]} x {found[1]} of them at stride={stride}."
+        )
+    if bias is not None and bias.shape != (height, width, outputs):
+        raise ValueError(
+            f"bias must be [{height}, {width}, {outputs}], got {list(bias.shape)}."
+        )
+    last = [(n - 1) * stride + 1 for n in (height, width)]
+    taps = [
+        x[:, i : i + last[0] : stride, j : j + last[1] : stride]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    patches = jnp.stack(taps, 3)
+    kernel = kernel.reshape(height, width, rows * columns, inputs, outputs)
+    y = jnp.einsum("bhwki,hwkio->bhwo", patches, kernel)
+    return y if bias is None else y + bias[None]
+
+
+def output_size(
+    size: tuple[int, int], kernel: tuple[int, int], stride: int
+) -> tuple[int, int]:
+    """Returns how many windows fit into a map, down and across.
+
+    Args:
+      size: Height and width of the map.
+      kernel: Height and width of a window.
+      stride: Step between windows.
+
+    Raises:
+      ValueError: The stride is not positive, or not one window fits.
+    """
+    if stride < 1:
+        raise ValueError(f"stride={stride} must be 1 or more.")
+    found = tuple((n - k) // stride + 1 for n, k in zip(size, kernel, strict=True))
+    if min(found) < 1:
+        raise ValueError(
+            f"a window of {kernel[0]} x {kernel[1]} does not fit into a map of "
+            f"{size[0]} x {size[1]}."
+        )
+    return found
+
+
+def from_keras(kernel: Array, window: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Brings a kernel of Keras' `LocallyConnected2D` into the order used here.
+
+    Args:
+      kernel: [H' W', kh kw I, O], of its implementation 1 with channels last.
+      window: (kh, kw).
+      size: (H', W').
+
+    Returns:
+      [H', W', kh, kw, I, O]. Biases [H', W', O] are the same in both.
+
+    Raises:
+      ValueError: The kernel does not fit the window or the size.
+    """
+    places, fan_in, outputs = kernel.shape
+    inputs, rest = divmod(fan_in, window[0] * window[1])
+    if rest or places != size[0] * size[1]:
+        raise ValueError(
+            f"kernel {list(kernel.shape)} does not fit window={window}, size={size}: "
+            "expected [H' W', kh kw I, O]."
+        )
+    return kernel.reshape(*size, *window, inputs, outputs)
+
+
+def to_keras(kernel: Array) -> Array:
+    """Inverts `from_keras`: [H', W', kh, kw, I, O] becomes [H' W', kh kw I, O]."""
+    height, width, rows, columns, inputs, outputs = kernel.shape
+    return kernel.reshape(height * width, rows * columns * inputs, outputs)
