@@ -4,7 +4,7 @@ model, variables = zoo.create("cifar_resnet20", num_classes=10)
 logits = jax.jit(model.apply)(variables, images)
 """
 
-from zoo import protocols, transfer, weights
+from zoo import explain, protocols, transfer, weights
 from zoo.api import create, create_with_card, features
 from zoo.detect import make_detector
 from zoo.detection.contract import Detections
@@ -25,6 +25,7 @@ __all__ = [
     "create",
     "create_with_card",
     "describe",
+    "explain",
     "export",
     "features",
     "fit_batch",
