@@ -3,7 +3,7 @@
 On accelerators `convolve` is `lax.conv_general_dilated`. On CPUs it is one of the
 formulations of `zoo.ops.convolution_cpu`, chosen when the program is lowered, from
 static shapes. Tests hold all of them, and their derivatives of both orders, to XLA's;
-the command tests/benchmark_convolution.py measures them.
+the command tests/benchmarks/benchmark_convolution.py measures them.
 """
 
 from functools import partial

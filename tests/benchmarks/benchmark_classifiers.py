@@ -1,0 +1,243 @@
+"""Measures ImageNet's classifiers beside torchvision, Keras and a public Flax ResNet.
+
+# about an hour on two cores
+python tests/benchmarks/benchmark_classifiers.py
+python tests/benchmarks/benchmark_classifiers.py resnet50 --cells inference_1 train_8
+# prints the table of the README
+python tests/benchmarks/benchmark_classifiers.py --table
+# writes it there
+python tests/benchmarks/benchmark_classifiers.py --readme
+
+Both have the same deterministic weights and images; their logits are held together
+before any clock starts. The sides take turns, each alone on the machine with all of its
+cores; nothing else should run. Numbers go to classifiers.json beside it, and replace
+those of the same networks and cells. Sides that are not installed (torch, torchvision,
+keras, jax-resnet) are left out and named.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import benchmark_classifiers_table
+import numpy as np
+import readme
+from benchmark_classifiers_jax import JAX_RESNET, KERAS
+from benchmark_rounds import (
+    Call,
+    machine,
+    same_machine,
+    say,
+    side_process,
+    summarize,
+)
+
+import zoo
+from train.memory import restart_with_huge_pages
+
+OUT = Path(__file__).parent / "classifiers.json"
+OFFERS = {"keras": KERAS, "jax_resnet": JAX_RESNET}
+EAGER = ("torch_eager", "torch_eager_channels_last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+      networks: Names; torchvision has each of them.
+      cells: Kind and batch, such as "train_8".
+      rounds: Turns of each side.
+      seconds: Of a turn, at least; and a turn has one call at least.
+      dtype: Of the computation.
+      threads: Of PyTorch; XLA takes all cores.
+      others: Whether to measure Keras and jax-resnet.
+      compiled: Whether to measure torch.compile.
+    """
+
+    networks: tuple[str, ...] = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50")
+    cells: tuple[str, ...] = ("inference_1", "inference_16", "train_8")
+    rounds: int = 5
+    seconds: float = 2.0
+    dtype: str = "float32"
+    threads: int = os.cpu_count()
+    others: bool = True
+    compiled: bool = True
+
+
+CPU = Plan()
+GPU = Plan(
+    networks=("resnet50",),
+    cells=("inference_1", "inference_256", "train_256"),
+    dtype="bfloat16",
+    others=False,
+)
+QUICK = Plan(
+    networks=("alexnet_tv",),
+    cells=("inference_1", "train_2"),
+    rounds=1,
+    seconds=0.0,
+    threads=1,
+    others=False,
+    compiled=False,
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, or shows what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("names", nargs="*", help="of networks; the platform's usual ones if none")
+    add("--cells", nargs="+", metavar="CELL", help="such as inference_1 or train_8")
+    add("--rounds", type=int, help="turns of each side")
+    add("--seconds", type=float, help="of a turn, at least")
+    add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
+    add("--table", action="store_true", help="print the table and measure nothing")
+    add("--readme", action="store_true", help="write it to the README instead")
+    add("--quick", action="store_true", help="few small calls: a test of the plumbing")
+    options = parser.parse_args(arguments)
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.table or options.readme:
+        table = benchmark_classifiers_table.render(found)
+        if options.readme:
+            readme.write_block("classifiers", table)
+        else:
+            print(table)
+        return
+    # On a GPU this process and the sides' share the memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    here = machine()
+    plan = QUICK if options.quick else CPU if here["platform"] == "cpu" else GPU
+    plan = dataclasses.replace(
+        plan,
+        networks=tuple(options.names) or plan.networks,
+        cells=tuple(options.cells or plan.cells),
+        rounds=options.rounds or plan.rounds,
+        seconds=options.seconds or plan.seconds,
+    )
+    for cell in plan.cells:
+        kind, _, batch = cell.partition("_")
+        if kind not in ("inference", "train") or not batch.isdecimal():
+            parser.error(f"{cell!r} is no cell, such as inference_1 or train_8.")
+    known = found.setdefault(here["platform"], {"networks": {}})
+    if not same_machine(known.get("machine", here), here):
+        say("the numbers in the file are of another machine; they are replaced.")
+        known["networks"].clear()
+    for name in plan.networks:
+        zoo.get_spec(name)
+        numbers, versions = measure(name, plan)
+        known["machine"] = {**known.get("machine", {}), **here, **versions}
+        known["plan"] = {"dtype": plan.dtype}
+        network = known["networks"].setdefault(name, {"cells": {}})
+        cells = {**network["cells"], **numbers.pop("cells")}
+        network |= {**numbers, "cells": cells}
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        say(f"wrote {name} to {options.out}")
+
+
+def measure(name: str, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
+    """Measures one network on all sides.
+
+    Returns:
+      The numbers, and the versions of other packages.
+    """
+    absent: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+
+        def begin(module: str) -> Call:
+            return stack.enter_context(side_process(module))
+
+        sides: dict[str, Call] = {"zoo": begin("benchmark_classifiers_jax")}
+        params = {"zoo": sides["zoo"]("start", "zoo", name, plan.dtype)}
+        products = {"zoo": sides["zoo"]("call", "products_per_second", plan.seconds)}
+        try:
+            theirs = begin("benchmark_classifiers_torch")
+            start = ("start", name, plan.dtype, plan.threads)
+            params["torch"], versions = theirs(*start)
+        except (ImportError, RuntimeError) as error:
+            # Not installed, or torchvision is built for another torch.
+            absent["torch"] = f"{error}".splitlines()[0]
+        else:
+            check_same(sides["zoo"], theirs, params, plan.dtype)
+            products["torch"] = theirs("call", "products_per_second", plan.seconds)
+            variants = (*EAGER, "torch_compile") if plan.compiled else EAGER
+            sides |= dict.fromkeys(variants, theirs)
+        for side, networks in OFFERS.items():
+            if not plan.others or name not in networks:
+                continue
+            if importlib.util.find_spec(side) is None:
+                absent[side] = "not installed"
+                continue
+            sides[side] = begin("benchmark_classifiers_jax")
+            params[side] = sides[side]("start", side, name, plan.dtype)
+            versions[side] = importlib.metadata.version(side.replace("_", "-"))
+        cells = measure_rounds(name, plan, sides, absent)
+        for cell in cells.values():
+            cell["products_per_second"] = products
+    numbers = {
+        "parameters": params,
+        "macs": zoo.get_spec(name).macs,
+        "absent": absent,
+        "cells": cells,
+    }
+    return numbers, versions
+
+
+def check_same(ours: Call, theirs: Call, params: dict[str, int], dtype: str) -> None:
+    """Holds the logits of both networks together.
+
+    Raises:
+      AssertionError: The parameters or the logits differ.
+    """
+    assert params["zoo"] == params["torch"], params
+    found, expected = ours("call", "logits", 2), theirs("call", "logits", 2)
+    tolerance = 1e-4 if dtype == "float32" else 5e-2
+    limit = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
+
+
+def measure_rounds(
+    name: str, plan: Plan, sides: dict[str, Call], absent: dict[str, str]
+) -> dict[str, Any]:
+    """Lets the sides take turns; returns the numbers of each cell.
+
+    Args:
+      name: Of the network.
+      plan: How much.
+      sides: What calls a function in the side's process.
+      absent: Gets the reason where a compiled side does not work.
+    """
+    cells = {}
+    for cell in plan.cells:
+        kind, batch = cell.split("_")
+        seconds: dict[str, list[float]] = {}
+        for i in range(plan.rounds):
+            for side, process in sides.items():
+                variant = (side,) if side.startswith("torch") else ()
+                if side in absent:
+                    continue
+                turn = (*variant, kind, int(batch), plan.seconds)
+                try:
+                    took = process("call", "time", *turn)
+                except Exception as error:
+                    if side != "torch_compile":
+                        raise
+                    absent[side] = f"{type(error).__name__}: {error}"[:200]
+                    continue
+                seconds.setdefault(side, []).append(took)
+                say(f"{name} {cell} round {i + 1}/{plan.rounds} {side}: {took:.4f} s")
+        cells[cell] = summarize(seconds, int(batch), "zoo")
+    return cells
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
+    main(sys.argv[1:])

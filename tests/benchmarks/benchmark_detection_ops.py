@@ -1,0 +1,257 @@
+"""Measures suppression and RoIAlign beside torchvision's operators.
+
+# about 2 minutes on two cores
+python tests/benchmarks/benchmark_detection_ops.py
+# what has it in its name
+python tests/benchmarks/benchmark_detection_ops.py nms
+# prints what was measured
+python tests/benchmarks/benchmark_detection_ops.py --table
+# writes it to the README
+python tests/benchmarks/benchmark_detection_ops.py --readme
+
+The sides take turns on the same numbers, and the least time of the rounds counts: other
+programs only add to it. Beside it stands the least processor time. Where torchvision's
+compiled operators are missing, a module `torchvision_on_cpu` on the path may stand in
+for them: the file then says that they are "python", and the ratios say little. Numbers
+go to tests/benchmarks/detection_ops.json.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import readme
+from benchmark_convolution import measure_in_turns
+from benchmark_rounds import machine, say, where
+
+from zoo.ops.nms import nms
+from zoo.ops.roi import multiscale_roi_align
+
+OUT = Path(__file__).parent / "detection_ops.json"
+COUNTS = (1_000, 6_000, 12_000)
+HEIGHT, WIDTH, CHANNELS, CLASSES = 800, 1088, 256, 80
+STRIDES = (4, 8, 16, 32)
+# What stands for each name in the table, before the number in it.
+TITLES = {
+    "nms": "suppression at 0.7 of {} boxes",
+    "nms_keep_1000": "the same, until 1,000 are kept",
+    "class_nms": "suppression at 0.5 within 80 classes of {} boxes",
+    "roi_align": "RoIAlign of {} boxes over four levels",
+    "roi_align_gradient": "its value and gradient, {} boxes",
+}
+Calls = dict[str, Callable[[], Any]]
+
+
+def main() -> None:
+    """Measures, or shows what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", help="parts of the names of what to measure")
+    parser.add_argument("--seconds", type=float, default=10, help="for each operation")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--readme", action="store_true", help="write it to the README")
+    options = parser.parse_args()
+    if not options.table and not options.readme:
+        measure(options.only, options.seconds)
+    table = render(json.loads(OUT.read_text()))
+    if options.readme:
+        readme.write_block("detection_ops", table)
+    else:
+        print(table)
+
+
+def measure(only: list[str], seconds: float) -> None:
+    """Measures what is asked for, and keeps the other numbers of the file."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count())
+    operators, kind = import_operators()
+    found = json.loads(OUT.read_text()) if OUT.exists() else {"milliseconds": {}}
+    found["machine"] = machine() | {"torch": torch.__version__}
+    found["torchvision_operators"] = kind
+    jobs = {}
+    for count in COUNTS:
+        jobs[f"nms_{count}"] = partial(nms_calls, operators, count, None)
+        jobs[f"nms_{count}_keep_1000"] = partial(nms_calls, operators, count, 1_000)
+        jobs[f"class_nms_{count}"] = partial(class_nms_calls, operators, count)
+    jobs["roi_align_1000"] = partial(roi_align_calls, operators, 1_000)
+    jobs["roi_align_512_gradient"] = partial(gradient_calls, operators, 512)
+    for name, make_calls in jobs.items():
+        if only and not any(part in name for part in only):
+            continue
+        found["milliseconds"][name] = measure_in_turns(make_calls(), seconds)
+        OUT.write_text(json.dumps(found, indent=1) + "\n")
+        say(f"{name} {found['milliseconds'][name]}")
+
+
+def import_operators() -> tuple[Any, str]:
+    """Returns `torchvision.ops`, and whether its operators are compiled."""
+    kind = "compiled"
+    try:
+        import torchvision
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        torchvision = importlib.import_module("torchvision_on_cpu").torchvision
+        kind = "python"
+    return torchvision.ops, kind
+
+
+def render(found: dict[str, Any]) -> str:
+    """Makes the table: least milliseconds of wall time, and their ratio."""
+    here = found["machine"]
+    stand_in = (
+        ""
+        if found["torchvision_operators"] == "compiled"
+        else ", whose compiled operators are missing on this machine: a script in "
+        "Python stands in for them, and the ratio says little"
+    )
+    lines = [
+        f"Operators of detectors beside torchvision's{stand_in}. On "
+        f"{where(here, ('jax', 'torch'))}; the least of turns, each with all cores; "
+        "`python tests/benchmarks/benchmark_detection_ops.py` makes it again.",
+        "",
+        "| what | ms | torchvision, ms | theirs / ours |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, sides in found["milliseconds"].items():
+        ours, theirs = sides["zoo"][0], sides["torchvision"][0]
+        count = re.search(r"_(\d+)", name)
+        title = TITLES[name.replace(count[0], "", 1)].format(f"{int(count[1]):,}")
+        cells = title, f"{ours:.1f}", f"{theirs:,.1f}", f"{theirs / ours:.1f}"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def make_boxes(count: int) -> np.ndarray:
+    """Boxes of 16 to 700 pixels, as many small as large, clipped to the image."""
+    random = np.random.default_rng(count)
+    half = np.exp(random.uniform(np.log(16), np.log(700), (count, 2))) / 2
+    centre = random.uniform(0, [WIDTH, HEIGHT], (count, 2))
+    boxes = np.concatenate([centre - half, centre + half], axis=1)
+    return np.clip(boxes, 0, [WIDTH, HEIGHT] * 2).astype(np.float32)
+
+
+def jax_call(function: Callable, *arrays: Any) -> Callable[[], Any]:
+    """Compiles a function for these arrays, and calls it with them."""
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    compiled = jax.jit(function).lower(*arrays).compile()
+    return lambda: jax.block_until_ready(compiled(*arrays))
+
+
+def nms_calls(operators: Any, count: int, keep: int | None) -> Calls:
+    """Suppression at 0.7, of which the first `keep` are wanted."""
+    import torch
+
+    boxes = make_boxes(count)
+    scores = np.random.default_rng(0).uniform(size=count).astype(np.float32)
+    ours = partial(nms, iou_threshold=0.7, max_outputs=keep or count)
+    theirs = torch.from_numpy(boxes), torch.from_numpy(scores)
+    calls = {
+        "zoo": jax_call(ours, boxes, scores),
+        "torchvision": lambda: operators.nms(*theirs, 0.7)[:keep],
+    }
+    check(calls)
+    return calls
+
+
+def class_nms_calls(operators: Any, count: int) -> Calls:
+    """Suppression at 0.5 within each class."""
+    import torch
+
+    random = np.random.default_rng(0)
+    boxes, scores = make_boxes(count), random.uniform(size=count).astype(np.float32)
+    classes = random.integers(0, CLASSES, count)
+    theirs = [torch.from_numpy(a) for a in (boxes, scores, classes)]
+
+    def ours(boxes: Any, scores: Any, classes: Any) -> Any:
+        return nms(boxes, scores, iou_threshold=0.5, max_outputs=count, classes=classes)
+
+    calls = {
+        "zoo": jax_call(ours, boxes, scores, classes.astype(np.int32)),
+        "torchvision": lambda: operators.batched_nms(*theirs, 0.5),
+    }
+    check(calls)
+    return calls
+
+
+def check(calls: Calls) -> None:
+    """Both sides keep the same boxes, or there is nothing to compare."""
+    ours, theirs = calls["zoo"](), calls["torchvision"]().numpy()
+    np.testing.assert_array_equal(np.asarray(ours.indices)[ours.valid], theirs)
+
+
+def roi_align_calls(operators: Any, count: int) -> Calls:
+    """RoIAlign 7x7 over four levels of an image of 800 x 1088 pixels."""
+    import torch
+
+    levels = make_levels()
+    rois = make_boxes(count)
+    maps, pool, sizes = torch_side(operators, levels)
+
+    def theirs() -> Any:
+        with torch.no_grad():
+            return pool(maps, [torch.from_numpy(rois)], sizes)
+
+    calls = {"zoo": jax_call(align, levels, rois), "torchvision": theirs}
+    expected = calls["torchvision"]().permute(0, 2, 3, 1).numpy()
+    # Neighbours differ by some units here, and float32 knows places near 270 cells to
+    # 3e-5 cells.
+    np.testing.assert_allclose(calls["zoo"](), expected, atol=1e-3)
+    return calls
+
+
+def gradient_calls(operators: Any, count: int) -> Calls:
+    """The same and its gradient, of as many regions as are trained."""
+    import torch
+
+    levels, rois = make_levels(), make_boxes(count)
+    maps, pool, sizes = torch_side(operators, levels)
+    leaves = [leaf.requires_grad_() for leaf in maps.values()]
+
+    def ours(levels: list, rois: Any) -> list:
+        return jax.grad(lambda levels: (align(levels, rois) ** 2).sum())(levels)
+
+    def theirs() -> Any:
+        total = (pool(maps, [torch.from_numpy(rois)], sizes) ** 2).sum()
+        return torch.autograd.grad(total, leaves)
+
+    calls = {"zoo": jax_call(ours, levels, rois), "torchvision": theirs}
+    for mine, other in zip(calls["zoo"](), calls["torchvision"](), strict=True):
+        expected = other[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(mine, expected, atol=1e-2)
+    return calls
+
+
+def align(levels: list, rois: Any) -> Any:
+    """The zoo's operation."""
+    return multiscale_roi_align(levels, rois, strides=STRIDES)
+
+
+def make_levels() -> list[np.ndarray]:
+    """Feature maps [H, W, C] of all strides."""
+    random = np.random.default_rng(0)
+    sizes = [(HEIGHT // s, WIDTH // s, CHANNELS) for s in STRIDES]
+    return [random.normal(size=size).astype(np.float32) for size in sizes]
+
+
+def torch_side(operators: Any, levels: list[np.ndarray]) -> tuple[dict, Any, list]:
+    """Returns maps [1, C, H, W] by name, the pooler, and the image's size."""
+    import torch
+
+    maps = {
+        str(i): torch.from_numpy(np.ascontiguousarray(level.transpose(2, 0, 1)))[None]
+        for i, level in enumerate(levels)
+    }
+    pool = operators.MultiScaleRoIAlign([*maps], output_size=7, sampling_ratio=2)
+    return maps, pool, [(HEIGHT, WIDTH)]
+
+
+if __name__ == "__main__":
+    main()
