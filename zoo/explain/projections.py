@@ -85,7 +85,9 @@ def deconvnet(
     Raises:
       ValueError: The network has no rectifiers, or an argument does not fit.
     """
-    return _project("deconvnet", model, variables, images, endpoint, channels, positions)
+    return _project(
+        "deconvnet", model, variables, images, endpoint, channels, positions
+    )
 
 
 def guided_backprop(
