@@ -48,7 +48,7 @@ def main(names):
                 maps = {k: v.transpose(0, 2, 3, 1) for k, v in maps.items()}
                 sections[method] = summarise(maps, samples=SAMPLES, sums=SUMS)
         facts = {
-            "source": f"tests/reference/restate_deconvnet.py, torch {torch.__version__}",
+            "source": f"restate_deconvnet.py, torch {torch.__version__}",
             "date": datetime.date.today().isoformat(),
         }
         path = FOLDER / f"deconvnet_{name}.npz"

@@ -271,8 +271,8 @@ def _grad_cam(
 
     if not _depends(inner, place, inner.outvars[1]):
         raise ValueError(
-            f"endpoint {scores!r} does not depend on endpoint {endpoint!r}, which comes "
-            "after it or beside it."
+            f"endpoint {scores!r} does not depend on endpoint {endpoint!r}, which "
+            "comes after it or beside it."
         )
     zeros = jnp.zeros(shapes[0].shape, shapes[0].dtype)
     found, back, features = jax.vjp(perturbed, zeros, has_aux=True)

@@ -64,8 +64,8 @@ def occlusion(
       variables: Of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them.
-      channels: A number, int [B], or None for the channel of each image with the largest
-        sum over space, without a square.
+      channels: A number, int [B], or None for the channel of each image with the
+        largest sum over space, without a square.
       size: Height and width of the square, in pixels.
       stride: Pixels between its positions.
       fill: What the square shows, float or [C], in the network's input: 0 is the mean

@@ -123,7 +123,7 @@ class Mixed(nn.Module):
 
 
 def restate_mixed(torch, method, v, images):
-    """The same with torch's layers, and rectifiers that have a way back of their own."""
+    """The same with torch's layers, and rectifiers with a way back of their own."""
     F = torch.nn.functional
 
     class Rectify(torch.autograd.Function):
