@@ -114,7 +114,7 @@ def occlusion(
         images,
         channels,
         labels,
-        jnp.broadcast_to(fill, images.shape[3:]),
+        jnp.broadcast_to(fill, (1, 1, 1, images.shape[3])),
         jnp.asarray(corners),
         size=size,
         chunk=min(chunk, len(corners)),
@@ -156,7 +156,8 @@ def _occlude(
     pairs = jnp.arange(batch * len(corners))
     rest = -len(pairs) % chunk
     pairs = jnp.concatenate([pairs, jnp.zeros(rest, pairs.dtype)]).reshape(-1, chunk)
-    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    rows = jnp.arange(height).reshape(1, -1, 1)
+    columns = jnp.arange(width).reshape(1, 1, -1)
 
     def look(pairs: Array) -> tuple:
         image, corner = jnp.divmod(pairs, len(corners))
@@ -234,8 +235,9 @@ def hide_boxes(images: Array, boxes: Array, fill: float | Array = 0.0) -> Array:
     Returns:
       [B, H, W, C].
     """
-    rows = jnp.arange(images.shape[1])[:, None]
-    columns = jnp.arange(images.shape[2])
+    rows = jnp.arange(images.shape[1]).reshape(1, -1, 1)
+    columns = jnp.arange(images.shape[2]).reshape(1, 1, -1)
     left, top, right, bottom = (b[:, None, None] for b in boxes.T)
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return jnp.where(inside[..., None], jnp.asarray(fill, images.dtype), images)
+    fill = jnp.broadcast_to(jnp.asarray(fill, images.dtype), (1, 1, 1, images.shape[3]))
+    return jnp.where(inside[..., None], fill, images)

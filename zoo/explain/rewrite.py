@@ -130,7 +130,7 @@ def _step(
     replaced = any(_has_call(p, rules) for p in programs)
     wrapped = kind in ("jit", "pjit") or kind in _CHECKPOINTS
     if not replaced and not (dissolve and wrapped):
-        return _bind(step, operands, program)
+        return bind(step, operands, program)
 
     def run(program: Any) -> Callable:
         program, constants = _open(program)
@@ -179,7 +179,7 @@ def _scan(step: Any, operands: list, body: Callable) -> list:
     return [*state, *stacked]
 
 
-def _bind(step: Any, operands: list, program: core.Jaxpr) -> list:
+def bind(step: Any, operands: list, program: core.Jaxpr) -> list:
     """Evaluates a step as it is, as a program of its own."""
     given = {}
     for variable, value in zip(step.invars, operands, strict=True):
