@@ -1,6 +1,9 @@
 """What a network sees: pure functions of a model, its variables and images.
 
 maps = zoo.explain.deconvnet(model, variables, images, "conv5")
+
+All take `(model, variables, images, endpoint, channels=None, positions=None)`, and give
+maps float32 [B, H, W, C] in the network's input. None chooses what is strongest.
 """
 
 from zoo.explain.attributions import (
@@ -9,6 +12,7 @@ from zoo.explain.attributions import (
     integrated_gradients,
     smooth_grad,
 )
+from zoo.explain.fields import ReceptiveField, receptive_field
 from zoo.explain.perturbations import (
     Occlusion,
     correspondence,
@@ -16,9 +20,20 @@ from zoo.explain.perturbations import (
     occlusion,
 )
 from zoo.explain.projections import deconvnet, guided_backprop, saliency
+from zoo.explain.sanity import (
+    mass_in_mask,
+    perturbation_curve,
+    randomize_layers,
+    similarity,
+)
+from zoo.explain.strongest import Strongest, top_activations
+from zoo.explain.studies import ablate, invariance, rotations, scalings, translations
 
 __all__ = [
     "Occlusion",
+    "ReceptiveField",
+    "Strongest",
+    "ablate",
     "completeness_error",
     "correspondence",
     "deconvnet",
@@ -26,7 +41,17 @@ __all__ = [
     "guided_backprop",
     "hide_boxes",
     "integrated_gradients",
+    "invariance",
+    "mass_in_mask",
     "occlusion",
+    "perturbation_curve",
+    "randomize_layers",
+    "receptive_field",
+    "rotations",
     "saliency",
+    "scalings",
+    "similarity",
     "smooth_grad",
+    "top_activations",
+    "translations",
 ]

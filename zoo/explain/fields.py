@@ -40,7 +40,7 @@ class ReceptiveField(NamedTuple):
         the padding.
       exact: Whether all fields are `size`, at `offset + index * stride`, cut to the
         image. Not so where a map was resized, or pooled into bins, or joined with the
-        whole image: then they are the largest size and the mean stride.
+        whole image: then they are the largest size, and pixels to a unit.
       boxes: int32 [H', W', 4], xyxy, what each unit sees of this image: from the first
         pixel on, until before the last one. [1, 1, 4] of an endpoint without positions.
     """
@@ -100,9 +100,16 @@ def _find(model: nn.Module, endpoint: str, shape: tuple) -> ReceptiveField:
     ends = sizes.reshape(2, 1, 1)
     exact &= bool((np.maximum(begins[0], 0) == first).all())
     exact &= bool((np.minimum(begins[1], ends) == last).all())
-    stride = [int(s) if s == int(s) else s for s in stride]
+    if not exact:
+        maps = first.shape[1:]
+        stride = [n / m if m > 1 else 0 for n, m in zip(sizes, maps, strict=True)]
+    stride = [int(s) if s == int(s) else float(s) for s in stride]
     return ReceptiveField(
-        tuple(map(int, size)), tuple(stride), tuple(offset), exact, boxes.astype(np.int32)
+        tuple(map(int, size)),
+        tuple(stride),
+        tuple(offset),
+        exact,
+        boxes.astype(np.int32),
     )
 
 
@@ -126,7 +133,9 @@ def _own_shape(model: nn.Module) -> tuple[int, int, int]:
 def _edges(traced: core.ClosedJaxpr, shape: tuple, extended: bool) -> np.ndarray:
     """The edges [4, H', W'] of what each unit depends on."""
     height, width, _ = shape
-    rows = np.broadcast_to(np.arange(height).reshape(1, -1, 1, 1), (1, height, width, 1))
+    rows = np.broadcast_to(
+        np.arange(height).reshape(1, -1, 1, 1), (1, height, width, 1)
+    )
     columns = np.broadcast_to(np.arange(width).reshape(1, 1, -1, 1), rows.shape)
     image = np.stack([rows, -rows, columns, -columns]).astype(np.int32)
     program = traced.jaxpr
@@ -293,7 +302,9 @@ class _Reader:
         if kept == [n for n in shape if n != 1]:
             # Only axes of length 1 come or go.
             lengths = [
-                m for m, n in zip(field.edges.shape[1:], field.shape, strict=True) if n != 1
+                m
+                for m, n in zip(field.edges.shape[1:], field.shape, strict=True)
+                if n != 1
             ]
             lengths = iter(lengths)
             sizes = [1 if n == 1 else next(lengths) for n in shape]
