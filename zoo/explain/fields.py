@@ -5,7 +5,8 @@ depends on: a convolution joins those of its window, a sum those of its terms, a
 moves values moves them along. Nothing of the network is computed.
 
 Reference:
-  Araujo, Norris, Sim, Computing Receptive Fields of Convolutional Neural Networks, 2019.
+  Araujo, Norris, Sim, Computing Receptive Fields of Convolutional Neural Networks,
+  2019.
 """
 
 from collections.abc import Callable
@@ -36,8 +37,8 @@ class ReceptiveField(NamedTuple):
         where it is more than the image, as it would be in a larger one.
       stride: Pixels between the fields of neighboring units, down and to the right; 0
         where there is one unit.
-      offset: First row and column of the first unit's field; negative where it begins in
-        the padding.
+      offset: First row and column of the first unit's field; negative where it begins
+        in the padding.
       exact: Whether all fields are `size`, at `offset + index * stride`, cut to the
         image. Not so where a map was resized, or pooled into bins, or joined with the
         whole image: then they are the largest size, and pixels to a unit.

@@ -1,7 +1,8 @@
 """Whether maps explain a network: measures that need no opinion.
 
 References:
-  Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps, 2018.
+  Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps,
+  2018.
   Petsiuk, Das, Saenko, RISE, 2018, section 4.3.
 """
 

@@ -111,8 +111,9 @@ def ablate(variables: Mapping[str, Any], paths: Sequence[str]) -> dict:
 
     Args:
       variables: Of a model.
-      paths: Of the layers, as `zoo.list_layers` names them; "backbone/stage3/block2/bn2"
-        removes the block's branch, and leaves its shortcut.
+      paths: Of the layers, as `zoo.list_layers` names them;
+        "backbone/stage3/block2/bn2" removes the block's branch, and leaves its
+        shortcut.
 
     Raises:
       ValueError: A layer is unknown.

@@ -44,7 +44,7 @@ def test_without_noise_it_is_the_gradient(tiny):
 
 @pytest.mark.parametrize("baseline", [0.0, "image"])
 def test_integrated_gradients_sum_up_to_the_change(tiny, baseline):
-    model, variables, images = tiny
+    images = tiny[2]
     if baseline == "image":
         baseline = images[::-1] / 2
     options = dict(baseline=baseline)
@@ -62,8 +62,7 @@ def test_integrated_gradients_sum_up_to_the_change(tiny, baseline):
 
 def test_grad_cam_by_hand(tiny):
     """The head is linear and reads the mean of conv2: the weights are its kernel's."""
-    model, variables, images = tiny
-    kernel = variables["params"]["head"]["fc"]["kernel"]
+    kernel = tiny[1]["params"]["head"]["fc"]["kernel"]
     places = 4 * 4
     maps = endpoint(tiny, "conv2") @ kernel / places
     expected = np.maximum(maps[[0, 1], :, :, [2, 0]], 0)[..., None]
