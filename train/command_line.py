@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": commands.predict,
     "digits_transfer": commands.digits_transfer,
     "rcnn": regions.rcnn,
+    "visualize": commands.visualize,
 }
 
 # The usual recipe for a small set: a new head on frozen features (--freeze), a low
@@ -42,6 +43,7 @@ def usage() -> str:
         "       python -m train resume RUN         go on with an interrupted run",
         "       python -m train evaluate RUN       or --model, --weights and --dataset",
         "       python -m train predict RUN IMAGE ...",
+        "       python -m train visualize RUN      or --model, --weights and --dataset",
         "       python -m train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       python -m train digits_transfer    the embedded transfer study",
         "       python -m train rcnn --dataset voc:PATH    R-CNN on a classifier",

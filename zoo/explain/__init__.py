@@ -19,7 +19,12 @@ from zoo.explain.perturbations import (
     hide_boxes,
     occlusion,
 )
-from zoo.explain.projections import deconvnet, guided_backprop, saliency
+from zoo.explain.projections import (
+    count_rectifiers,
+    deconvnet,
+    guided_backprop,
+    saliency,
+)
 from zoo.explain.sanity import (
     mass_in_mask,
     perturbation_curve,
@@ -36,6 +41,7 @@ __all__ = [
     "ablate",
     "completeness_error",
     "correspondence",
+    "count_rectifiers",
     "deconvnet",
     "grad_cam",
     "guided_backprop",

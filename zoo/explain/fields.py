@@ -63,7 +63,7 @@ def receptive_field(
       endpoint: Name of a map [B, H', W', C], or of activations [B, ..., C], which are
         taken as one unit.
       image_shape: (H, W, C) of the images; None for the network's own or, of a
-        classifier, the smallest registered one that it takes.
+        classifier, the largest registered one that it takes.
 
     Returns:
       A `ReceptiveField`.
@@ -118,8 +118,9 @@ def _own_shape(model: nn.Module) -> tuple[int, int, int]:
     own = getattr(model, "preprocess", None)
     if own is not None:
         return own.shape
-    shapes = {get_spec(name).preprocess.shape for name in list_models()}
-    for shape in sorted(shapes):
+    names = list_models(task="classification")
+    shapes = {get_spec(name).preprocess.shape for name in names}
+    for shape in sorted(shapes, reverse=True):
         try:
             abstract_variables(model, shape)
         except (ValueError, TypeError):
