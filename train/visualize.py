@@ -387,12 +387,11 @@ def _occlusion(
     note = (
         f"A square of {side} x {side} pixels of the mean color is moved by {stride}. "
         f"Image; sum of the strongest channel of {layer}; probability of the true "
-        "class, dark for 0; most probable class. Each map's pixel is a position of the square."
+        "class, dark for 0; most probable class. Each pixel of a map is a position of "
+        "the square."
     )
-    return Section(
-        "What happens when a part is hidden",
-        f"<p>{text(note)}</p>" + _cards(figures, 560),
-    )
+    body = f"<p>{text(note)}</p>" + _cards(figures, 560)
+    return Section("What happens when a part is hidden", body)
 
 
 def _other(network: Network, images: np.ndarray, layer: str) -> Section:
