@@ -72,7 +72,7 @@ def test_bad_input(tmp_path):
         ),
         network.card.preprocess,
     )
-    with pytest.raises(ValueError, match="none.*no images"):
+    with pytest.raises(ValueError, match=r"none.*no images"):
         write_visualization(network, empty, tmp_path, **options)
     assert not any(tmp_path.iterdir())
 
@@ -82,7 +82,7 @@ def test_the_command(tmp_path):
     images = write_images(tmp_path / "set", {"test": 3}, size=28)
     network = make_network(num_classes=3)
     weights = tmp_path / "net.safetensors"
-    zoo.weights.save(weights, network.variables, network.card)
+    zoo.weights.save_safetensors(weights, network.variables, network.card)
     page = tmp_path / "page.html"
     code, out, err = run_command(
         *("visualize", "--model", "lenet5_modern", "--weights", str(weights)),
