@@ -20,7 +20,7 @@ from train.runs import new_run_dir, next_steps, report, run
 from train.steps import make_mesh, put_everywhere
 from train.tasks import Detected, make_task
 from train.views import evaluate_views
-from train.visualize import Network, write_visualization
+from train.visualize import Network, read_steps, write_visualization
 from zoo.metrics import coco
 from zoo.protocols import get_protocol
 from zoo.spec import Card
@@ -228,6 +228,7 @@ def visualize(
         task=zoo.get_spec(model).task,
         ignored=ignored,
     )
+    history = read_steps(run_dir) if run_dir is not None else {}
     path = write_visualization(
         Network(module, variables, card),
         fit_source(source, card.preprocess),
@@ -236,6 +237,7 @@ def visualize(
         layers=layers,
         channels=channels,
         limit=images,
+        history=history if len(history) > 1 else None,
     )
     seconds = time.perf_counter() - started
     print(f"Open {path} in a browser; it took {seconds:.0f} s.")

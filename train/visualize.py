@@ -42,6 +42,8 @@ MISTAKES, OCCLUDED = 6, 4
 BATCH = 32
 # Images that are projected at once.
 PROJECTED = 36
+# Channels whose way through training is shown, found in so many images.
+HISTORY_CHANNELS, HISTORY_IMAGES = 6, 256
 # Positions of the square along each axis, about.
 SQUARES = 12
 
@@ -87,6 +89,7 @@ def write_visualization(
     layers: Sequence[str] = (),
     channels: int = 16,
     limit: int = 1000,
+    history: Mapping[int, Mapping[str, Any]] | None = None,
     quiet: bool = False,
 ) -> Path:
     """Writes one self-contained page of what a network sees in a set of images.
@@ -99,6 +102,8 @@ def write_visualization(
       layers: Names of endpoints; empty for four of its maps.
       channels: How many channels to show of each layer.
       limit: Most images to look for the strongest activations in, evenly chosen.
+      history: The network's variables by step, in their order, where it is shown how its
+        features came about.
       quiet: Show no progress bar.
 
     Returns:
@@ -127,6 +132,12 @@ def write_visualization(
             bar.set_description(f"{layer}: strongest patches")
             sections.append(_layer_section(network, images, layer, channels))
             bar.update()
+        if history:
+            bar.set_description("features through training")
+            few = images[:: -(-len(images) // HISTORY_IMAGES)]
+            sections += [
+                _history_section(network, few, layer, history) for layer in layers
+            ]
         bar.set_description("explaining predictions")
         sections += _predictions(network, source, places, images, layers[-1])
         bar.update(2)
@@ -141,6 +152,25 @@ def write_visualization(
         path = write_page(path, title, network.card.source, cards, sections)
         bar.update()
     return path
+
+
+def read_steps(run_dir: Path, most: int = 5) -> dict[int, Mapping[str, Any]]:
+    """Reads the variables of a run's checkpoints.
+
+    Args:
+      run_dir: Folder of the run.
+      most: How many of them, evenly chosen, the first and the last among them.
+
+    Returns:
+      The variables by step, in their order.
+    """
+    steps = sorted(
+        int(path.name)
+        for path in (run_dir / "checkpoints").iterdir()
+        if path.name.isdigit()
+    )
+    places = np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)
+    return {steps[i]: zoo.weights.read_checkpoint(run_dir, steps[i])[0] for i in places}
 
 
 def _choose_layers(network: Network, layers: Sequence[str]) -> list[str]:
@@ -232,6 +262,40 @@ def _layer_section(
     )
     body = f"<p>{text(note)}</p>" + _cards(figures, 2 * 3 * (CELL + 2) + 12)
     return Section(f"Layer {layer}", body)
+
+
+def _history_section(
+    network: Network,
+    images: np.ndarray,
+    layer: str,
+    history: Mapping[int, Mapping[str, Any]],
+) -> Section:
+    """The paper's figure 4: the strongest projection of channels, step by step."""
+    project = explain.deconvnet
+    if not explain.count_rectifiers(
+        network.model, network.variables, network.normalize(images[:1])
+    ):
+        project = explain.saliency
+    channels = network.endpoints()[layer][-1]
+    count = min(HISTORY_CHANNELS, channels)
+    chosen = np.linspace(0, channels - 1, count).round().astype(int)
+    rows: list[list[Image.Image]] = [[] for _ in chosen]
+    for variables in history.values():
+        then = network._replace(variables=variables)
+        batches = _batches(then, images)
+        top = explain.top_activations(network.model, variables, batches, layer, 1)
+        projected = _project(then, images, project, layer, top, chosen)
+        for row, values in zip(rows, projected, strict=True):
+            row.append(draw_projection(values[0], bgr=network.bgr))
+    cells = [picture for row in rows for picture in row]
+    grid = draw_grid(cells, 2 * CELL, len(history))
+    caption = (
+        f"channels {', '.join(map(str, chosen))}, from above; steps "
+        f"{', '.join(map(str, history))}, from the left. Each cell is the projection of "
+        f"the strongest activation in {len(images)} images."
+    )
+    card = picture_card(grid, f"{layer} through training", text(caption), 2048)
+    return Section(f"Layer {layer} through training", f'<div class="wide">{card}</div>')
 
 
 def _project(
