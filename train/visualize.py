@@ -102,8 +102,8 @@ def write_visualization(
       layers: Names of endpoints; empty for four of its maps.
       channels: How many channels to show of each layer.
       limit: Most images to look for the strongest activations in, evenly chosen.
-      history: The network's variables by step, in their order, where it is shown how its
-        features came about.
+      history: The network's variables by step, in their order, where it is shown how
+        its features came about.
       quiet: Show no progress bar.
 
     Returns:
@@ -291,8 +291,8 @@ def _history_section(
     grid = draw_grid(cells, 2 * CELL, len(history))
     caption = (
         f"channels {', '.join(map(str, chosen))}, from above; steps "
-        f"{', '.join(map(str, history))}, from the left. Each cell is the projection of "
-        f"the strongest activation in {len(images)} images."
+        f"{', '.join(map(str, history))}, from the left. Each cell is the projection "
+        f"of the strongest activation in {len(images)} images."
     )
     card = picture_card(grid, f"{layer} through training", text(caption), 2048)
     return Section(f"Layer {layer} through training", f'<div class="wide">{card}</div>')
