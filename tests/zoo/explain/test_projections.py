@@ -1,7 +1,11 @@
 """Deconvnet, guided backprop and the gradient against independent statements."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -359,3 +363,33 @@ def test_a_network_without_rectifiers():
         with pytest.raises(ValueError, match=f"{method}.*none of"):
             run(method, model, variables, images, "logits")
     assert np.abs(run("saliency", model, variables, images, "logits")).max() > 0
+
+
+ON_A_MESH = """
+import jax, numpy as np, zoo
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_explained import make_tiny
+model, variables, images = make_tiny(batch=4)
+mesh = jax.make_mesh((4,), ("data",))
+spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+for method in ("deconvnet", "guided_backprop", "saliency"):
+    explain = getattr(zoo.explain, method)
+    expected = np.asarray(explain(model, variables, images, "conv2"))
+    found = explain(model, variables, spread, "conv2")
+    assert len(found.sharding.device_set) == 4, found.sharding
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(expected).max() > 0
+"""
+
+
+@pytest.mark.slow
+def test_on_a_mesh():
+    folder = Path(__file__).parents[2] / "reference"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parents[1])]),
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", ON_A_MESH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
