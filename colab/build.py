@@ -28,6 +28,7 @@ NOTEBOOKS = (
     "03_detection",
     "04_segmentation",
     "05_faces",
+    "06_what_networks_see",
 )
 TIMEOUT = 600  # Seconds for one cell.
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "landmarks": commands.landmarks,
     "digits_transfer": commands.digits_transfer,
     "rcnn": regions.rcnn,
+    "visualize": commands.visualize,
 }
 
 # The usual recipe for a small set: a new head on frozen features (--freeze), a low
@@ -55,6 +56,7 @@ def usage() -> str:
         "       canon-zoo train predict RUN IMAGE ...",
         "       canon-zoo train predict RUN A.jpg B.jpg    of a face network",
         "       canon-zoo train landmarks FOLDER   of faces, for their alignment",
+        "       canon-zoo train visualize RUN      or --model, --weights and --dataset",
         "       canon-zoo train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       canon-zoo train digits_transfer    the embedded transfer study",
         "       canon-zoo train rcnn --dataset voc:PATH    R-CNN on a classifier",

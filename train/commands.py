@@ -30,6 +30,7 @@ from train.verify import (
     print_verified,
 )
 from train.views import evaluate_views
+from train.visualize import Network, read_steps, write_visualization
 from zoo.metrics import coco
 from zoo.protocols import get_protocol
 from zoo.spec import Card
@@ -231,6 +232,79 @@ def evaluate(
             print(f"  {name.replace('_', ' '):<22}  {shown}")
     speed = len(source) / seconds
     print(f"  speed     {format_rate(speed)} images per second, compilation included")
+
+
+def visualize(
+    run_dir: Positional[Path | None] = None,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    option: tuple[str, ...] = (),
+    dataset: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    color: str | None = None,
+    layers: tuple[str, ...] = (),
+    channels: int = 16,
+    images: int = 1000,
+    out: Path | None = None,
+) -> None:
+    """Writes a page of what a run's network, or any other, sees.
+
+    Args:
+      run_dir: Folder of a run; else give --model and --weights.
+      model: Registered name of a model.
+      weights: Path or registered name of its weights.
+      option: Options of the model as name=value.
+      dataset: As for evaluate; the run's if not given.
+      split: Of the data set; the run's, else test.
+      data_dir: Where TFDS keeps prepared data sets.
+      color: rgb, grey or as_stored; the run's, else that which the network takes.
+      layers: Names of endpoints; four of the network's maps if not given.
+      channels: How many channels to show of each layer.
+      images: Most images to look for the strongest activations in.
+      out: The page; RUN/visualization.html if not given, or visualization-MODEL.html in
+        the current folder.
+    """
+    classes, ignored = None, ()
+    if run_dir is not None:
+        data = load_config(run_dir / "config.json").data
+        model = zoo.weights.read_checkpoint(run_dir)[1].model
+        weights = str(run_dir)
+        if dataset is None:
+            dataset, classes, ignored = data.dataset, data.classes or None, data.ignored
+            data_dir, color = data_dir or data.data_dir, color or data.color
+            split = split or data.eval_split
+        out = out or run_dir / "visualization.html"
+    if model is None or weights is None or dataset is None:
+        raise ValueError("give a run folder, or --model, --weights and --dataset.")
+    started = time.perf_counter()
+    module, variables, card = zoo.create_with_card(
+        model, weights=weights, **parse_options(option)
+    )
+    color = color or {1: "grey", 3: "rgb"}.get(card.preprocess.channels)
+    source = open_source(
+        dataset,
+        split or "test",
+        data_dir=data_dir,
+        classes=classes,
+        color=None if color == "as_stored" else color,
+        task=zoo.get_spec(model).task,
+        ignored=ignored,
+    )
+    history = read_steps(run_dir) if run_dir is not None else {}
+    path = write_visualization(
+        Network(module, variables, card),
+        fit_source(source, card.preprocess),
+        out or Path(f"visualization-{model}.html"),
+        title=f"What {model} sees",
+        layers=layers,
+        channels=channels,
+        limit=images,
+        history=history if len(history) > 1 else None,
+    )
+    seconds = time.perf_counter() - started
+    print(f"Open {path} in a browser; it took {seconds:.0f} s.")
 
 
 def measure_coco(evaluated: Detected, num_classes: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ logits = jax.jit(model.apply)(variables, images)
 
 import importlib
 
-from zoo import cpu, protocols, transfer, weights
+from zoo import cpu, explain, protocols, transfer, weights
 from zoo.api import create, create_with_card, features
 from zoo.describe import make_describer
 from zoo.detect import make_detector
@@ -29,6 +29,7 @@ __all__ = [
     "create",
     "create_with_card",
     "describe",
+    "explain",
     "export",
     "features",
     "fit_batch",

@@ -103,18 +103,39 @@ def write_report(
         Section("Versions", table(("package", "version"), versions)),
     ]
     run_dir = Path(run_dir)
+    return write_page(run_dir / "report.html", title, run_dir.name, cards, parts)
+
+
+def write_page(
+    path: Path,
+    title: str,
+    remark: str,
+    cards: Mapping[str, Card],
+    sections: Sequence[Section],
+) -> Path:
+    """Writes a page that needs no other file, whole or not at all.
+
+    Args:
+        path: Of the page; its folder is made if it is missing.
+        title: Heading of the page.
+        remark: What stands below it, before the time.
+        cards: Headline numbers: name -> (number, remark), both as HTML.
+        sections: The parts of the page.
+
+    Returns:
+        `path`.
+    """
     time = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     page = HEAD.format(title=text(title), style=STYLE)
-    page += f"<h1>{breakable(title)}</h1><p>{breakable(run_dir.name)}, {text(time)}"
-    page += "</p><dl>"
+    page += f"<h1>{breakable(title)}</h1><p>{breakable(remark)}, {text(time)}</p><dl>"
     for name, (value, remark) in cards.items():
         number = f"{value}<small>{remark}</small>"
         page += f"<div><dt>{text(name)}</dt><dd>{number}</dd></div>"
-    sections = (f"<h2>{text(part.title)}</h2>{part.body}" for part in parts)
-    page += f"</dl><section>{'</section><section>'.join(sections)}</section>"
+    parts = (f"<h2>{text(part.title)}</h2>{part.body}" for part in sections)
+    page += f"</dl><section>{'</section><section>'.join(parts)}</section>"
     page += "</body></html>\n"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path, unfinished = run_dir / "report.html", run_dir / "report.html.unfinished"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         # A file name may hold bytes that are not text: they become question marks.
         unfinished.write_bytes(page.encode("utf-8", errors="replace"))

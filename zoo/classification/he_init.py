@@ -59,7 +59,14 @@ class PReLU(nn.Module):
         start = nn.initializers.constant(SLOPE)
         slope = self.param("slope", start, shape, self.param_dtype)
         x, slope = x.astype(self.dtype), slope.astype(self.dtype)
-        return jnp.where(x > 0, x, per_channel(slope, x) * x)
+        return prelu(x, per_channel(slope, x))
+
+
+# A call by this name in a traced network, which `zoo.explain` looks for.
+@jax.jit
+def prelu(x: Array, slope: Array) -> Array:
+    """Multiplies what is negative of `x` by slopes that broadcast with it."""
+    return jnp.where(x > 0, x, slope * x)
 
 
 class Layout(NamedTuple):

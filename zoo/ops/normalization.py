@@ -1,10 +1,14 @@
 """Normalisation without parameters."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
+# A call by this name in a traced network, which `zoo.explain` looks for.
+@partial(jax.jit, static_argnames=("size", "alpha", "beta", "k"))
 def local_response_norm(
     x: jax.Array,
     *,

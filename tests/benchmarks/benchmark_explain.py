@@ -1,0 +1,199 @@
+"""Measures what explains a network beside captum, on torchvision's networks.
+
+    python tests/benchmarks/benchmark_explain.py              # minutes on two cores
+    python tests/benchmarks/benchmark_explain.py vgg16 --methods saliency --rounds 1
+
+Both sides take turns with the same weights and image: saliency and guided backprop of
+one image, integrated gradients with 32 steps, occlusion with 196 positions. Before they
+are timed, their maps are compared. It needs torchvision and captum.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import benchmark_rounds as rounds
+
+OUT = Path(__file__).parent / "benchmark_explain.json"
+NETWORKS = ("resnet50", "vgg16")
+METHODS = ("saliency", "guided_backprop", "integrated_gradients", "occlusion")
+STEPS, SQUARE, STRIDE, CHUNK = 32, 42, 14, 14
+CLASS = 3
+
+
+class Ours:
+    """The zoo's side."""
+
+    def __init__(self, name):
+        import jax.numpy as jnp
+        from benchmark_explain import make_image, make_weights
+
+        import zoo
+        from zoo.weights.torch_format import from_torch
+
+        self.explain = zoo.explain
+        self.model = zoo.build(name)
+        self.variables = from_torch(name, make_weights(name))
+        self.image = jnp.asarray(make_image())
+
+    def call(self, method):
+        args = (self.model, self.variables, self.image)
+        if method == "occlusion":
+            options = dict(size=SQUARE, stride=STRIDE, chunk=CHUNK)
+            found = self.explain.occlusion(*args, "logits", CLASS, **options)
+            return found.activation.block_until_ready()
+        options = {"steps": STEPS} if method == "integrated_gradients" else {}
+        found = getattr(self.explain, method)(*args, "logits", CLASS, **options)
+        return found.block_until_ready()
+
+
+class Theirs:
+    """captum's side."""
+
+    def __init__(self, name):
+        import contextlib
+
+        import torch
+        from benchmark_explain import make_image, make_weights
+
+        from zoo.weights.torchvision_live import load_state
+
+        with contextlib.suppress(ImportError):
+            # Where torch is a CPU build and torchvision is not.
+            import torchvision_on_cpu  # noqa: F401
+        import torchvision
+
+        torch.set_num_threads(os.cpu_count())
+        self.torch = torch
+        self.model = getattr(torchvision.models, name)(weights=None).eval()
+        load_state(self.model, make_weights(name))
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False  # captum's hooks cannot take it.
+        image = torch.tensor(make_image().transpose(0, 3, 1, 2).copy())
+        self.image = image.contiguous(memory_format=torch.channels_last)
+        self.model = self.model.to(memory_format=torch.channels_last)
+
+    def call(self, method):
+        from captum import attr
+
+        if method == "saliency":
+            found = attr.Saliency(self.model).attribute
+            return found(self.image, target=CLASS, abs=False)
+        if method == "guided_backprop":
+            return attr.GuidedBackprop(self.model).attribute(self.image, target=CLASS)
+        if method == "integrated_gradients":
+            found = attr.IntegratedGradients(self.model).attribute
+            options = dict(n_steps=STEPS, method="gausslegendre")
+            return found(self.image, target=CLASS, internal_batch_size=8, **options)
+        with self.torch.no_grad():
+            return attr.Occlusion(self.model).attribute(
+                self.image,
+                sliding_window_shapes=(3, SQUARE, SQUARE),
+                strides=(3, STRIDE, STRIDE),
+                target=CLASS,
+                perturbations_per_eval=CHUNK,
+            )
+
+
+SIDES = {"zoo": Ours, "captum": Theirs}
+_side = {}
+
+
+def make_weights(name):
+    from zoo.weights import parity
+
+    return parity.deterministic_state(name)
+
+
+def make_image():
+    from zoo import get_spec
+    from zoo.weights.deterministic import make_images
+
+    return make_images(get_spec("resnet50").preprocess, 1)
+
+
+def create(side, name):
+    """Makes a side in its process."""
+    _side["it"] = SIDES[side](name)
+
+
+def first_call(method):
+    """Seconds of the first call, and its map as [H, W, C], or None for occlusion."""
+    started = time.perf_counter()
+    found = _side["it"].call(method)
+    seconds = time.perf_counter() - started
+    if method == "occlusion":
+        return seconds, None
+    found = found.detach().numpy() if hasattr(found, "detach") else found
+    return seconds, found
+
+
+def measure(method, seconds):
+    """Seconds of a call."""
+    return rounds.seconds_per_call_within(lambda: _side["it"].call(method), seconds)
+
+
+def difference(ours, theirs):
+    """The largest difference of two maps, in units of the largest value."""
+    import numpy as np
+
+    theirs = np.asarray(theirs)[0].transpose(1, 2, 0)
+    return float(np.abs(np.asarray(ours)[0] - theirs).max() / np.abs(theirs).max())
+
+
+def run(name, methods, count, seconds):
+    """Measures a network; returns a row for each method."""
+    rows = {}
+    with (
+        rounds.side_process("benchmark_explain") as ours,
+        rounds.side_process("benchmark_explain") as theirs,
+    ):
+        calls = {"zoo": ours, "captum": theirs}
+        for side, call in calls.items():
+            call("create", side, name)
+        for method in methods:
+            first = {side: call("first_call", method) for side, call in calls.items()}
+            maps = [found for _, found in first.values()]
+            row = {"first_call": {side: each[0] for side, each in first.items()}}
+            if maps[0] is not None:
+                row["difference"] = difference(*maps)
+            times = {side: [] for side in calls}
+            for _ in range(count):
+                for side, call in calls.items():
+                    times[side].append(call("measure", method, seconds))
+            rows[method] = row | rounds.summarize(times, 1, "zoo")
+            ratio = rows[method]["ratio"]["captum"]
+            rounds.say(
+                f"{name} {method}: {min(times['zoo']):.3f} s, captum "
+                f"{min(times['captum']):.3f} s, ratio {ratio['median']:.2f} "
+                f"({ratio['best']:.2f}), first calls "
+                f"{row['first_call']['zoo']:.1f} s and "
+                f"{row['first_call']['captum']:.1f} s, maps differ by "
+                f"{row.get('difference', float('nan')):.1e}"
+            )
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    known = json.loads(OUT.read_text()) if OUT.exists() else {"rows": {}}
+    facts = rounds.machine()
+    if "machine" in known and not rounds.same_machine(known["machine"], facts):
+        known = {"rows": {}}
+    for name in options.networks:
+        rows = run(name, options.methods, options.rounds, options.seconds)
+        known["rows"][name] = known["rows"].get(name, {}) | rows
+        known["machine"] = facts
+        OUT.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

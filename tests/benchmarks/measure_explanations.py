@@ -1,0 +1,197 @@
+"""Measures whether the maps of `zoo.explain` explain a trained network.
+
+    python tests/benchmarks/measure_explanations.py RUN
+    python tests/benchmarks/measure_explanations.py --model cifar_resnet20 \\
+        --weights resnet20-12fca82f.th --dataset imagefolder:cifar10
+
+Of a classifier: the areas under the deletion and insertion curves beside those of
+random maps, the similarity of the maps to those of the network whose layers are
+randomized from the last one on, and the completeness of integrated gradients. Of a
+segmentation network: which part of a map's mass lies within the mask of the object of
+which a pixel is explained. The numbers go to measure_explanations.json beside this
+file.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmark_rounds import machine, say
+
+import zoo
+from train.config import load_config
+from train.data import fit_source, open_source
+from zoo import explain
+from zoo.explain.sanity import magnitude
+
+OUT = Path(__file__).parent / "measure_explanations.json"
+STEPS = 32
+
+
+def load(options):
+    """Returns `(name of the run, model, variables, card, source)`."""
+    name, weights, dataset, split = (
+        options.model,
+        options.weights,
+        options.dataset,
+        options.split,
+    )
+    if options.run:
+        data = load_config(options.run / "config.json").data
+        name = zoo.weights.read_checkpoint(options.run)[1].model
+        weights, dataset = str(options.run), dataset or data.dataset
+        split = split or data.eval_split
+    model, variables, card = zoo.create_with_card(name, weights=weights)
+    source = open_source(
+        dataset,
+        split or "test",
+        color={1: "grey", 3: "rgb"}[card.preprocess.channels],
+        task=zoo.get_spec(name).task,
+    )
+    return name, model, variables, card, fit_source(source, card.preprocess)
+
+
+def list_methods(model, variables, images, endpoint, layer):
+    """Every method as a function of variables, classes and positions."""
+    key = jax.random.key(0)
+
+    def random(variables, classes, positions):
+        return jax.random.normal(key, images.shape)
+
+    def one(name, **options):
+        method = getattr(explain, name)
+        return lambda v, classes, positions: method(
+            model, v, images, endpoint, classes, positions, **options
+        )
+
+    methods = {
+        "random": random,
+        "saliency": one("saliency"),
+        "deconvnet": one("deconvnet"),
+        "guided_backprop": one("guided_backprop"),
+        "smooth_grad": one("smooth_grad", key=key, samples=16),
+        "integrated_gradients": one("integrated_gradients", steps=STEPS),
+        "grad_cam": lambda v, classes, positions: explain.grad_cam(
+            model, v, images, layer, classes, positions
+        ),
+    }
+    if not explain.count_rectifiers(model, variables, images):
+        del methods["deconvnet"], methods["guided_backprop"]
+    return methods
+
+
+def measure_classifier(model, variables, images, layer):
+    """Deletion, insertion, randomization and completeness of each method."""
+    labels = np.asarray(jax.jit(model.apply)(variables, images).argmax(-1))
+    methods = list_methods(model, variables, images, "logits", layer)
+    rows, first = {}, {}
+    for name, method in methods.items():
+        maps = first[name] = method(variables, labels, None)
+        row = rows[name] = {}
+        for mode in ("deletion", "insertion"):
+            curve = explain.perturbation_curve(
+                model, variables, images, maps, labels, mode=mode
+            )
+            row[mode] = float(curve.mean())
+        say(f"{name}: {row}")
+    key = jax.random.key(1)
+    steps = explain.randomize_layers(model, variables, images, key=key)
+    steps = [*steps]
+    shown = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
+    for name, method in methods.items():
+        if name == "random":
+            continue
+        rows[name]["similarity"] = {
+            steps[i][0]: float(
+                explain.similarity(
+                    first[name], method(steps[i][1], labels, None)
+                ).mean()
+            )
+            for i in shown
+        }
+        say(f"{name}: {rows[name]['similarity']}")
+    for count in (STEPS, 256):
+        maps = explain.integrated_gradients(
+            model, variables, images[:4], "logits", labels[:4], steps=count
+        )
+        error = explain.completeness_error(
+            model, variables, images[:4], "logits", maps, labels[:4]
+        )
+        rows["integrated_gradients"][f"completeness error, {count} steps"] = float(
+            error.max()
+        )
+    return rows
+
+
+def measure_masks(model, variables, images, masks, layer):
+    """The part of each map's mass within the object, whose central pixel is taken."""
+    classes, positions, objects = [], [], []
+    for mask in masks:
+        present = np.unique(mask[(mask != 255) & (mask != 0)])
+        own = mask == (present[0] if len(present) else 0)
+        rows, columns = np.nonzero(own)
+        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        classes.append(int(mask[rows[nearest], columns[nearest]]))
+        positions.append([rows[nearest], columns[nearest]])
+        objects.append(own)
+    classes, positions = np.array(classes), np.array(positions)
+    objects = np.stack(objects)
+    rows = {"share of the image": {"mass": float(objects.mean())}}
+    methods = list_methods(model, variables, images, "logits", layer)
+    for name, method in methods.items():
+        maps = method(variables, classes, positions)
+        mass = float(explain.mass_in_mask(maps, jnp.asarray(objects)).mean())
+        # The same within as many pixels as the object has: the largest ones of the map.
+        flat = np.asarray(magnitude(maps)).reshape(len(maps), -1)
+        hits = []
+        for values, own in zip(flat, objects.reshape(len(maps), -1), strict=True):
+            largest = np.argsort(-values, kind="stable")[: own.sum()]
+            hits.append(own[largest].mean())
+        rows[name] = {"mass": mass, "of the largest pixels": float(np.mean(hits))}
+        say(f"{name}: {rows[name]}")
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", nargs="?", type=Path)
+    for option in ("model", "weights", "dataset", "split", "layer"):
+        parser.add_argument(f"--{option}")
+    parser.add_argument("--images", type=int, default=32)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    name, model, variables, card, source = load(options)
+    places = np.linspace(0, len(source) - 1, options.images).round().astype(int)
+    examples = [source[int(i)] for i in places]
+    images = np.stack([example["image"] for example in examples])
+    images = zoo.normalize(jnp.asarray(images), card.preprocess)
+    shapes = zoo.list_endpoints(model, card.preprocess.shape)
+    classes = (card.num_classes, 1)
+    maps = [k for k, s in shapes.items() if len(s) == 3 and s[2] not in classes]
+    layer = options.layer or maps[-1]
+    variables = jax.tree.map(jnp.asarray, variables)
+    task = zoo.get_spec(name).task
+    if task == "segmentation":
+        masks = np.stack([example["mask"] for example in examples])
+        measure = partial(measure_masks, masks=masks)
+    else:
+        measure = measure_classifier
+    rows = measure(model, variables, images, layer=layer)
+    known = json.loads(OUT.read_text()) if OUT.exists() else {}
+    known[f"{name} on {source.name}"] = {
+        "machine": machine(),
+        "images": len(images),
+        "layer": layer,
+        "seconds": round(time.perf_counter() - started, 1),
+        "rows": rows,
+    }
+    OUT.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,517 @@
+"""The page of what a network sees: filters, strongest patches, saliency, occlusion.
+
+Reference:
+  Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, figures 2
+  and 6.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from PIL import Image
+from tqdm import tqdm
+
+import zoo
+from train.data import Source
+from train.figures import to_pil
+from train.figures.maps import (
+    blend,
+    draw_classes,
+    draw_filters,
+    draw_grid,
+    draw_heat,
+    draw_projection,
+)
+from train.report.page import write_page
+from train.report.parts import NONE, Section, picture_card, text
+from zoo import explain
+from zoo.paths import flatten
+from zoo.registry import unknown
+from zoo.spec import Card
+
+NINE = 9
+# Pixels of a patch, and of a map beside its image.
+CELL, SIDE = 44, 132
+MOST_FILTERS = 96
+MISTAKES, OCCLUDED = 6, 4
+BATCH = 32
+# Images that are projected at once.
+PROJECTED = 36
+# Channels whose way through training is shown, found in so many images.
+HISTORY_CHANNELS, HISTORY_IMAGES = 6, 256
+# Positions of the square along each axis, about.
+SQUARES = 12
+
+
+class Network(NamedTuple):
+    """A network with what must be known to feed it.
+
+    Attributes:
+      model: Its module.
+      variables: Its variables.
+      card: What they expect.
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+    card: Card
+
+    @property
+    def bgr(self) -> bool:
+        """Whether blue comes first in its input."""
+        return self.card.preprocess.channel_order == "bgr"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of its classes."""
+        return self.card.class_names or [str(i) for i in range(self.card.num_classes)]
+
+    def endpoints(self) -> dict[str, tuple[int, ...]]:
+        """Its endpoints' shapes for one image."""
+        return zoo.list_endpoints(self.model, self.card.preprocess.shape)
+
+    def normalize(self, images: np.ndarray) -> jax.Array:
+        """Turns uint8 [B, H, W, C] into the network's input."""
+        return zoo.normalize(jnp.asarray(images), self.card.preprocess)
+
+
+def write_visualization(
+    network: Network,
+    source: Source,
+    path: Path,
+    *,
+    title: str,
+    layers: Sequence[str] = (),
+    channels: int = 16,
+    limit: int = 1000,
+    history: Mapping[int, Mapping[str, Any]] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Writes one self-contained page of what a network sees in a set of images.
+
+    Args:
+      network: With its variables.
+      source: Fitted images, see `train.data.fit_source`.
+      path: Of the page.
+      title: Heading of the page.
+      layers: Names of endpoints; empty for four of its maps.
+      channels: How many channels to show of each layer.
+      limit: Most images to look for the strongest activations in, evenly chosen.
+      history: The network's variables by step, in their order, where it is shown how
+        its features came about.
+      quiet: Show no progress bar.
+
+    Returns:
+      `path`.
+
+    Raises:
+      ValueError: A layer is unknown or no map, a number is out of range, or the set has
+        no images.
+    """
+    if channels < 1 or limit < 1:
+        raise ValueError(
+            f"channels and limit must be 1 or more, got {channels} and {limit}."
+        )
+    if not len(source):
+        raise ValueError(f"{source.name}, split {source.split}, has no images.")
+    layers = _choose_layers(network, layers)
+    count = min(limit, len(source))
+    places = np.linspace(0, len(source) - 1, count).round().astype(int)
+    total = len(layers) + 4
+    with tqdm(total=total, unit=" parts", disable=quiet) as bar:
+        bar.set_description("reading images")
+        images = np.stack([source.image(int(i)) for i in places])
+        bar.update()
+        sections = [Section("Filters of the first layer", _filters(network))]
+        for layer in layers:
+            bar.set_description(f"{layer}: strongest patches")
+            sections.append(_layer_section(network, images, layer, channels))
+            bar.update()
+        if history:
+            bar.set_description("features through training")
+            few = images[:: -(-len(images) // HISTORY_IMAGES)]
+            sections += [
+                _history_section(network, few, layer, history) for layer in layers
+            ]
+        bar.set_description("explaining predictions")
+        sections += _predictions(network, source, places, images, layers[-1])
+        bar.update(2)
+        bar.set_description("writing")
+        facts = {
+            "model": network.card.model,
+            "images": f"{len(images):,} of {len(source):,}",
+            "data set": f"{source.name}, split {source.split}",
+            "layers": ", ".join(layers),
+        }
+        cards = {name: (text(value), "") for name, value in facts.items()}
+        path = write_page(path, title, network.card.source, cards, sections)
+        bar.update()
+    return path
+
+
+def read_steps(run_dir: Path, most: int = 5) -> dict[int, Mapping[str, Any]]:
+    """Reads the variables of a run's checkpoints.
+
+    Args:
+      run_dir: Folder of the run.
+      most: How many of them, evenly chosen, the first and the last among them.
+
+    Returns:
+      The variables by step, in their order.
+    """
+    steps = sorted(
+        int(path.name)
+        for path in (run_dir / "checkpoints").iterdir()
+        if path.name.isdigit()
+    )
+    places = np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)
+    return {steps[i]: zoo.weights.read_checkpoint(run_dir, steps[i])[0] for i in places}
+
+
+def _choose_layers(network: Network, layers: Sequence[str]) -> list[str]:
+    endpoints = network.endpoints()
+    for layer in layers:
+        if layer not in endpoints:
+            raise ValueError(f"--layers: {unknown('endpoint', layer, endpoints)}")
+    if layers:
+        return [*layers]
+    classes = {network.card.num_classes, network.card.num_classes + 1}
+    maps = [
+        name
+        for name, shape in endpoints.items()
+        if len(shape) == 3 and min(shape[:2]) >= 3 and shape[2] not in classes
+        if not name.endswith("mask")
+    ]
+    # Pools and norms show what the layer before them does.
+    kept = [n for n in maps if "pool" not in n and "norm" not in n] or maps
+    if not kept:
+        raise ValueError(f"--layers: name some of {[*endpoints]}.")
+    places = np.linspace(0, len(kept) - 1, min(4, len(kept))).round().astype(int)
+    return [kept[i] for i in places]
+
+
+def _filters(network: Network) -> str:
+    params = flatten(network.variables["params"])
+    for layer in zoo.list_layers(network.model, network.card.preprocess.shape):
+        kernel = params.get(f"{layer.path}/kernel")
+        if kernel is not None and kernel.ndim == 4 and kernel.shape[2] in (1, 3):
+            pictures = draw_filters(kernel, bgr=network.bgr)[:MOST_FILTERS]
+            grid = draw_grid(pictures, CELL, 16)
+            note = f"{layer.path}, {kernel.shape[-1]} filters of {kernel.shape[0]} x "
+            note += f"{kernel.shape[1]}, each stretched to its own range."
+            card = picture_card(grid, f"filters of {layer.path}", text(note), 2048)
+            return f'<div class="wide">{card}</div>'
+    return "<p>The first layer is no convolution of the image.</p>"
+
+
+def _batches(
+    network: Network, images: np.ndarray
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
+    """Batches of one size, the last one padded."""
+    for first in range(0, len(images), BATCH):
+        part = images[first : first + BATCH]
+        valid = np.arange(BATCH) < len(part)
+        rest = np.repeat(part[:1], BATCH - len(part), axis=0)
+        yield network.normalize(np.concatenate([part, rest])), valid
+
+
+def _layer_section(
+    network: Network, images: np.ndarray, layer: str, channels: int
+) -> Section:
+    model, variables = network.model, network.variables
+    batches = _batches(network, images)
+    top = explain.top_activations(model, variables, batches, layer, NINE)
+    alive = np.flatnonzero(top.values[:, 0] > 0)
+    chosen = alive
+    if len(alive) > channels:
+        chosen = alive[np.linspace(0, len(alive) - 1, channels).round().astype(int)]
+    method, project = "deconvnet", explain.deconvnet
+    example = network.normalize(images[:1])
+    if not explain.count_rectifiers(model, variables, example):
+        method, project = "gradient, for it has no rectifiers", explain.saliency
+    projections = _project(network, images, project, layer, top, chosen)
+    shape = network.card.preprocess.shape
+    field = explain.receptive_field(model, layer, image_shape=shape)
+    figures = []
+    for channel, projected in zip(chosen, projections, strict=True):
+        patches, drawn = [], []
+        for image, place, values in zip(
+            top.images[channel], top.positions[channel], projected, strict=True
+        ):
+            left, upper, right, lower = field.boxes[
+                tuple(place) if len(place) else (0, 0)
+            ]
+            box = np.s_[upper:lower, left:right]
+            patches.append(to_pil(images[image][box]).convert("RGB"))
+            drawn.append(draw_projection(values[box], bgr=network.bgr))
+        grids = [draw_grid(each, CELL, 3) for each in (drawn, patches)]
+        both = _beside(grids)
+        largest = f"largest activation {top.values[channel, 0]:.3g}"
+        caption = f"channel {channel}<small>{text(largest)}</small>"
+        figures.append(picture_card(both, f"channel {channel}", caption, 2048))
+    size = " x ".join(map(str, np.minimum(field.size, shape[:2])))
+    note = (
+        f"Of {len(alive)} channels of {len(top.values)} that some image excites, "
+        f"{len(chosen)}: the projections ({method}) of the nine strongest activations, "
+        f"each of another image, beside the patches of {size} pixels that they see."
+    )
+    body = f"<p>{text(note)}</p>" + _cards(figures, 2 * 3 * (CELL + 2) + 12)
+    return Section(f"Layer {layer}", body)
+
+
+def _history_section(
+    network: Network,
+    images: np.ndarray,
+    layer: str,
+    history: Mapping[int, Mapping[str, Any]],
+) -> Section:
+    """The paper's figure 4: the strongest projection of channels, step by step."""
+    project = explain.deconvnet
+    if not explain.count_rectifiers(
+        network.model, network.variables, network.normalize(images[:1])
+    ):
+        project = explain.saliency
+    channels = network.endpoints()[layer][-1]
+    count = min(HISTORY_CHANNELS, channels)
+    chosen = np.linspace(0, channels - 1, count).round().astype(int)
+    rows: list[list[Image.Image]] = [[] for _ in chosen]
+    for variables in history.values():
+        then = network._replace(variables=variables)
+        batches = _batches(then, images)
+        top = explain.top_activations(network.model, variables, batches, layer, 1)
+        projected = _project(then, images, project, layer, top, chosen)
+        for row, values in zip(rows, projected, strict=True):
+            row.append(draw_projection(values[0], bgr=network.bgr))
+    cells = [picture for row in rows for picture in row]
+    grid = draw_grid(cells, 2 * CELL, len(history))
+    caption = (
+        f"channels {', '.join(map(str, chosen))}, from above; steps "
+        f"{', '.join(map(str, history))}, from the left. Each cell is the projection "
+        f"of the strongest activation in {len(images)} images."
+    )
+    card = picture_card(grid, f"{layer} through training", text(caption), 2048)
+    return Section(f"Layer {layer} through training", f'<div class="wide">{card}</div>')
+
+
+def _project(
+    network: Network,
+    images: np.ndarray,
+    method: Any,
+    layer: str,
+    top: explain.Strongest,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """Projections [channels, k, H, W, C] of the strongest activations."""
+    k = top.values.shape[1]
+    which = top.images[chosen].reshape(-1)
+    places = top.positions[chosen].reshape(len(which), -1)
+    numbers = np.repeat(chosen, k)
+    found = []
+    for first in range(0, len(which), PROJECTED):
+        # The last part is filled up: what is compiled has one size.
+        part = np.arange(first, first + PROJECTED) % len(which)
+        found.append(
+            method(
+                network.model,
+                network.variables,
+                network.normalize(images[which[part]]),
+                layer,
+                numbers[part],
+                places[part],
+            )
+        )
+    whole = np.concatenate([np.asarray(each) for each in found])[: len(which)]
+    return whole.reshape(len(chosen), k, *whole.shape[1:])
+
+
+def _predictions(
+    network: Network, source: Source, places: np.ndarray, images: np.ndarray, layer: str
+) -> list[Section]:
+    """What the network's answers rest on."""
+    if len(network.endpoints().get("logits", ())) == 1:
+        labels = np.asarray(source.labels)[places]
+        return _classifier(network, labels, images, layer)
+    return [_other(network, images, layer)]
+
+
+def _classifier(
+    network: Network, labels: np.ndarray, images: np.ndarray, layer: str
+) -> list[Section]:
+    forward = jax.jit(network.model.apply)
+    shares = np.concatenate(
+        [
+            np.asarray(jax.nn.softmax(forward(network.variables, batch)))[valid]
+            for batch, valid in _batches(network, images)
+        ]
+    )
+    predicted = shares.argmax(-1)
+    surest = shares.max(-1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
+    right = np.flatnonzero(predicted == labels)
+    # The surest image of each of some classes.
+    right = right[np.argsort(-surest[right], kind="stable")]
+    _, first = np.unique(labels[right], return_index=True)
+    right = right[np.sort(first)][:OCCLUDED]
+    names = network.names
+    figures = []
+    if len(wrong):
+        maps = _explain(network, images[wrong], layer, predicted[wrong])
+        for i, row in zip(wrong, maps, strict=True):
+            said, true = names[predicted[i]], names[labels[i]]
+            caption = f"<b>{text(said)}</b> {surest[i]:.1%}<br>truth: {text(true)}"
+            figures.append(picture_card(row, f"{true} taken for {said}", caption, 2048))
+    note = (
+        "Image, saliency, guided backprop and Grad-CAM of the class that was said, at "
+        f"{layer}."
+    )
+    sections = [
+        Section("Why the worst mistakes", f"<p>{text(note)}</p>" + _cards(figures, 560))
+    ]
+    if len(right):
+        sections.append(_occlusion(network, images[right], labels[right], layer))
+    return sections
+
+
+def _explain(
+    network: Network,
+    images: np.ndarray,
+    layer: str,
+    classes: np.ndarray,
+    positions: np.ndarray | None = None,
+    scores: str = "logits",
+) -> list[Image.Image]:
+    """A row of pictures for each image: itself and three maps."""
+    batch, size = network.normalize(images), images.shape[1:3]
+    args = (network.model, network.variables, batch)
+    gradient = explain.saliency(*args, scores, classes, positions)
+    magnitude = np.abs(np.asarray(gradient)).max(-1)
+    guided = None
+    if explain.count_rectifiers(*args):
+        guided = np.asarray(explain.guided_backprop(*args, scores, classes, positions))
+    cam = None
+    if len(network.endpoints()[layer]) == 3:
+        cam = explain.grad_cam(*args, layer, classes, positions, scores=scores)
+        cam = np.asarray(cam)[..., 0]
+    rows = []
+    for i, image in enumerate(images):
+        # A few pixels of extreme gradient would leave all others dark.
+        bright = float(np.quantile(magnitude[i], 0.995))
+        row = [to_pil(image), draw_heat(magnitude[i], size, low=0, high=bright)]
+        if guided is not None:
+            row.append(draw_projection(guided[i], bgr=network.bgr))
+        if cam is not None:
+            row.append(blend(image, draw_heat(cam[i], size, low=0)))
+        rows.append(draw_grid(row, SIDE, len(row)))
+    return rows
+
+
+def _occlusion(
+    network: Network, images: np.ndarray, labels: np.ndarray, layer: str
+) -> Section:
+    height, width = images.shape[1:3]
+    side = max(2, min(height, width) // 4)
+    stride = max(1, (min(height, width) - side) // SQUARES)
+    found = explain.occlusion(
+        network.model,
+        network.variables,
+        network.normalize(images),
+        layer,
+        size=side,
+        stride=stride,
+        labels=labels,
+        chunk=BATCH,
+    )
+    figures = []
+    for i, image in enumerate(images):
+        size = (SIDE, SIDE)
+        classes, colors = draw_classes(np.asarray(found.predicted[i]), size)
+        row = [
+            to_pil(image),
+            draw_heat(found.activation[i], size),
+            draw_heat(found.probability[i], size, low=0, high=1),
+            classes,
+        ]
+        legend = ", ".join(
+            f'<span style="color:{color}">■</span> {text(network.names[number])}'
+            for number, color in [*colors.items()][:6]
+        )
+        low, high = (float(f(found.probability[i])) for f in (np.min, np.max))
+        caption = (
+            f"<b>{text(network.names[labels[i]])}</b>, channel {int(found.channels[i])}"
+            f"<small>probability {low:.2f} to {high:.2f}; says {legend}</small>"
+        )
+        grid = draw_grid(row, SIDE, 4)
+        figures.append(picture_card(grid, "occlusion maps", caption, 2048))
+    note = (
+        f"A square of {side} x {side} pixels of the mean color is moved by {stride}. "
+        f"Image; sum of the strongest channel of {layer}; probability of the true "
+        "class, dark for 0; most probable class. Each pixel of a map is a position of "
+        "the square."
+    )
+    body = f"<p>{text(note)}</p>" + _cards(figures, 560)
+    return Section("What happens when a part is hidden", body)
+
+
+def _other(network: Network, images: np.ndarray, layer: str) -> Section:
+    """Of detectors and segmentation networks: the surest box or pixel of images."""
+    some = images[np.linspace(0, len(images) - 1, MISTAKES).round().astype(int)]
+    some = some[: len(images)]
+    batch = network.normalize(some)
+    outputs = network.model.apply(network.variables, batch, method="endpoints")
+    called = network.model.apply(network.variables, batch)
+    known = dict(outputs) | (called if isinstance(called, dict) else {})
+    scores = next(
+        (n for n in ("logits", "class_logits", "classes", "margins") if n in known),
+        None,
+    )
+    if scores is None:
+        return Section("Why", f"<p>There are no scores among {[*known]}.</p>")
+    values = np.asarray(known[scores], np.float32)
+    # The first score of a box may be that of the background.
+    first = values.shape[-1] - network.card.num_classes
+    flat = values[..., first:].reshape(len(some), -1)
+    best = np.unravel_index(
+        flat.argmax(-1), (*values.shape[1:-1], values.shape[-1] - first)
+    )
+    positions, classes = np.stack(best[:-1], -1), best[-1]
+    maps = _explain(network, some, layer, classes + first, positions, scores)
+    figures = [
+        picture_card(
+            row,
+            f"why {network.names[c]}",
+            f"<b>{text(network.names[c])}</b><small>{scores} at "
+            f"{text([int(n) for n in place])}</small>",
+            2048,
+        )
+        for row, c, place in zip(maps, classes, positions, strict=True)
+    ]
+    note = (
+        "Image, saliency, guided backprop and Grad-CAM of the one box or pixel with "
+        f"the highest score of a class, at {layer}."
+    )
+    return Section("Why it is this", f"<p>{text(note)}</p>" + _cards(figures, 560))
+
+
+def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    width = sum(p.width for p in pictures) + 12 * (len(pictures) - 1)
+    canvas = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width + 12
+    return canvas
+
+
+def _cards(figures: Sequence[str], width: int) -> str:
+    """Figures beside each other, as many as there is room for."""
+    if not figures:
+        return NONE
+    columns = f"repeat(auto-fill,minmax(min(100%,{width}px),1fr))"
+    style = f"display:grid;gap:1rem;margin-top:.8rem;grid-template-columns:{columns}"
+    return f'<div class="wide" style="{style}">{"".join(figures)}</div>'

@@ -1,0 +1,320 @@
+"""Gradients averaged over noise or over a path, and maps of what a class needs.
+
+References:
+  Smilkov, Thorat, Kim, Viegas, Wattenberg, SmoothGrad, 2017.
+  Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, 2017.
+  Selvaraju et al., Grad-CAM, 2017.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jax.extend import core
+
+from zoo.explain import targets
+from zoo.explain.rewrite import evaluate, inline
+from zoo.ops.resize import resize
+
+Array = jax.Array
+
+
+def smooth_grad(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    endpoint: str,
+    channels: int | Array | None = None,
+    positions: Array | None = None,
+    *,
+    key: Array,
+    samples: int = 50,
+    noise: float = 0.15,
+) -> Array:
+    """Averages the gradient of an activation over noisy copies of each image.
+
+    The activation is chosen once, in the image without noise.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      endpoint: See `zoo.explain.deconvnet`.
+      channels: See `zoo.explain.deconvnet`.
+      positions: See `zoo.explain.deconvnet`.
+      key: For the noise.
+      samples: Number of noisy copies.
+      noise: Standard deviation of the noise, as a fraction of the range of each image's
+        values.
+
+    Returns:
+      float32 [B, H, W, C], in the network's input.
+
+    Raises:
+      ValueError: An argument does not fit.
+    """
+    _check_count("samples", samples)
+    if noise < 0:
+        raise ValueError(f"noise must not be negative, got {noise}.")
+    shape = targets.activation_shape(model, variables, images, endpoint)
+    channels, positions = targets.check_target(shape, endpoint, channels, positions)
+    options = dict(model=model, endpoint=endpoint, samples=samples)
+    return _smooth(variables, images, channels, positions, key, noise, **options)
+
+
+@partial(jax.jit, static_argnames=("model", "endpoint", "samples"))
+def _smooth(
+    variables: Mapping[str, Any],
+    images: Array,
+    channels: Array | None,
+    positions: Array | None,
+    key: Array,
+    noise: Array,
+    *,
+    model: nn.Module,
+    endpoint: str,
+    samples: int,
+) -> Array:
+    forward = partial(targets.make_forward(model, endpoint), variables)
+    target = targets.find_target(forward(images), channels, positions)
+    axes = (1, 2, 3)
+    span = images.max(axes, keepdims=True) - images.min(axes, keepdims=True)
+
+    def add(total: Array, key: Array) -> tuple[Array, None]:
+        drawn = jax.random.normal(key, images.shape, images.dtype)
+        gradient = _gradient(forward, images + noise * span * drawn, target)[1]
+        return total + gradient.astype(jnp.float32), None
+
+    zeros = jnp.zeros(images.shape, jnp.float32)
+    total, _ = lax.scan(add, zeros, jax.random.split(key, samples))
+    return total / samples
+
+
+def integrated_gradients(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    endpoint: str,
+    channels: int | Array | None = None,
+    positions: Array | None = None,
+    *,
+    baseline: Array | float = 0.0,
+    steps: int = 32,
+) -> Array:
+    """Integrates the gradient of an activation from a baseline to each image.
+
+    The sum of a map is the difference of the activation at the image and at the
+    baseline, as exactly as `steps` allow; `completeness_error` measures it. The
+    activation is chosen once, in the image.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      endpoint: See `zoo.explain.deconvnet`.
+      channels: See `zoo.explain.deconvnet`.
+      positions: See `zoo.explain.deconvnet`.
+      baseline: What broadcasts to the images, in the network's input: 0 is the mean
+        color of the network's preprocessing.
+      steps: Points of the Gauss-Legendre rule.
+
+    Returns:
+      float32 [B, H, W, C], in the network's input.
+
+    Raises:
+      ValueError: An argument does not fit.
+    """
+    _check_count("steps", steps)
+    shape = targets.activation_shape(model, variables, images, endpoint)
+    channels, positions = targets.check_target(shape, endpoint, channels, positions)
+    baseline = _check_baseline(baseline, images)
+    options = dict(model=model, endpoint=endpoint, steps=steps)
+    return _integrate(variables, images, channels, positions, baseline, **options)
+
+
+@partial(jax.jit, static_argnames=("model", "endpoint", "steps"))
+def _integrate(
+    variables: Mapping[str, Any],
+    images: Array,
+    channels: Array | None,
+    positions: Array | None,
+    baseline: Array,
+    *,
+    model: nn.Module,
+    endpoint: str,
+    steps: int,
+) -> Array:
+    forward = partial(targets.make_forward(model, endpoint), variables)
+    target = targets.find_target(forward(images), channels, positions)
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    rule = np.stack([(points + 1) / 2, weights / 2], axis=1).astype(np.float32)
+    way = images - baseline
+
+    def add(total: Array, at: Array) -> tuple[Array, None]:
+        gradient = _gradient(forward, baseline + at[0] * way, target)[1]
+        return total + at[1] * gradient.astype(jnp.float32), None
+
+    zeros = jnp.zeros(images.shape, jnp.float32)
+    total, _ = lax.scan(add, zeros, rule)
+    return total * way.astype(jnp.float32)
+
+
+def completeness_error(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    endpoint: str,
+    maps: Array,
+    channels: int | Array | None = None,
+    positions: Array | None = None,
+    *,
+    baseline: Array | float = 0.0,
+) -> Array:
+    """Measures by how much integrated gradients fail to sum up to the activation.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      endpoint: As it was given to `integrated_gradients`, as all the following.
+      maps: float32 [B, H, W, C], what that returned.
+      channels: See `zoo.explain.deconvnet`.
+      positions: See `zoo.explain.deconvnet`.
+      baseline: See `integrated_gradients`.
+
+    Returns:
+      float32 [B]: the difference of the sum of the map and of that of the activations,
+      without sign, as a fraction of the latter or, where that is less than 1, of 1.
+    """
+    shape = targets.activation_shape(model, variables, images, endpoint)
+    channels, positions = targets.check_target(shape, endpoint, channels, positions)
+    baseline = _check_baseline(baseline, images)
+    forward = partial(targets.make_forward(model, endpoint), variables)
+    activations = forward(images)
+    target = targets.find_target(activations, channels, positions)
+    start = targets.take(forward(baseline), target)
+    change = (targets.take(activations, target) - start).astype(jnp.float32)
+    found = maps.sum(axis=(1, 2, 3))
+    return jnp.abs(found - change) / jnp.maximum(jnp.abs(change), 1)
+
+
+def grad_cam(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    endpoint: str,
+    classes: int | Array | None = None,
+    positions: Array | None = None,
+    *,
+    scores: str = "logits",
+) -> Array:
+    """Weighs the channels of a map by how much a class's score grows with their mean.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      endpoint: Name of a map [B, h, w, c], such as the last before the pooling.
+      classes: A number, int [B], or None for the class with the highest score.
+      positions: int [B, P], which of the scores, where there are several: of a pixel,
+        of a box; None for the highest one of the class. See `zoo.explain.deconvnet`.
+      scores: Endpoint or, of a detector, output with the scores [B, ..., K].
+
+    Returns:
+      float32 [B, H, W, 1], resized to the images bilinearly; not negative.
+
+    Raises:
+      ValueError: The scores do not depend on the endpoint, or an argument does not fit.
+    """
+    shape = targets.activation_shape(model, variables, images, endpoint)
+    if len(shape) != 4:
+        raise ValueError(
+            f"grad_cam needs a map [B, h, w, c], and endpoint {endpoint!r} is "
+            f"{list(shape)}."
+        )
+    shape = targets.activation_shape(model, variables, images, scores)
+    named = dict(name="classes")
+    classes, positions = targets.check_target(
+        shape, scores, classes, positions, **named
+    )
+    options = dict(model=model, endpoint=endpoint, scores=scores)
+    return _grad_cam(variables, images, classes, positions, **options)
+
+
+@partial(jax.jit, static_argnames=("model", "endpoint", "scores"))
+def _grad_cam(
+    variables: Mapping[str, Any],
+    images: Array,
+    classes: Array | None,
+    positions: Array | None,
+    *,
+    model: nn.Module,
+    endpoint: str,
+    scores: str,
+) -> Array:
+    def run(variables: Mapping[str, Any], images: Array) -> tuple[Array, Array]:
+        return tuple(targets.read_endpoints(model, variables, images, endpoint, scores))
+
+    program, shapes = inline(run, variables, images)
+    leaves, inner = jax.tree.leaves((variables, images)), program.jaxpr
+    # The variable of the program that holds the map: something is added to it there.
+    place = inner.outvars[0]
+
+    def perturbed(change: Array) -> tuple[Array, Array]:
+        outputs = evaluate(inner, program.consts, leaves, {}, added={place: change})
+        return outputs[1], outputs[0]
+
+    if not _depends(inner, place, inner.outvars[1]):
+        raise ValueError(
+            f"endpoint {scores!r} does not depend on endpoint {endpoint!r}, which "
+            "comes after it or beside it."
+        )
+    zeros = jnp.zeros(shapes[0].shape, shapes[0].dtype)
+    found, back, features = jax.vjp(perturbed, zeros, has_aux=True)
+    target = targets.find_target(found, classes, positions)
+    value, spread = jax.vjp(lambda y: targets.take(y, target), found)
+    (gradient,) = back(*spread(jnp.ones_like(value)))
+    weights = gradient.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
+    maps = (weights * features.astype(jnp.float32)).sum(-1, keepdims=True)
+    return resize(jax.nn.relu(maps), images.shape[1:3], antialias=False)
+
+
+def _depends(program: Any, first: Any, last: Any) -> bool:
+    """Whether one variable of a program is computed from another one."""
+    reached = {first}
+    for step in program.eqns:
+        if any(not isinstance(v, core.Literal) and v in reached for v in step.invars):
+            reached.update(step.outvars)
+    return last in reached
+
+
+def _gradient(forward: Any, images: Array, target: Any) -> tuple[Array, Array]:
+    """The target of each image [B], and its gradient with respect to that image."""
+
+    def value(images: Array) -> tuple[Array, Array]:
+        found = targets.take(forward(images), target)
+        return found.astype(jnp.float32).sum(), found
+
+    (_, found), gradient = jax.value_and_grad(value, has_aux=True)(images)
+    return found, gradient
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} must be 1 or more, got {count}.")
+
+
+def _check_baseline(baseline: Array | float, images: Array) -> Array:
+    baseline = jnp.asarray(baseline, images.dtype)
+    try:
+        return jnp.broadcast_to(baseline, images.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"baseline {list(baseline.shape)} does not broadcast to the images "
+            f"{list(images.shape)}."
+        ) from error

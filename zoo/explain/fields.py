@@ -1,0 +1,532 @@
+"""Which pixels an activation depends on, found from the trace of a network alone.
+
+Every value of the trace is replaced by the rows and columns of the image that it
+depends on: a convolution joins those of its window, a sum those of its terms, and what
+moves values moves them along. Nothing of the network is computed.
+
+Reference:
+  Araujo, Norris, Sim, Computing Receptive Fields of Convolutional Neural Networks,
+  2019.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.extend import core
+
+from zoo.explain.rewrite import bind
+from zoo.explain.targets import make_forward
+from zoo.registry import get_spec, list_models
+from zoo.summary import abstract_variables
+
+# What depends on nothing: neutral, for dependencies are joined by the minimum.
+NOTHING = np.int32(1 << 24)
+_EDGES = 4  # First row, - last row, first column, - last column.
+
+
+class ReceptiveField(NamedTuple):
+    """The part of the image that the units of an endpoint see.
+
+    Attributes:
+      size: Height and width in pixels, of units whose field is not cut by the border;
+        where it is more than the image, as it would be in a larger one.
+      stride: Pixels between the fields of neighboring units, down and to the right; 0
+        where there is one unit.
+      offset: First row and column of the first unit's field; negative where it begins
+        in the padding.
+      exact: Whether all fields are `size`, at `offset + index * stride`, cut to the
+        image. Not so where a map was resized, or pooled into bins, or joined with the
+        whole image: then they are the largest size, and pixels to a unit.
+      boxes: int32 [H', W', 4], xyxy, what each unit sees of this image: from the first
+        pixel on, until before the last one. [1, 1, 4] of an endpoint without positions.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[float, float]
+    offset: tuple[int, int]
+    exact: bool
+    boxes: np.ndarray
+
+
+def receptive_field(
+    model: nn.Module, endpoint: str, *, image_shape: tuple[int, int, int] | None = None
+) -> ReceptiveField:
+    """Finds the receptive field of an endpoint's units, from shapes alone.
+
+    Args:
+      model: A network of the zoo.
+      endpoint: Name of a map [B, H', W', C], or of activations [B, ..., C], which are
+        taken as one unit.
+      image_shape: (H, W, C) of the images; None for the network's own or, of a
+        classifier, the largest registered one that it takes.
+
+    Returns:
+      A `ReceptiveField`.
+
+    Raises:
+      ValueError: The endpoint is unknown, or no known image fits the network.
+    """
+    shape = image_shape or _own_shape(model)
+    return _find(model, endpoint, tuple(shape))
+
+
+@lru_cache(maxsize=256)
+def _find(model: nn.Module, endpoint: str, shape: tuple) -> ReceptiveField:
+    variables = abstract_variables(model, shape)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    traced = jax.make_jaxpr(make_forward(model, endpoint))(variables, images)
+    cut, whole = (_edges(traced, shape, extended) for extended in (False, True))
+    sizes = np.array(shape[:2])
+    first, last = cut[::2], 1 - cut[1::2]  # [2, H', W'] each.
+    seen = (first < NOTHING).all(axis=0)
+    first = np.where(seen, np.maximum(first, 0), 0)
+    last = np.where(seen, np.minimum(last, sizes.reshape(2, 1, 1)), 0)
+    boxes = np.stack([first[1], first[0], last[1], last[0]], axis=-1)
+    lengths = 1 - whole[1::2] - whole[::2]
+    size = lengths.max(axis=(1, 2))
+    offset, stride, exact = [], [], bool((lengths == size.reshape(2, 1, 1)).all())
+    for axis in range(2):
+        starts = whole[2 * axis].min(axis=1 - axis)
+        steps = np.diff(starts)
+        offset.append(int(starts[0]))
+        stride.append(float(steps.mean()) if len(steps) else 0.0)
+        exact &= bool((steps == steps[:1]).all())
+        exact &= bool((whole[2 * axis] == np.expand_dims(starts, 1 - axis)).all())
+    begins = np.stack(whole[::2]), np.stack(1 - whole[1::2])
+    ends = sizes.reshape(2, 1, 1)
+    exact &= bool((np.maximum(begins[0], 0) == first).all())
+    exact &= bool((np.minimum(begins[1], ends) == last).all())
+    if not exact:
+        maps = first.shape[1:]
+        stride = [n / m if m > 1 else 0 for n, m in zip(sizes, maps, strict=True)]
+    stride = [int(s) if s == int(s) else float(s) for s in stride]
+    return ReceptiveField(
+        tuple(map(int, size)),
+        tuple(stride),
+        tuple(offset),
+        exact,
+        boxes.astype(np.int32),
+    )
+
+
+def _own_shape(model: nn.Module) -> tuple[int, int, int]:
+    own = getattr(model, "preprocess", None)
+    if own is not None:
+        return own.shape
+    names = list_models(task="classification")
+    shapes = {get_spec(name).preprocess.shape for name in names}
+    for shape in sorted(shapes, reverse=True):
+        try:
+            abstract_variables(model, shape)
+        except (ValueError, TypeError):
+            continue
+        return shape
+    raise ValueError(
+        f"this {type(model).__name__} takes none of the registered image sizes; give "
+        "image_shape=(H, W, C)."
+    )
+
+
+def _edges(traced: core.ClosedJaxpr, shape: tuple, extended: bool) -> np.ndarray:
+    """The edges [4, H', W'] of what each unit depends on."""
+    height, width, _ = shape
+    rows = np.broadcast_to(
+        np.arange(height).reshape(1, -1, 1, 1), (1, height, width, 1)
+    )
+    columns = np.broadcast_to(np.arange(width).reshape(1, 1, -1, 1), rows.shape)
+    image = np.stack([rows, -rows, columns, -columns]).astype(np.int32)
+    program = traced.jaxpr
+    given = [None] * (len(program.invars) - 1) + [Field(image, (1, *shape))]
+    consts = [np.asarray(c) if isinstance(c, np.ndarray) else c for c in traced.consts]
+    (found,) = _Reader(extended).run(program, consts, given)
+    if not isinstance(found, Field):
+        return np.full((_EDGES, 1, 1), NOTHING)
+    edges = found.whole() if len(found.shape) != 4 else found.edges
+    if len(found.shape) != 4:
+        return edges.min(axis=tuple(range(1, edges.ndim))).reshape(_EDGES, 1, 1)
+    full = np.broadcast_to(edges, (_EDGES, 1, *found.shape[1:3], edges.shape[4]))
+    return full.min(axis=(1, 4))
+
+
+class Field:
+    """What the elements of an array depend on.
+
+    Attributes:
+      edges: int32 [4, ...], for each element; an axis along which nothing differs may
+        have the length 1.
+      shape: Of the array.
+    """
+
+    def __init__(self, edges: np.ndarray, shape: tuple):
+        self.edges, self.shape = edges, tuple(shape)
+
+    def whole(self) -> np.ndarray:
+        """The edges of every element, [4, *shape]."""
+        return np.broadcast_to(self.edges, (_EDGES, *self.shape))
+
+    def over(self) -> np.ndarray:
+        """The edges of all elements together, [4]."""
+        return self.edges.reshape(_EDGES, -1).min(axis=1)
+
+
+def _compressed(edges: np.ndarray, shape: tuple) -> Field:
+    """Forgets the axes along which nothing differs."""
+    for axis in range(1, edges.ndim):
+        if edges.shape[axis] > 1:
+            first = edges.take([0], axis=axis)
+            if (edges == first).all():
+                edges = first
+    return Field(edges, shape)
+
+
+class _Reader:
+    """Follows a program; a value is a `Field`, an array that is known, or None.
+
+    None stands for what is not known and depends on no pixel, such as a parameter.
+    """
+
+    def __init__(self, extended: bool):
+        # Whether padding is as if the image went on beyond its border.
+        self.extended = extended
+
+    def run(self, program: core.Jaxpr, consts: list, given: list) -> list:
+        values = dict(zip(program.constvars, consts, strict=True))
+        values |= dict(zip(program.invars, given, strict=True))
+
+        def read(variable: Any) -> Any:
+            if isinstance(variable, core.Literal):
+                return np.asarray(variable.val)
+            return values[variable]
+
+        for step in program.eqns:
+            operands = [read(variable) for variable in step.invars]
+            found = self.step(step, operands, program)
+            values.update(zip(step.outvars, found, strict=True))
+        return [read(variable) for variable in program.outvars]
+
+    def step(self, step: Any, operands: list, program: core.Jaxpr) -> list:
+        kind, params = step.primitive.name, step.params
+        if kind == "platform_index":
+            # The way of all platforms that have none of their own.
+            known = [i for i, p in enumerate(params["platforms"]) if p is None]
+            return [np.int32(known[0])]
+        if kind == "cond" and isinstance(operands[0], np.ndarray | np.integer):
+            return self.call(params["branches"][int(operands[0])], operands[1:])
+        inner = [params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params]
+        if kind == "scan":
+            return self.scan(step, operands)
+        if inner:
+            return self.call(inner[0], operands)
+        if not any(isinstance(operand, Field) for operand in operands):
+            return self.constant(step, operands, program)
+        shapes = [variable.aval.shape for variable in step.outvars]
+        rule: Callable | None = getattr(self, f"do_{kind}", None)
+        if rule is not None:
+            found = rule(step, operands, shapes[0])
+            return found if isinstance(found, list) else [found]
+        fields = [operand for operand in operands if isinstance(operand, Field)]
+        same = all(f.shape == shape for f in fields for shape in shapes)
+        if kind in _ELEMENTWISE or (same and not kind.startswith(_MIXING)):
+            return [self.join(fields, shape) for shape in shapes]
+        # Not known: it may depend on anything that goes in.
+        return [self.anything(operands, shape) for shape in shapes]
+
+    def call(self, program: Any, operands: list) -> list:
+        closed = isinstance(program, core.ClosedJaxpr)
+        consts = list(program.consts) if closed else []
+        return self.run(program.jaxpr if closed else program, consts, operands)
+
+    def constant(self, step: Any, operands: list, program: core.Jaxpr) -> list:
+        """Computes what is known, such as positions; large arrays are not kept."""
+        small = all(np.prod(v.aval.shape) <= 1 << 20 for v in step.outvars)
+        if any(operand is None for operand in operands) or not small:
+            return [None for _ in step.outvars]
+        return [np.asarray(value) for value in bind(step, operands, program)]
+
+    def scan(self, step: Any, operands: list) -> list:
+        params = step.params
+        consts, carry = params["num_consts"], params["num_carry"]
+        fixed, state = operands[:consts], operands[consts : consts + carry]
+        rows = [
+            None if not isinstance(x, Field) else Field(x.edges.min(1), x.shape[1:])
+            for x in operands[consts + carry :]
+        ]
+        stacked: list = []
+        for _ in range(params["length"]):
+            out = self.call(params["jaxpr"], [*fixed, *state, *rows])
+            state, stacked = out[:carry], out[carry:]
+        shapes = [v.aval.shape for v in step.outvars[carry:]]
+        joined = [
+            y
+            if not isinstance(y, Field)
+            else Field(y.over().reshape(_EDGES, *[1] * len(shape)), shape)
+            for y, shape in zip(stacked, shapes, strict=True)
+        ]
+        return [*state, *[y if isinstance(y, Field) else None for y in joined]]
+
+    def join(self, fields: list, shape: tuple) -> Field:
+        edges = fields[0].edges
+        for field in fields[1:]:
+            other = field.edges
+            rank = max(edges.ndim, other.ndim)
+            edges, other = (
+                e.reshape(_EDGES, *[1] * (rank - e.ndim), *e.shape[1:])
+                for e in (edges, other)
+            )
+            edges = np.minimum(edges, other)
+        missing = len(shape) + 1 - edges.ndim
+        edges = edges.reshape(_EDGES, *[1] * missing, *edges.shape[1:])
+        return Field(edges, shape)
+
+    # What moves values moves what they depend on.
+
+    def move(self, step: Any, operands: list, shape: tuple) -> Field:
+        """Evaluates an operation, which only moves values, on the edges."""
+        field, *rest = operands
+        if not all(isinstance(value, np.ndarray) for value in rest):
+            return self.anything(operands, shape)
+        moved = [step.primitive.bind(e, *rest, **step.params) for e in field.whole()]
+        return _compressed(np.stack(moved), shape)
+
+    def anything(self, operands: list, shape: tuple) -> Field:
+        fields = [operand for operand in operands if isinstance(operand, Field)]
+        edges = np.min([field.over() for field in fields], axis=0)
+        return Field(edges.reshape(_EDGES, *[1] * len(shape)), shape)
+
+    def do_reshape(self, step: Any, operands: list, shape: tuple) -> Field:
+        field = operands[0]
+        kept = [n for n in field.shape if n != 1]
+        if kept == [n for n in shape if n != 1]:
+            # Only axes of length 1 come or go.
+            lengths = [
+                m
+                for m, n in zip(field.edges.shape[1:], field.shape, strict=True)
+                if n != 1
+            ]
+            lengths = iter(lengths)
+            sizes = [1 if n == 1 else next(lengths) for n in shape]
+            return Field(field.edges.reshape(_EDGES, *sizes), shape)
+        # Channels are left alone, where nothing differs along them.
+        alone = field.shape[-1:] == shape[-1:] and field.edges.shape[-1] == 1
+        old, new = ((*s[:-1], 1) if alone else s for s in (field.shape, shape))
+        edges = np.broadcast_to(field.edges, (_EDGES, *old))
+        return _compressed(edges.reshape(_EDGES, *new), shape)
+
+    def do_squeeze(self, step: Any, operands: list, shape: tuple) -> Field:
+        return self.do_reshape(step, operands, shape)
+
+    def do_expand_dims(self, step: Any, operands: list, shape: tuple) -> Field:
+        return self.do_reshape(step, operands, shape)
+
+    def do_transpose(self, step: Any, operands: list, shape: tuple) -> Field:
+        axes = [axis + 1 for axis in step.params["permutation"]]
+        return Field(operands[0].edges.transpose(0, *axes), shape)
+
+    def do_broadcast_in_dim(self, step: Any, operands: list, shape: tuple) -> Field:
+        sizes = [1] * len(shape)
+        edges = operands[0].edges
+        for axis, place in enumerate(step.params["broadcast_dimensions"]):
+            sizes[place] = edges.shape[axis + 1]
+        return Field(edges.reshape(_EDGES, *sizes), shape)
+
+    def do_slice(self, step: Any, operands: list, shape: tuple) -> Field:
+        params, edges = step.params, operands[0].edges
+        starts, limits = params["start_indices"], params["limit_indices"]
+        strides = params["strides"] or (1,) * len(starts)
+        cuts = [
+            slice(None) if n == 1 else slice(*cut)
+            for n, *cut in zip(edges.shape[1:], starts, limits, strides, strict=True)
+        ]
+        return Field(edges[(slice(None), *cuts)], shape)
+
+    def do_rev(self, step: Any, operands: list, shape: tuple) -> Field:
+        axes = [axis + 1 for axis in step.params["dimensions"]]
+        return Field(np.flip(operands[0].edges, axes), shape)
+
+    def do_concatenate(self, step: Any, operands: list, shape: tuple) -> Field:
+        axis = step.params["dimension"] + 1
+        parts = []
+        for operand, variable in zip(operands, step.invars, strict=True):
+            size = variable.aval.shape
+            if not isinstance(operand, Field):
+                ones = [1] * len(size)
+                operand = Field(np.full((_EDGES, *ones), NOTHING), size)
+            lengths = list(operand.edges.shape)
+            lengths[axis] = size[axis - 1]
+            parts.append(np.broadcast_to(operand.edges, lengths))
+        sizes = np.max([part.shape for part in parts], axis=0)
+        for i, part in enumerate(parts):
+            lengths = [*sizes]
+            lengths[axis] = part.shape[axis]
+            parts[i] = np.broadcast_to(part, lengths)
+        return _compressed(np.concatenate(parts, axis=axis), shape)
+
+    def do_split(self, step: Any, operands: list, shape: tuple) -> list:
+        axis, edges = step.params["axis"] + 1, operands[0].edges
+        found, start = [], 0
+        for size, variable in zip(step.params["sizes"], step.outvars, strict=True):
+            cut = [slice(None)] * edges.ndim
+            if edges.shape[axis] > 1:
+                cut[axis] = slice(start, start + size)
+            found.append(Field(edges[tuple(cut)], variable.aval.shape))
+            start += size
+        return found
+
+    def do_pad(self, step: Any, operands: list, shape: tuple) -> Field:
+        edges, field = operands[0].edges, operands[0]
+        for axis, (low, high, inner) in enumerate(step.params["padding_config"]):
+            if low == high == inner == 0:
+                continue
+            edges = np.broadcast_to(
+                edges,
+                (*edges.shape[: axis + 1], field.shape[axis], *edges.shape[axis + 2 :]),
+            )
+            places = np.arange(-low, (field.shape[axis] - 1) * (inner + 1) + 1 + high)
+            edges = self.at(edges, axis + 1, places, inner + 1)
+        return _compressed(edges, shape)
+
+    def at(self, edges: np.ndarray, axis: int, places: np.ndarray, step: int):
+        """The edges at places along an axis between which `step - 1` zeros stand.
+
+        Beyond the border nothing is, or what would be if the image went on.
+        """
+        count = edges.shape[axis]
+        index, between = np.divmod(places, step)
+        inside = (index >= 0) & (index < count) & (between == 0)
+        taken = edges.take(np.clip(index, 0, count - 1), axis=axis)
+        shape = [1] * edges.ndim
+        shape[axis] = -1
+        if self.extended and count > 1 and step == 1:
+            beyond = index - np.clip(index, 0, count - 1)
+            ends = [edges.take([i], axis=axis) for i in (0, 1, count - 2, count - 1)]
+            low, high = ends[1] - ends[0], ends[3] - ends[2]
+            beyond = beyond.reshape(shape).astype(np.int32)
+            real = (edges < NOTHING // 2).all()
+            if real:
+                return taken + np.where(beyond < 0, low, high) * beyond
+        return np.where(inside.reshape(shape), taken, NOTHING)
+
+    # What joins values.
+
+    def windows(self, edges, axis, size, window, stride, pads, dilation, inner=1):
+        """Joins the edges of windows along an axis of `size` elements."""
+        lengths = list(edges.shape)
+        lengths[axis] = size
+        edges = np.broadcast_to(edges, lengths)
+        reach = (window - 1) * dilation + 1
+        padded = (size - 1) * inner + 1 + sum(pads)
+        starts = np.arange((padded - reach) // stride + 1) * stride - pads[0]
+        found = None
+        for tap in range(window):
+            here = self.at(edges, axis, starts + tap * dilation, inner)
+            found = here if found is None else np.minimum(found, here)
+        return found
+
+    def do_conv_general_dilated(self, step: Any, operands: list, shape: tuple) -> Field:
+        field, params = operands[0], step.params
+        if not isinstance(field, Field) or isinstance(operands[1], Field):
+            return self.anything(operands, shape)
+        numbers = params["dimension_numbers"]
+        kernel = [step.invars[1].aval.shape[i] for i in numbers.rhs_spec[2:]]
+        edges = field.edges.min(axis=numbers.lhs_spec[1] + 1, keepdims=True)
+        for i, axis in enumerate(numbers.lhs_spec[2:]):
+            edges = self.windows(
+                edges,
+                axis + 1,
+                field.shape[axis],
+                kernel[i],
+                params["window_strides"][i],
+                params["padding"][i],
+                params["rhs_dilation"][i],
+                params["lhs_dilation"][i],
+            )
+        order = np.argsort(numbers.out_spec)
+        edges = edges.transpose(0, *(1 + numbers.lhs_spec[i] for i in order))
+        return _compressed(edges, shape)
+
+    def _pool(self, step: Any, operands: list, shape: tuple) -> Field:
+        field, params = operands[0], step.params
+        edges, size = field.edges, field.shape
+        for axis, window in enumerate(params["window_dimensions"]):
+            if window == 1 and params["window_strides"][axis] == 1:
+                continue
+            edges = self.windows(
+                edges,
+                axis + 1,
+                size[axis],
+                window,
+                params["window_strides"][axis],
+                params["padding"][axis],
+                params["window_dilation"][axis],
+                params["base_dilation"][axis],
+            )
+        return _compressed(edges, shape)
+
+    do_reduce_window_max = do_reduce_window_sum = do_reduce_window_min = _pool
+
+    def do_reduce_window(self, step: Any, operands: list, shape: tuple) -> Field:
+        return self._pool(step, operands, shape)
+
+    def _reduce(self, step: Any, operands: list, shape: tuple) -> Field:
+        axes = tuple(axis + 1 for axis in step.params["axes"])
+        return Field(operands[0].edges.min(axis=axes), shape)
+
+    do_reduce_sum = do_reduce_max = do_reduce_min = do_reduce_prod = _reduce
+    do_argmax = do_argmin = do_reduce_and = do_reduce_or = _reduce
+
+    def do_dot_general(self, step: Any, operands: list, shape: tuple) -> Field:
+        (left, right), (left_batch, right_batch) = step.params["dimension_numbers"]
+        if isinstance(operands[0], Field) and isinstance(operands[1], Field):
+            return self.anything(operands, shape)
+        first = isinstance(operands[0], Field)
+        field, other = operands if first else operands[::-1]
+        mine, theirs = (left, right) if first else (right, left)
+        batch = left_batch if first else right_batch
+        rank = len(step.invars[1 if first else 0].aval.shape)
+        free = rank - len(theirs) - len(batch)
+        rows = [i for i in range(len(field.shape)) if i not in (*mine, *batch)]
+        edges = field.edges
+        if other is None or len(mine) != 1 or batch or free != 1 or np.ndim(other) != 2:
+            lost = tuple(axis + 1 for axis in mine)
+            edges = edges.min(axis=lost, keepdims=True)
+            edges = edges.transpose(0, *(a + 1 for a in (*batch, *rows, *mine)))
+            sizes = edges.shape[: 1 + len(batch) + len(rows)]
+            b, r = sizes[1 : 1 + len(batch)], sizes[1 + len(batch) :]
+            ones = [1] * free
+            order = (*b, *r, *ones) if first else (*b, *ones, *r)
+            return Field(edges.reshape(_EDGES, *order), shape)
+        # A matrix that is known, as of resizing: what it weighs by zero is not seen.
+        weights = np.asarray(other)
+        weights = weights.T if theirs[0] == 0 else weights  # [results, summed]
+        lengths = list(edges.shape)
+        lengths[mine[0] + 1] = field.shape[mine[0]]
+        edges = np.moveaxis(np.broadcast_to(edges, lengths), mine[0] + 1, -1)
+        found = [
+            edges[..., np.flatnonzero(row)].min(axis=-1, initial=NOTHING)
+            for row in weights
+        ]
+        edges = np.stack(found, axis=-1 if first else 1)
+        return _compressed(edges, shape)
+
+    def do_gather(self, step: Any, operands: list, shape: tuple) -> Field:
+        return self.move(step, operands, shape)
+
+    def do_dynamic_slice(self, step: Any, operands: list, shape: tuple) -> Field:
+        return self.move(step, operands, shape)
+
+    def do_optimization_barrier(self, step: Any, operands: list, shape: tuple) -> list:
+        return operands
+
+
+# Operations of which a result depends on other elements than its own, though it has
+# their shape.
+_MIXING = ("cum", "sort", "scatter", "dynamic_update", "fft", "while", "cond", "top_k")
+_ELEMENTWISE = frozenset(
+    "add sub mul div max min pow select_n add_any and or xor rem atan2 nextafter "
+    "eq ne lt le gt ge clamp integer_pow".split()
+)

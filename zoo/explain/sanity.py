@@ -1,0 +1,168 @@
+"""Whether maps explain a network: measures that need no opinion.
+
+References:
+  Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps,
+  2018.
+  Petsiuk, Das, Saenko, RISE, 2018, section 4.3.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo.explain import targets
+from zoo.paths import flatten, unflatten
+from zoo.summary import list_layers
+
+Array = jax.Array
+
+
+def randomize_layers(
+    model: nn.Module, variables: Mapping[str, Any], images: Array, *, key: Array
+) -> Iterator[tuple[str, dict]]:
+    """Destroys what a network has learned, layer by layer from the last one on.
+
+    The arrays of a layer are shuffled, which keeps the size of its activations about
+    as it was; all layers behind it stay as they have become.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: [B, H, W, C], of the size for which layers are listed.
+      key: For the shuffling.
+
+    Yields:
+      The path of each layer with a kernel, and the variables.
+    """
+    layers = [x.path for x in list_layers(model, images.shape[1:])]
+    params = flatten(variables["params"])
+    order = [path for path in reversed(layers) if f"{path}/kernel" in params]
+    for path, own in zip(order, jax.random.split(key, len(order)), strict=True):
+        for name in [name for name in params if name.rsplit("/", 1)[0] == path]:
+            flat = params[name].reshape(-1)
+            shuffled = jax.random.permutation(own, flat)
+            params[name] = shuffled.reshape(params[name].shape)
+        yield path, {**variables, "params": unflatten(dict(params))}
+
+
+def similarity(a: Array, b: Array) -> Array:
+    """Compares maps by Spearman's rank correlation of their magnitudes.
+
+    Args:
+      a: [B, H, W, C], maps.
+      b: [B, H, W, C], maps of the same images.
+
+    Returns:
+      float32 [B], -1 to 1; 0 where one of them has a single value.
+    """
+    ranks = [_ranks(magnitude(x).reshape(len(x), -1)) for x in (a, b)]
+    ranks = [r - r.mean(axis=1, keepdims=True) for r in ranks]
+    lengths = [jnp.sqrt(jnp.square(r).sum(axis=1)) for r in ranks]
+    product = lengths[0] * lengths[1]
+    together = (ranks[0] * ranks[1]).sum(axis=1)
+    return jnp.where(product > 0, together / jnp.where(product > 0, product, 1), 0)
+
+
+def _ranks(x: Array) -> Array:
+    """The ranks of values [B, N]; equal values share the mean of theirs."""
+    ordered = jnp.sort(x, axis=1)
+    below = jax.vmap(partial(jnp.searchsorted, side="left"))(ordered, x)
+    above = jax.vmap(partial(jnp.searchsorted, side="right"))(ordered, x)
+    return (below + above - 1).astype(jnp.float32) / 2
+
+
+def magnitude(maps: Array) -> Array:
+    """The largest absolute value of the channels: [B, H, W, C] to [B, H, W]."""
+    return jnp.abs(maps).max(axis=-1)
+
+
+def mass_in_mask(maps: Array, masks: Array) -> Array:
+    """Measures which part of each map's magnitude lies within a mask.
+
+    Args:
+      maps: [B, H, W, C].
+      masks: bool [B, H, W].
+
+    Returns:
+      float32 [B], 0 to 1; 0 of a map that is zero.
+    """
+    if masks.shape != maps.shape[:3]:
+        raise ValueError(
+            f"masks must be {list(maps.shape[:3])}, got {list(masks.shape)}."
+        )
+    size = magnitude(maps)
+    total = size.sum(axis=(1, 2))
+    inside = jnp.where(masks, size, 0).sum(axis=(1, 2))
+    return jnp.where(total > 0, inside / jnp.where(total > 0, total, 1), 0)
+
+
+def perturbation_curve(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    maps: Array,
+    labels: Array,
+    *,
+    mode: str,
+    steps: int = 16,
+    fill: float = 0.0,
+    scores: str = "logits",
+) -> Array:
+    """Hides, or shows, the pixels that a map says are important, the most first.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      maps: [B, H, W, C], of which the magnitude orders the pixels.
+      labels: int [B], the classes whose probability is followed.
+      mode: "deletion" sets more and more pixels to `fill`, "insertion" begins with an
+        image of `fill` and shows more and more of them.
+      steps: In how many equal parts.
+      fill: In the network's input.
+      scores: Endpoint with logits [B, K].
+
+    Returns:
+      float32 [B, steps + 1], the probability of the class; its mean over the steps is
+      the area under the curve. Deletion wants a small, insertion a large area.
+    """
+    if mode not in ("deletion", "insertion"):
+        raise ValueError(f"mode must be 'deletion' or 'insertion', got {mode!r}.")
+    shape = targets.activation_shape(model, variables, images, scores)
+    labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
+    flat = magnitude(maps).reshape(len(images), -1)
+    # The rank of each pixel, 0 for the most important one.
+    order = jnp.argsort(-flat, axis=1)
+    rank = jnp.argsort(order, axis=1).reshape(*images.shape[:3], 1)
+    counts = np.linspace(0, flat.shape[1], steps + 1).round().astype(np.int32)
+    options = dict(model=model, scores=scores, deletion=mode == "deletion")
+    return _follow(variables, images, rank, labels, counts, fill, **options)
+
+
+@partial(jax.jit, static_argnames=("model", "scores", "deletion"))
+def _follow(
+    variables: Mapping[str, Any],
+    images: Array,
+    rank: Array,
+    labels: Array,
+    counts: Array,
+    fill: Array,
+    *,
+    model: nn.Module,
+    scores: str,
+    deletion: bool,
+) -> Array:
+    forward = targets.make_forward(model, scores)
+
+    def look(count: Array) -> Array:
+        hidden = (rank < count) == deletion
+        logits = forward(variables, jnp.where(hidden, fill, images))
+        shares = jax.nn.softmax(logits.astype(jnp.float32))
+        return jnp.take_along_axis(shares, labels[:, None], axis=1)[:, 0]
+
+    return jax.lax.map(look, counts).T

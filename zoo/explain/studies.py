@@ -1,0 +1,130 @@
+"""The paper's other studies: invariance of features, and layers that are taken away.
+
+Reference:
+  Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, figure 5
+  and table 3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo.explain import targets
+from zoo.paths import flatten, unflatten
+from zoo.registry import unknown
+
+Array = jax.Array
+
+
+def invariance(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    transforms: Sequence[Callable[[Array], Array]],
+    endpoints: Sequence[str],
+    *,
+    scores: str = "logits",
+) -> dict[str, np.ndarray]:
+    """Measures how features and the true class's probability change with the image.
+
+    It is the paper's figure 5, of translation, scale and rotation.
+
+    Args:
+      model: A network of the zoo.
+      variables: Of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      labels: int [B], the true classes.
+      transforms: From images to images of the same shape, such as those of
+        `translations`, `scalings` and `rotations`.
+      endpoints: Whose distance is measured.
+      scores: Endpoint with logits [B, K].
+
+    Returns:
+      By endpoint, float32 [T, B]: the Euclidean distance of the features of the
+      transformed image and of the image itself; and "probability" [T, B].
+    """
+    shape = targets.activation_shape(model, variables, images, scores)
+    labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
+
+    @jax.jit
+    def run(images: Array) -> tuple[list[Array], Array]:
+        found = targets.read_endpoints(model, variables, images, *endpoints, scores)
+        found = [each.astype(jnp.float32) for each in found]
+        shares = jax.nn.softmax(found.pop())
+        own = jnp.take_along_axis(shares, labels[:, None], axis=1)[:, 0]
+        return [each.reshape(len(images), -1) for each in found], own
+
+    still, _ = run(images)
+    rows: dict[str, list] = {name: [] for name in (*endpoints, "probability")}
+    for transform in transforms:
+        moved, own = run(transform(images))
+        for name, a, b in zip(endpoints, still, moved, strict=True):
+            rows[name].append(np.sqrt(np.square(np.asarray(a - b)).sum(axis=1)))
+        rows["probability"].append(np.asarray(own))
+    return {name: np.stack(values) for name, values in rows.items()}
+
+
+def translations(pixels: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
+    """Makes transforms that move images down by some numbers of pixels."""
+    return [partial(_warp, matrix=((1, 0), (0, 1)), shift=n, fill=fill) for n in pixels]
+
+
+def scalings(factors: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
+    """Makes transforms that enlarge images about their center by some factors."""
+    return [
+        partial(_warp, matrix=((1 / f, 0), (0, 1 / f)), shift=0, fill=fill)
+        for f in factors
+    ]
+
+
+def rotations(degrees: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
+    """Makes transforms that turn images about their center, counterclockwise."""
+    found = []
+    for angle in np.deg2rad(degrees):
+        matrix = ((np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle)))
+        found.append(partial(_warp, matrix=matrix, shift=0, fill=fill))
+    return found
+
+
+def _warp(images: Array, *, matrix: tuple, shift: float, fill: float) -> Array:
+    """Takes each pixel from where a matrix says, relative to the center, bilinearly."""
+    height, width = images.shape[1:3]
+    center = (height - 1) / 2, (width - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    y, x = y - center[0] - shift, x - center[1]
+    (a, b), (c, d) = matrix
+    places = [a * y + b * x + center[0], c * y + d * x + center[1]]
+    sample = partial(jax.scipy.ndimage.map_coordinates, order=1, cval=fill)
+    one = partial(sample, coordinates=places)
+    per_channel = jax.vmap(lambda plane: one(plane), in_axes=-1, out_axes=-1)
+    return jax.vmap(per_channel)(images)
+
+
+def ablate(variables: Mapping[str, Any], paths: Sequence[str]) -> dict:
+    """Sets the parameters of some layers to zero, which removes residual branches.
+
+    Args:
+      variables: Of a model.
+      paths: Of the layers, as `zoo.list_layers` names them;
+        "backbone/stage3/block2/bn2" removes the block's branch, and leaves its
+        shortcut.
+
+    Raises:
+      ValueError: A layer is unknown.
+    """
+    params = flatten(variables["params"])
+    layers = {name.rsplit("/", 1)[0] for name in params}
+    for path in paths:
+        if path not in layers:
+            raise ValueError(unknown("layer", path, layers))
+    kept = {
+        name: jnp.zeros_like(leaf) if name.rsplit("/", 1)[0] in paths else leaf
+        for name, leaf in params.items()
+    }
+    return {**variables, "params": unflatten(kept)}
