@@ -57,7 +57,6 @@ class Theirs:
 
         import torch
         from benchmark_explain import make_image, make_weights
-
         from zoo.weights.torchvision_live import load_state
 
         with contextlib.suppress(ImportError):
@@ -109,8 +108,9 @@ def make_weights(name):
 
 
 def make_image():
-    from zoo import get_spec
     from zoo.weights.deterministic import make_images
+
+    from zoo import get_spec
 
     return make_images(get_spec("resnet50").preprocess, 1)
 

@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from train.data.faces import FaceSource, FileFaces, read_landmarks
-from train.data.files import SUFFIXES, Files, find_splits, is_hidden
+from train.data.files import Files, split_images, warn_of_left_out
 from train.data.folder import find_layout
+from train.data.splits import find_splits
 from zoo.face.verification import Pairs
 
 # Of ORL: people to train on, and pictures of each person that are known.
@@ -37,7 +38,9 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
       ValueError: See `open_folder`.
     """
     files = Files(path)
-    layout = find_layout(files.paths(), str(path))
+    images, listing = split_images(files, files.listing())
+    warn_of_left_out(str(path), listing.left_out)
+    layout = find_layout([*images, *listing.entries], str(path))
     splits = find_splits(split, layout, str(path))
     everyone = [row for rows in layout.values() for row in rows]
     trained = sorted({name for name, _ in layout.get("train", everyone)})
@@ -68,9 +71,9 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     """
     files = Files(path)
     found = []
-    for entry in files.paths():
+    for entry in files.listing().entries:
         match = re.fullmatch(r"(?:.*/)?s(\d+)/(\d+)\.(?:pgm|png|jpg)", entry)
-        if match and not is_hidden(entry):
+        if match:
             found.append((int(match[1]), int(match[2]), entry))
     people = sorted({person for person, _, _ in found})
     if len(people) < ORL_PEOPLE + 2:
@@ -121,12 +124,12 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     """
     files = Files(path)
     pictures, lists = {}, {}
-    for entry in files.paths():
+    for entry in files.listing().entries:
         pure = PurePosixPath(entry)
         match = re.fullmatch(r"(.+)_(\d{4})", pure.stem)
         if pure.suffix == ".txt":
             lists[pure.name] = entry
-        elif pure.suffix.lower() in SUFFIXES and match and match[1] == pure.parent.name:
+        elif match and match[1] == pure.parent.name and files.is_image(entry):
             pictures[match[1], int(match[2])] = entry
     if not pictures:
         raise ValueError(f"{path}: expected pictures NAME/NAME_0001.jpg, found none.")
@@ -278,17 +281,18 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
       Background Similarity, 2011.
     """
     files, videos = Files(path), {}
-    for entry in sorted(files.paths()):
+    for entry in sorted(files.listing().entries):
         parts = PurePosixPath(entry).parts
-        is_picture = PurePosixPath(entry).suffix.lower() in SUFFIXES
-        if is_picture and len(parts) >= 3 and not is_hidden(entry):
+        if len(parts) >= 3 and not entry.endswith("/") and files.is_image(entry):
             videos.setdefault(f"{parts[-3]}/{parts[-2]}", []).append(entry)
     if not videos:
         raise ValueError(f"{path}: expected frames PERSON/VIDEO/FRAME.jpg, found none.")
     (chosen,) = find_splits(split, ("test", "all"), str(path))
     rows = []
     if chosen == "test":
-        lists = [e for e in files.paths() if PurePosixPath(e).name == "splits.txt"]
+        lists = [
+            e for e in files.listing().entries if PurePosixPath(e).name == "splits.txt"
+        ]
         if not lists:
             raise ValueError(f"{path}: split 'test' needs the file splits.txt.")
         where = files.where(lists[0])

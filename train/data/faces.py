@@ -136,7 +136,7 @@ def read_landmarks(files: Files) -> dict[str, np.ndarray]:
     Raises:
       ValueError: The file has another form; names the line.
     """
-    if LANDMARKS_FILE not in files.paths():
+    if LANDMARKS_FILE not in files.listing().entries:
         return {}
     where = files.where(LANDMARKS_FILE)
     text = files.read(LANDMARKS_FILE).decode("utf-8-sig")
@@ -149,7 +149,7 @@ def read_landmarks(files: Files) -> dict[str, np.ndarray]:
             f"{where}: the first line must be file,x0,y0,x1,y1,.. for one of {COUNTS} "
             f"landmarks, got {','.join(header[:5])} and {len(header)} columns in all."
         )
-    known, found = {*files.paths()}, {}
+    known, found = {*files.listing().entries}, {}
     for number, row in enumerate(rows[1:], 2):
         try:
             values = np.array(row[1:], np.float32).reshape(count, 2)

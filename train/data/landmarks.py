@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from train.data.decode import BadImage, decode_image
 from train.data.faces import LANDMARKS_FILE, read_landmarks, write_landmarks
-from train.data.files import SUFFIXES, Files, is_hidden
+from train.data.files import Files, split_images
 
 MODEL = "shape_predictor_68_face_landmarks.dat"
 
@@ -82,11 +82,7 @@ def fill_landmarks(folder: Path) -> tuple[int, list[str]]:
             f"{folder / LANDMARKS_FILE} has {len(next(iter(found.values())))} "
             "landmarks of each picture, and dlib finds 68; move it away first."
         )
-    entries = [
-        e
-        for e in sorted(files.paths())
-        if e.lower().endswith(SUFFIXES) and not is_hidden(e)
-    ]
+    entries, _ = split_images(files, files.listing())
     if not entries:
         raise ValueError(f"{folder} has no pictures.")
     for entry in tqdm(entries, "finding landmarks", unit=" pictures", disable=None):
