@@ -1,7 +1,7 @@
 """Formulations of the convolution that are faster on CPUs than XLA's own.
 
 Each is the same function, and equally differentiable, for the shapes it takes. What
-each brings to whole networks is measured by `tests/benchmarks/cpu_formulations.py`.
+each brings to whole networks is measured by `tests/benchmarks/benchmark_formulations.py`.
 """
 
 import math
@@ -131,30 +131,6 @@ def _dilated(x: Array, kernel: Array, window: Window) -> Array:
     return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
 
 
-# 11x11 of stride 4 on images of 3 channels: stride 1 on blocks of 4 x 4 pixels.
-
-
-def _is_blocks(x: Array, kernel: Array, window: Window) -> bool:
-    stride, size = window.strides[0], kernel.shape[0]
-    square = kernel.shape[1] == size and window.strides[1] == stride
-    few = x.shape[3] <= 4 and stride > 1 and 2.5 < size / stride <= 3
-    return square and few and window == Window((stride, stride), window.padding)
-
-
-def _blocks(x: Array, kernel: Array, window: Window) -> Array:
-    (stride, _), (size, _, channels, features) = window.strides, kernel.shape
-    taps = -(-size // stride)
-    count = [n + taps - 1 for n in _result(x, kernel, window)]
-    x = _pad(x, window, [n * stride for n in count])
-    x = x.reshape(-1, count[0], stride, count[1], stride, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *count, stride**2 * channels)
-    more = (0, taps * stride - size)
-    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
-    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
-    return _convolve(x, kernel, Window())
-
-
 # Without padding: XLA would copy all patches, and a column of zeros keeps it from that.
 
 
@@ -177,7 +153,6 @@ FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "product": (_is_product, _product),
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
-    "blocks": (_is_blocks, _blocks),
     "unpadded": (_is_unpadded, _unpadded),
 }
 
