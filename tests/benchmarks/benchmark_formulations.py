@@ -39,7 +39,6 @@ CELLS = (
     "winograd/vgg16/inference_1",
     "dilated/pspnet_resnet50/inference_1",
     "groups/alexnet/train_8",
-    "unpadded/unet/inference_1",
     "transposed/fcn32s_vgg16/inference_1",
 )
 ROUNDS = 4

@@ -1,7 +1,8 @@
 """Formulations of the convolution that are faster on CPUs than XLA's own.
 
-Each is the same function, and equally differentiable, for the shapes it takes. What
-each brings to whole networks is measured by `tests/benchmarks/benchmark_formulations.py`.
+Each is the same function, and equally differentiable, for the shapes it takes; all other
+shapes are XLA's. The command `tests/benchmarks/benchmark_formulations.py` measures what
+each of them brings to a whole network.
 """
 
 import math
@@ -16,9 +17,6 @@ from zoo.cpu import winograd
 
 Array = jax.Array
 Pair = tuple[int, int]
-
-# Patches of this size and more take long to copy (measured).
-COPIED_BYTES = 2**23
 
 
 class Window(NamedTuple):
@@ -131,29 +129,12 @@ def _dilated(x: Array, kernel: Array, window: Window) -> Array:
     return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
 
 
-# Without padding: XLA would copy all patches, and a column of zeros keeps it from that.
-
-
-def _is_unpadded(x: Array, kernel: Array, window: Window) -> bool:
-    if window.padding != ((0, 0), (0, 0)) or kernel.shape[:2] == (1, 1):
-        return False
-    numbers = math.prod((len(x), *_result(x, kernel, window), *kernel.shape[:3]))
-    return numbers * x.dtype.itemsize > COPIED_BYTES
-
-
-def _unpadded(x: Array, kernel: Array, window: Window) -> Array:
-    width = _result(x, kernel, window)[1]
-    window = window._replace(padding=((0, 0), (0, 1)))
-    return _by_xla(x, kernel, window)[:, :, :width]
-
-
 # In the order in which they are tried: whether one takes the shapes, and itself.
 FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "groups": (_is_groups, _groups),
     "product": (_is_product, _product),
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
-    "unpadded": (_is_unpadded, _unpadded),
 }
 
 
