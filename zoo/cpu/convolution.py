@@ -1,12 +1,13 @@
 """Formulations of the convolution that are faster on CPUs than XLA's own.
 
-Each is the same function, and equally differentiable, for the shapes it takes; all other
-shapes are XLA's. The command `tests/benchmarks/benchmark_formulations.py` measures what
-each of them brings to a whole network.
+Each is the same function, and equally differentiable, for the shapes that it takes; all
+others are left to XLA. The command `tests/benchmarks/benchmark_formulations.py`
+measures what each of them brings to a whole network.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,20 +29,8 @@ class Window(NamedTuple):
     groups: int = 1
 
 
-def convolve(
-    x: Array,
-    kernel: Array,
-    *,
-    strides: Pair,
-    padding: tuple[Pair, Pair],
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def convolve(x: Array, kernel: Array, window: Window) -> Array:
     """Does what `zoo.ops.convolution.convolve` does, which describes the arguments."""
-    return _convolve(x, kernel, Window(strides, padding, dilation, groups))
-
-
-def _convolve(x: Array, kernel: Array, window: Window) -> Array:
     if isinstance(x.shape[0], int) and x.size:
         for takes, formulation in FORMULATIONS.values():
             if takes(x, kernel, window):
@@ -50,14 +39,9 @@ def _convolve(x: Array, kernel: Array, window: Window) -> Array:
 
 
 def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
+    strides, padding, dilation, groups = window
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.padding,
-        rhs_dilation=window.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=window.groups,
+        x, kernel, strides, padding, None, dilation, ("NHWC", "HWIO", "NHWC"), groups
     )
 
 
@@ -71,7 +55,7 @@ def _is_groups(x: Array, kernel: Array, window: Window) -> bool:
 def _groups(x: Array, kernel: Array, window: Window) -> Array:
     parts = zip(*(jnp.split(a, window.groups, -1) for a in (x, kernel)), strict=True)
     window = window._replace(groups=1)
-    return jnp.concatenate([_convolve(*part, window) for part in parts], -1)
+    return jnp.concatenate([convolve(*part, window) for part in parts], -1)
 
 
 # 1x1: a product of matrices.
@@ -123,7 +107,7 @@ def _dilated(x: Array, kernel: Array, window: Window) -> Array:
     x = _pad(x, window, [n * d for n in count])
     x = x.reshape(-1, count[0], d, count[1], d, x.shape[3])
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *count, x.shape[5])
-    y = _convolve(x, kernel, Window())
+    y = convolve(x, kernel, Window())
     y = y.reshape(-1, d, d, *y.shape[1:]).transpose(0, 3, 1, 4, 2, 5)
     rows, columns = ((n - taps + 1) * d for n in count)
     return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
@@ -150,7 +134,7 @@ def convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> 
     kernel = jnp.pad(kernel, ((0, mh * sh - kh), (0, mw * sw - kw), (0, 0), (0, 0)))
     kernel = kernel.reshape(mh, sh, mw, sw, channels, features)[::-1, :, ::-1]
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
-    y = _convolve(x, kernel, Window(padding=((mh - 1, mh - 1), (mw - 1, mw - 1))))
+    y = convolve(x, kernel, Window(padding=((mh - 1, mh - 1), (mw - 1, mw - 1))))
     h, w = h + mh - 1, w + mw - 1
     y = y.reshape(b, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
     y = y.reshape(b, h * sh, w * sw, features)
@@ -170,14 +154,5 @@ def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
 
 def _result(x: Array, kernel: Array, window: Window) -> Pair:
     """Height and width of the result."""
-    return tuple(
-        (n + sum(pad) - (k - 1) * d - 1) // stride + 1
-        for n, pad, k, d, stride in zip(
-            x.shape[1:3],
-            window.padding,
-            kernel.shape[:2],
-            window.dilation,
-            window.strides,
-            strict=True,
-        )
-    )
+    shape = jax.eval_shape(partial(_by_xla, window=window), x, kernel).shape
+    return shape[1:3]
