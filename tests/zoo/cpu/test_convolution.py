@@ -32,17 +32,13 @@ CASES = {
     "1x1": ((2, 5, 6, 7), (1, 1, 7, 4), dict(strides=(2, 2))),
     "1x1_padded": ((2, 5, 6, 3), (1, 1, 3, 4), dict(padding=pad(1))),
     "3x3": ((3, 7, 8, 4), (3, 3, 4, 5), dict(padding=pad(1), strides=(2, 2))),
-    "7x7": ((2, 16, 15, 3), (7, 7, 3, 8), dict(padding=pad(3), strides=(2, 2))),
     "asymmetric": (
         (2, 6, 7, 3),
         (3, 2, 3, 4),
         dict(padding=((0, 1), (2, 0)), strides=(2, 1), dilation=(1, 2)),
     ),
     "negative_padding": ((2, 8, 8, 3), (3, 3, 3, 4), dict(padding=((-1, 0), (2, -2)))),
-    "much_padding": ((2, 5, 4, 3), (2, 3, 3, 4), dict(padding=pad(3))),
-    "whole_image": ((3, 4, 4, 2), (4, 4, 2, 3), {}),
     "empty_batch": ((0, 6, 6, 3), (3, 3, 3, 4), dict(padding=pad(1))),
-    "no_padding": ((4, 44, 45, 16), (5, 5, 16, 8), {}),
     "groups": ((2, 9, 9, 6), (5, 5, 3, 8), dict(padding=pad(2), groups=2)),
     "1x1_groups": ((2, 5, 5, 6), (1, 1, 3, 4), dict(groups=2)),
     "many_groups": ((2, 5, 5, 16), (3, 3, 1, 32), dict(padding=pad(1), groups=16)),
@@ -54,12 +50,6 @@ CASES = {
         (3, 3, 128, 129),
         dict(padding=((2, 1), (0, 3)), dilation=(2, 2)),
     ),
-    "dilated_stride": (
-        (1, 9, 9, 3),
-        (3, 3, 3, 4),
-        dict(padding=pad(2), dilation=(2, 2), strides=(2, 2)),
-    ),
-    "11x11": ((1, 64, 62, 3), (11, 11, 3, 9), dict(strides=(4, 4), padding=pad(2))),
 }
 TRANSPOSED = {
     "2x2": ((2, 4, 5, 6), (2, 2, 6, 3), dict(strides=(2, 2))),
@@ -68,7 +58,6 @@ TRANSPOSED = {
         (3, 3, 3, 2),
         dict(strides=(2, 2), crop=((1, 0), (1, 0))),
     ),
-    "stride_1": ((2, 5, 5, 3), (3, 3, 3, 2), dict(crop=pad(1))),
     "stride_above_kernel": ((2, 3, 3, 2), (1, 2, 2, 3), dict(strides=(3, 3))),
     "rows_differ": (
         (1, 3, 4, 1),
@@ -162,7 +151,7 @@ def test_transposed_values_and_derivatives_are_xlas(name, cheap_jit):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["3x3", "winograd", "no_padding"])
+@pytest.mark.parametrize("name", ["1x1", "winograd"])
 def test_gradients_of_gradients(name, cheap_jit):
     x, kernel, dx, dkernel = make_arrays(CASES[name])
 
@@ -179,8 +168,16 @@ def test_gradients_of_gradients(name, cheap_jit):
     assert_close(second(convolve), second(by_xla), 5e-5)
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3", "winograd"])
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (1, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("1x1", (0, None)),
+        ("1x1", (None, 0)),
+        ("1x1", (1, 0)),
+        ("winograd", (0, None)),
+        ("groups", (1, 0)),
+    ],
+)
 def test_vmap(name, axes, cheap_jit):
     x, kernel, _, _ = make_arrays(CASES[name])
     x, kernel = (
@@ -207,7 +204,7 @@ def test_float64_keeps_its_digits(name, cheap_jit):
         assert_close(found, expected, 1e-13)
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3", "no_padding", "groups"])
+@pytest.mark.parametrize("name", ["1x1", "3x3", "groups"])
 def test_bfloat16_is_summed_in_float32(name, cheap_jit):
     shape, kernel, options = CASES[name]
     case = ((16, *shape[1:]), kernel, options)
