@@ -6,10 +6,11 @@ functions (`make_classifier` and its like) are compiled by `jit_inference`.
 """
 
 from zoo.cpu.compiler import compiler_options, jit_inference
-from zoo.cpu.convolution import convolve, convolve_transposed
+from zoo.cpu.convolution import Window, convolve, convolve_transposed
 from zoo.cpu.reduction import mean_of_map
 
 __all__ = [
+    "Window",
     "compiler_options",
     "convolve",
     "convolve_transposed",

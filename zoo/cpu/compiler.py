@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 # XLA gives a part of its work to the library YNNPACK. Its convolutions are slow where
@@ -36,20 +35,20 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
       rounding alone. Empty where JAX's default backend is not the CPU, and where jaxlib
       does not know the options.
     """
-    options = TRAINING if training else INFERENCE
-    return keep_known(options) if jax.default_backend() == "cpu" else {}
+    if jax.default_backend() != "cpu":
+        return {}
+    return keep_known(TRAINING if training else INFERENCE)
 
 
 def keep_known(options: Mapping[str, str]) -> dict[str, str]:
     """Keeps the options with which the installed jaxlib compiles for CPUs."""
-    return {k: v for k, v in options.items() if _is_known(k, v)}
+    return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
 @functools.cache
 def _is_known(name: str, value: str) -> bool:
-    lowered = jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), jnp.float32))
     try:
-        lowered.compile(compiler_options={name: value})
+        jax.jit(lambda: 0).lower().compile({name: value})
     except jax.errors.JaxRuntimeError:
         return False
     return True

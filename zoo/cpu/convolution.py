@@ -1,11 +1,13 @@
 """Formulations of the convolution that are faster on CPUs than XLA's own.
 
-Each is the same function, and equally differentiable, for the shapes it takes. What
-each brings to whole networks is measured by `tests/benchmarks/cpu_formulations.py`.
+Each is the same function, and equally differentiable, for the shapes that it takes; all
+others are left to XLA. The command `tests/benchmarks/benchmark_formulations.py`
+measures what each of them brings to a whole network.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,9 +19,6 @@ from zoo.cpu import winograd
 Array = jax.Array
 Pair = tuple[int, int]
 
-# Patches of this size and more take long to copy (measured).
-COPIED_BYTES = 2**23
-
 
 class Window(NamedTuple):
     """How a kernel moves over an image; hashable."""
@@ -30,20 +29,8 @@ class Window(NamedTuple):
     groups: int = 1
 
 
-def convolve(
-    x: Array,
-    kernel: Array,
-    *,
-    strides: Pair,
-    padding: tuple[Pair, Pair],
-    dilation: Pair,
-    groups: int,
-) -> Array:
+def convolve(x: Array, kernel: Array, window: Window) -> Array:
     """Does what `zoo.ops.convolution.convolve` does, which describes the arguments."""
-    return _convolve(x, kernel, Window(strides, padding, dilation, groups))
-
-
-def _convolve(x: Array, kernel: Array, window: Window) -> Array:
     if isinstance(x.shape[0], int) and x.size:
         for takes, formulation in FORMULATIONS.values():
             if takes(x, kernel, window):
@@ -52,14 +39,9 @@ def _convolve(x: Array, kernel: Array, window: Window) -> Array:
 
 
 def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
+    strides, padding, dilation, groups = window
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.padding,
-        rhs_dilation=window.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=window.groups,
+        x, kernel, strides, padding, None, dilation, ("NHWC", "HWIO", "NHWC"), groups
     )
 
 
@@ -73,7 +55,7 @@ def _is_groups(x: Array, kernel: Array, window: Window) -> bool:
 def _groups(x: Array, kernel: Array, window: Window) -> Array:
     parts = zip(*(jnp.split(a, window.groups, -1) for a in (x, kernel)), strict=True)
     window = window._replace(groups=1)
-    return jnp.concatenate([_convolve(*part, window) for part in parts], -1)
+    return jnp.concatenate([convolve(*part, window) for part in parts], -1)
 
 
 # 1x1: a product of matrices.
@@ -125,50 +107,10 @@ def _dilated(x: Array, kernel: Array, window: Window) -> Array:
     x = _pad(x, window, [n * d for n in count])
     x = x.reshape(-1, count[0], d, count[1], d, x.shape[3])
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *count, x.shape[5])
-    y = _convolve(x, kernel, Window())
+    y = convolve(x, kernel, Window())
     y = y.reshape(-1, d, d, *y.shape[1:]).transpose(0, 3, 1, 4, 2, 5)
     rows, columns = ((n - taps + 1) * d for n in count)
     return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
-
-
-# 11x11 of stride 4 on images of 3 channels: stride 1 on blocks of 4 x 4 pixels.
-
-
-def _is_blocks(x: Array, kernel: Array, window: Window) -> bool:
-    stride, size = window.strides[0], kernel.shape[0]
-    square = kernel.shape[1] == size and window.strides[1] == stride
-    few = x.shape[3] <= 4 and stride > 1 and 2.5 < size / stride <= 3
-    return square and few and window == Window((stride, stride), window.padding)
-
-
-def _blocks(x: Array, kernel: Array, window: Window) -> Array:
-    (stride, _), (size, _, channels, features) = window.strides, kernel.shape
-    taps = -(-size // stride)
-    count = [n + taps - 1 for n in _result(x, kernel, window)]
-    x = _pad(x, window, [n * stride for n in count])
-    x = x.reshape(-1, count[0], stride, count[1], stride, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *count, stride**2 * channels)
-    more = (0, taps * stride - size)
-    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
-    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
-    return _convolve(x, kernel, Window())
-
-
-# Without padding: XLA would copy all patches, and a column of zeros keeps it from that.
-
-
-def _is_unpadded(x: Array, kernel: Array, window: Window) -> bool:
-    if window.padding != ((0, 0), (0, 0)) or kernel.shape[:2] == (1, 1):
-        return False
-    numbers = math.prod((len(x), *_result(x, kernel, window), *kernel.shape[:3]))
-    return numbers * x.dtype.itemsize > COPIED_BYTES
-
-
-def _unpadded(x: Array, kernel: Array, window: Window) -> Array:
-    width = _result(x, kernel, window)[1]
-    window = window._replace(padding=((0, 0), (0, 1)))
-    return _by_xla(x, kernel, window)[:, :, :width]
 
 
 # In the order in which they are tried: whether one takes the shapes, and itself.
@@ -177,8 +119,6 @@ FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "product": (_is_product, _product),
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
-    "blocks": (_is_blocks, _blocks),
-    "unpadded": (_is_unpadded, _unpadded),
 }
 
 
@@ -194,7 +134,7 @@ def convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> 
     kernel = jnp.pad(kernel, ((0, mh * sh - kh), (0, mw * sw - kw), (0, 0), (0, 0)))
     kernel = kernel.reshape(mh, sh, mw, sw, channels, features)[::-1, :, ::-1]
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
-    y = _convolve(x, kernel, Window(padding=((mh - 1, mh - 1), (mw - 1, mw - 1))))
+    y = convolve(x, kernel, Window(padding=((mh - 1, mh - 1), (mw - 1, mw - 1))))
     h, w = h + mh - 1, w + mw - 1
     y = y.reshape(b, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
     y = y.reshape(b, h * sh, w * sw, features)
@@ -214,14 +154,5 @@ def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
 
 def _result(x: Array, kernel: Array, window: Window) -> Pair:
     """Height and width of the result."""
-    return tuple(
-        (n + sum(pad) - (k - 1) * d - 1) // stride + 1
-        for n, pad, k, d, stride in zip(
-            x.shape[1:3],
-            window.padding,
-            kernel.shape[:2],
-            window.dilation,
-            window.strides,
-            strict=True,
-        )
-    )
+    shape = jax.eval_shape(partial(_by_xla, window=window), x, kernel).shape
+    return shape[1:3]

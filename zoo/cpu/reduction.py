@@ -12,7 +12,7 @@ def mean_of_map(x: Array) -> Array:
     (It hands them to a library, and with them the layers before; `compiler_options`
     keeps it from that where a program is compiled with them.)
     """
-    height, width = x.shape[1:3]
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    weights = jnp.full((height, width), 1 / (height * width), wide)
-    return jnp.einsum("bhwc,hw->bc", x.astype(wide), weights).astype(x.dtype)
+    ones = jnp.ones(x.shape[1:3], x.dtype)
+    total = jnp.einsum("bhwc,hw->bc", x, ones, preferred_element_type=wide)
+    return (total / ones.size).astype(x.dtype)

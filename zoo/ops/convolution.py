@@ -12,7 +12,6 @@ from zoo import cpu
 
 Array = jax.Array
 Pair = tuple[int, int]
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def convolve(
@@ -45,32 +44,24 @@ def convolve(
     Raises:
       ValueError: The kernel does not fit the channels, or the padded image.
     """
-    strides, dilation = tuple(strides), tuple(dilation)
     padding = tuple(map(tuple, padding))
-    _check(x, kernel, padding, dilation, groups)
-    return _convolve(x, kernel, strides, padding, dilation, groups)
+    window = cpu.Window(tuple(strides), padding, tuple(dilation), groups)
+    _check(x, kernel, window)
+    return _convolve(x, kernel, window)
 
 
 # Compiled with what calls it; the jit has equal layers traced and differentiated once.
-@partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
-def _convolve(
-    x: Array, kernel: Array, strides: Pair, padding: tuple, dilation: Pair, groups: int
-) -> Array:
+@partial(jax.jit, static_argnums=2, inline=True)
+def _convolve(x: Array, kernel: Array, window: cpu.Window) -> Array:
     by_xla = partial(
         lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        dimension_numbers=LAYOUT,
-        feature_group_count=groups,
+        window_strides=window.strides,
+        padding=window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=window.groups,
     )
-    by_cpu = partial(
-        cpu.convolve,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-    )
+    by_cpu = partial(cpu.convolve, window=window)
     return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
 
 
@@ -119,9 +110,8 @@ def _convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) ->
     return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
 
 
-def _check(
-    x: Array, kernel: Array, padding: tuple, dilation: Pair, groups: int
-) -> None:
+def _check(x: Array, kernel: Array, window: cpu.Window) -> None:
+    _, padding, dilation, groups = window
     if x.ndim != 4 or kernel.ndim != 4 or x.dtype != kernel.dtype:
         raise ValueError(
             "convolve takes x [B, H, W, I] and a kernel [kh, kw, I / groups, O] of one "
