@@ -31,7 +31,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(images, tmp_path_factory, compiled_once):
+def finished(images, tmp_path_factory):
     """A run of nine steps in three epochs, and checkpoints of the steps 6 and 9."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     fit(make_config(images), folder, quiet=True)
