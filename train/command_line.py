@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
 from train import commands, regions
 from train.checkpoint import CheckpointError
@@ -97,7 +98,7 @@ class Resume:
 
     run: Positional[Path]
     """Folder of the run."""
-    config: OmitArgPrefixes[TrainConfig]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     step: int | None = None
     """Step of the checkpoint to go on from; the last undamaged one if not given."""
     changed_data: bool = False

@@ -100,7 +100,7 @@ def evaluate(
         data = load_config(run_dir / "config.json").data
         max_boxes = max_boxes or data.max_boxes
         batch_size = batch_size or data.eval_batch_size
-        card = zoo.weights.read_checkpoint(run_dir)[1]
+        card = zoo.weights.read_card(run_dir)
         model, weights = card.model, str(run_dir)
         if dataset is None:
             dataset, split = data.dataset, split or data.eval_split
@@ -271,7 +271,7 @@ def transfer(config: TrainConfig) -> None:
     if not config.model.name:
         if not Path(source).is_dir():
             raise ValueError(f"{source} is no run folder: say --model.name too.")
-        card = zoo.weights.read_checkpoint(Path(source))[1]
+        card = zoo.weights.read_card(source)
         model = dataclasses.replace(config.model, name=card.model)
         config = dataclasses.replace(config, model=model)
     train(config, f"transfer-{config.model.name}")

@@ -271,28 +271,32 @@ def resume_run(
     config = before if config is None else config
     for line in _list_changes(before, config):
         logger.warning("from here on %s.", line)
-    steps = list_steps(run_dir)
-    if step is None:
-        step = find_sound_step(run_dir)
-        if step is None and steps:
-            raise CheckpointError(f"each of the steps {steps} in {run_dir} is damaged.")
-        step = step or 0
-    elif step not in steps:
-        raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
-    return fit(config, run_dir, resume=step, sources=sources, changed_data=changed_data)
+    with lock_run_dir(run_dir):  # From here on, so that no other one adds steps.
+        steps = list_steps(run_dir)
+        if step is None:
+            step = find_sound_step(run_dir)
+            if step is None and steps:
+                raise CheckpointError(f"each of the steps {steps} of {run_dir} is bad.")
+            step = step or 0
+        elif step not in steps:
+            raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
+        return fit(
+            config, run_dir, resume=step, sources=sources, changed_data=changed_data
+        )
 
 
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Makes the folder, and lets no other process write a run in it meanwhile.
 
-    The system releases the lock of a process that is killed.
+    Within one thread it may be entered again. The system releases the lock of a process
+    that is killed.
 
     Raises:
       ValueError: Another process writes a run there, or the folder cannot be written.
     """
     reason = ""
-    lock = FileLock(run_dir / ".lock")
+    lock = FileLock(run_dir / ".lock", is_singleton=True)
     if jax.process_index() == 0:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def load_predictor(run_dir: Path, *, score_threshold: float | None = None) -> Pr
 
 
 def _load(run_dir: Path) -> tuple[nn.Module, dict[str, Any], Card]:
-    name = zoo.weights.read_checkpoint(run_dir)[1].model
+    name = zoo.weights.read_card(run_dir).model
     return zoo.create_with_card(name, weights=str(run_dir))
 
 

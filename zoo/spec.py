@@ -1,6 +1,7 @@
 """Frozen facts about networks: what they are called, what they take and promise."""
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -301,8 +302,8 @@ def _check_types(cls: type, values: Mapping[str, Any], prefix: str = "") -> None
         "dict[str, str]": lambda v: isinstance(v, dict) and is_texts([*v, *v.values()]),
     }
     for field in dataclasses.fields(cls):
-        name = getattr(field.type, "__name__", str(field.type))
-        kind = str(field.type) if name in ("tuple", "dict", "UnionType") else name
+        plain = not typing.get_args(field.type)
+        kind = field.type.__name__ if plain else str(field.type)
         kind = kind.replace("typing.", "")
         fits = checks.get(kind, lambda value: True)
         if field.name in values and not fits(values[field.name]):

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from damage import clashes, flips, kills
+from damage import clashes, flips, kills, mutations
 from tiny_runs import make_config, read_rows, run_command, write_images
 
 import zoo
@@ -56,6 +56,13 @@ def test_many_flipped_bits_are_noticed(tmp_path):
     assert flips(tmp_path, 1000, seed=1)["unnoticed"] == 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_changed_weights_files_load_or_are_refused_in_words(tmp_path):
+    found = mutations(tmp_path, 80, seed=0)
+    assert found["raw"] == 0
+    assert found["refused"] > 40
+
+
 def test_a_damaged_step_is_skipped_and_named(run, caplog):
     change_state(run / "checkpoints" / "9")
     assert resume_run(run).finished
@@ -76,7 +83,9 @@ def test_a_damaged_step_that_is_asked_for_is_refused_and_nothing_is_lost(run):
 def test_all_steps_damaged_is_an_error(run):
     for step in (6, 9):
         change_state(run / "checkpoints" / str(step))
-    with pytest.raises(CheckpointError, match=r"each of the steps \[6, 9\]"):
+    with pytest.raises(
+        CheckpointError, match=r"each of the steps \[6, 9\] of .* is bad"
+    ):
         resume_run(run)
 
 

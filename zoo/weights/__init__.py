@@ -6,7 +6,7 @@ logits = model.apply(loaded.variables, images)
 """
 
 from zoo.weights.certificate import Certificate, Check
-from zoo.weights.checkpoints import read_checkpoint
+from zoo.weights.checkpoints import read_card, read_checkpoint
 from zoo.weights.darknet import read_darknet, save_darknet
 from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
@@ -24,6 +24,7 @@ __all__ = [
     "from_torch",
     "load",
     "load_safetensors",
+    "read_card",
     "read_checkpoint",
     "read_darknet",
     "read_state_dict",

@@ -39,15 +39,7 @@ def read_checkpoint(
       ValueError: The checkpoint is damaged, as its checksums tell; the message names
         those that are not.
     """
-    root, own = _find_steps_folder(Path(path).expanduser().resolve())
-    # Orbax gives a step its plain number when it is complete.
-    steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
-    if not steps:
-        raise FileNotFoundError(
-            f"{root} holds no complete checkpoint: expected the folder of a run of "
-            "`canon-zoo train`, or an orbax checkpoint of a tree with 'params'."
-        )
-    choices = steps if own is None else [own]
+    root, choices = _list_steps(path)
     if step is None:
         step = _choose(root, choices)
     elif step not in choices:
@@ -56,11 +48,25 @@ def read_checkpoint(
         return (*_read_step(root / str(step)), step)
     except Exception as error:
         # Orbax raises what its parts raise, of every type.
+        steps = _list_steps(root)[1]
         others = [s for s in steps if s != step and _is_readable(root / str(s))]
         hint = f"undamaged steps: {others}" if others else "no other step is undamaged"
         raise ValueError(
             f"{root / str(step)} is damaged; {hint}. {_reason(error)}"
         ) from error
+
+
+def read_card(path: str | os.PathLike) -> Card:
+    """Reads the card of what `read_checkpoint` reads, without the variables.
+
+    Raises:
+      FileNotFoundError: See `read_checkpoint`.
+      ValueError: The card is damaged.
+    """
+    root, steps = _list_steps(path)
+    folder = root / str(_choose(root, steps))
+    check_step(folder, ("card",))
+    return Card.from_json(_read_json(folder / "card" / "metadata"))
 
 
 def find_tree(path: Path) -> Path | None:
@@ -89,6 +95,19 @@ def read_tree(folder: Path) -> dict[str, Any]:
         return _read_arrays(folder, ("params", "batch_stats"))
     except Exception as error:
         raise ValueError(f"{folder} cannot be read: {_reason(error)}") from error
+
+
+def _list_steps(path: str | os.PathLike) -> tuple[Path, list[int]]:
+    """Returns the folder of the steps' folders, and those steps that `path` means."""
+    root, own = _find_steps_folder(Path(path).expanduser().resolve())
+    # Orbax gives a step its plain number when it is complete.
+    steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(
+            f"{root} holds no complete checkpoint: expected the folder of a run of "
+            "`canon-zoo train`, or an orbax checkpoint of a tree with 'params'."
+        )
+    return root, steps if own is None else [own]
 
 
 def _find_steps_folder(path: Path) -> tuple[Path, int | None]:

@@ -59,17 +59,17 @@ def check_checksums(folder: Path) -> bool:
     if not whole:
         raise ValueError(f"{path} is not as it was written.")
     found = _list_files(folder)
-    wrong = [f"{name} is missing" for name in sums if name not in found]
+    wrong = [f"{folder / name} is missing" for name in sums if name not in found]
     for name in sums.keys() & {*found}:
         try:
             same = _sum(folder / name) == sums[name]
         except OSError as error:
-            wrong.append(f"{name} cannot be read: {error.strerror}")
+            wrong.append(f"{folder / name} cannot be read: {error.strerror}")
             continue
         if not same:
-            wrong.append(f"{name} is not as it was written")
+            wrong.append(f"{folder / name} is not as it was written")
     if wrong:
-        raise ValueError(f"{folder}: {'; '.join(sorted(wrong)[:5])}.")
+        raise ValueError(f"{'; '.join(sorted(wrong)[:5])}.")
     return True
 
 
