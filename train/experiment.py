@@ -16,7 +16,7 @@ import zoo
 from train import optim
 from train.config import TrainConfig, parse_options
 from train.data import Source, find_problems, fit_source, open_source
-from train.starting import create_model
+from train.starting import check_layers, create_model
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
 from train.tasks import Task, make_task
@@ -130,13 +130,16 @@ def prepare_experiment(
         check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
     with problems:
         check_augment(data.augment, spec.task)
+    with problems:
+        check_layers(config.model)
     if sources is None:
         opened = []
         for split in (data.train_split, data.eval_split):
             with problems:
                 opened.append(open_split(config, split))
         sources = tuple(opened)
-    problems.raise_any()
+    if len(sources) < 2:
+        problems.raise_any()
     train_source, eval_source = sources
     if train_source.class_names != eval_source.class_names:
         raise ValueError(
@@ -154,21 +157,18 @@ def prepare_experiment(
             f"optim.freeze={config.optim.freeze}: with the option scan=True blocks run "
             "as one loop, in which batch norm cannot be frozen; leave it out."
         )
-    model, variables, card = create_model(config, train_source.class_names)
-    fitted = fit_preprocess(card.preprocess, data.fit, data.size)
-    card = dataclasses.replace(
-        card,
-        preprocess=fit_preprocess(fitted, data.fit, data.eval_size),
-        class_names=train_source.class_names,
-        source=f"trained on {data.dataset}, split {data.train_split}",
-        accuracy="",
-        versions=versions(),
-    )
+    created, preprocess = None, spec.preprocess
+    if not problems.found:
+        with problems:
+            created = create_model(config, train_source.class_names)
+            preprocess = created[-1].preprocess
+    fitted = fit_preprocess(preprocess, data.fit, data.size)
+    eval_fitted = fit_preprocess(fitted, data.fit, data.eval_size)
     train_source, eval_source = (
         fit_source(
             source, pre, on_bad_image=data.on_bad_image, max_boxes=data.max_boxes
         )
-        for source, pre in zip(sources, (fitted, card.preprocess), strict=True)
+        for source, pre in zip(sources, (fitted, eval_fitted), strict=True)
     )
     steps_per_epoch = len(train_source) // data.batch_size
     if not steps_per_epoch:
@@ -180,9 +180,21 @@ def prepare_experiment(
     # Random crops bring images of any size to that of the network.
     cropped = any(name.split(":")[0] == "random_crop" for name in data.geometry)
     skip = data.on_bad_image == "skip"
-    problems.found += find_problems(train_source, fitted=not cropped, skip=skip)
-    problems.found += find_problems(eval_source, skip=skip)
+    known = created is not None  # what its images are fitted to
+    problems.found += find_problems(
+        train_source, fitted=known and not cropped, skip=skip
+    )
+    problems.found += find_problems(eval_source, fitted=known, skip=skip)
     problems.raise_any()
+    model, variables, card = created
+    card = dataclasses.replace(
+        card,
+        preprocess=eval_fitted,
+        class_names=train_source.class_names,
+        source=f"trained on {data.dataset}, split {data.train_split}",
+        accuracy="",
+        versions=versions(),
+    )
     total_steps = config.steps or config.epochs * steps_per_epoch
     config = dataclasses.replace(
         config, optim=optim.scale_warmup(config.optim, total_steps)

@@ -88,7 +88,7 @@ def test_every_field_is_an_option_with_words_and_units():
 def test_help_of_the_other_commands_names_units():
     _, out, _ = run_command("evaluate", "--help")
     assert "Images per step" in out
-    assert "last complete one" in run_command("resume", "--help")[1]
+    assert "last undamaged one" in run_command("resume", "--help")[1]
 
 
 @pytest.mark.quick

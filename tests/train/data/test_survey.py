@@ -171,3 +171,19 @@ def test_the_command_says_all_problems_in_flags_and_writes_nothing(tmp_path):
     assert "batch_size=4 is more than the 3 images" in err
     assert err.count("--data.values 0 255") == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.quick
+def test_own_boxes_are_checked_in_one_launch(tmp_path):
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}] * 4
+    path = write_coco(tmp_path / "c", boxes)
+    code, _, err = run_command(
+        *("voc_ssd300", "--dataset", f"coco:{path}", "--data.eval-split", "train"),
+        *("--data.train-split", "train", "--data.max-boxes", "3"),
+        *("--run-dir", tmp_path / "run"),
+    )
+    assert code == 1
+    assert "error: 3 problems:" in err
+    for words in ("give --from RUN", "batch_size=32 is more than", "max-boxes 4"):
+        assert words in err
+    assert not (tmp_path / "run").exists()
