@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -185,6 +185,11 @@ def prepare_experiment(
         train_source, fitted=known and not cropped, skip=skip
     )
     problems.found += find_problems(eval_source, fitted=known, skip=skip)
+    if created is not None:
+        for flag, taken in (("--size", fitted), ("--data.eval-size", eval_fitted)):
+            if taken.shape != spec.preprocess.shape:
+                with problems:
+                    check_size(*created[:2], taken, flag)
     problems.raise_any()
     model, variables, card = created
     card = dataclasses.replace(
@@ -260,6 +265,18 @@ def fit_preprocess(
     if size:
         changes |= {"size": size[0], "width": size[1]}
     return dataclasses.replace(preprocess, **changes)
+
+
+def check_size(
+    model: nn.Module, variables: Any, preprocess: Preprocess, flag: str
+) -> None:
+    """Raises ValueError where a network cannot take images of a size."""
+    images = jax.ShapeDtypeStruct((1, *preprocess.shape), "float32")
+    try:
+        jax.eval_shape(partial(model.apply, train=False), variables, images)
+    except ValueError as error:
+        size = f"{preprocess.shape[0]} {preprocess.shape[1]}"
+        raise ValueError(f"{flag} {size}: {error}") from error
 
 
 def check_augment(names: tuple[str, ...], task: str) -> None:

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 from tiny_runs import run_command
 
+import zoo
 from train.data import find_problems, fit_source, open_source
 from train.data.masks import explain_values, make_values
+from train.experiment import check_size
 from zoo.spec import Preprocess
+from zoo.summary import abstract_variables
 
 TAKES = Preprocess(size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, fit="stretch")
 
@@ -187,3 +190,14 @@ def test_own_boxes_are_checked_in_one_launch(tmp_path):
     for words in ("give --from RUN", "batch_size=32 is more than", "max-boxes 4"):
         assert words in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.quick
+def test_a_size_that_the_network_cannot_take_is_named_by_its_flag():
+    spec = zoo.get_spec("ssd96_small")
+    model = zoo.build("ssd96_small", num_classes=2)
+    variables = abstract_variables(model, spec.preprocess.shape)
+    check_size(model, variables, spec.preprocess, "--size")
+    bad = dataclasses.replace(spec.preprocess, size=64, width=96)
+    with pytest.raises(ValueError, match=r"--data\.eval-size 64 96: .* takes images"):
+        check_size(model, variables, bad, "--data.eval-size")
