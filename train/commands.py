@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Annotated
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -11,7 +12,7 @@ from tyro.conf import Positional
 import zoo
 from train import transfer_study
 from train.clock import format_rate
-from train.config import TrainConfig, load_config, parse_options
+from train.config import TrainConfig, load_config, long, parse_options
 from train.data import find_problems, fit_source, open_source
 from train.data.faces import LANDMARKS_FILE
 from train.data.landmarks import fill_landmarks
@@ -69,10 +70,10 @@ def evaluate(
     data_dir: str | None = None,
     color: str | None = None,
     classes: tuple[str, ...] = (),
-    ignored: tuple[int, ...] = (),
-    values: tuple[int, ...] = (),
-    orientation: str | None = None,
-    max_boxes: int | None = None,
+    ignored: Annotated[tuple[int, ...], long("ignored")] = (),
+    values: Annotated[tuple[int, ...], long("values")] = (),
+    orientation: Annotated[str | None, long("orientation")] = None,
+    max_boxes: Annotated[int | None, long("max-boxes")] = None,
     protocol: str = "center_crop",
     scales: tuple[int, ...] = (),
     align: str | None = None,

@@ -20,6 +20,11 @@ def _short(name: str) -> Any:
     return tyro.conf.arg(aliases=(f"--{name}",))
 
 
+def long(name: str) -> Any:
+    """Gives an option of a command its name in training as a second one."""
+    return tyro.conf.arg(aliases=(f"--data.{name}",))
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which network, and what it starts from."""

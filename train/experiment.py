@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from train.data import (
     fit_source,
     open_source,
 )
-from train.starting import create_model
+from train.starting import check_layers, create_model
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
 from train.tasks import Task, make_task
@@ -137,13 +137,16 @@ def prepare_experiment(
         check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
     with problems:
         check_augment(data.augment, spec.task)
+    with problems:
+        check_layers(config.model)
     if sources is None:
         opened = []
         for split in (data.train_split, data.eval_split):
             with problems:
                 opened.append(open_split(config, split))
         sources = tuple(opened)
-    problems.raise_any()
+    if len(sources) < 2:
+        problems.raise_any()
     train_source, eval_source = sources
     if train_source.class_names != eval_source.class_names:
         raise ValueError(
@@ -161,16 +164,13 @@ def prepare_experiment(
             f"optim.freeze={config.optim.freeze}: with the option scan=True blocks run "
             "as one loop, in which batch norm cannot be frozen; leave it out."
         )
-    model, variables, card = create_model(config, train_source.class_names)
-    fitted = fit_preprocess(card.preprocess, data.fit, data.size)
-    card = dataclasses.replace(
-        card,
-        preprocess=fit_preprocess(fitted, data.fit, data.eval_size),
-        class_names=train_source.class_names,
-        source=f"trained on {data.dataset}, split {data.train_split}",
-        accuracy="",
-        versions=versions(),
-    )
+    created, preprocess = None, spec.preprocess
+    if not problems.found:
+        with problems:
+            created = create_model(config, train_source.class_names)
+            preprocess = created[-1].preprocess
+    fitted = fit_preprocess(preprocess, data.fit, data.size)
+    eval_fitted = fit_preprocess(fitted, data.fit, data.eval_size)
     faces = None
     if spec.task == "verification":
         faces = eval_source.face_set()
@@ -178,21 +178,15 @@ def prepare_experiment(
         align = choose_alignment(train_source, data.align)
         data = dataclasses.replace(data, align=align)
         config = dataclasses.replace(config, data=data)
-        train_source, eval_source = (
+        sources = [
             align_source(source, align, pre)
-            for source, pre in (
-                (train_source, fitted),
-                (eval_source, card.preprocess),
-            )
-        )
+            for source, pre in zip(sources, (fitted, eval_fitted), strict=True)
+        ]
     train_source, eval_source = (
         fit_source(
             source, pre, on_bad_image=data.on_bad_image, max_boxes=data.max_boxes
         )
-        for source, pre in (
-            (train_source, fitted),
-            (eval_source, card.preprocess),
-        )
+        for source, pre in zip(sources, (fitted, eval_fitted), strict=True)
     )
     steps_per_epoch = len(train_source) // data.batch_size
     if not steps_per_epoch:
@@ -204,9 +198,26 @@ def prepare_experiment(
     # Random crops bring images of any size to that of the network.
     cropped = any(name.split(":")[0] == "random_crop" for name in data.geometry)
     skip = data.on_bad_image == "skip"
-    problems.found += find_problems(train_source, fitted=not cropped, skip=skip)
-    problems.found += find_problems(eval_source, skip=skip)
+    known = created is not None  # what its images are fitted to
+    problems.found += find_problems(
+        train_source, fitted=known and not cropped, skip=skip
+    )
+    problems.found += find_problems(eval_source, fitted=known, skip=skip)
+    if created is not None:
+        for flag, taken in (("--size", fitted), ("--data.eval-size", eval_fitted)):
+            if taken.shape != spec.preprocess.shape:
+                with problems:
+                    check_size(*created[:2], taken, flag)
     problems.raise_any()
+    model, variables, card = created
+    card = dataclasses.replace(
+        card,
+        preprocess=eval_fitted,
+        class_names=train_source.class_names,
+        source=f"trained on {data.dataset}, split {data.train_split}",
+        accuracy="",
+        versions=versions(),
+    )
     total_steps = config.steps or config.epochs * steps_per_epoch
     config = dataclasses.replace(
         config, optim=optim.scale_warmup(config.optim, total_steps)
@@ -273,6 +284,18 @@ def fit_preprocess(
     if size:
         changes |= {"size": size[0], "width": size[1]}
     return dataclasses.replace(preprocess, **changes)
+
+
+def check_size(
+    model: nn.Module, variables: Any, preprocess: Preprocess, flag: str
+) -> None:
+    """Raises ValueError where a network cannot take images of a size."""
+    images = jax.ShapeDtypeStruct((1, *preprocess.shape), "float32")
+    try:
+        jax.eval_shape(partial(model.apply, train=False), variables, images)
+    except ValueError as error:
+        size = f"{preprocess.shape[0]} {preprocess.shape[1]}"
+        raise ValueError(f"{flag} {size}: {error}") from error
 
 
 def check_augment(names: tuple[str, ...], task: str) -> None:

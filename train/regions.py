@@ -5,13 +5,14 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 import zoo
+from train.config import long
 from train.data import Source, open_source
 from train.data.proposals import remember, selective_search
 from train.experiment import versions
@@ -35,6 +36,7 @@ def rcnn(
     eval_split: str = "test",
     data_dir: str | None = None,
     classes: tuple[str, ...] = (),
+    orientation: Annotated[str, long("orientation")] = "auto",
     run_dir: Path | None = None,
     search: str = "fast",
     max_proposals: int = 2000,
@@ -55,6 +57,7 @@ def rcnn(
       eval_split: To evaluate on.
       data_dir: Where TFDS keeps prepared data sets.
       classes: Names of the classes to keep; none for all.
+      orientation: auto, stored or upright: how EXIF orientations are treated.
       run_dir: Where to write; runs/NAME-TIME if not given.
       search: Mode of selective search, fast or quality.
       max_proposals: Of an image.
@@ -71,6 +74,7 @@ def rcnn(
             classes=classes or None,
             color="rgb",
             task="detection",
+            orientation=orientation,
         )
         for split in (train_split, eval_split)
     ]

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 import zoo
-from train.config import TrainConfig, parse_options
+from train.config import ModelConfig, TrainConfig, parse_options
 from zoo.detection.ssd_backbone import reduce_vgg16
 from zoo.paths import flatten, match_paths
 from zoo.spec import Card
@@ -16,6 +16,15 @@ from zoo.summary import abstract_variables
 from zoo.transfer import graft, replace_head
 
 logger = logging.getLogger("train")
+
+
+def check_layers(model: ModelConfig) -> None:
+    """Raises ValueError where layers of another network are asked for without one."""
+    if model.layers and not model.weights:
+        raise ValueError(
+            f"model.layers={model.layers} are those of another network's run, and "
+            "there is none: give --from RUN, or --model.layers without a value."
+        )
 
 
 def create_model(
@@ -33,11 +42,7 @@ def create_model(
     """
     name, weights = config.model.name, config.model.weights
     layers = config.model.layers
-    if layers and not weights:
-        raise ValueError(
-            f"model.layers={layers} are those of another network's run, and there is "
-            "none: give --from RUN, or --model.layers without a value."
-        )
+    check_layers(config.model)
     options = parse_options(config.model.options)
     if config.model.dtype != "float32":
         options["dtype"] = config.model.dtype

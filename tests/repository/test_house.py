@@ -52,6 +52,8 @@ FLOORS = {
     "zoo/__main__": 8,
     "train/__init__": 0,
     "train/config": 5,
+    "train/clock": 6,
+    "train/fingerprints": 7,
     "train/data": 6,
     "train/clock": 0,
     "train/fingerprints": 7,

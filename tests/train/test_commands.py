@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -256,6 +257,43 @@ def test_predicting_draws_a_picture(trained, tmp_path):
     with Image.open(tmp_path / "out" / "00.png") as picture:
         picture.load()
         assert min(picture.size) > 50
+
+
+def test_photographs_are_turned_in_predicting_as_in_training(trained, tmp_path):
+    run_dir, images, _ = trained
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    names = []
+    for c in "abc":
+        with Image.open(images / "test" / c / "00.png") as image:
+            image.save(tmp_path / f"{c}.png")
+            turned = image.transpose(Image.Transpose.ROTATE_180)
+        turned.save(tmp_path / f"{c}-turned.png", exif=exif)
+        names += [tmp_path / f"{c}.png", tmp_path / f"{c}-turned.png"]
+    code, out, err = run_command("predict", run_dir, *names, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    said = [line.partition(": ")[2].partition(" (")[0] for line in out.splitlines()]
+    assert said[::2] == said[1::2]
+    assert len(set(said)) == 3
+    # Where a run was told to take images as they are stored, so does predicting.
+    config = load_config(run_dir / "config.json")
+    stored = dataclasses.replace(config.data, orientation="stored")
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    save_config(dataclasses.replace(config, data=stored), copy / "config.json")
+    _, out, _ = run_command("predict", copy, *names, "--out", tmp_path / "out")
+    said = [line.partition(": ")[2].partition(" (")[0] for line in out.splitlines()]
+    assert said[::2] != said[1::2]
+
+
+def test_options_of_training_are_those_of_evaluating(trained):
+    run_dir, images, _ = trained
+    code, out, err = run_command(
+        *("evaluate", run_dir, "--data.orientation", "stored"),
+        *("--data.max-boxes", "3", "--dataset", f"imagefolder:{images}"),
+    )
+    assert (code, err) == (0, "")
+    assert "of 15)" in out
 
 
 def test_resuming_a_finished_run_says_the_same(trained):

@@ -74,12 +74,12 @@ def looks_like_image(start: bytes) -> bool:
     return False
 
 
-def read_orientation(data: bytes) -> int:
-    """Reads the EXIF orientation of an image file.
+def read_orientation(data: bytes) -> int | None:
+    """Reads the EXIF orientation of an image file, or of the beginning of one.
 
     Returns:
       2 to 8, or 1 if it is upright as stored, or states nothing that can be read; 1 for
-      TIFF files, which are always read upright.
+      TIFF files, which are always read upright. None where the file cannot be opened.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -87,7 +87,7 @@ def read_orientation(data: bytes) -> int:
                 image.load()  # Pillow turns these itself
             return _orientation(image)
     except Exception:
-        return 1  # whoever decodes it will say what is wrong
+        return None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -17,8 +17,9 @@ from train.data.objects import Objects, Table, detection_example
 from train.data.source import Example, Source
 from train.data.threads import map_in_threads
 
-# Of a JPEG file, where its EXIF is; of other files all is read.
-_START = 2**17
+# Bytes at the beginning of a JPEG file in which it says that it has EXIF, and those
+# in which EXIF is, most often; of other files all is read.
+_MARKED, _HEADER = 2**13, 2**17
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +63,16 @@ class _FileImages(Source):
 
     def orientation(self, index: int) -> int:
         """Returns the EXIF orientation of an image, 1 if it has none."""
-        name = self._images[index]
+        name, files = self._images[index], self._files
         try:
-            start = self._files.read_start(name, _START)
+            start, found = files.read_start(name, _MARKED), None
             if start.startswith(b"\xff\xd8"):
-                if b"Exif\0" not in start and b"Orientation" not in start:
+                if b"Exif\0" not in start and b"ns.adobe.com/xap" not in start:
                     return 1  # most images: nothing is parsed
-                return read_orientation(start)
-            return read_orientation(self._files.read(name))
+                found = read_orientation(files.read_start(name, _HEADER))
+            if found is None:
+                found = read_orientation(files.read(name))
+            return found or 1
         except BadImage:
             return 1  # whoever decodes it will say what is wrong
 

@@ -19,6 +19,8 @@ from train.data.source import Source
 from train.data.splits import find_splits
 from train.data.voc import NAMES_FILE, read_names
 
+ALONE = "masks without an image"
+
 
 def open_pairs(
     path: Path,
@@ -69,15 +71,16 @@ def open_pairs(
         for stem, image in of_split.items():
             images.append(image)
             masks.append(f"{folder}/masks/{stem}.png")
-        known = {*of_split.values()}
-        others = [
-            entry
-            for entry in entries
-            if str(PurePosixPath(entry).parent) == f"{folder}/images"
-            and not entry.endswith("/")
-            and entry not in known
-        ]
-        left_out = {**left_out, NO_IMAGE: [*left_out.get(NO_IMAGE, ()), *others]}
+        used = {*of_split.values(), *masks}
+        for inside, reason in (("images", NO_IMAGE), ("masks", ALONE)):
+            others = [
+                entry
+                for entry in entries
+                if str(PurePosixPath(entry).parent) == f"{folder}/{inside}"
+                and not entry.endswith("/")
+                and entry not in used
+            ]
+            left_out = {**left_out, reason: [*left_out.get(reason, ()), *others]}
     warn_of_left_out(str(path), left_out)
     if not images:
         raise ValueError(f"{path}: split {split!r} has no images.")

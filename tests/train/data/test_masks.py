@@ -93,7 +93,7 @@ def test_ignored_values(tmp_path):
     assert (out == 255).all()
     with pytest.raises(ValueError, match=r"ignored=\(256,\).*: values of masks are 0"):
         open_source(f"masks:{path}", "train", classes="ab", ignored=(256,))
-    with pytest.raises(ValueError, match=r"digits: ignored=\(1,\) is for files with"):
+    with pytest.raises(ValueError, match=r"digits: ignored=\(1,\).* is for files with"):
         open_source("digits", "train", data_dir=tmp_path, ignored=(1,))
     with pytest.raises(ValueError, match="256 classes: masks have 1 to 255"):
         make_values(256)
@@ -199,3 +199,16 @@ def test_what_a_name_may_begin_with(tmp_path):
     for form in FORMATS:
         assert f"{form}:PATH" in str(error.value)
     assert array_source(np.zeros((1, 2, 2), np.uint8), [0]).task == "classification"
+
+
+def test_what_has_no_other_half_is_named(tmp_path, caplog):
+    contents = files(train_a=encode(make_mask()))
+    contents["set/train/masks/b.png"] = encode(make_mask())
+    contents["set/train/images/c.txt"] = b"hello"
+    path = write(tmp_path / "s", contents)
+    assert len(open_source(f"masks:{path}", "train", classes=NAMES)) == 1
+    assert "1 masks without an image (set/train/masks/b.png)" in caplog.text
+    assert "1 no images that Pillow reads (1 x .txt)" in caplog.text
+    (path / "set/train/images/a.png").write_bytes(encode(make_mask(), "RGB"))
+    with pytest.raises(ValueError, match="two images called 'a'"):
+        open_source(f"masks:{path}", "train", classes=NAMES)

@@ -117,6 +117,18 @@ def test_the_warning_is_said_for_zips_and_other_formats_too(tmp_path, caplog):
     assert "a.jpg: 8" in caplog.text
 
 
+def test_an_orientation_behind_a_long_header_is_found(tmp_path, caplog):
+    path = write_voc(tmp_path / "s", 3)
+    file = path / "JPEGImages/a.jpg"
+    data = file.read_bytes()
+    start = data.index(b"Exif") - 2  # of the segment's length and content
+    end = start + int.from_bytes(data[start : start + 2], "big")
+    segment = b"\xff\xe5" + (65_000).to_bytes(2, "big") + bytes(64_998)
+    file.write_bytes(data[:end] + 3 * segment + data[end:])
+    open_source(f"voc:{path}", "train")
+    assert "a.jpg: 3" in caplog.text
+
+
 def test_classification_is_upright_unless_told_otherwise(tmp_path):
     (tmp_path / "s/cat").mkdir(parents=True)
     stored = STORED[6](make_view())

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 from tiny_runs import run_command
 
+import zoo
 from train.data import find_problems, fit_source, open_source
 from train.data.masks import explain_values, make_values
+from train.experiment import check_size
 from zoo.spec import Preprocess
+from zoo.summary import abstract_variables
 
 TAKES = Preprocess(size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, fit="stretch")
 
@@ -171,3 +174,30 @@ def test_the_command_says_all_problems_in_flags_and_writes_nothing(tmp_path):
     assert "batch_size=4 is more than the 3 images" in err
     assert err.count("--data.values 0 255") == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.quick
+def test_own_boxes_are_checked_in_one_launch(tmp_path):
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}] * 4
+    path = write_coco(tmp_path / "c", boxes)
+    code, _, err = run_command(
+        *("voc_ssd300", "--dataset", f"coco:{path}", "--data.eval-split", "train"),
+        *("--data.train-split", "train", "--data.max-boxes", "3"),
+        *("--run-dir", tmp_path / "run"),
+    )
+    assert code == 1
+    assert "error: 3 problems:" in err
+    for words in ("give --from RUN", "batch_size=32 is more than", "max-boxes 4"):
+        assert words in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.quick
+def test_a_size_that_the_network_cannot_take_is_named_by_its_flag():
+    spec = zoo.get_spec("ssd96_small")
+    model = zoo.build("ssd96_small", num_classes=2)
+    variables = abstract_variables(model, spec.preprocess.shape)
+    check_size(model, variables, spec.preprocess, "--size")
+    bad = dataclasses.replace(spec.preprocess, size=64, width=96)
+    with pytest.raises(ValueError, match=r"--data\.eval-size 64 96: .* takes images"):
+        check_size(model, variables, bad, "--data.eval-size")
