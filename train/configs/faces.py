@@ -14,18 +14,18 @@ def small() -> TrainConfig:
         model=ModelConfig("deepface_small"),
         data=DataConfig(
             "faces_synthetic",
-            batch_size=64,
+            batch_size=32,
             eval_batch_size=160,
             augment=("affine:4:0.03:0.04",),
         ),
         optim=OptimConfig(
             name="adamw",
-            learning_rate=2e-3,
+            learning_rate=1.5e-3,
             weight_decay=1e-2,
             schedule="cosine",
             warmup_steps=50,
         ),
-        steps=1400,
+        steps=1000,
         eval_every=10,
         save_every=20,
     )
