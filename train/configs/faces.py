@@ -38,7 +38,7 @@ def orl() -> TrainConfig:
         data=DataConfig(
             "orl:orl-faces",
             color="rgb",
-            batch_size=50,
+            batch_size=30,
             eval_batch_size=100,
             augment=("flip", "affine:8:0.06:0.1"),
         ),
@@ -49,9 +49,9 @@ def orl() -> TrainConfig:
             schedule="cosine",
             warmup_steps=50,
         ),
-        epochs=300,
-        eval_every=50,
-        save_every=100,
+        epochs=160,
+        eval_every=40,
+        save_every=80,
     )
 
 
