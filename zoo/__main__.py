@@ -24,7 +24,7 @@ def list_(pattern: tyro.conf.Positional[str] = "*", *, task: str | None = None) 
 
     Args:
       pattern: Shell pattern, such as '*resnet*'.
-      task: classification, detection, segmentation or face; all if not given.
+      task: classification, detection, segmentation or verification; all if not given.
     """
     names = zoo.list_models(pattern, task=task)
     if not names:

@@ -14,18 +14,18 @@ def small() -> TrainConfig:
         model=ModelConfig("deepface_small"),
         data=DataConfig(
             "faces_synthetic",
-            batch_size=64,
+            batch_size=32,
             eval_batch_size=160,
             augment=("affine:4:0.03:0.04",),
         ),
         optim=OptimConfig(
             name="adamw",
-            learning_rate=2e-3,
+            learning_rate=1.5e-3,
             weight_decay=1e-2,
             schedule="cosine",
             warmup_steps=50,
         ),
-        steps=1400,
+        steps=1000,
         eval_every=10,
         save_every=20,
     )
@@ -38,7 +38,7 @@ def orl() -> TrainConfig:
         data=DataConfig(
             "orl:orl-faces",
             color="rgb",
-            batch_size=50,
+            batch_size=30,
             eval_batch_size=100,
             augment=("flip", "affine:8:0.06:0.1"),
         ),
@@ -49,9 +49,9 @@ def orl() -> TrainConfig:
             schedule="cosine",
             warmup_steps=50,
         ),
-        epochs=300,
-        eval_every=50,
-        save_every=100,
+        epochs=160,
+        eval_every=40,
+        save_every=80,
     )
 
 

@@ -431,9 +431,6 @@ def to_uint8(image: Array) -> Array:
     return jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
 
 
-METHODS = ("none", "2d", "3d")
-
-
 def align(image: Array, landmarks: Array, method: str, *, size: int) -> Array:
     """Aligns a photograph as a method says, as far as its landmarks allow.
 

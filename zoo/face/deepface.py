@@ -69,9 +69,9 @@ SUB2 = dataclasses.replace(DEEPFACE, local=DEEPFACE.local[2:])
 SUB3 = dataclasses.replace(SUB2, c3=None)
 SMALL = DeepFaceConfig(
     size=64,
-    c1=(16, 7),
+    c1=(8, 5),
     c3=(16, 5),
-    local=(("l4", 16, 5, 1), ("l5", 16, 5, 2), ("l6", 16, 3, 1)),
+    local=(("l4", 16, 3, 1), ("l5", 16, 5, 2), ("l6", 16, 3, 1)),
     f7=256,
 )
 
@@ -307,13 +307,13 @@ SPECS = (
         paper=f"after {PAPER}, figure 2",
         num_classes=128,
         preprocess=Preprocess(size=64, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3),
-        params=3_705_472,
-        macs=15_599_296,
+        params=2_425_520,
+        macs=6_732_672,
         torch_rules=_names,
         init="normal, variance 2 / fan-in; biases 0",
         published=("none: a small network for small faces, trained in minutes",),
         deviations=(
-            "64 x 64 pixels, of 16 maps in each layer, with smaller kernels, and a "
+            "64 x 64 pixels, of 8 and 16 maps, with smaller kernels, and a "
             "descriptor of 256 values",
             "He's initialisation and biases of 0, with which it learns from few faces",
             *UNSAID[2:],

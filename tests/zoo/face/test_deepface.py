@@ -14,7 +14,7 @@ LEDGER = {
     "deepface_sub1": (236_725_486, 470_843_776),
     "deepface_sub2": (267_033_054, 665_743_488),
     "deepface_sub3": (368_248_782, 602_382_208),
-    "deepface_small": (3_705_472, 15_599_296),
+    "deepface_small": (2_425_520, 6_732_672),
 }
 TINY = DeepFaceConfig(
     size=24,
@@ -107,7 +107,7 @@ def test_variables_go_to_pytorch_and_back():
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes
     )
     state = zoo.weights.to_torch("deepface_small", variables)
-    assert state["l4.kernel"].shape == (21, 21, 5, 5, 16, 16)
+    assert state["l4.kernel"].shape == (24, 24, 3, 3, 16, 16)
     back = zoo.weights.from_torch("deepface_small", state)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
