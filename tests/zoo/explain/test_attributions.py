@@ -48,7 +48,7 @@ def test_integrated_gradients_sum_up_to_the_change(tiny, baseline):
     if baseline == "image":
         baseline = images[::-1] / 2
     options = dict(baseline=baseline)
-    maps = explain.integrated_gradients(*tiny, "logits", 1, steps=256, **options)
+    maps = explain.integrated_gradients(*tiny, "logits", 1, steps=1024, **options)
     start = endpoint(tiny, "logits", np.broadcast_to(baseline, images.shape))
     change = endpoint(tiny, "logits")[:, 1] - start[:, 1]
     assert np.abs(change).min() > 0.01
