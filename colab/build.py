@@ -27,7 +27,6 @@ NOTEBOOKS = (
     "02_pretrained_and_features",
     "03_detection",
     "04_segmentation",
-    "06_what_networks_see",
 )
 TIMEOUT = 600  # Seconds for one cell.
 
