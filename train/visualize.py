@@ -371,7 +371,7 @@ def _classifier(
         f"{layer}."
     )
     sections = [
-        Section("Why the worst mistakes", f"<p>{text(note)}</p>" + _cards(figures, 560))
+        Section("Why the worst mistakes", f"<p>{text(note)}</p>" + _cards(figures, 480))
     ]
     if len(right):
         sections.append(_occlusion(network, images[right], labels[right], layer))
@@ -454,7 +454,7 @@ def _occlusion(
         "class, dark for 0; most probable class. Each pixel of a map is a position of "
         "the square."
     )
-    body = f"<p>{text(note)}</p>" + _cards(figures, 560)
+    body = f"<p>{text(note)}</p>" + _cards(figures, 480)
     return Section("What happens when a part is hidden", body)
 
 
@@ -495,7 +495,7 @@ def _other(network: Network, images: np.ndarray, layer: str) -> Section:
         "Image, saliency, guided backprop and Grad-CAM of the one box or pixel with "
         f"the highest score of a class, at {layer}."
     )
-    return Section("Why it is this", f"<p>{text(note)}</p>" + _cards(figures, 560))
+    return Section("Why it is this", f"<p>{text(note)}</p>" + _cards(figures, 480))
 
 
 def _beside(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -13,7 +13,14 @@ from train.config import TrainConfig, load_config, parse_options, save_config
 from train.configs import CONFIGS, get_config
 from train.runs import run
 
-COMMANDS = ("resume", "evaluate", "predict", "transfer", "digits_transfer")
+COMMANDS = (
+    "resume",
+    "evaluate",
+    "predict",
+    "visualize",
+    "transfer",
+    "digits_transfer",
+)
 
 
 @pytest.mark.quick

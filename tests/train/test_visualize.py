@@ -102,10 +102,10 @@ def test_the_command_says_what_is_missing():
 
 def test_pictures():
     grid = draw_grid([to_pil(np.full((2, 4, 3), 200, np.uint8))] * 3, 8, 2)
-    assert grid.size == (18, 18)
+    assert grid.size == (20, 20)
     assert np.array(grid)[4, 4].tolist() == [200] * 3
     assert np.array(grid)[0, 0].tolist() == [128] * 3  # Above a wide picture.
-    assert np.array(grid)[14, 14].tolist() == [255] * 3  # No fourth one.
+    assert np.array(grid)[16, 16].tolist() == [255] * 3  # No fourth one.
     projection = np.zeros((2, 2, 3))
     projection[0, 0, 2], projection[1, 1, 0] = 4, -2
     drawn = np.array(draw_projection(projection, bgr=True))

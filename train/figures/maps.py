@@ -8,7 +8,7 @@ from PIL import Image
 from train.figures.pictures import to_pil
 
 GREY = (128, 128, 128)
-GAP = 2  # pixels between the cells of a grid
+GAP = 4  # pixels between the cells of a grid
 
 
 def draw_grid(pictures: Sequence[Image.Image], cell: int, columns: int) -> Image.Image:

@@ -40,8 +40,8 @@ class ReceptiveField(NamedTuple):
       offset: First row and column of the first unit's field; negative where it begins
         in the padding.
       exact: Whether all fields are `size`, at `offset + index * stride`, cut to the
-        image. Not so where a map was resized, or pooled into bins, or joined with the
-        whole image: then they are the largest size, and pixels to a unit.
+        image. Not so where a map was resized, or pooled into bins: then they are the
+        largest size, and the image's pixels to a unit.
       boxes: int32 [H', W', 4], xyxy, what each unit sees of this image: from the first
         pixel on, until before the last one. [1, 1, 4] of an endpoint without positions.
     """

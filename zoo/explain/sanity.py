@@ -61,7 +61,8 @@ def similarity(a: Array, b: Array) -> Array:
       float32 [B], -1 to 1; 0 where one of them has a single value.
     """
     ranks = [_ranks(magnitude(x).reshape(len(x), -1)) for x in (a, b)]
-    ranks = [r - r.mean(axis=1, keepdims=True) for r in ranks]
+    # Their mean, to the bit, so that equal values have no rank at all.
+    ranks = [r - (r.shape[1] - 1) / 2 for r in ranks]
     lengths = [jnp.sqrt(jnp.square(r).sum(axis=1)) for r in ranks]
     product = lengths[0] * lengths[1]
     together = (ranks[0] * ranks[1]).sum(axis=1)

@@ -48,11 +48,11 @@ def test_integrated_gradients_sum_up_to_the_change(tiny, baseline):
     if baseline == "image":
         baseline = images[::-1] / 2
     options = dict(baseline=baseline)
-    maps = explain.integrated_gradients(*tiny, "logits", 1, steps=256, **options)
+    maps = explain.integrated_gradients(*tiny, "logits", 1, steps=1024, **options)
     start = endpoint(tiny, "logits", np.broadcast_to(baseline, images.shape))
     change = endpoint(tiny, "logits")[:, 1] - start[:, 1]
     assert np.abs(change).min() > 0.01
-    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), change, atol=1e-3)
+    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), change, rtol=1e-3)
     error = explain.completeness_error(*tiny, "logits", maps, 1, **options)
     assert error.shape == (2,)
     assert error.max() < 1e-3

@@ -108,7 +108,7 @@ SHAPE = (23, 31, 1)
         ("resized", False),
         ("bins", False),
         ("joined", False),
-        ("mean", False),
+        ("mean", True),  # All units see all of the image.
         ("flat", False),
         ("turned", False),
     ],
