@@ -56,25 +56,32 @@ def types_of(tree):
     return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 
+def list_products(jaxpr):
+    """Lists the equations of a trace, on any platform, that multiply and sum."""
+    names = ("conv_general_dilated", "dot_general")
+    products = [e for e in list_equations(jaxpr.jaxpr) if e.primitive.name in names]
+    assert products
+    return products
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_and_highest_precision_reach_every_product(name):
     model, variables, images = setting(name, dtype=jnp.bfloat16)
     assert types_of(variables) == {"float32"}
-    endpoints = partial(model.apply, method="endpoints")
-    found = jax.eval_shape(endpoints, variables, images)
+    jaxpr, found = jax.make_jaxpr(
+        partial(model.apply, method="endpoints"), return_shape=True
+    )(variables, images)
+    types = {v.aval.dtype.name for e in list_products(jaxpr) for v in e.invars}
+    assert types == {"bfloat16"}
     assert found.pop("logits").dtype == jnp.float32
     assert types_of(found) == {"bfloat16"}, found
 
-    # Both directions of a training step, on every platform.
     with jax.default_matmul_precision("highest"):
         jaxpr, (grads, (logits, new)) = jax.make_jaxpr(
             partial(train, model), return_shape=True
         )(variables, images)
-    names = ("conv_general_dilated", "dot_general")
-    products = [e for e in list_equations(jaxpr.jaxpr) if e.primitive.name in names]
-    assert {v.aval.dtype.name for eqn in products for v in eqn.invars} == {"bfloat16"}
     highest = (jax.lax.Precision.HIGHEST,) * 2
-    assert {eqn.params["precision"] for eqn in products} == {highest}
+    assert {e.params["precision"] for e in list_products(jaxpr)} == {highest}
     assert types_of((grads, logits)) == {"float32"}
     assert logits.shape == (2, zoo.get_spec(name).num_classes)
     assert types_of(new) <= {"float32"}
