@@ -42,7 +42,7 @@ NARROW = {
         stem=(4, 5, 6),
         modules={
             module: tuple(2 + (3 * i + 5 * j) % 7 for j in range(6))
-            for i, module in enumerate(("4a", "5a"))
+            for i, module in enumerate(("3a", "4a", "4d", "5a"))
         },
     ),
     "he_init": dict(widths=(4, 5, 3), depths=(3, 2), dense=24),
