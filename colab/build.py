@@ -90,9 +90,14 @@ def reduce_colors(picture: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def is_current(name: str) -> bool:
-    """Whether the written notebook has the cells and metadata of its source."""
-    path = FOLDER / f"{name}.ipynb"
+def is_current(name: str, folder: Path = FOLDER) -> bool:
+    """Compares a written notebook's cells and metadata with those of its source.
+
+    Args:
+      name: One of `NOTEBOOKS`.
+      folder: Where the notebook was written.
+    """
+    path = folder / f"{name}.ipynb"
     if not path.exists():
         return False
     written = nbformat.read(path, as_version=4)

@@ -136,10 +136,14 @@ def create_from_classifier(
     Returns:
       The network, its variables, with a head that is not fitted, and their card.
     """
-    network, fresh, card = zoo.create_with_card(model, num_classes=len(class_names))
     classifier = model.removeprefix("rcnn_")
     _, trained, theirs = zoo.create_with_card(
         classifier, weights=weights, num_classes=0
+    )
+    shared = zoo.list_options(model)
+    options = {k: v for k, v in theirs.overrides.items() if k in shared}
+    network, fresh, card = zoo.create_with_card(
+        model, num_classes=len(class_names), **options
     )
     variables = graft(fresh, trained, keep=["head/**"])
     preprocess = dataclasses.replace(

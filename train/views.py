@@ -28,8 +28,6 @@ T = TypeVar("T")
 
 # Threads that read, decode and resize; Pillow releases Python's lock.
 THREADS = 8
-# Views of rare shapes wait for others of their shape, but not in more memory than this.
-WAITING_MEGABYTES = 1024
 _COUNTED_AT_ONCE = 1024
 
 
@@ -45,7 +43,7 @@ def evaluate_views(
     """Evaluates a network by a protocol, every image once.
 
     Each process looks at images of its own on devices of its own; what they counted is
-    summed up at the end.
+    summed up at the end, see `count_views`.
 
     Args:
       model: A classification network.
@@ -66,7 +64,46 @@ def evaluate_views(
         that it takes, or the set is empty.
     """
     check_views(model, variables, preprocess, protocol)
-    mine = range(jax.process_index(), len(source), jax.process_count())
+    state = count_views(
+        model,
+        variables,
+        source,
+        preprocess,
+        protocol,
+        batch_size=batch_size,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    if jax.process_count() > 1:
+        gathered = multihost_utils.process_allgather(state)
+        state = jax.tree.map(lambda x: x.sum(axis=0), gathered)
+    return metrics.compute(state)
+
+
+def count_views(
+    model: nn.Module,
+    variables: Any,
+    source: Source,
+    preprocess: Preprocess,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    process: tuple[int, int] = (0, 1),
+) -> metrics.State:
+    """Counts what a network says of the images that are one process's.
+
+    Args:
+      model: A classification network.
+      variables: Of the model.
+      source: The images of all processes.
+      preprocess: What the network takes.
+      protocol: Which views it is shown.
+      batch_size: See `evaluate_views`.
+      process: Number of the process, and how many there are.
+
+    Returns:
+      The metric's state; those of all processes add up.
+    """
+    mine = range(process[0], len(source), process[1])
 
     def read(index: int) -> list[np.ndarray]:
         image = source.image(index)
@@ -81,7 +118,7 @@ def evaluate_views(
     parts = ((slot, part) for slot, parts in enumerate(shown) for part in parts)
     mesh = make_mesh(jax.local_devices())
     pixels = batch_size * preprocess.size**2
-    batches = _batches(parts, pixels, mesh.size)
+    batches = batch_by_shape(parts, pixels, mesh.size)
 
     @jit_inference
     def step(variables, views):
@@ -105,7 +142,7 @@ def evaluate_views(
         finish(1)  # The device computes while the next batch is put together.
     finish(0)
     totals /= max(1, len(protocol.scales))
-    return metrics.compute(_count(totals, source.labels[mine.start :: mine.step]))
+    return _count(totals, source.labels[mine.start :: mine.step])
 
 
 def check_views(
@@ -145,8 +182,12 @@ def _ahead(function: Callable[[int], T], indices: range) -> Iterator[T]:
             threads.shutdown(cancel_futures=True)
 
 
-def _batches(
-    parts: Iterator[tuple[int, np.ndarray]], pixels: int, devices: int
+def batch_by_shape(
+    parts: Iterator[tuple[int, np.ndarray]],
+    pixels: int,
+    devices: int,
+    *,
+    megabytes: int = 1024,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Puts together what has one shape.
 
@@ -154,6 +195,8 @@ def _batches(
       parts: A number and views uint8 [V, H, W, C] each.
       pixels: About how many there are in a batch.
       devices: Batches are a power of two times as long, so that few shapes compile.
+      megabytes: Views of rare shapes wait for others of their shape, but not in more
+        memory than this.
 
     Yields:
       Numbers int [n] and views uint8 [N, V, H, W, C]; from the n-th on there are zeros.
@@ -178,14 +221,14 @@ def _batches(
         room = max(1, pixels // (math.prod(part.shape[:3]) * devices))
         if len(group) >= devices * 2 ** int(math.log2(room)):
             yield take(part.shape)
-        elif size > WAITING_MEGABYTES * 2**20:
+        elif size > megabytes * 2**20:
             yield take(max(waiting, key=lambda s: len(waiting[s]) * math.prod(s)))
     for shape in [*waiting]:
         yield take(shape)
 
 
 def _count(probabilities: np.ndarray, labels: np.ndarray) -> metrics.State:
-    """Counts what all processes found: probabilities [N, K] and labels [N] of each."""
+    """Counts what was found: probabilities [N, K] and labels [N]."""
 
     @jax.jit
     def update(state, probabilities, labels):
@@ -199,7 +242,4 @@ def _count(probabilities: np.ndarray, labels: np.ndarray) -> metrics.State:
     for start in range(0, len(labels), _COUNTED_AT_ONCE):
         some = slice(start, start + _COUNTED_AT_ONCE)
         state = update(state, probabilities[some], labels[some])
-    if jax.process_count() > 1:
-        gathered = multihost_utils.process_allgather(state)
-        state = jax.tree.map(lambda x: x.sum(axis=0), gathered)
     return state

@@ -113,12 +113,16 @@ def make_detector(
     return detect
 
 
-def choose_detections(candidates: Candidates, postprocess: Postprocess) -> Detections:
+def choose_detections(
+    candidates: Candidates, postprocess: Postprocess, *, few: int = FEW
+) -> Detections:
     """Suppresses candidates within each class, and keeps the best of all.
 
     Args:
       candidates: Of a batch of images.
       postprocess: By which rules.
+      few: How many of an image's best candidates are suppressed first. All are only
+        where these do not suffice; the result is the same.
 
     Returns:
       `Detections`, with boxes in the pixels of the candidates. Of equal scores the
@@ -127,17 +131,17 @@ def choose_detections(candidates: Candidates, postprocess: Postprocess) -> Detec
     boxes = candidates.boxes
     scores = jax.vmap(lambda *image: _rank(*image, postprocess))(*candidates)
 
-    def over_images(function: Callable) -> Callable:
-        return jax.vmap(lambda *image: function(*image, postprocess))
+    def over_images(function: Callable, *options: Any) -> Callable:
+        return jax.vmap(lambda *image: function(*image, postprocess, *options))
 
-    few = over_images(_suppress_few)(boxes, scores)
-    if scores[0].size > FEW:
+    found = over_images(_suppress_few, few)(boxes, scores)
+    if scores[0].size > few:
         # The best few say it all, where they fill the result or no others are left.
-        left = (scores > -jnp.inf).sum(axis=(1, 2)) > FEW
-        enough = (few[1].all(axis=1) | ~left).all()
+        left = (scores > -jnp.inf).sum(axis=(1, 2)) > few
+        enough = (found[1].all(axis=1) | ~left).all()
         every = over_images(_suppress_each_class)
-        few = lax.cond(enough, lambda *images: few, every, boxes, scores)
-    return jax.vmap(_take)(boxes, scores, *few)
+        found = lax.cond(enough, lambda *images: found, every, boxes, scores)
+    return jax.vmap(_take)(boxes, scores, *found)
 
 
 def _rank(boxes: Array, scores: Array, valid: Array, postprocess: Postprocess) -> Array:
@@ -150,15 +154,15 @@ def _rank(boxes: Array, scores: Array, valid: Array, postprocess: Postprocess) -
 
 
 def _suppress_few(
-    boxes: Array, scores: Array, postprocess: Postprocess
+    boxes: Array, scores: Array, postprocess: Postprocess, few: int
 ) -> tuple[Array, Array]:
-    """Suppresses among the best few of one image, of all classes together.
+    """Suppresses among the best `few` of one image, of all classes together.
 
     Returns:
       Places int32 [D] in the flattened scores, best first, and whether they are valid.
     """
     num_classes, count = scores.shape
-    best, places = lax.top_k(scores.ravel(), min(FEW, scores.size))
+    best, places = lax.top_k(scores.ravel(), min(few, scores.size))
     classes, rows = places // count, places % count
     usable = best > -jnp.inf
     most = postprocess.max_candidates

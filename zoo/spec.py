@@ -222,6 +222,8 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, tuple | list):
             return [plain(each) for each in value]
+        if isinstance(value, Mapping):
+            return {name: plain(each) for name, each in value.items()}
         known = isinstance(value, str | int | float | bool | None)
         return value if known else np.dtype(value).name
 

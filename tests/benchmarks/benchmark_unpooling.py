@@ -97,7 +97,7 @@ def make_cases():
         )
     cases["double 128x256x96"] = (
         (1, 128, 256, 96),
-        {"matrix": by_matrix, "shifts": frrn_parts._double},
+        {"matrix": by_matrix, "shifts": frrn_parts.double},
         partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False),
     )
     return cases

@@ -32,15 +32,46 @@ def smallest_of_each_family() -> list[str]:
     return sorted(smallest.values())
 
 
-# Networks of the same parts, whose tracing and compiling takes seconds.
-_SHALLOW = {"cifar_resnet20": 8, "cifar_resnet164_v2": 11}
+# Options by which a network of the family is a few channels wide, by the family's file.
+# No two layers that follow each other have the same width, where they need not.
+NARROW = {
+    "alexnet": dict(widths=(4, 6, 8, 10, 4), dense=24),
+    "zfnet": dict(widths=(4, 5, 6, 7, 3), dense=24),
+    "vgg": dict(widths=(4, 5, 6, 7, 3), dense=24),
+    "googlenet": dict(
+        stem=(4, 5, 6),
+        modules={
+            module: tuple(2 + (3 * i + 5 * j) % 7 for j in range(6))
+            for i, module in enumerate(("3a", "4a", "4d", "5a"))
+        },
+    ),
+    "he_init": dict(widths=(4, 5, 3), depths=(3, 2), dense=24),
+    "resnet": dict(width=4),
+    "cifar_resnet": dict(width=4),
+    "preact_resnet": dict(width=4),
+    "fcn_vgg": dict(widths=(4, 4, 8, 8, 8), dense=16),
+    "ssd_vgg": dict(widths=(4, 5, 6, 7, 3), dense=8),
+    "fast_rcnn": dict(widths=(4, 5, 6, 7, 3), dense=16),
+}
+# Networks with the same parts and fewer layers than the registered ones.
+_SHALLOW = {"cifar_resnet20": dict(depth=8), "cifar_resnet164_v2": dict(depth=11)}
+
+
+def narrow(name: str) -> dict[str, Any]:
+    """Options of `zoo.build` by which the network is a few channels wide."""
+    return NARROW.get(family_of(name), {})
 
 
 def build_small(name: str, **options: Any) -> nn.Module:
-    """Builds the network, or where it is deep, one of its family with less layers."""
+    """Builds a narrow network of a family and, where it is deep, a shallow one.
+
+    Args:
+      name: Of a registered network.
+      **options: Of `zoo.build`.
+    """
     spec = zoo.get_spec(name)
-    depth = {"depth": _SHALLOW[name]} if name in _SHALLOW else {}
-    return spec.build(num_classes=spec.num_classes, **depth, **options)
+    options = {"num_classes": spec.num_classes, **narrow(name), **options}
+    return spec.build(**_SHALLOW.get(name, {}), **options)
 
 
 def train(model: nn.Module, variables: Any, images: Any) -> tuple:

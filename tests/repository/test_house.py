@@ -55,8 +55,6 @@ FLOORS = {
     "train/clock": 6,
     "train/fingerprints": 7,
     "train/data": 6,
-    "train/clock": 0,
-    "train/fingerprints": 7,
     "train/visualize": 9,
     "train/state": 6,
     "train/optim": 6,

@@ -47,13 +47,11 @@ def test_notebook_is_made_from_its_source(name):
 
 
 @EACH
-def test_a_changed_cell_is_noticed(name, tmp_path, monkeypatch):
+def test_a_changed_cell_is_noticed(name, tmp_path):
     notebook = written(name)
     notebook.cells[-1].source += "\n1"
     nbformat.write(notebook, tmp_path / f"{name}.ipynb")
-    (tmp_path / f"{name}.py").write_text((FOLDER / f"{name}.py").read_text())
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
-    assert not build.is_current(name)
+    assert not build.is_current(name, tmp_path)
 
 
 @EACH

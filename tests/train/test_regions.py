@@ -2,18 +2,14 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_rcnn import PREPROCESS, make_model
 
 import zoo
 from train import regions
 from train.data.proposals import remember, selective_search
 from train.figures.boxes import draw_detections
-from zoo.spec import Card
 
 NAMES = ("bright", "dark")
 BOX = (
@@ -104,25 +100,26 @@ def test_proposals_are_found_once(tmp_path):
     assert len(calls) == 2
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The file of a narrow AlexNet that nobody trained."""
+    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
+    options = dict(widths=(8, 8, 8, 8, 8), dense=64, init="he_fan_in")
+    _, variables, card = zoo.create_with_card("alexnet", **options)
+    zoo.weights.save_safetensors(path, variables, card)
+    return path
+
+
 @pytest.mark.slow
-def test_fits_evaluates_and_writes(folder, tmp_path, monkeypatch, capsys):
+def test_fits_evaluates_and_writes(folder, classifier, tmp_path, capsys):
     pytest.importorskip("cv2")
-    model = make_model()
-    saved = {}
-
-    def create(name, weights, class_names):
-        variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-        return model, variables, Card(name, 2, {}, PREPROCESS, class_names)
-
-    monkeypatch.setattr(regions, "create_from_classifier", create)
-    monkeypatch.setattr(
-        zoo.weights,
-        "save_safetensors",
-        lambda path, variables, card: saved.update(card=card, path=path),
-    )
     run = tmp_path / "run"
-    regions.rcnn("rcnn_alexnet", dataset=f"voc:{folder}", run_dir=run)
-    assert saved["card"].class_names == NAMES
+    options = dict(weights=str(classifier), run_dir=run, max_proposals=30)
+    regions.rcnn("rcnn_alexnet", dataset=f"voc:{folder}", **options)
+    _, _, card = zoo.create_with_card(
+        "rcnn_alexnet", weights=str(run / "weights.safetensors")
+    )
+    assert card.class_names == NAMES
     found = json.loads((run / "metrics.json").read_text())
     assert found["images"] == 3
     assert found["ap50"] > 0.6
@@ -153,17 +150,14 @@ def test_the_surest_are_shown():
         np.testing.assert_array_equal(of_them, scores[0][shown])
 
 
-@pytest.mark.slow
-def test_takes_the_layers_of_a_run(tmp_path):
-    shapes = zoo.summary.abstract_variables(zoo.build("alexnet"), (227, 227, 3))
-    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes)
-    card = Card("alexnet", 1000, {}, zoo.get_spec("alexnet").preprocess)
-    path = tmp_path / "alexnet.safetensors"
-    zoo.weights.save_safetensors(path, variables, card)
-    _, found, card = regions.create_from_classifier("rcnn_alexnet", str(path), NAMES)
+def test_takes_the_layers_of_a_run(classifier):
+    _, variables = zoo.create("alexnet", weights=str(classifier))
+    _, found, card = regions.create_from_classifier(
+        "rcnn_alexnet", str(classifier), NAMES
+    )
     ours, theirs = (v["params"]["backbone"]["conv2"] for v in (found, variables))
     np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
-    assert found["params"]["head"]["svm"]["kernel"].shape == (4096, 2)
+    assert found["params"]["head"]["svm"]["kernel"].shape == (64, 2)
     assert (card.model, card.num_classes, card.preprocess.size) == (
         "rcnn_alexnet",
         2,

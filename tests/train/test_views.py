@@ -11,12 +11,12 @@ from PIL import Image
 from tiny_runs import run_command
 
 import zoo
-from train import views
 from train.data import Source, array_source
 from train.evaluate import Evaluator
 from train.steps import make_mesh
 from train.tasks.classification import Classification, softmax_cross_entropy
-from train.views import check_views, evaluate_views
+from train.views import batch_by_shape, check_views, count_views, evaluate_views
+from zoo.metrics import classification as metrics
 from zoo.protocols import PROTOCOLS, get_protocol
 from zoo.spec import Card, Preprocess
 
@@ -44,8 +44,10 @@ class Pictures(Source):
         self.name, self.split = "pictures", "test"
         self.images, self.labels = images, np.asarray(labels, np.int32)
         self.class_names = tuple("abcdefg")
+        self.read = []
 
     def image(self, index):
+        self.read.append(index)
         return self.images[index]
 
     def provenance(self, index):
@@ -103,10 +105,9 @@ def restate(variables, source, protocol):
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "scales"),
-    [("ten_crop", ()), ("googlenet_144", (7, 10)), ("dense", (8, 16))],
+    [("ten_crop", ()), ("googlenet_144", (7, 10)), ("dense", (16, 32))],
 )
-def test_every_view_counts_once(name, scales, source, variables, monkeypatch):
-    monkeypatch.setattr("zoo.protocols.DENSE_STEP", 8)
+def test_every_view_counts_once(name, scales, source, variables):
     protocol = get_protocol(name, scales or (8,))
     expected = restate(variables, source, protocol)
     # One at a time, and several.
@@ -144,14 +145,14 @@ def test_the_centre_crop_is_the_evaluators(source, variables):
 @pytest.mark.quick
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("megabytes", [1024, 0])
-def test_batches_have_each_part_once_and_few_shapes(megabytes, devices, monkeypatch):
-    monkeypatch.setattr(views, "WAITING_MEGABYTES", megabytes)
+def test_batches_have_each_part_once_and_few_shapes(megabytes, devices):
     rng = np.random.default_rng(0)
     shapes = [(2, 4, 4, 1), (2, 4, 8, 1), (3, 4, 4, 1)]
     parts = [(i, rng.integers(1, 256, shapes[i * i % 3], np.uint8)) for i in range(50)]
     pixels = 2 * 4 * 4 * 5 * devices
     seen, lengths = [], set()
-    for numbers, batch in views._batches(iter(parts), pixels, devices):
+    batches = batch_by_shape(iter(parts), pixels, devices, megabytes=megabytes)
+    for numbers, batch in batches:
         lengths.add((batch.shape[1:], len(batch)))
         assert len(batch) % devices == 0
         assert batch.size <= pixels
@@ -166,26 +167,18 @@ def test_batches_have_each_part_once_and_few_shapes(megabytes, devices, monkeypa
 
 @pytest.mark.quick
 @pytest.mark.parametrize("counts", [(12, 11), (1, 0)])
-def test_processes_share_the_images(counts, source, variables, monkeypatch):
+def test_processes_share_the_images(counts, source, variables):
     protocol = get_protocol("ten_crop", (8,))
     few = Pictures(source.images[: sum(counts)], source.labels[: sum(counts)])
     alone = evaluate(variables, few, protocol)
-    read, states = [], []
-    image = Pictures.image
-    monkeypatch.setattr(Pictures, "image", lambda s, i: read.append(i) or image(s, i))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-
-    def gather(state):
-        states.append(state)
-        return jax.tree.map(lambda *x: jnp.stack(x), *states)
-
-    monkeypatch.setattr(views.multihost_utils, "process_allgather", gather)
+    states = []
     for process in (0, 1):
-        read.clear()
-        monkeypatch.setattr(jax, "process_index", lambda p=process: p)
-        found = evaluate(variables, few, protocol)
-        assert sorted(read) == list(range(process, sum(counts), 2))
-        assert len(read) == counts[process]
+        few.read.clear()
+        setting = Waves(), variables, few, PREPROCESS, protocol
+        states.append(count_views(*setting, batch_size=64, process=(process, 2)))
+        assert sorted(few.read) == list(range(process, sum(counts), 2))
+        assert len(few.read) == counts[process]
+    found = metrics.compute(jax.tree.map(lambda *x: sum(x), *states))
     assert found == pytest.approx(alone, rel=1e-5)
 
 

@@ -41,11 +41,15 @@ class AlexNetBackbone(nn.Module):
     """Section 3.5 and figure 2: five convolutions and two dense layers.
 
     Attributes:
+      widths: Channels of the five convolutions.
+      dense: Channels of fc6 and fc7.
       fully_convolutional: Read images of any size, see `FullyConnected`.
       dropout: Rate after fc6 and fc7.
       remat: Recompute the convolutions' activations in the backward pass.
     """
 
+    widths: tuple[int, ...] = (96, 256, 384, 384, 256)
+    dense: int = 4096
     kernel_init: Callable = nn.initializers.lecun_normal()
     fully_convolutional: bool = False
     dropout: float = 0.5
@@ -65,34 +69,30 @@ class AlexNetBackbone(nn.Module):
         ones = nn.initializers.ones
 
         def convolutions(self, x: Array) -> dict[str, Array]:
-            out = {}
+            out, widths = {}, self.widths
             conv = partial(Conv, **types)
-            x = out["conv1"] = nn.relu(conv(96, 11, stride=4, name="conv1")(x))
+            x = out["conv1"] = nn.relu(conv(widths[0], 11, stride=4, name="conv1")(x))
             x = out["norm1"] = local_response_norm(x)
             x = out["pool1"] = max_pool(x, 3, 2)
-            conv2 = conv(256, 5, padding=2, groups=2, bias_init=ones, name="conv2")
+            grouped = partial(conv, groups=2, bias_init=ones)
+            conv2 = grouped(widths[1], 5, padding=2, name="conv2")
             x = out["conv2"] = nn.relu(conv2(x))
             x = out["norm2"] = local_response_norm(x)
             x = out["pool2"] = max_pool(x, 3, 2)
-            x = out["conv3"] = nn.relu(conv(384, 3, padding=1, name="conv3")(x))
-            conv = partial(conv, padding=1, groups=2, bias_init=ones)
-            x = out["conv4"] = nn.relu(conv(384, 3, name="conv4")(x))
-            x = out["conv5"] = nn.relu(conv(256, 3, name="conv5")(x))
+            x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
+            conv4 = grouped(widths[3], 3, padding=1, name="conv4")
+            x = out["conv4"] = nn.relu(conv4(x))
+            conv5 = grouped(widths[4], 3, padding=1, name="conv5")
+            x = out["conv5"] = nn.relu(conv5(x))
             out["pool5"] = max_pool(x, 3, 2)
             return out
 
         out = remat_stage(convolutions, self.remat)(self, images)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        fc6 = FullyConnected(
-            4096,
-            window=6,
-            everywhere=self.fully_convolutional,
-            bias_init=ones,
-            name="fc6",
-            **types,
-        )
+        everywhere, dense = self.fully_convolutional, dict(bias_init=ones, **types)
+        fc6 = FullyConnected(self.dense, 6, everywhere, name="fc6", **dense)
         x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(out["pool5"])))
-        fc7 = nn.Dense(4096, bias_init=ones, name="fc7", **types)
+        fc7 = nn.Dense(self.dense, name="fc7", **dense)
         out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
         return out
 
@@ -101,11 +101,15 @@ class AlexNetTVBackbone(nn.Module):
     """torchvision's: one column, no normalisation, dropout before fc6 and fc7.
 
     Attributes:
+      widths: Channels of the five convolutions.
+      dense: Channels of fc6 and fc7.
       fully_convolutional: Read images of any size, see `FullyConnected`.
       dropout: Rate before fc6 and fc7.
       remat: Recompute the convolutions' activations in the backward pass.
     """
 
+    widths: tuple[int, ...] = (64, 192, 384, 256, 256)
+    dense: int = 4096
     kernel_init: Callable = nn.initializers.lecun_normal()
     fully_convolutional: bool = False
     dropout: float = 0.5
@@ -124,28 +128,27 @@ class AlexNetTVBackbone(nn.Module):
         )
 
         def convolutions(self, x: Array) -> dict[str, Array]:
-            out = {}
+            out, widths = {}, self.widths
             conv = partial(Conv, **types)
-            conv1 = conv(64, 11, stride=4, padding=2, name="conv1")
+            conv1 = conv(widths[0], 11, stride=4, padding=2, name="conv1")
             x = out["conv1"] = nn.relu(conv1(x))
             x = out["pool1"] = max_pool(x, 3, 2)
-            x = out["conv2"] = nn.relu(conv(192, 5, padding=2, name="conv2")(x))
+            x = out["conv2"] = nn.relu(conv(widths[1], 5, padding=2, name="conv2")(x))
             x = out["pool2"] = max_pool(x, 3, 2)
-            x = out["conv3"] = nn.relu(conv(384, 3, padding=1, name="conv3")(x))
-            x = out["conv4"] = nn.relu(conv(256, 3, padding=1, name="conv4")(x))
-            x = out["conv5"] = nn.relu(conv(256, 3, padding=1, name="conv5")(x))
+            for i in (3, 4, 5):
+                layer = conv(widths[i - 1], 3, padding=1, name=f"conv{i}")
+                x = out[f"conv{i}"] = nn.relu(layer(x))
             out["pool5"] = max_pool(x, 3, 2)
             return out
 
         out = remat_stage(convolutions, self.remat)(self, images)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        fc6 = FullyConnected(
-            4096, window=6, everywhere=self.fully_convolutional, name="fc6", **types
-        )
+        everywhere = self.fully_convolutional
+        fc6 = FullyConnected(self.dense, 6, everywhere, name="fc6", **types)
         x = drop(name="drop6")(out["pool5"])
         x = out["fc6"] = nn.relu(fc6(x))
         x = drop(name="drop7")(x)
-        out["fc7"] = nn.relu(nn.Dense(4096, name="fc7", **types)(x))
+        out["fc7"] = nn.relu(nn.Dense(self.dense, name="fc7", **types)(x))
         return out
 
 
@@ -159,6 +162,8 @@ def alexnet(
     *,
     variant: str,
     num_classes: int = 1000,
+    widths: tuple[int, ...] | None = None,
+    dense: int = 4096,
     init: str | None = None,
     dropout: float = 0.5,
     fully_convolutional: bool = False,
@@ -171,6 +176,8 @@ def alexnet(
     Args:
       variant: "alexnet" or "alexnet_tv".
       num_classes: 0 for no head.
+      widths: Channels of the five convolutions; None for the variant's.
+      dense: Channels of fc6 and fc7.
       init: A name of `zoo.layers.INITIALIZERS`; None for the source's own.
       dropout: Rate at the dense layers.
       fully_convolutional: Take images of any size from the usual one on, and average
@@ -182,29 +189,32 @@ def alexnet(
     backbone, own_init = _VARIANTS[variant]
     kernel_init = initializer(init or own_init)
     types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
-    return Classifier(
-        backbone(
-            fully_convolutional=fully_convolutional,
-            dropout=dropout,
-            remat=remat,
-            **types,
-        ),
-        make_head(num_classes, layer="fc8", **types),
+    options = dict(
+        dense=dense,
+        fully_convolutional=fully_convolutional,
+        dropout=dropout,
+        remat=remat,
+        **types,
     )
+    if widths is not None:
+        options["widths"] = tuple(widths)
+    return Classifier(backbone(**options), make_head(num_classes, layer="fc8", **types))
 
 
 def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
     layers = "conv1 conv2 conv3 conv4 conv5 fc6 fc7".split()
     rules = [TorchRule(f"backbone/{name}", name) for name in layers if name != "fc6"]
-    fc6 = TorchRule("backbone/fc6", "fc6", flatten=(256, 6, 6))
+    channels = model.backbone.widths[-1]
+    fc6 = TorchRule("backbone/fc6", "fc6", flatten=(channels, 6, 6))
     return (*rules, fc6, TorchRule("head/fc8", "fc8"))
 
 
 def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
     convolutions = zip(range(1, 6), (0, 3, 6, 8, 10), strict=True)
+    channels = model.backbone.widths[-1]
     return (
         *(TorchRule(f"backbone/conv{i}", f"features.{j}") for i, j in convolutions),
-        TorchRule("backbone/fc6", "classifier.1", flatten=(256, 6, 6)),
+        TorchRule("backbone/fc6", "classifier.1", flatten=(channels, 6, 6)),
         TorchRule("backbone/fc7", "classifier.4"),
         TorchRule("head/fc8", "classifier.6"),
     )

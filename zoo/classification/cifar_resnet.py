@@ -19,6 +19,7 @@ def cifar_resnet(
     *,
     depth: int,
     num_classes: int = 10,
+    width: int = 16,
     shortcut: str | None = "A",
     init: str | None = None,
     momentum: float = 0.9,
@@ -32,6 +33,7 @@ def cifar_resnet(
     Args:
       depth: 6n + 2 weighted layers, of which each stage has n blocks.
       num_classes: 0 for no head.
+      width: Channels of the stem and of the first stage.
       shortcut: "A" (no parameters), "B" (projections where the shape changes), "C"
         (projections everywhere), or None for a plain network.
       init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
@@ -53,7 +55,7 @@ def cifar_resnet(
         label=f"cifar_{'plain' if shortcut is None else 'resnet'}{depth}",
         block=BasicBlock,
         blocks=((depth - 2) // 6,) * 3,
-        width=16,
+        width=width,
         small=True,
         shortcut=shortcut,
         num_classes=num_classes,

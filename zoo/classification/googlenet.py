@@ -6,13 +6,14 @@ Reference:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from zoo.checks import check_images
 from zoo.classification.imagenet import MEAN_COLOUR, torchvision_weights
@@ -32,7 +33,9 @@ Array = jax.Array
 
 PAPER = "Szegedy et al.: Going Deeper with Convolutions, 2014"
 
-# Table 1: for each module the channels of its convolutions.
+# Table 1: the channels of the first three convolutions, and for each module those of
+# its convolutions.
+STEM = (64, 64, 192)
 MODULES = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -52,6 +55,8 @@ class GoogLeNetBackbone(nn.Module):
 
     Attributes:
       label: The network's name, for errors.
+      stem: Channels of conv1, conv2_reduce and conv2.
+      modules: Channels of each inception module's convolutions, by the module's name.
       batch_norm: Behind every convolution, which then has no bias, as torchvision has
         it; else local response normalisation at two places, as published.
       large: Height and width of the "5x5" windows, in pixels.
@@ -62,6 +67,8 @@ class GoogLeNetBackbone(nn.Module):
     """
 
     label: str
+    stem: tuple[int, ...]
+    modules: FrozenDict[str, tuple[int, ...]]
     batch_norm: bool
     large: int
     last_pool: int
@@ -81,16 +88,16 @@ class GoogLeNetBackbone(nn.Module):
         module = nn.remat(Inception, static_argnums=(2,)) if self.remat else Inception
 
         out = {}
-        x = out["conv1"] = unit(images, 64, 7, stride=2, name="conv1")
+        x = out["conv1"] = unit(images, self.stem[0], 7, stride=2, name="conv1")
         x = out["pool1"] = max_pool(x, 3, 2, ceil=True)
         if not self.batch_norm:
             x = out["norm1"] = _normalize(x)
-        x = out["conv2_reduce"] = unit(x, 64, 1, name="conv2_reduce")
-        x = out["conv2"] = unit(x, 192, 3, name="conv2")
+        x = out["conv2_reduce"] = unit(x, self.stem[1], 1, name="conv2_reduce")
+        x = out["conv2"] = unit(x, self.stem[2], 3, name="conv2")
         if not self.batch_norm:
             x = out["norm2"] = _normalize(x)
         x = out["pool2"] = max_pool(x, 3, 2, ceil=True)
-        for number, widths in MODULES.items():
+        for number, widths in self.modules.items():
             if number == "4a":
                 x = out["pool3"] = max_pool(x, 3, 2, ceil=True)
             if number == "5a":
@@ -142,6 +149,8 @@ def googlenet(
     variant: str,
     num_classes: int = 1000,
     aux: bool = False,
+    stem: tuple[int, ...] = STEM,
+    modules: Mapping[str, tuple[int, ...]] | None = None,
     init: str | None = None,
     dropout: float | None = None,
     momentum: float = 0.9,
@@ -156,6 +165,9 @@ def googlenet(
       num_classes: 0 for no heads, auxiliary ones included.
       aux: Whether to have the auxiliary heads, whose losses training adds: endpoints
         "aux1" and "aux2". The paper's read images of 224 pixels alone.
+      stem: Channels of conv1, conv2_reduce and conv2.
+      modules: Channels of each inception module's convolutions, by the module's name,
+        in the order of `MODULES`; None for `MODULES`.
       init: A name of `zoo.layers.INITIALIZERS`; None for the source's own.
       dropout: Rate before the head; None for the source's own. With 0 the auxiliary
         heads have none either.
@@ -170,6 +182,8 @@ def googlenet(
     types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
     backbone = GoogLeNetBackbone(
         label=variant,
+        stem=tuple(stem),
+        modules=FrozenDict({k: tuple(v) for k, v in (modules or MODULES).items()}),
         dropout=dropout if dropout is not None else (0.2 if normed else 0.4),
         momentum=momentum,
         remat=remat,
@@ -193,7 +207,7 @@ def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
         "backbone/conv2": "conv2/3x3",
         "head/fc": "loss3/classifier",
     }
-    for module in MODULES:
+    for module in model.backbone.modules:
         for name in CONVOLUTIONS:
             names[f"backbone/inception_{module}/{name}"] = f"inception_{module}/{name}"
     rules = [TorchRule(ours, theirs) for ours, theirs in names.items()]
@@ -211,7 +225,7 @@ def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
         "backbone/conv2": "conv3",
     }
     branches = "branch1 branch2.0 branch2.1 branch3.0 branch3.1 branch4.1".split()
-    for module in MODULES:
+    for module in model.backbone.modules:
         for name, branch in zip(CONVOLUTIONS, branches, strict=True):
             names[f"backbone/inception_{module}/{name}"] = f"inception{module}.{branch}"
     rules = [TorchRule("head/fc", "fc")]

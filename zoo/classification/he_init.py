@@ -73,35 +73,36 @@ class Layout(NamedTuple):
     """The convolutions and the pyramid of a network, of tables 1 and 3.
 
     Attributes:
-      stem: Channels and padding of the first convolution, 7x7 with stride 2.
+      padding: Of the first convolution, 7x7 with stride 2.
       pool: Window and stride of the pool after it.
       window: Of all other convolutions.
       levels: Bins in each direction, for each grid of the pyramid.
       map_size: Height and width of the pyramid's input for an image of 224 pixels.
       min_size: Height and width of the smallest image that makes a map of one pixel.
       dense_size: The same for a map of `map_size`.
-      stages: How many convolutions follow each other, and their channels; all but
-        the last end with a 2x2 pool.
+      widths: Channels of the first convolution and of each stage's.
+      depths: Convolutions of each stage; all stages but the last end with a 2x2 pool.
     """
 
-    stem: tuple[int, int]
+    padding: int
     pool: int
     window: int
     levels: tuple[int, ...]
     map_size: int
     min_size: int
     dense_size: int
-    stages: tuple[tuple[int, int], ...]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
 
 
-_large = partial(Layout, (96, 3), 2, 3, (7, 3, 2, 1), 14, 15, 223)
-_small = partial(Layout, (64, 0), 3, 2, (6, 3, 2, 1), 18, 17, 221)
+_large = partial(Layout, 3, 2, 3, (7, 3, 2, 1), 14, 15, 223)
+_small = partial(Layout, 0, 3, 2, (6, 3, 2, 1), 18, 17, 221)
 LAYOUTS = {
-    "A": _large(stages=((5, 256), (5, 512), (5, 512))),
-    "B": _large(stages=((6, 256), (6, 512), (6, 512))),
-    "C": _large(stages=((6, 384), (6, 768), (6, 896))),
-    "14": _small(stages=((4, 128), (6, 256))),
-    "30": _small(stages=((4, 128), (22, 256))),
+    "A": _large(widths=(96, 256, 512, 512), depths=(5, 5, 5)),
+    "B": _large(widths=(96, 256, 512, 512), depths=(6, 6, 6)),
+    "C": _large(widths=(96, 384, 768, 896), depths=(6, 6, 6)),
+    "14": _small(widths=(64, 128, 256), depths=(4, 6)),
+    "30": _small(widths=(64, 128, 256), depths=(4, 22)),
 }
 
 
@@ -111,6 +112,7 @@ class HeInitBackbone(nn.Module):
     Attributes:
       network: Its name, for messages.
       layout: Of `LAYOUTS`.
+      dense: Channels of fc1 and fc2.
       activation: "relu", "prelu" (a slope for each channel) or "prelu_shared" (one for
         each layer).
       kernel_init: Of the convolutions.
@@ -122,6 +124,7 @@ class HeInitBackbone(nn.Module):
 
     network: str
     layout: Layout
+    dense: int = DENSE
     activation: str = "prelu"
     kernel_init: Callable = nn.initializers.lecun_normal()
     fully_convolutional: bool = False
@@ -132,8 +135,8 @@ class HeInitBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        layout, dense = self.layout, self.fully_convolutional
-        smallest = layout.dense_size if dense else layout.min_size
+        layout, everywhere = self.layout, self.fully_convolutional
+        smallest = layout.dense_size if everywhere else layout.min_size
         check_images(images, self.network, min_size=smallest)
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         conv = partial(Conv, kernel_init=self.kernel_init, **types)
@@ -145,38 +148,36 @@ class HeInitBackbone(nn.Module):
             return PReLU(shared, name=f"{layer}_prelu", **types)(x)
 
         def stem(self, x: Array) -> dict[str, Array]:
-            features, padding = layout.stem
-            x = conv(features, 7, stride=2, padding=padding, name="conv1")(x)
-            x = activate(x, "conv1")
+            steps = dict(stride=2, padding=layout.padding)
+            x = activate(conv(layout.widths[0], 7, name="conv1", **steps)(x), "conv1")
             return {"conv1": x, "pool1": max_pool(x, layout.pool, layout.pool)}
 
         def stage(self, x: Array, i: int) -> dict[str, Array]:
-            out = {}
-            count, features = layout.stages[i - 2]
-            for j in range(1, count + 1):
+            out, features = {}, layout.widths[i - 1]
+            for j in range(1, layout.depths[i - 2] + 1):
                 # Of two 2x2 convolutions one has a border of zeros and one has none:
                 # together they keep the size.
                 padding = 1 if layout.window == 3 else j % 2
                 name = f"conv{i}_{j}"
                 x = conv(features, layout.window, padding=padding, name=name)(x)
                 x = out[name] = activate(x, name)
-            if i <= len(layout.stages):
+            if i <= len(layout.depths):
                 out[f"pool{i}"] = max_pool(x, 2, 2)
             return out
 
         out = remat_stage(stem, self.remat)(self, images)
-        for i in range(2, len(layout.stages) + 2):
+        for i in range(2, len(layout.depths) + 2):
             x = [*out.values()][-1]
             out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
         x = out["spp"] = spatial_pyramid_pool(
             [*out.values()][-1],
             layout.levels,
-            window=layout.map_size if dense else None,
+            window=layout.map_size if everywhere else None,
         )
         x = x.reshape(*x.shape[:-2], -1)
         for layer in ("fc1", "fc2"):
             init = initializer("gaussian_0.01")
-            x = nn.Dense(DENSE, kernel_init=init, name=layer, **types)(x)
+            x = nn.Dense(self.dense, kernel_init=init, name=layer, **types)(x)
             drop = nn.Dropout(
                 self.dropout, deterministic=not train, name=f"{layer}_drop"
             )
@@ -189,6 +190,9 @@ def he_init(
     variant: str,
     num_classes: int = 1000,
     activation: str = "prelu",
+    widths: tuple[int, ...] | None = None,
+    depths: tuple[int, ...] | None = None,
+    dense: int = DENSE,
     init: str | None = None,
     dropout: float = 0.5,
     fully_convolutional: bool = False,
@@ -203,6 +207,10 @@ def he_init(
       num_classes: 0 for no head.
       activation: "prelu" (a slope for each channel), "prelu_shared" (one for each
         layer) or "relu".
+      widths: Channels of the first convolution and of each stage's; None for the
+        table's.
+      depths: Convolutions of each stage; None for the table's.
+      dense: Channels of fc1 and fc2.
       init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`, such as "glorot",
         with which the paper compares; None for the paper's.
       dropout: Rate after the dense layers.
@@ -223,9 +231,13 @@ def he_init(
     # Equation 15, for the backward signal: rectifiers pass (1 + slope^2) / 2 of it.
     gain = 2 / (1 + slopes[activation] ** 2)
     own = nn.initializers.variance_scaling(gain, "fan_out", "normal")
+    layout = LAYOUTS[_NETWORKS[variant].layout]
     backbone = HeInitBackbone(
         network=variant,
-        layout=LAYOUTS[_NETWORKS[variant].layout],
+        layout=layout._replace(
+            widths=tuple(widths or layout.widths), depths=tuple(depths or layout.depths)
+        ),
+        dense=dense,
         activation=activation,
         kernel_init=initializer(init) if init else own,
         fully_convolutional=fully_convolutional,
@@ -241,10 +253,10 @@ def he_init(
 def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
     """The paper's names. The pyramid's bins are side by side behind each channel."""
     net = model.backbone
-    stages = enumerate(net.layout.stages, start=2)
-    layers = [f"conv{i}_{j + 1}" for i, (count, _) in stages for j in range(count)]
+    stages = enumerate(net.layout.depths, start=2)
+    layers = [f"conv{i}_{j + 1}" for i, depth in stages for j in range(depth)]
     layers = ["conv1", *layers, "fc1", "fc2"]
-    channels = net.layout.stages[-1][1]
+    channels = net.layout.widths[-1]
     bins = (channels, sum(n * n for n in net.layout.levels), 1)
     rules = [
         TorchRule(f"backbone/{name}", name, flatten=bins if name == "fc1" else None)

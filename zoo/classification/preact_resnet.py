@@ -51,6 +51,7 @@ def preact_resnet(
     depth: int,
     small: bool,
     num_classes: int,
+    width: int | None = None,
     init: str | None = None,
     momentum: float = 0.9,
     dtype: Any = jnp.float32,
@@ -66,6 +67,8 @@ def preact_resnet(
         (times four in the blocks' outputs), and the stride in the first 1x1
         convolution. Else the four stages for ImageNet, and the stride in the 3x3.
       num_classes: 0 for no head.
+      width: Channels of the stem and of the first stage's 3x3 convolutions; None for
+        16 in networks for small images, else 64.
       init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
         paper's.
       momentum: What batch norm's running averages keep at a step.
@@ -87,7 +90,7 @@ def preact_resnet(
         label=f"{'cifar_' * small}resnet{depth}_v2",
         block=PreActivationBottleneck,
         blocks=((depth - 2) // 9,) * 3 if small else (3, 24, 36, 3),
-        width=16 if small else 64,
+        width=width or (16 if small else 64),
         small=small,
         preactivation=True,
         early_stride=small,

@@ -44,6 +44,7 @@ def resnet(
     depth: int,
     early_stride: bool = False,
     num_classes: int = 1000,
+    width: int = 64,
     shortcut: str | None = "B",
     output_stride: int = 32,
     init: str | None = None,
@@ -60,6 +61,7 @@ def resnet(
       early_stride: Whether the first 1x1 convolution has a bottleneck's stride, as
         published, and not the 3x3 one, as in most public weights.
       num_classes: 0 for no head.
+      width: Channels of the stem and of the first stage's 3x3 convolutions.
       shortcut: "A" (no parameters), "B" (projections where the shape changes), "C"
         (projections everywhere), or None for a plain network.
       output_stride: Pixels of the image to one of the last map, 32, 16 or 8: below 32
@@ -87,6 +89,7 @@ def resnet(
         label=f"{kind}{depth}{version}",
         block=block,
         blocks=blocks,
+        width=width,
         shortcut=shortcut,
         early_stride=early_stride,
         output_stride=output_stride,

@@ -54,6 +54,8 @@ class VGGBackbone(nn.Module):
     Attributes:
       network: Its name, for messages.
       blocks: Of `CONFIGS`.
+      widths: Channels of each block's convolutions.
+      dense: Channels of fc6 and fc7.
       norm: None, "lrn" (after the first convolution) or "batch" (in each one).
       conv_init: Initialiser of the convolutions.
       dense_init: Initialiser of the dense layers.
@@ -67,6 +69,8 @@ class VGGBackbone(nn.Module):
 
     network: str
     blocks: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...] = WIDTHS
+    dense: int = DENSE
     norm: str | None = None
     conv_init: Callable = nn.initializers.lecun_normal()
     dense_init: Callable = nn.initializers.lecun_normal()
@@ -93,7 +97,7 @@ class VGGBackbone(nn.Module):
             out = {}
             for j, window in enumerate(self.blocks[i - 1], start=1):
                 padding = self.first_padding if i == j == 1 else window // 2
-                layer = partial(conv, WIDTHS[i - 1], window, padding=padding)
+                layer = partial(conv, self.widths[i - 1], window, padding=padding)
                 x = layer(name=f"conv{i}_{j}")(x)
                 if self.norm == "batch":
                     x = norm(name=f"bn{i}_{j}")(x, train=train)
@@ -107,13 +111,12 @@ class VGGBackbone(nn.Module):
         for i in range(1, 6):
             out |= remat_stage(partial(block, i=i), self.remat)(self, x)
             x = out[f"pool{i}"]
-        dense = dict(kernel_init=self.dense_init, **types)
+        init = dict(kernel_init=self.dense_init, **types)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        fc6 = FullyConnected(
-            DENSE, window=7, everywhere=self.fully_convolutional, name="fc6", **dense
-        )
+        everywhere = self.fully_convolutional
+        fc6 = FullyConnected(self.dense, 7, everywhere, name="fc6", **init)
         x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(x)))
-        fc7 = nn.Dense(DENSE, name="fc7", **dense)
+        fc7 = nn.Dense(self.dense, name="fc7", **init)
         out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
         return out
 
@@ -122,6 +125,8 @@ def vgg(
     *,
     variant: str,
     num_classes: int = 1000,
+    widths: tuple[int, ...] = WIDTHS,
+    dense: int = DENSE,
     init: str | None = None,
     dropout: float = 0.5,
     fully_convolutional: bool = False,
@@ -134,6 +139,8 @@ def vgg(
     Args:
       variant: A name of `SPECS`.
       num_classes: 0 for no head.
+      widths: Channels of each of the five blocks.
+      dense: Channels of fc6 and fc7.
       init: A name of `zoo.layers.INITIALIZERS`, for all layers; None for the source's.
       dropout: Rate after the dense layers.
       fully_convolutional: Take images of any size from 224 on, and average the logits
@@ -151,6 +158,8 @@ def vgg(
     backbone = VGGBackbone(
         network=variant,
         blocks=CONFIGS[row.config],
+        widths=tuple(widths),
+        dense=dense,
         norm=row.norm,
         conv_init=conv_init,
         dense_init=dense_init,
@@ -182,7 +191,7 @@ def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
     return (
         *rules,
         # By the names in timm's copies of torchvision's weights, too.
-        TorchRule("backbone/fc6", keys[0], (WIDTHS[-1], 7, 7), alias="pre_logits.fc1"),
+        TorchRule("backbone/fc6", keys[0], (net.widths[-1], 7, 7), "pre_logits.fc1"),
         TorchRule("backbone/fc7", keys[1], alias="pre_logits.fc2"),
         TorchRule("head/fc8", keys[2], alias="head.fc"),
     )

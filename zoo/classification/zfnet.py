@@ -28,7 +28,8 @@ from zoo.spec import ModelSpec, TorchRule
 
 Array = jax.Array
 
-# Channels of fc6 and fc7.
+# Figure 3: channels of the convolutions, and of fc6 and fc7.
+WIDTHS = (96, 256, 384, 384, 256)
 DENSE = 4096
 
 
@@ -36,11 +37,15 @@ class ZFNetBackbone(nn.Module):
     """Figure 3: AlexNet without groups, and with a finer first layer.
 
     Attributes:
+      widths: Channels of the five convolutions.
+      dense: Channels of fc6 and fc7.
       fully_convolutional: Read images of any size, see `FullyConnected`.
       dropout: Rate after fc6 and fc7.
       remat: Recompute the convolutions' activations in the backward pass.
     """
 
+    widths: tuple[int, ...] = WIDTHS
+    dense: int = DENSE
     kernel_init: Callable = nn.initializers.lecun_normal()
     fully_convolutional: bool = False
     dropout: float = 0.5
@@ -59,30 +64,29 @@ class ZFNetBackbone(nn.Module):
         )
 
         def convolutions(self, x: Array) -> dict[str, Array]:
-            out = {}
+            out, widths = {}, self.widths
             conv = partial(Conv, **types)
             # 55 pixels of 110, and 13 of 26, need a last window over the border.
             pool = partial(max_pool, window=3, stride=2, ceil=True)
-            conv1 = conv(96, 7, stride=2, padding=1, name="conv1")
+            conv1 = conv(widths[0], 7, stride=2, padding=1, name="conv1")
             x = out["conv1"] = nn.relu(conv1(x))
             x = out["pool1"] = pool(x)
             x = out["norm1"] = local_response_norm(x)
-            x = out["conv2"] = nn.relu(conv(256, 5, stride=2, name="conv2")(x))
+            x = out["conv2"] = nn.relu(conv(widths[1], 5, stride=2, name="conv2")(x))
             x = out["pool2"] = pool(x)
             x = out["norm2"] = local_response_norm(x)
-            x = out["conv3"] = nn.relu(conv(384, 3, padding=1, name="conv3")(x))
-            x = out["conv4"] = nn.relu(conv(384, 3, padding=1, name="conv4")(x))
-            x = out["conv5"] = nn.relu(conv(256, 3, padding=1, name="conv5")(x))
+            for i in (3, 4, 5):
+                layer = conv(widths[i - 1], 3, padding=1, name=f"conv{i}")
+                x = out[f"conv{i}"] = nn.relu(layer(x))
             out["pool5"] = pool(x)
             return out
 
         out = remat_stage(convolutions, self.remat)(self, images)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        fc6 = FullyConnected(
-            DENSE, window=6, everywhere=self.fully_convolutional, name="fc6", **types
-        )
+        everywhere = self.fully_convolutional
+        fc6 = FullyConnected(self.dense, 6, everywhere, name="fc6", **types)
         x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(out["pool5"])))
-        fc7 = nn.Dense(DENSE, name="fc7", **types)
+        fc7 = nn.Dense(self.dense, name="fc7", **types)
         out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
         return out
 
@@ -90,6 +94,8 @@ class ZFNetBackbone(nn.Module):
 def zfnet(
     *,
     num_classes: int = 1000,
+    widths: tuple[int, ...] = WIDTHS,
+    dense: int = DENSE,
     init: str | None = None,
     dropout: float = 0.5,
     fully_convolutional: bool = False,
@@ -101,6 +107,8 @@ def zfnet(
 
     Args:
       num_classes: 0 for no head.
+      widths: Channels of the five convolutions.
+      dense: Channels of fc6 and fc7.
       init: A name of `zoo.layers.INITIALIZERS`; None for the paper's.
       dropout: Rate after the dense layers.
       fully_convolutional: Take images of any size in which the dense layers fit, and
@@ -112,7 +120,12 @@ def zfnet(
     kernel_init = initializer(init or "gaussian_0.01")
     types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
     backbone = ZFNetBackbone(
-        fully_convolutional=fully_convolutional, dropout=dropout, remat=remat, **types
+        widths=tuple(widths),
+        dense=dense,
+        fully_convolutional=fully_convolutional,
+        dropout=dropout,
+        remat=remat,
+        **types,
     )
     return Classifier(backbone, make_head(num_classes, layer="fc8", **types))
 
@@ -121,7 +134,7 @@ def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
     layers = "conv1 conv2 conv3 conv4 conv5 fc7".split()
     return (
         *(TorchRule(f"backbone/{name}", name) for name in layers),
-        TorchRule("backbone/fc6", "fc6", flatten=(256, 6, 6)),
+        TorchRule("backbone/fc6", "fc6", flatten=(model.backbone.widths[-1], 6, 6)),
         TorchRule("head/fc8", "fc8"),
     )
 

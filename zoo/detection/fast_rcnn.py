@@ -66,10 +66,12 @@ class VGGTrunk(nn.Module):
 
     Attributes:
       network: Whose they are, for messages.
+      widths: Channels of each of the five blocks.
       remat: Recompute each block's activations in the backward pass.
     """
 
     network: str
+    widths: tuple[int, ...] = WIDTHS
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
     dtype: Any = jnp.float32
@@ -90,7 +92,7 @@ class VGGTrunk(nn.Module):
         def block(self, x: Array, i: int) -> dict[str, Array]:
             out = {}
             for j in range(1, len(CONFIGS["D"][i - 1]) + 1):
-                x = nn.relu(conv(WIDTHS[i - 1], name=f"conv{i}_{j}")(x))
+                x = nn.relu(conv(self.widths[i - 1], name=f"conv{i}_{j}")(x))
                 out[f"conv{i}_{j}"] = x
             if i < 5:
                 out[f"pool{i}"] = max_pool(x, 2, 2, ceil=True)
@@ -122,6 +124,8 @@ def pool_regions(levels: Sequence[Array], rois: Array, *, size: int) -> Array:
 def fast_rcnn(
     *,
     num_classes: int,
+    widths: tuple[int, ...] = WIDTHS,
+    dense: int = DENSE,
     dropout: float = 0.5,
     init: str = "he_fan_out",
     dtype: Any = jnp.float32,
@@ -132,6 +136,8 @@ def fast_rcnn(
 
     Args:
       num_classes: Without background.
+      widths: Channels of each of VGG-16's five blocks.
+      dense: Channels of fc6 and fc7.
       dropout: Rate after the dense layers.
       init: Of VGG-16's layers, a name of `zoo.layers.INITIALIZERS`.
       dtype: Of the computation.
@@ -145,10 +151,10 @@ def fast_rcnn(
     types = dict(dtype=dtype, param_dtype=param_dtype)
     kernels = dict(kernel_init=initializer(init), **types)
     return TwoStage(
-        backbone=VGGTrunk("fast_rcnn_vgg16", remat=remat, **kernels),
+        backbone=VGGTrunk("fast_rcnn_vgg16", tuple(widths), remat=remat, **kernels),
         neck=None,
         rpn=None,
-        box_head=DenseHead(DENSE, dropout=dropout, **kernels),
+        box_head=DenseHead(dense, dropout=dropout, **kernels),
         predictor=Predictor(num_classes, **types),
         maps=(),
         pooled=("conv5_3",),
@@ -160,7 +166,7 @@ def fast_rcnn(
     )
 
 
-def trunk_rules() -> tuple[TorchRule, ...]:
+def trunk_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     """VGG-16's layers by the paper's names, without the last."""
     names = [
         f"conv{i}_{j}"
@@ -169,13 +175,13 @@ def trunk_rules() -> tuple[TorchRule, ...]:
     ]
     return (
         *(TorchRule(f"backbone/{name}", name) for name in names),
-        TorchRule("box_head/fc6", "fc6", flatten=(WIDTHS[-1], 7, 7)),
+        TorchRule("box_head/fc6", "fc6", flatten=(model.backbone.widths[-1], 7, 7)),
         TorchRule("box_head/fc7", "fc7"),
     )
 
 
 def _torch_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    return (*trunk_rules(), *predictor_rules())
+    return (*trunk_rules(model), *predictor_rules())
 
 
 SPECS = (

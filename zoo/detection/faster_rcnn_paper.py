@@ -18,7 +18,7 @@ from flax import linen as nn
 from zoo.checks import check_detector_classes
 from zoo.classification.residual import Bottleneck, ResNetBackbone, Stage
 from zoo.classification.residual import torch_rules as backbone_rules
-from zoo.classification.vgg import DENSE
+from zoo.classification.vgg import DENSE, WIDTHS
 from zoo.detection.fast_rcnn import (
     COLOURS,
     DECODING,
@@ -87,6 +87,8 @@ class StageHead(nn.Module):
 def faster_rcnn_vgg16(
     *,
     num_classes: int,
+    widths: tuple[int, ...] = WIDTHS,
+    dense: int = DENSE,
     anchors: str = "voc",
     dropout: float = 0.5,
     init: str = "he_fan_out",
@@ -98,6 +100,8 @@ def faster_rcnn_vgg16(
 
     Args:
       num_classes: Without background.
+      widths: Channels of each of VGG-16's five blocks.
+      dense: Channels of fc6 and fc7.
       anchors: "voc" for nine, "coco" for the twelve that the paper has for COCO.
       dropout: Rate after the dense layers.
       init: Of VGG-16's layers, a name of `zoo.layers.INITIALIZERS`.
@@ -112,9 +116,9 @@ def faster_rcnn_vgg16(
     types = dict(dtype=dtype, param_dtype=param_dtype)
     kernels = dict(kernel_init=initializer(init), **types)
     return TwoStage(
-        backbone=VGGTrunk("faster_rcnn_vgg16", remat=remat, **kernels),
+        backbone=VGGTrunk("faster_rcnn_vgg16", tuple(widths), remat=remat, **kernels),
         neck=None,
-        box_head=DenseHead(DENSE, dropout=dropout, **kernels),
+        box_head=DenseHead(dense, dropout=dropout, **kernels),
         predictor=Predictor(num_classes, **types),
         pool=partial(pool_regions, size=7),
         **_published("conv5_3", anchors, types),
@@ -204,7 +208,7 @@ def _rpn_rules() -> tuple[TorchRule, ...]:
 
 def _vgg_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     """The names of the authors' Caffe."""
-    return (*trunk_rules(), *_rpn_rules())
+    return (*trunk_rules(model), *_rpn_rules())
 
 
 def _resnet_rules(model: TwoStage) -> tuple[TorchRule, ...]:

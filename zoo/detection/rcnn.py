@@ -175,6 +175,8 @@ def rcnn(
     *,
     classifier: str,
     num_classes: int = 20,
+    widths: tuple[int, ...] | None = None,
+    dense: int = vgg.DENSE,
     context: int = CONTEXT,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
@@ -184,6 +186,8 @@ def rcnn(
     Args:
       classifier: "alexnet" or "vgg16", whose layers up to fc7 it has.
       num_classes: Without background.
+      widths: As the classifier's option; None for its own.
+      dense: Channels of fc6 and fc7.
       context: Pixels around a warped region's box.
       dtype: Of the computation.
       param_dtype: Of the parameters.
@@ -197,8 +201,11 @@ def rcnn(
     if not 0 <= context < size // 2:
         raise ValueError(f"context={context} must be 0 to {size // 2 - 1}.")
     types = dict(dtype=dtype, param_dtype=param_dtype)
+    options = dict(dense=dense, **types)
+    if widths is not None:
+        options["widths"] = widths
     return RCNN(
-        backbone=spec.build(num_classes=0, **types).backbone,
+        backbone=spec.build(num_classes=0, **options).backbone,
         head=RegionHead(num_classes, **types),
         preprocess=dataclasses.replace(spec.preprocess, resize=None, fit="stretch"),
         context=context,
@@ -206,8 +213,7 @@ def rcnn(
 
 
 def _torch_rules(model: RCNN, *, classifier: str) -> tuple[TorchRule, ...]:
-    spec = _CLASSIFIERS[classifier]
-    rules = spec.torch_rules(spec.build(num_classes=0))
+    rules = _CLASSIFIERS[classifier].torch_rules(model)
     rules = [r for r in rules if r.module and r.module.startswith("backbone/")]
     pool5 = next(r.flatten for r in rules if r.flatten)
     return (

@@ -43,7 +43,8 @@ class SmallBackbone(nn.Module):
 
     Attributes:
       network: Its name, for messages.
-      depths: Convolutions of each stage; there are as many stages, of `WIDTHS`.
+      depths: Convolutions of each stage; there are as many stages.
+      widths: Channels of each stage's convolutions.
       momentum: What batch norm's running averages keep at a step.
       kernel_init: Initialiser of the convolutions.
       remat: Recompute each stage's activations in the backward pass.
@@ -51,6 +52,7 @@ class SmallBackbone(nn.Module):
 
     network: str
     depths: tuple[int, ...]
+    widths: tuple[int, ...] = WIDTHS
     momentum: float = 0.9
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
@@ -68,7 +70,7 @@ class SmallBackbone(nn.Module):
         def stage(self, x: Array, i: int) -> dict[str, Array]:
             for j in range(1, self.depths[i - 1] + 1):
                 stride = 2 if j == 1 else 1
-                layer = conv(WIDTHS[i - 1], stride=stride, name=f"conv{i}_{j}")
+                layer = conv(self.widths[i - 1], stride=stride, name=f"conv{i}_{j}")
                 x = norm(name=f"bn{i}_{j}")(layer(x), train=train)
                 x = nn.relu(x)
             return {f"stage{i}": x}
@@ -121,6 +123,7 @@ def small_detector(
     *,
     variant: str,
     num_classes: int,
+    widths: tuple[int, ...] = WIDTHS,
     init: str = "he_fan_out",
     momentum: float = 0.9,
     remat: bool = False,
@@ -132,6 +135,7 @@ def small_detector(
     Args:
       variant: A name of `SPECS`.
       num_classes: Of the objects.
+      widths: Channels of each stage of the backbone.
       init: Of the backbone, a name of `zoo.layers.INITIALIZERS`.
       momentum: What batch norm's running averages keep at a step.
       remat: Trade computation for memory in the backward pass.
@@ -146,6 +150,7 @@ def small_detector(
     backbone = partial(
         SmallBackbone,
         variant,
+        widths=tuple(widths),
         momentum=momentum,
         kernel_init=initializer(init),
         remat=remat,

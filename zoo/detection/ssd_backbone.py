@@ -72,12 +72,16 @@ class SSDVGGBackbone(nn.Module):
     Attributes:
       network: Its name, for messages.
       size: Height and width of the images, a key of `EXTRAS`.
+      widths: Channels of each of VGG-16's five blocks.
+      dense: Channels of fc6 and fc7.
       conv_init: Initialiser of VGG-16's own convolutions.
       remat: Recompute each block's activations in the backward pass.
     """
 
     network: str
     size: int
+    widths: tuple[int, ...] = vgg.WIDTHS
+    dense: int = DENSE
     conv_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
     dtype: Any = jnp.float32
@@ -93,7 +97,7 @@ class SSDVGGBackbone(nn.Module):
             conv = partial(Conv, kernel=3, padding=1, kernel_init=self.conv_init)
             out = {}
             for j in range(1, len(BLOCKS[i - 1]) + 1):
-                layer = conv(vgg.WIDTHS[i - 1], name=f"conv{i}_{j}", **types)
+                layer = conv(self.widths[i - 1], name=f"conv{i}_{j}", **types)
                 x = out[f"conv{i}_{j}"] = nn.relu(layer(x))
             if i < 5:
                 out[f"pool{i}"] = max_pool(x, 2, 2, ceil=i == 3)
@@ -108,9 +112,9 @@ class SSDVGGBackbone(nn.Module):
             if i == 4:
                 norm = L2Norm(self.param_dtype, name="conv4_3_norm")
                 out["conv4_3_norm"] = norm(out["conv4_3"])
-        fc6 = new(DENSE, kernel=3, padding=6, dilation=6, name="fc6")
+        fc6 = new(self.dense, kernel=3, padding=6, dilation=6, name="fc6")
         x = out["fc6"] = nn.relu(fc6(x))
-        x = out["fc7"] = nn.relu(new(DENSE, kernel=1, name="fc7")(x))
+        x = out["fc7"] = nn.relu(new(self.dense, kernel=1, name="fc7")(x))
         for i, (few, many, window, stride, padding) in enumerate(EXTRAS[self.size], 8):
             first = new(few, kernel=1, name=f"conv{i}_1")
             x = out[f"conv{i}_1"] = nn.relu(first(x))
@@ -120,13 +124,14 @@ class SSDVGGBackbone(nn.Module):
 
 
 def reduce_vgg16(
-    variables: Mapping[str, Any], preprocess: Preprocess
+    variables: Mapping[str, Any], preprocess: Preprocess, *, dense: int = DENSE
 ) -> dict[str, Any]:
     """Makes of a VGG-16 classifier's variables those with which SSD's backbone begins.
 
     Of fc6's window of 7 x 7 every third row and column is taken, and of the channels of
-    fc6 and fc7 every fourth. The first convolution is adapted to SSD's images, exactly
-    but for the zeros around them. `zoo.transfer.graft` fills a detector with them:
+    fc6 and fc7 every fourth, or whatever leaves `dense` of them. The first convolution
+    is adapted to SSD's images, exactly but for the zeros around them.
+    `zoo.transfer.graft` fills a detector with them:
 
         _, vgg, card = zoo.create_with_card("vgg16", weights="imagenet")
         keep = ["head/**", "backbone/conv4_3_norm/**", "backbone/conv{8,9,10,11}_*/**"]
@@ -136,6 +141,7 @@ def reduce_vgg16(
     Args:
       variables: {"params": ...} of `vgg16`, with or without a head.
       preprocess: Of the images that the classifier takes, RGB.
+      dense: Channels of the detector's fc6 and fc7.
 
     Returns:
       {"params": {"backbone": ...}}, without a head.
@@ -147,14 +153,17 @@ def reduce_vgg16(
       Section 3; the authors' starting point is VGG_ILSVRC_16_layers_fc_reduced.
     """
     backbone = dict(variables["params"].get("backbone", {}))
-    channels, wide, step = vgg.WIDTHS[-1], vgg.DENSE, vgg.DENSE // DENSE
-    shapes = [
-        jnp.shape(backbone.get(name, {}).get("kernel")) for name in ("fc6", "fc7")
-    ]
-    if shapes != [(49 * channels, wide), (wide, wide)]:
+    conv5_3, fc6, fc7 = (
+        jnp.shape(backbone.get(name, {}).get("kernel"))
+        for name in ("conv5_3", "fc6", "fc7")
+    )
+    channels, wide = (shape[-1] if shape else 0 for shape in (conv5_3, fc7))
+    if (fc6, fc7) != ((49 * channels, wide), (wide, wide)) or wide % dense:
         raise ValueError(
-            f"reduce_vgg16 takes the variables of vgg16, got fc6 and fc7 {shapes}."
+            "reduce_vgg16 takes the variables of vgg16, with a multiple of "
+            f"dense={dense} channels in fc6 and fc7, got {[fc6, fc7]}."
         )
+    step = wide // dense
     if (preprocess.channels, preprocess.channel_order) != (3, "rgb"):
         raise ValueError(
             f"reduce_vgg16: the classifier must take RGB, got {preprocess.channels} "

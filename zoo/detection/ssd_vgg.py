@@ -11,9 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from zoo.checks import check_detector_classes
+from zoo.classification.vgg import WIDTHS
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
-from zoo.detection.ssd_backbone import BLOCKS, EXTRAS, MEAN, SSDVGGBackbone
+from zoo.detection.ssd_backbone import BLOCKS, DENSE, EXTRAS, MEAN, SSDVGGBackbone
 from zoo.layers import initializer
 from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
 
@@ -57,6 +58,8 @@ def ssd_vgg16(
     size: int,
     variant: str,
     num_classes: int,
+    widths: tuple[int, ...] = WIDTHS,
+    dense: int = DENSE,
     boxes: str | None = None,
     init: str = "he_fan_out",
     remat: bool = False,
@@ -69,6 +72,8 @@ def ssd_vgg16(
       size: Height and width of the images, 300 or 512.
       variant: A name of `SPECS`.
       num_classes: Without background.
+      widths: Channels of each of VGG-16's five blocks.
+      dense: Channels of fc6 and fc7.
       boxes: The default boxes: "voc" or "coco" for the authors' for these data sets,
         "torchvision" for those for COCO with no side longer than the image's. None for
         "torchvision" in SSD300, whose public weights need them, and "voc" in SSD512.
@@ -97,7 +102,13 @@ def ssd_vgg16(
     )
     return SSD(
         backbone=SSDVGGBackbone(
-            variant, size, conv_init=initializer(init), remat=remat, **types
+            variant,
+            size,
+            tuple(widths),
+            dense,
+            conv_init=initializer(init),
+            remat=remat,
+            **types,
         ),
         head=MultiBoxHead(num_classes, levels, **types),
         last_size=last,

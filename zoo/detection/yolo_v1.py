@@ -43,6 +43,8 @@ def yolo_v1(
     *,
     variant: str,
     num_classes: int,
+    stages: tuple | None = None,
+    hidden: tuple[int, ...] | None = None,
     init: str = "he_fan_in",
     dropout: float = 0.5,
     remat: bool = False,
@@ -54,6 +56,9 @@ def yolo_v1(
     Args:
       variant: A name of `SPECS`.
       num_classes: Of the objects.
+      stages: Stages of convolutions (window, channels[, stride]), with 2 x 2 pools
+        between them; None for the variant's.
+      hidden: Outputs of the dense layers before the last; None for the variant's.
       init: Of all layers, a name of `zoo.layers.INITIALIZERS`.
       dropout: Rate before the last layer, where there are several dense ones.
       remat: Trade computation for memory in the backward pass.
@@ -65,12 +70,13 @@ def yolo_v1(
     """
     check_detector_classes(variant, num_classes)
     row = _NETWORKS[variant]
+    stages = row.stages if stages is None else stages
+    stages = tuple(tuple(map(tuple, stage)) for stage in stages)
+    hidden = row.hidden if hidden is None else tuple(hidden)
     options = dict(kernel_init=initializer(init), dtype=dtype, param_dtype=param_dtype)
     return YOLO(
-        backbone=YOLOBackbone(
-            variant, row.stages, row.batch_norm, remat=remat, **options
-        ),
-        head=DenseHead(num_classes, row.hidden, dropout, **options),
+        backbone=YOLOBackbone(variant, stages, row.batch_norm, remat=remat, **options),
+        head=DenseHead(num_classes, hidden, dropout, **options),
         preprocess=_PREPROCESS,
     )
 

@@ -11,9 +11,9 @@ def locally_connected(
 ) -> Array:
     """Computes a convolution without padding and without shared weights.
 
-    The windows are gathered as patches [H', W', B, kh kw I], and each position's patches
-    of the whole batch are multiplied by its kernel: one batched product. On CPUs this
-    takes half the memory and less time than to leave the order of axes to `einsum`
+    The windows are gathered as patches [H', W', B, kh kw I], and the patches of each
+    position, of the whole batch, are multiplied by its kernel: one batched product. On
+    CPUs this takes half the memory and less time than to leave the order of axes to `einsum`
     (`tests/benchmarks/benchmark_faces.py` measures it beside PyTorch).
 
     Args:

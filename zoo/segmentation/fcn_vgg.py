@@ -130,6 +130,8 @@ def fcn_vgg16(
     *,
     stride: int,
     num_classes: int = 21,
+    widths: tuple[int, ...] = vgg.WIDTHS,
+    dense: int = vgg.DENSE,
     upsampling: str = "paper",
     at_once: bool = False,
     init: str | None = None,
@@ -143,6 +145,8 @@ def fcn_vgg16(
     Args:
       stride: 32, 16 or 8: pixels of the image to one of the finest scores.
       num_classes: Background included; 0 for no head.
+      widths: Channels of each of VGG-16's five blocks.
+      dense: Channels of fc6 and fc7.
       upsampling: Which layers of upsampling have parameters, with bilinear kernels at
         the start: "paper" for all but the last, "fixed" for none, as the released
         networks were trained, "learnt" for all.
@@ -168,6 +172,8 @@ def fcn_vgg16(
     backbone = vgg.VGGBackbone(
         network=label,
         blocks=vgg.CONFIGS["D"],
+        widths=tuple(widths),
+        dense=dense,
         conv_init=kernel_init,
         dense_init=kernel_init,
         fully_convolutional=True,
@@ -201,10 +207,11 @@ def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
         for i, block in enumerate(vgg.CONFIGS["D"], start=1)
         for j in range(1, len(block) + 1)
     ]
+    channels = model.backbone.widths[-1]
     rules = [TorchRule(f"backbone/{name}", name) for name in layers]
     rules += [
         # By the same name where a file keeps them as convolutions.
-        TorchRule("backbone/fc6", "fc6", (vgg.WIDTHS[-1], 7, 7), alias="fc6"),
+        TorchRule("backbone/fc6", "fc6", (channels, 7, 7), alias="fc6"),
         TorchRule("backbone/fc7", "fc7", alias="fc7"),
     ]
     if model.head is None:

@@ -138,7 +138,7 @@ class FRRNBackbone(nn.Module):
 
         def stage(self, streams: tuple[Array, Array], row: tuple) -> dict[str, Array]:
             (way, scale, count, factor), (y, z) = row, streams
-            y = max_pool(y, 2, 2) if way == "down" else _double(y)
+            y = max_pool(y, 2, 2) if way == "down" else double(y)
             out = {}
             for i in range(1, count + 1):
                 name = f"{way}{scale}_frru{i}"
@@ -150,7 +150,7 @@ class FRRNBackbone(nn.Module):
 
         def back(self, streams: tuple[Array, Array]) -> dict[str, Array]:
             y, z = streams
-            return units(self, jnp.concatenate([_double(y), z], axis=-1), 1 + UNITS)
+            return units(self, jnp.concatenate([double(y), z], axis=-1), 1 + UNITS)
 
         out = remat_stage(front, self.remat)(self, images)
         y = out[f"ru{UNITS}"]
@@ -171,12 +171,12 @@ class FRRNBackbone(nn.Module):
             )
 
 
-def _double(x: Array) -> Array:
+def double(x: Array) -> Array:
     """Twice the height and width, bilinearly: `resize` without its matrices.
 
     Each pixel becomes two, a quarter of the way to its neighbours; where there is none,
-    the border's pixel stands for it. (tests/benchmarks/benchmark_unpooling.py
-    measures both.)
+    the border's pixel stands for it. (tests/benchmarks/benchmark_unpooling.py measures
+    both.)
     """
     dtype, x = x.dtype, widen(x)
     for axis in (1, 2):

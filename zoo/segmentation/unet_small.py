@@ -27,6 +27,8 @@ SCORED = "down3"
 def unet_small(
     *,
     num_classes: int = 11,
+    widths: tuple[int, ...] = WIDTHS,
+    up_widths: tuple[int, ...] = UP_WIDTHS,
     aux: bool = False,
     init: str | None = None,
     remat: bool = False,
@@ -38,6 +40,8 @@ def unet_small(
     Args:
       num_classes: Background included; 0 for no heads: then there is no expanding path,
         either.
+      widths: Channels of each level of the contracting path.
+      up_widths: Channels of the expanding path, one fewer, from the lowest step on.
       aux: Whether to have scores of the third level's map, whose loss training adds:
         the endpoint "aux".
       init: Of the 3x3 convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
@@ -50,7 +54,7 @@ def unet_small(
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
-    lowest = len(WIDTHS)
+    lowest = len(widths)
     types = dict(
         kernel_init=initializer(init or "he_fan_in"),
         dtype=dtype,
@@ -59,7 +63,7 @@ def unet_small(
     head = UNetHead(
         num_classes,
         reads=tuple(f"down{i}" for i in range(lowest, 0, -1)),
-        widths=UP_WIDTHS,
+        widths=tuple(up_widths),
         upconv=False,
         convs=1,
         remat=remat,
@@ -69,7 +73,7 @@ def unet_small(
     return Segmenter(
         UNetEncoder(
             "unet_small",
-            WIDTHS,
+            tuple(widths),
             padding=1,
             batch_norm=True,
             stride=2,
@@ -89,11 +93,11 @@ def _torch_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """Our own names."""
     rules = [
         TorchRule(f"backbone/down{i}/{kind}{j}", f"down{i}.{kind}{j}")
-        for i in range(1, len(WIDTHS) + 1)
+        for i in range(1, len(model.backbone.widths) + 1)
         for j in (1, 2)
         for kind in ("conv", "bn")
     ]
-    for i in range(len(UP_WIDTHS), 0, -1):
+    for i in range(len(model.backbone.widths) - 1, 0, -1):
         for layer in ("conv1", "bn1"):
             rules.append(TorchRule(f"head/up{i}/{layer}", f"up{i}.{layer}"))
     aux = "aux_head/score" if "aux_head" in model.heads() else None

@@ -9,10 +9,9 @@ import pytest
 from torch_nets import TorchNet, assert_near, check_endpoints
 
 import zoo
-from zoo.classification import googlenet
 from zoo.classification.inception import AuxiliaryHead
 from zoo.paths import flatten
-from zoo.spec import Card
+from zoo.spec import Card, plain_options
 from zoo.summary import abstract_variables, list_endpoints
 from zoo.transfer import replace_head
 from zoo.weights import from_torch, save_safetensors, to_torch
@@ -20,10 +19,12 @@ from zoo.weights import from_torch, save_safetensors, to_torch
 RNG = np.random.default_rng(0)
 NAMES = ["googlenet", "googlenet_tv"]
 # Few modules, and of other widths in every place, so that no two can be exchanged.
-NARROW = {
+MODULES = {
     module: tuple(2 + (3 * i + 5 * j) % 7 for j in range(6))
     for i, module in enumerate(["3a", "4a", "4d", "5a"])
 }
+NARROW = dict(stem=(4, 5, 6), modules=MODULES)
+build = partial(zoo.build, **NARROW)
 
 
 class TorchGoogLeNet(TorchNet):
@@ -84,17 +85,11 @@ class TorchGoogLeNet(TorchNet):
         return out
 
 
-@pytest.fixture
-def narrow(monkeypatch):
-    """Makes the networks of few inception modules, each a few channels wide."""
-    monkeypatch.setattr(googlenet, "MODULES", NARROW)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_every_endpoint_is_what_torch_computes(name, narrow, cheap_jit):
+def test_every_endpoint_is_what_torch_computes(name, cheap_jit):
     # Pools round up at each of these sizes.
     images = RNG.normal(size=(2, 82, 68, 3)).astype(np.float32)
-    model = zoo.build(name, num_classes=5)
+    model = build(name, num_classes=5)
     make_net = partial(TorchGoogLeNet, tv=name == "googlenet_tv")
     check_endpoints(model, make_net, images, jit=cheap_jit)
 
@@ -115,15 +110,15 @@ def test_an_auxiliary_head_is_what_torch_computes(tv, cheap_jit):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
-def test_auxiliary_heads_are_an_option(name, narrow):
+def test_auxiliary_heads_are_an_option(name):
     bare, full = (
-        list_endpoints(zoo.build(name, aux=aux), (224, 224, 3)) for aux in (False, True)
+        list_endpoints(build(name, aux=aux), (224, 224, 3)) for aux in (False, True)
     )
     assert [*full] == [*[*bare][:-1], "aux1", "aux2", "logits"]
     assert full["aux1"] == full["aux2"] == full["logits"] == (1000,)
     losses = zoo.get_spec(name).aux_losses
     assert losses == (("aux1", 0.3), ("aux2", 0.3))
-    params = abstract_variables(zoo.build(name, aux=True), (224, 224, 3))["params"]
+    params = abstract_variables(build(name, aux=True), (224, 224, 3))["params"]
     assert {*params} == {"backbone", "head", "aux1", "aux2"}
     layers = {"conv", "fc1", "fc2"} | ({"conv_bn"} if name == "googlenet_tv" else set())
     assert {*params["aux1"]} == {*params["aux2"]} == layers
@@ -133,8 +128,8 @@ def test_auxiliary_heads_are_an_option(name, narrow):
 
 
 @pytest.mark.quick
-def test_the_type_of_the_output_does_not_change_in_training(narrow):
-    model = zoo.build("googlenet_tv", aux=True, num_classes=7)
+def test_the_type_of_the_output_does_not_change_in_training():
+    model = build("googlenet_tv", aux=True, num_classes=7)
     images = jnp.zeros((2, 40, 40, 3))
     variables = abstract_variables(model, (40, 40, 3))
 
@@ -171,8 +166,8 @@ def test_dropout_is_active_in_training_alone(cheap_jit):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 47), ("googlenet_tv", 31)])
-def test_the_smallest_images(name, size, narrow):
-    model = zoo.build(name)
+def test_the_smallest_images(name, size):
+    model = build(name)
     assert list_endpoints(model, (size, size + 9, 3))["pool4"][0] == 1
     words = rf"^{name} takes images of {size} x {size} pixels or more, got \[1, 99, "
     with pytest.raises(ValueError, match=words):
@@ -184,17 +179,17 @@ def test_the_smallest_images(name, size, narrow):
 
 
 @pytest.mark.quick
-def test_auxiliary_heads_and_other_sizes(narrow):
+def test_auxiliary_heads_and_other_sizes():
     with pytest.raises(ValueError, match=r"googlenet with aux=True takes images .*224"):
-        list_endpoints(zoo.build("googlenet", aux=True), (256, 256, 3))
-    shapes = list_endpoints(zoo.build("googlenet_tv", aux=True), (50, 70, 3))
+        list_endpoints(build("googlenet", aux=True), (256, 256, 3))
+    shapes = list_endpoints(build("googlenet_tv", aux=True), (50, 70, 3))
     assert shapes["aux2"] == (1000,)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
-def test_initialisations(name, narrow, cheap_jit):
-    model = zoo.build(name, aux=True)
+def test_initialisations(name, cheap_jit):
+    model = zoo.build(name, aux=True, modules=MODULES)
 
     def init(key):
         flat = flatten(model.init(key, jnp.zeros((1, 224, 224, 3)))["params"])
@@ -218,23 +213,8 @@ def test_initialisations(name, narrow, cheap_jit):
         assert biases == {"head/fc/bias": {0}, "aux2/fc1/bias": {0}}
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", NAMES)
-def test_every_module_is_recomputed_and_no_path_changes(name, narrow):
-    def trace(remat):
-        model = zoo.build(name, remat=remat)
-        variables = abstract_variables(model, (47, 47, 3))
-        images = jnp.zeros((1, 47, 47, 3))
-        return variables, str(jax.make_jaxpr(model.apply)(variables, images))
-
-    (plain, text), (again, recomputed) = trace(False), trace(True)
-    assert again == plain
-    # The convolution recomputes its patches, whatever the network does.
-    assert recomputed.count("remat") >= text.count("remat") + len(NARROW)
-
-
 def filled(name, **options):
-    """Random variables of a narrow network, without its initialisation."""
+    """Random variables of a network, without its initialisation."""
     shapes = abstract_variables(zoo.build(name, **options), (224, 224, 3))
     rng = np.random.default_rng(3)
     return jax.tree.map(lambda v: rng.random(v.shape, np.float32), shapes)
@@ -244,17 +224,17 @@ def filled(name, **options):
 @pytest.mark.parametrize(
     ("name", "aux"), [("googlenet", "loss1/fc"), ("googlenet_tv", "aux1.fc1")]
 )
-def test_a_file_with_auxiliary_heads_fits_with_and_without_them(name, aux, narrow):
-    variables = filled(name, aux=True)
-    state = to_torch(name, variables, aux=True)
+def test_a_file_with_auxiliary_heads_fits_with_and_without_them(name, aux):
+    variables = filled(name, aux=True, **NARROW)
+    state = to_torch(name, variables, aux=True, **NARROW)
     assert state[f"{aux}.weight"].shape == (1024, 2048)
-    back = from_torch(name, state, aux=True)
+    back = from_torch(name, state, aux=True, **NARROW)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
     bare = {
         kind: {part: v for part, v in tree.items() if not part.startswith("aux")}
         for kind, tree in variables.items()
     }
-    back = from_torch(name, state)
+    back = from_torch(name, state, **NARROW)
     jax.tree.map(np.testing.assert_array_equal, back, bare)
     # PyTorch flattens by channel, row, column: its 17th input is channel 1's first.
     column = state[f"{aux}.weight"][:, 16]
@@ -262,7 +242,7 @@ def test_a_file_with_auxiliary_heads_fits_with_and_without_them(name, aux, narro
         column, variables["params"]["aux1"]["fc1"]["kernel"][1]
     )
     with pytest.raises(ValueError, match="aux3"):
-        from_torch(name, {**state, "aux3.weight": np.zeros(1)})
+        from_torch(name, {**state, "aux3.weight": np.zeros(1)}, **NARROW)
 
 
 @pytest.mark.quick
@@ -287,10 +267,11 @@ def test_torchvisions_names():
 
 
 @pytest.mark.quick
-def test_other_classes_give_every_head_a_new_last_layer(narrow, tmp_path, caplog):
+def test_other_classes_give_every_head_a_new_last_layer(tmp_path, caplog):
     name, path = "googlenet_tv", tmp_path / "weights.safetensors"
-    variables = filled(name, aux=True, num_classes=9)
-    card = Card(name, 9, {"aux": True}, zoo.get_spec(name).preprocess)
+    variables = filled(name, aux=True, num_classes=9, **NARROW)
+    options = plain_options({"aux": True, **NARROW})
+    card = Card(name, 9, options, zoo.get_spec(name).preprocess)
     save_safetensors(path, variables, card)
     model, new = zoo.create(name, weights=str(path), num_classes=4)
     assert "the weights have 9 classes; the head for 4 is new" in caplog.text
@@ -309,9 +290,9 @@ def test_other_classes_give_every_head_a_new_last_layer(narrow, tmp_path, caplog
 
 
 @pytest.mark.quick
-def test_shared_classes_are_kept_in_every_head(narrow):
-    variables = filled("googlenet", aux=True, num_classes=5)
-    model = zoo.build("googlenet", aux=True, num_classes=5)
+def test_shared_classes_are_kept_in_every_head():
+    options = dict(aux=True, num_classes=5, **NARROW)
+    variables, model = filled("googlenet", **options), zoo.build("googlenet", **options)
     _, new = replace_head(
         model, variables, 3, key=jax.random.key(0), shared={2: 0, 0: 4}
     )

@@ -9,7 +9,6 @@ import pytest
 from torch_nets import TorchNet, assert_near, check_endpoints, random_variables
 
 import zoo
-from zoo.classification import he_init
 from zoo.ops.pooling import spatial_pyramid_pool
 from zoo.paths import flatten
 from zoo.summary import abstract_variables, list_endpoints
@@ -38,10 +37,9 @@ TABLES = {
 }
 DEPTHS = {"msra_small14": 14, "relu30": 30, "msra_a": 19, "msra_b": 22, "msra_c": 22}
 NARROW = {
-    "A": dict(stem=(4, 3), stages=((2, 5), (1, 6), (2, 3))),
-    "14": dict(stem=(4, 0), stages=((3, 5), (2, 3))),
+    "msra_a": dict(widths=(4, 5, 6, 3), depths=(2, 1, 2), dense=64),
+    "msra_small14": dict(widths=(4, 5, 3), depths=(3, 2), dense=64),
 }
-SMALL = {"msra_a": "A", "msra_small14": "14"}
 
 
 class TorchRectifiers(TorchNet):
@@ -51,7 +49,7 @@ class TorchRectifiers(TorchNet):
         super().__init__(variables)
         self.small = name == "msra_small14"
         self.levels = TABLES[name][2]
-        self.stages = NARROW[SMALL[name]]["stages"]
+        self.depths = NARROW[name]["depths"]
 
     def activate(self, x, layer):
         slope = self.leaves.get(f"params/backbone/{layer}_prelu/slope")
@@ -66,12 +64,12 @@ class TorchRectifiers(TorchNet):
         x = self.conv(self.images(images), "conv1", 2, 0 if self.small else 3)
         out = {"conv1": x}
         x = out["pool1"] = self.f.max_pool2d(x, 3 if self.small else 2)
-        for i, (count, _) in enumerate(self.stages, start=2):
+        for i, count in enumerate(self.depths, start=2):
             for j in range(count):
                 padding = [1, 0][j % 2] if self.small else 1
                 name = f"conv{i}_{j + 1}"
                 x = out[name] = self.conv(x, name, 1, padding)
-            if i < len(self.stages) + 1:
+            if i < len(self.depths) + 1:
                 x = out[f"pool{i}"] = self.f.max_pool2d(x, 2)
         grids = [self.f.adaptive_max_pool2d(x, n).flatten(2) for n in self.levels]
         x = out["spp"] = self.torch.cat(grids, 2).transpose(1, 2)
@@ -80,14 +78,6 @@ class TorchRectifiers(TorchNet):
             x = out[layer] = self.activate(self.dense(x, f"backbone/{layer}"), layer)
         out["logits"] = self.dense(x, "head/fc3")
         return out
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    """Makes two of the networks a few channels wide."""
-    monkeypatch.setattr(he_init, "DENSE", 64)
-    changed = {k: he_init.LAYOUTS[k]._replace(**v) for k, v in NARROW.items()}
-    monkeypatch.setattr(he_init, "LAYOUTS", {**he_init.LAYOUTS, **changed})
 
 
 def make_images(*shape, seed=0):
@@ -128,9 +118,9 @@ def test_layers_are_those_of_the_tables(name):
         ("msra_small14", "prelu_shared"),
     ],
 )
-def test_every_endpoint_and_gradient_is_torchs(name, activation, narrow, cheap_jit):
+def test_every_endpoint_and_gradient_is_torchs(name, activation, cheap_jit):
     images = make_images(2, 71, 54)
-    model = zoo.build(name, num_classes=5, activation=activation)
+    model = zoo.build(name, num_classes=5, activation=activation, **NARROW[name])
     make_net = partial(TorchRectifiers, name=name)
     check_endpoints(model, make_net, images, jit=cheap_jit)
     variables = random_variables(model, images)
@@ -142,7 +132,7 @@ def test_every_endpoint_and_gradient_is_torchs(name, activation, narrow, cheap_j
     grads = flatten(cheap_jit(jax.grad(loss))(variables["params"]))
     net.endpoints(images)["logits"].square().sum().backward()
     slopes = [path for path in grads if path.endswith("/slope")]
-    layers = 3 + sum(count for count, _ in NARROW[SMALL[name]]["stages"])
+    layers = 3 + sum(NARROW[name]["depths"])
     assert len(slopes) == (0 if activation == "relu" else layers)
     # One slope's gradient is a sum of both signs over a whole layer.
     tolerance = 1e-2 if activation == "prelu_shared" else 1e-4
@@ -151,9 +141,9 @@ def test_every_endpoint_and_gradient_is_torchs(name, activation, narrow, cheap_j
         assert_near(grad, expected, tolerance, path)
 
 
-def test_the_pyramid_covers_every_part_of_the_map(narrow, cheap_jit):
+def test_the_pyramid_covers_every_part_of_the_map(cheap_jit):
     images = make_images(1, 256, 224)
-    options = dict(num_classes=5)
+    options = dict(num_classes=5, **NARROW["msra_a"])
     dense = zoo.build("msra_a", fully_convolutional=True, **options)
     usual = zoo.build("msra_a", **options)
     variables = random_variables(usual, images)
@@ -188,7 +178,7 @@ def test_the_pyramid_covers_every_part_of_the_map(narrow, cheap_jit):
         ("relu22", True, 223, 14),
     ],
 )
-def test_the_smallest_images(name, dense, side, map_size, monkeypatch):
+def test_the_smallest_images(name, dense, side, map_size):
     model = zoo.build(name, fully_convolutional=dense)
     shapes = list_endpoints(model, (side, side + 9, 3))
     last = [shape for layer, shape in shapes.items() if "conv" in layer][-1]
@@ -197,7 +187,8 @@ def test_the_smallest_images(name, dense, side, map_size, monkeypatch):
     with pytest.raises(ValueError, match=words):
         list_endpoints(model, (250, side - 1, 3))
     # Nothing smaller fits: the message does not ask for too much.
-    monkeypatch.setattr(he_init, "check_images", lambda *args, **kwargs: None)
+    layout = model.backbone.layout._replace(min_size=1, dense_size=1)
+    model = model.clone(backbone=model.backbone.clone(layout=layout))
     with pytest.raises(ValueError, match=r"window .*does not fit into"):
         list_endpoints(model, (250, side - 1, 3))
 
@@ -217,9 +208,9 @@ def test_activations_are_options_of_the_networks_that_have_them():
 
 @pytest.mark.quick
 @pytest.mark.parametrize("activation", ["prelu", "prelu_shared"])
-def test_a_state_dict_comes_back_bit_by_bit(activation, narrow):
+def test_a_state_dict_comes_back_bit_by_bit(activation):
     rng = np.random.default_rng(0)
-    options = dict(num_classes=5, activation=activation)
+    options = dict(num_classes=5, activation=activation, **NARROW["msra_small14"])
     model = zoo.build("msra_small14", **options)
     variables = jax.tree.map(
         lambda v: rng.random(v.shape, np.float32),
@@ -239,25 +230,9 @@ def test_a_state_dict_comes_back_bit_by_bit(activation, narrow):
         np.testing.assert_array_equal(after[path], leaf)
 
 
-@pytest.mark.quick
-def test_recomputing_is_by_stage_and_changes_no_name():
-    shape = (64, 64, 3)
-    plain, again = (zoo.build("msra_a", remat=remat) for remat in (False, True))
-    variables = abstract_variables(plain, shape)
-    assert abstract_variables(again, shape) == variables
-    assert [*list_endpoints(again, shape)] == [*list_endpoints(plain, shape)]
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
-    def count(model):
-        jaxpr = jax.make_jaxpr(model.apply)(variables, images)
-        return sum(eqn.primitive.name.startswith("remat") for eqn in jaxpr.eqns)
-
-    assert (count(plain), count(again)) == (0, 4)
-
-
 def draw(jit, name, paths, **options):
     """Initialises a network and returns some leaves (the others are not computed)."""
-    model = zoo.build(name, **options)
+    model = zoo.build(name, depths=(1, 1, 1), **options)
 
     @jit
     def run(key):

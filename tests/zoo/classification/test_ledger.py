@@ -3,7 +3,6 @@
 The numbers are written here by hand, and not taken from the specs that they check.
 """
 
-import jax.numpy as jnp
 import pytest
 
 import zoo
@@ -215,21 +214,20 @@ def test_published_weights_are_complete(depth):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "name",
-    "lenet5 lenet5_modern cifar_resnet20 cifar_plain20 cifar_resnet56 resnet18 "
+    "lenet5 lenet5_modern cifar_resnet20 cifar_plain20 cifar_resnet32 resnet18 "
     "resnet50 googlenet".split(),
 )
-def test_endpoints_have_the_same_names_at_each_depth_and_type(name, dtype):
+def test_endpoints_have_the_same_names_at_each_depth(name):
     pre = zoo.get_spec(name).preprocess
     shape = pre.shape
-    found = list_endpoints(zoo.build(name, dtype=dtype), shape)
+    found = list_endpoints(zoo.build(name), shape)
     key = "cifar" if "cifar" in name else name.rstrip("0123456789")
     expected = ENDPOINTS[name if name in ENDPOINTS else key].split()
     assert [*found] == expected
     assert found["logits"] == (zoo.get_spec(name).num_classes,)
-    bare = list_endpoints(zoo.build(name, dtype=dtype, num_classes=0), shape)
+    bare = list_endpoints(zoo.build(name, num_classes=0), shape)
     assert [*bare] == expected[:-1]
 
 

@@ -139,7 +139,7 @@ def test_other_depths_are_refused(depth):
 
 @pytest.mark.quick
 def test_options():
-    expected = {"init", "momentum", "dtype", "param_dtype", "remat", "scan"}
+    expected = {"width", "init", "momentum", "dtype", "param_dtype", "remat", "scan"}
     for name in ("resnet200_v2", "cifar_resnet164_v2"):
         assert {*zoo.list_options(name)} == expected
     with pytest.raises(ValueError, match="unknown option of resnet200_v2 'shortcut'"):

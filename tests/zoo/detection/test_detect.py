@@ -15,7 +15,6 @@ import pytest
 from tiny_detectors import POSTPROCESS, Bright, draw, facts
 
 import zoo
-from zoo import detect as module
 from zoo.detect import choose_detections
 from zoo.detection.contract import Candidates, Postprocess
 
@@ -89,11 +88,8 @@ RULES = [
         (RULES[3], False, 8),
     ],
 )
-def test_detections_are_those_of_the_slow_reference(
-    cheap_jit, monkeypatch, rules, own_boxes, few
-):
-    monkeypatch.setattr(module, "FEW", few)
-    choose = cheap_jit(partial(choose_detections, postprocess=rules))
+def test_detections_are_those_of_the_slow_reference(cheap_jit, rules, own_boxes, few):
+    choose = cheap_jit(partial(choose_detections, postprocess=rules, few=few))
     for seed in range(8):
         candidates = random_candidates(seed, own_boxes)
         found = choose(candidates)
@@ -115,16 +111,13 @@ def test_detections_are_those_of_the_slow_reference(
             assert not np.asarray(found.boxes[i, count:]).any()
 
 
-def test_every_class_is_searched_only_where_the_few_do_not_suffice(
-    cheap_jit, monkeypatch
-):
+def test_every_class_is_searched_only_where_the_few_do_not_suffice(cheap_jit):
     """The best few may all be copies of one box, so that others must be looked at."""
-    monkeypatch.setattr(module, "FEW", 16)
     boxes = np.tile(np.float32([0, 0, 9, 9]), (1, 100, 1))
     boxes[0, 60] = [20, 20, 40, 40]
     scores = np.linspace(0.9, 0.5, 100, dtype=np.float32)[None, :, None]
     rules = Postprocess(0.1, 0.5, 3)
-    choose = cheap_jit(partial(choose_detections, postprocess=rules))
+    choose = cheap_jit(partial(choose_detections, postprocess=rules, few=16))
     found = choose(Candidates(boxes, scores, np.ones((1, 100), bool)))
     assert found.valid[0].tolist() == [True, True, False]
     np.testing.assert_array_equal(found.boxes[0, 1], [20, 20, 40, 40])
@@ -140,7 +133,7 @@ def test_candidates_that_share_boxes_are_not_copied():
     )
     program = jax.make_jaxpr(partial(choose_detections, postprocess=POSTPROCESS))
     found = {*shapes_within(program(shapes).jaxpr)}
-    assert (1, module.FEW, 4) in found
+    assert (1, 2048, 4) in found
     assert all(math.prod(s) < rows * classes * 4 for s in found if s[-1:] == (4,))
 
 
@@ -276,17 +269,18 @@ PARALLEL = """
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
     import zoo
     from tiny_detectors import Bright, draw, facts
-    from zoo import detect as module
 
-    shape = [draw((64, w), (64, 96), [(10, 10, 40, 40)]) for w in (90, 80, 70, 60)]
-    images, sizes = np.stack(shape), np.int32([(64, w) for w in (90, 80, 70, 60)])
-    model = Bright(facts("sides", resize=64, longest=128))
     variables = {"params": {"scale": jnp.ones(3)}}
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = NamedSharding(mesh, P("data"))
-    for few in (8, 2048):
-        module.FEW = few
-        detect = zoo.make_detector(model)
+    # Of the larger images suppression takes the best few candidates first.
+    for side in (64, 128):
+        widths = (90, 80, 70, 60)
+        images = np.stack(
+            [draw((64, w), (64, 96), [(10, 10, 40, 40)]) for w in widths]
+        )
+        sizes = np.int32([(64, w) for w in widths])
+        detect = zoo.make_detector(Bright(facts("sides", resize=side, longest=256)))
         one = detect(variables, images, sizes)
         many = detect(
             jax.device_put(variables, NamedSharding(mesh, P())),

@@ -30,18 +30,12 @@ NARROW_TINY = tuple(
 )
 
 
-@pytest.fixture
-def narrow(monkeypatch):
-    """Makes the layers a few channels wide."""
-    rows = yolo_v1._NETWORKS
-    bn_stages = (*NARROW_TINY[:6], NARROW_TINY[6][:2])
-    changes = {
-        "yolo_v1": dict(stages=NARROW_FULL, hidden=(6,)),
-        "yolo_v1_tiny": dict(stages=NARROW_TINY, hidden=(4, 6)),
-        "yolo_v1_tiny_bn": dict(stages=bn_stages),
-    }
-    for name, change in changes.items():
-        monkeypatch.setitem(rows, name, rows[name]._replace(**change))
+NARROW = {
+    "yolo_v1": dict(stages=NARROW_FULL, hidden=(6,)),
+    "yolo_v1_tiny": dict(stages=NARROW_TINY, hidden=(4, 6)),
+    "yolo_v1_tiny_bn": dict(stages=(*NARROW_TINY[:6], NARROW_TINY[6][:2])),
+    "yolo96_small": dict(widths=(3, 4, 5)),
+}
 
 
 class TorchYOLO(TorchNet):
@@ -261,9 +255,9 @@ def test_cells_have_the_first_object_in_them():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo_v1", "yolo_v1_tiny", "yolo_v1_tiny_bn"])
-def test_every_endpoint_is_what_torch_computes(name, narrow, cheap_jit):
+def test_every_endpoint_is_what_torch_computes(name, cheap_jit):
     images = np.random.default_rng(0).random((1, SIDE, SIDE, 3), np.float32)
-    model = zoo.build(name, num_classes=CLASSES)
+    model = zoo.build(name, num_classes=CLASSES, **NARROW[name])
     stages, hidden = model.backbone.stages, model.head.hidden
 
     def net(variables):
@@ -273,20 +267,21 @@ def test_every_endpoint_is_what_torch_computes(name, narrow, cheap_jit):
 
 
 @pytest.mark.parametrize("name", ["yolo_v1", "yolo_v1_tiny_bn", "yolo96_small"])
-def test_a_state_dict_comes_back_bit_by_bit(name, narrow):
+def test_a_state_dict_comes_back_bit_by_bit(name):
     pre = zoo.get_spec(name).preprocess
     images = jax.ShapeDtypeStruct((1, *pre.shape), jnp.float32)
-    variables = random_variables(zoo.build(name, num_classes=7), images)
-    after = flatten(from_torch(name, to_torch(name, variables)))
+    options = NARROW[name]
+    variables = random_variables(zoo.build(name, num_classes=7, **options), images)
+    after = flatten(from_torch(name, to_torch(name, variables, **options), **options))
     for path, leaf in flatten(variables).items():
         np.testing.assert_array_equal(after[path], leaf)
 
 
 @pytest.mark.parametrize("name", ["yolo_v1_tiny", "yolo96_small"])
-def test_a_head_for_other_classes(name, narrow, cheap_jit):
+def test_a_head_for_other_classes(name, cheap_jit):
     pre = zoo.get_spec(name).preprocess
     images = np.random.default_rng(0).random((1, *pre.shape), np.float32)
-    model = zoo.build(name, num_classes=3)
+    model = zoo.build(name, num_classes=3, **NARROW[name])
     before = random_variables(model, images)
     expected = cheap_jit(model.apply)(before, images)
     model, after = replace_head(model, before, 2, key=jax.random.key(0), shared={1: 2})

@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from platforms import run_as_on
 
 from zoo.fitting import canvas_size, fit_batch, fit_sides, fitted_size, scale_boxes
-from zoo.ops import resize_within
 from zoo.ops.resize import resize
-from zoo.ops.resize_within import scale_sides
+from zoo.ops.resize_within import resize_within, scale_sides
 from zoo.preprocess import normalize
 from zoo.spec import Preprocess
 
@@ -262,7 +263,8 @@ def test_products_and_taps_agree():
     image, size = arrays[1].astype(np.float32), sizes[1]
     for target in ((90, 70), (20, 128), (50, 70)):
         target = jnp.int32(target)
-        taps = resize_within._by_taps(image, size, target, (96, 128))
-        products = resize_within._by_products(image, size, target, (96, 128), False)
+        run = partial(resize_within, canvas=(96, 128), antialias=False)
+        taps = run(image, size, target)
+        products = run_as_on("tpu", run, image, size, target)
         np.testing.assert_allclose(taps, products, atol=0.02)
         assert not np.asarray(taps[target[0] :]).any()

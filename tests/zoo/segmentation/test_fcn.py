@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.classification import vgg
 from zoo.ops.bilinear import interpolate
 from zoo.paths import flatten, unflatten
 from zoo.segmentation.fcn_vgg import AT_ONCE, LAST, SKIPS
@@ -22,15 +21,16 @@ STRIDES = (32, 16, 8)
 SHAPE = (40, 61, 3)
 
 
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    monkeypatch.setattr(vgg, "WIDTHS", (4, 4, 8, 8, 8))
-    monkeypatch.setattr(vgg, "DENSE", 16)
+NARROW = dict(widths=(4, 4, 8, 8, 8), dense=16)
+
+
+def build(name, **options):
+    return zoo.build(name, **NARROW, **options)
 
 
 def make_variables(name, shape=SHAPE, **options):
     """Random variables, without an initialisation that takes seconds to compile."""
-    model = zoo.build(name, **options)
+    model = build(name, **options)
     shapes = flatten(abstract_variables(model, shape))
     random = np.random.default_rng(0)
     filled = {
@@ -101,14 +101,14 @@ def test_crops_put_each_pixel_where_it_was(stride):
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("size", [(32, 32), (33, 95), (64, 47), (121, 130), (500, 375)])
 def test_masks_have_the_images_size(stride, size):
-    found = list_endpoints(zoo.build(f"fcn{stride}s_vgg16"), (*size, 3))
+    found = list_endpoints(build(f"fcn{stride}s_vgg16"), (*size, 3))
     assert found["logits"] == (*size, 21)
     assert [*found][-1] == "logits"
 
 
 @pytest.mark.quick
 def test_sizes_of_the_maps_are_the_released_ones():
-    found = list_endpoints(zoo.build("fcn8s_vgg16"), (500, 500, 3))
+    found = list_endpoints(build("fcn8s_vgg16"), (500, 500, 3))
     sizes = "conv1_1 698 pool1 349 pool2 175 pool3 88 pool4 44 pool5 22 fc6 16 fc7 16 "
     sizes += "score_fr 16 upscore2 34 fuse_pool4 34 upscore_pool4 70 fuse_pool3 70"
     names, numbers = sizes.split()[::2], sizes.split()[1::2]
@@ -117,7 +117,7 @@ def test_sizes_of_the_maps_are_the_released_ones():
 
 @pytest.mark.quick
 def test_a_network_starts_with_scores_of_zero_and_bilinear_kernels(cheap_jit):
-    model = zoo.build("fcn8s_vgg16")
+    model = build("fcn8s_vgg16")
     variables = cheap_jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     head = flatten(variables["params"]["head"])
     for path, leaf in head.items():
@@ -144,7 +144,7 @@ def test_a_network_starts_with_scores_of_zero_and_bilinear_kernels(cheap_jit):
 def test_skips_are_scaled_where_all_are_trained_at_once(cheap_jit):
     model, variables = make_variables("fcn8s_vgg16")
     image = np.random.default_rng(1).normal(size=(1, *SHAPE)).astype(np.float32)
-    at_once = zoo.build("fcn8s_vgg16", at_once=True)
+    at_once = build("fcn8s_vgg16", at_once=True)
     run = cheap_jit(partial(model.apply, method="endpoints"))
     found = cheap_jit(partial(at_once.apply, method="endpoints"))(variables, image)
     params = flatten(variables["params"])
@@ -193,23 +193,23 @@ def test_each_network_starts_from_the_one_before():
 @pytest.mark.quick
 def test_released_names_and_axes():
     name, options = "fcn8s_vgg16", dict(upsampling="learnt")
-    shapes = list_torch_shapes(name, **options)
+    shapes = list_torch_shapes(name, **options, **NARROW)
     assert shapes["conv1_1.weight"] == (4, 3, 3, 3)
     assert shapes["score_pool4.weight"] == (21, 8, 1, 1)
     assert shapes["upscore_pool4.weight"] == (21, 21, 4, 4)
-    assert "upscore8.weight" not in list_torch_shapes(name)
+    assert "upscore8.weight" not in list_torch_shapes(name, **NARROW)
     _, variables = make_variables(name, **options)
-    state = to_torch(name, variables, **options)
+    state = to_torch(name, variables, **options, **NARROW)
     kernel = variables["params"]["head"]["upscore2"]["kernel"]
     assert state["upscore2.weight"][3, 5, 1, 2] == kernel[1, 2, 3, 5]
-    back = from_torch(name, state, **options)
+    back = from_torch(name, state, **options, **NARROW)
     for path, leaf in flatten(back).items():
         np.testing.assert_array_equal(leaf, flatten(variables)[path], err_msg=path)
     # As convolutions, as Caffe's; and what is fixed here has no place.
     for layer, window in (("fc6", (8, 7, 7)), ("fc7", (16, 1, 1))):
         key = f"{layer}.weight"
         state[key] = state[key].reshape(16, *window)
-    back = flatten(from_torch(name, state))
+    back = flatten(from_torch(name, state, **NARROW))
     assert "params/head/upscore8/kernel" not in back
     for path in ("params/backbone/fc6/kernel", "params/backbone/fc7/kernel"):
         np.testing.assert_array_equal(back[path], flatten(variables)[path])
