@@ -13,7 +13,7 @@ def locally_connected(
 
     The windows are gathered as patches [H', W', B, kh kw I], and the patches of each
     position, of the whole batch, are multiplied by its kernel: one batched product. On
-    CPUs this takes half the memory and less time than to leave the order of axes to `einsum`
+    CPUs this takes half the memory and less time than `einsum` with any order of axes
     (`tests/benchmarks/benchmark_faces.py` measures it beside PyTorch).
 
     Args:
