@@ -55,8 +55,12 @@ class Side:
         state = from_torch(name, make_weights(name), **options(name))
         self.variables = jax.tree.map(jnp.asarray, state)
         self.optimizer = optax.sgd(1e-4, momentum=0.9)
-        self.infer = jax.jit(self._infer)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1, 2))
+        options = zoo.cpu.compiler_options()
+        self.infer = jax.jit(self._infer, compiler_options=options)
+        options = zoo.cpu.compiler_options(training=True)
+        self.step = jax.jit(
+            self._step, donate_argnums=(0, 1, 2), compiler_options=options
+        )
 
     def _infer(self, variables, images, **training):
         if not self.aux:
