@@ -52,9 +52,11 @@ class Side:
         self.variables = jax.tree.map(jnp.asarray, state)
         self.detect = zoo.make_detector(self.model)
         self.fit = jax.jit(partial(zoo.fit_batch, preprocess=self.model.preprocess))
-        self.network = jax.jit(self._network)
+        options = zoo.cpu.compiler_options()
+        self.network = jax.jit(self._network, compiler_options=options)
         self.optimizer = optax.sgd(1e-4, momentum=0.9)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1))
+        options = zoo.cpu.compiler_options(training=True)
+        self.step = jax.jit(self._step, donate_argnums=(0, 1), compiler_options=options)
 
     def _network(self, variables, images):
         if self.name in MAPS:

@@ -1,6 +1,6 @@
 """Measures what each CPU formulation of a convolution brings to a whole network.
 
-# about 8 minutes on two cores
+# about 15 minutes on two cores
 python tests/benchmarks/benchmark_formulations.py
 # some cells: formulation, network, kind and batch
 python tests/benchmarks/benchmark_formulations.py winograd/vgg16/inference_1
@@ -39,7 +39,7 @@ CELLS = (
     "winograd/vgg16/inference_1",
     "dilated/pspnet_resnet50/inference_1",
     "groups/alexnet/train_8",
-    "transposed/fcn32s_vgg16/inference_1",
+    "transposed/fcn8s_vgg16/inference_1",
 )
 ROUNDS = 4
 

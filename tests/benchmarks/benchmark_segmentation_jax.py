@@ -55,8 +55,11 @@ class Side:
         state = from_torch(name, make_weights(name), **options(name))
         self.variables = jax.tree.map(jnp.asarray, state)
         self.optimizer = optax.sgd(1e-4, momentum=0.9)
-        self.infer = jax.jit(self._infer)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1, 2))
+        infer, train = (zoo.cpu.compiler_options(training=t) for t in (False, True))
+        self.infer = jax.jit(self._infer, compiler_options=infer)
+        self.step = jax.jit(
+            self._step, donate_argnums=(0, 1, 2), compiler_options=train
+        )
 
     def _infer(self, variables, images, **training):
         if not self.aux:
