@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -168,5 +169,6 @@ def next_steps(result: Result) -> str:
         f"  canon-zoo train transfer --from {run} --dataset FORMAT:PATH "
         "--freeze 'backbone/**'\n"
         "and in Python:\n"
-        f"  zoo.create({result.experiment.card.model!r}, weights={str(run_dir)!r})"
+        f'  zoo.create("{result.experiment.card.model}", '
+        f"weights={json.dumps(str(run_dir), ensure_ascii=False)})"
     )

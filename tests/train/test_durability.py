@@ -1,20 +1,27 @@
 """Nothing of a run is lost or mixed up: damage, clashes and refusals."""
 
-import dataclasses
 import json
 import logging
-import multiprocessing
 import shutil
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 from damage import clashes, flips, kills, mutations
-from tiny_runs import make_config, read_rows, run_command, write_images
+from tiny_runs import (
+    ROOT,
+    environment,
+    make_config,
+    read_rows,
+    run_command,
+    run_python,
+    write_images,
+)
 
 import zoo
 from train.checkpoint import CheckpointError, list_steps
 from train.history import read_history
-from train.loop import fit, lock_run_dir, resume_run
+from train.loop import fit, resume_run
 from train.runs import new_run_dir
 
 
@@ -24,7 +31,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(images, tmp_path_factory, compiled_once):
+def finished(images, tmp_path_factory):
     """A run of nine steps in three epochs, and checkpoints of the steps 6 and 9."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     fit(make_config(images), folder, quiet=True)
@@ -58,9 +65,9 @@ def test_many_flipped_bits_are_noticed(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_changed_weights_files_load_or_are_refused_in_words(tmp_path):
-    found = mutations(tmp_path, 80, seed=0)
+    found = mutations(tmp_path, 48, seed=0)
     assert found["raw"] == 0
-    assert found["refused"] > 40
+    assert found["refused"] > 20
 
 
 def test_a_damaged_step_is_skipped_and_named(run, caplog):
@@ -135,26 +142,33 @@ def test_a_bad_line_in_the_middle_is_named_and_no_row_is_lost(run):
     assert len(read_history(run)) == len(lines) - 1
 
 
-def _hold(folder, ready, done):
-    with lock_run_dir(folder):
-        ready.set()
-        done.wait(60)
+HOLD = """
+import sys, time
+from pathlib import Path
+from train.loop import lock_run_dir
+with lock_run_dir(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(300)
+"""
 
 
-def test_a_run_is_written_by_one_process_and_a_dead_ones_lock_is_free(run, images):
-    spawn = multiprocessing.get_context("spawn")
-    ready, done = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=_hold, args=(run, ready, done))
-    other.start()
+def test_a_run_is_written_by_one_process_and_a_dead_ones_lock_is_free(run):
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)],
+        cwd=ROOT,
+        env=environment(run.parent),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        assert ready.wait(60)
+        assert other.stdout.readline() == "held\n"
         before = (run / "metrics.jsonl").read_bytes()
         with pytest.raises(ValueError, match="another process writes the run"):
             resume_run(run, step=6)
         assert (run / "metrics.jsonl").read_bytes() == before
     finally:
         other.kill()
-        other.join()
+        other.communicate()
     assert resume_run(run, step=6).finished
 
 
@@ -190,16 +204,20 @@ def test_resume_takes_options_and_says_what_is_other(run, images, caplog):
     assert (code, "is no run folder" in err) == (1, True)
 
 
-def test_evaluation_of_any_batch_size_counts_every_image_once(finished, images):
-    config = make_config(images)
-    data = dataclasses.replace(config.data, eval_batch_size=5)
-    result = fit(
-        dataclasses.replace(config, data=data, steps=1, run_dir=""),
-        finished.parent / "five",
-        quiet=True,
-    )
-    assert result.metrics["count"] == 9
-    assert np.isfinite(result.metrics["loss"])
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(run, tmp_path):
+    three = "--xla_force_host_platform_device_count=3"
+    env = environment(tmp_path, XLA_FLAGS=three)
+    command = ("-m", "train", "resume", str(run), "--step", "6")
+    done = run_python(*command, env=env)
+    assert done.returncode == 1
+    assert "data.batch_size=8 does not divide by the 3 devices" in done.stderr
+    assert "such as 6 or 9" in done.stderr
+    # Evaluation, in batches of 8, pads; training takes what fits.
+    done = run_python(*command, "--data.batch-size", "9", env=env)
+    assert done.returncode == 0, done.stderr
+    (last,) = [r for r in read_history(run) if r["kind"] == "eval" and r["step"] == 9]
+    assert last["count"] == 9
 
 
 @pytest.mark.apart

@@ -91,7 +91,7 @@ def config(images):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(config, tmp_path_factory, compiled_once):
+def uninterrupted(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     fit(config, folder, quiet=True)
     return folder

@@ -163,7 +163,7 @@ def test_what_is_unknown_is_named_and_nothing_is_written(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled_once):
+def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     images = write_images(root / "images", {"train": 5, "test": 3})
     code, _, err = train(images, root / "run")

@@ -9,6 +9,7 @@ import pytest
 
 from zoo.spec import Card, Preprocess
 from zoo.weights import read_checkpoint
+from zoo.weights.checksums import write_checksums
 
 CARD = Card(
     model="cifar_resnet20",
@@ -35,7 +36,13 @@ def make_state(step: int, ema: dict | None = None) -> dict:
     return state if ema is None else {**state, "ema": ema}
 
 
-def write_run(run, states: dict[int, dict], metrics: dict[int, dict] | None = None):
+def write_run(
+    run,
+    states: dict[int, dict],
+    metrics: dict[int, dict] | None = None,
+    *,
+    checksums: bool = True,
+):
     options = ocp.CheckpointManagerOptions(best_fn=lambda m: m["accuracy"])
     with ocp.CheckpointManager(run / "checkpoints", options=options) as manager:
         for step, state in states.items():
@@ -44,6 +51,8 @@ def write_run(run, states: dict[int, dict], metrics: dict[int, dict] | None = No
                 card=ocp.args.JsonSave(CARD.to_json()),
             )
             manager.save(step, args=items, metrics=(metrics or {}).get(step))
+    for item in (run / "checkpoints").glob("[0-9]*/*/") if checksums else ():
+        write_checksums(item)
 
 
 @pytest.fixture
@@ -163,6 +172,14 @@ def test_folders_without_checkpoints_are_named(tmp_path):
         read_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
         read_checkpoint(tmp_path)
+
+
+def test_steps_of_earlier_versions_are_read_and_what_they_lack_is_said(
+    tmp_path, caplog
+):
+    write_run(tmp_path, {5: make_state(5)}, checksums=False)
+    assert read_checkpoint(tmp_path)[2] == 5
+    assert "checkpoints/5 has no checksums" in caplog.text
 
 
 def test_nothing_is_printed_or_logged(run, capfd, caplog):
