@@ -284,7 +284,7 @@ def test_no_object_and_thousands(name, count):
         (("flip:1:2",), r"has 2 number\(s\); expected flip:p=0.5"),
         (("zoom_out:0.5",), "zoom_out: most=0.5, p=0.5; expected >= 1, 0 to 1"),
         (("jitter:0.5",), "jitter: share=0.5; expected 0 to 0.5"),
-        (("translate:-1",), "translate: share=-1.0; expected 0 to 1"),
+        (("translate:-1",), "translate: share=-1.0, wide=-1.0; expected"),
         (("scale_jitter:2:1",), "scale_jitter: 2.0 to 1.0; expected 0 < .. <= .."),
         (("scale_jitter:0:1",), "scale_jitter: 0.0 to 1.0"),
         (("flip", "rotate:181"), "rotate: degrees=181.0; expected 0 to 180"),
