@@ -366,10 +366,10 @@ def test_a_network_without_rectifiers():
 
 ON_A_MESH = """
 import jax, numpy as np, zoo
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_explained import make_tiny
 model, variables, images = make_tiny(batch=4)
-mesh = jax.make_mesh((4,), ("data",))
+mesh = Mesh(np.array(jax.devices()), ("data",))
 spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
 for method in ("deconvnet", "guided_backprop", "saliency"):
     explain = getattr(zoo.explain, method)
