@@ -2,7 +2,7 @@
 
 # about 5 minutes on two cores; writes the numbers
 python tests/benchmarks/benchmark.py
-# prints the table of README.md from them
+# prints the table of the README from them
 python tests/benchmarks/benchmark.py --table
 # writes it there
 python tests/benchmarks/benchmark.py --readme
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the table and measure nothing")
-    add("--readme", action="store_true", help="write it to README.md instead")
+    add("--readme", action="store_true", help="write it to the README instead")
     add("--quick", action="store_true", help="few small steps: a test of the plumbing")
     add(
         "--train-cifar10",

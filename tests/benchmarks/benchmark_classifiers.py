@@ -3,7 +3,7 @@
 # about an hour on two cores
 python tests/benchmarks/benchmark_classifiers.py
 python tests/benchmarks/benchmark_classifiers.py resnet50 --cells inference_1 train_8
-# prints the table of README.md
+# prints the table of the README
 python tests/benchmarks/benchmark_classifiers.py --table
 # writes it there
 python tests/benchmarks/benchmark_classifiers.py --readme
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
     add("--seconds", type=float, help="of a turn, at least")
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the table and measure nothing")
-    add("--readme", action="store_true", help="write it to README.md instead")
+    add("--readme", action="store_true", help="write it to the README instead")
     add("--quick", action="store_true", help="few small calls: a test of the plumbing")
     options = parser.parse_args(arguments)
     found = json.loads(options.out.read_text()) if options.out.exists() else {}

@@ -6,7 +6,7 @@ python tests/benchmarks/benchmark_detection_ops.py
 python tests/benchmarks/benchmark_detection_ops.py nms
 # prints what was measured
 python tests/benchmarks/benchmark_detection_ops.py --table
-# writes it to README.md
+# writes it to the README
 python tests/benchmarks/benchmark_detection_ops.py --readme
 
 The sides take turns on the same numbers, and the least time of the rounds counts: other
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("only", nargs="*", help="parts of the names of what to measure")
     parser.add_argument("--seconds", type=float, default=10, help="for each operation")
     parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--readme", action="store_true", help="write it to README.md")
+    parser.add_argument("--readme", action="store_true", help="write it to the README")
     options = parser.parse_args()
     if not options.table and not options.readme:
         measure(options.only, options.seconds)

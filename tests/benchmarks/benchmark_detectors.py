@@ -3,7 +3,7 @@
 # about 25 minutes on two cores
 python tests/benchmarks/benchmark_detectors.py
 python tests/benchmarks/benchmark_detectors.py ssd300_vgg16 --cells detect_1
-# writes the table to README.md
+# writes the table to the README
 python tests/benchmarks/benchmark_detectors.py --readme
 
 Both have the same deterministic weights, images and objects; nothing else should run.

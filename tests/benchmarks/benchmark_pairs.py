@@ -37,7 +37,7 @@ class Benchmark:
       title: Of the table: what is measured, on what.
       command: That measures.
       out: The file of the numbers.
-      block: Of README.md.
+      block: Name of the block of the README.
       networks: Names and their cells.
       kinds: What each kind of cell is called.
       zoo: Module of the zoo's side.
@@ -65,7 +65,7 @@ class Benchmark:
         add("--seconds", type=float, default=2.0, help="of a turn, at least")
         add("--out", type=Path, default=self.out, metavar="JSON")
         add("--table", action="store_true", help="print the table")
-        add("--readme", action="store_true", help="write it to README.md")
+        add("--readme", action="store_true", help="write it to the README")
         add("--quick", action="store_true", help="a test of the plumbing")
         options = parser.parse_args(arguments)
         found = json.loads(options.out.read_text()) if options.out.exists() else {}

@@ -3,7 +3,7 @@
 # about 20 minutes on two cores
 python tests/benchmarks/benchmark_segmentation.py
 python tests/benchmarks/benchmark_segmentation.py unet --cells inference_1
-# writes the table to README.md
+# writes the table to the README
 python tests/benchmarks/benchmark_segmentation.py --readme
 
 fcn_resnet50 is torchvision's, the others are the plainest PyTorch statements, which

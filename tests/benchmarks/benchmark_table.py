@@ -1,4 +1,4 @@
-"""The benchmark's table for README.md, from the numbers in benchmarks.json."""
+"""The benchmark's table, from the numbers in benchmarks.json."""
 
 import statistics
 from typing import Any

@@ -9,7 +9,7 @@ python tests/benchmarks/measure_networks.py 'vgg*'
 # everything once more, about an hour
 python tests/benchmarks/measure_networks.py --again
 python tests/benchmarks/measure_networks.py --parts training_mebibytes
-# prints the tables of README.md
+# prints the tables of the README
 python tests/benchmarks/measure_networks.py --table
 # writes them there
 python tests/benchmarks/measure_networks.py --readme
@@ -73,7 +73,11 @@ def main(arguments: list[str]) -> None:
     add("--again", action="store_true", help="measure also what is in the file")
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the tables and measure nothing")
-    add("--readme", action="store_true", help="write them to README.md instead")
+    add(
+        "--readme",
+        action="store_true",
+        help="write them to the README instead",
+    )
     add("--quick", action="store_true", help="one batch of 2: a test of the plumbing")
     options = parser.parse_args(arguments)
     found = json.loads(options.out.read_text()) if options.out.exists() else {}

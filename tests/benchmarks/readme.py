@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from what the zoo and the benchmark say.
+"""Writes the table of zoo/README.md; writes blocks of README.md beside this file.
 
 python tests/benchmarks/readme.py
 """
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import zoo
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parent / "README.md"
+MODELS = Path(__file__).parents[2] / "zoo" / "README.md"
 
 
 def model_tables() -> str:
@@ -57,10 +58,10 @@ def write_block(name: str, block: str) -> None:
     README.write_text(replace_block(README.read_text(), name, block))
 
 
-def updated() -> str:
-    """Returns README.md with fresh tables."""
-    return replace_block(README.read_text(), "models", model_tables())
+def write_models() -> None:
+    """Writes the table of models to zoo/README.md."""
+    MODELS.write_text(replace_block(MODELS.read_text(), "models", model_tables()))
 
 
 if __name__ == "__main__":
-    README.write_text(updated())
+    write_models()

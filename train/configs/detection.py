@@ -119,7 +119,7 @@ def faster_rcnn() -> TrainConfig:
 
 
 def faster_rcnn_fpn() -> TrainConfig:
-    """torchvision's recipe for ResNet-50 with a feature pyramid."""
+    """Torchvision's recipe for ResNet-50 with a feature pyramid."""
     return TrainConfig(
         model=ModelConfig("faster_rcnn_resnet50_fpn", layers=("backbone/**",)),
         data=coco(batch_size=16, geometry=("flip",), size=(1344, 1344)),

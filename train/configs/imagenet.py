@@ -10,8 +10,8 @@ step cuts its parts out of them anew. Grey and CMYK images become RGB.
 
 On several hosts the same command runs on each, after `--distributed` and with a
 `--run-dir` that all of them see; each reads and decodes its own share of each batch.
-Reading takes cores: `python tests/benchmarks/benchmark_input.py` says how many images a second
-one of them decodes and cuts, and `--data.workers` says how many processes do it.
+Reading takes cores: `python tests/benchmarks/benchmark_input.py` measures how many
+images a second one core decodes and crops; `--data.workers` sets the processes.
 """
 
 from train.config import DataConfig

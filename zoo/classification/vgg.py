@@ -164,7 +164,7 @@ def vgg(
 
 
 def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
-    """torchvision's names; the paper's for the networks that it has not."""
+    """Torchvision's names; the paper's for the networks that it has not."""
     net, rules, index = model.backbone, [], 0
     theirs = net.network in _FILES
     for i, block in enumerate(net.blocks, start=1):

@@ -159,7 +159,7 @@ def make_cells(sizes: Sequence[int]) -> tuple:
 
 
 def torch_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    """torchvision's names, and those of its first files.
+    """Torchvision's names, and those of its first files.
 
     Args:
       model: A network on a feature pyramid.

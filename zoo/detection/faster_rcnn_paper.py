@@ -208,7 +208,7 @@ def _vgg_rules(model: TwoStage) -> tuple[TorchRule, ...]:
 
 
 def _resnet_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    """torchvision's names of the backbone, and otherwise the authors'."""
+    """Torchvision's names of the backbone, and otherwise the authors'."""
     rules = [r for r in backbone_rules(model) if r.module.startswith("backbone/")]
     for block in range(1, model.box_head.blocks + 1):
         ours, theirs = f"box_head/stage4/block{block}", f"layer4.{block - 1}"

@@ -118,7 +118,7 @@ def _preprocess(size: int) -> Preprocess:
 
 
 def _torch_rules(model: SSD) -> tuple[TorchRule, ...]:
-    """torchvision's names; for SSD512 those that it would have."""
+    """Torchvision's names; for SSD512 those that it would have."""
     rules, index = [], 0
     for i, block in enumerate(BLOCKS, start=1):
         for j in range(1, len(block) + 1):

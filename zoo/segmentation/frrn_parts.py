@@ -175,7 +175,8 @@ def _double(x: Array) -> Array:
     """Twice the height and width, bilinearly: `resize` without its matrices.
 
     Each pixel becomes two, a quarter of the way to its neighbours; where there is none,
-    the border's pixel stands for it. (tests/benchmarks/benchmark_unpooling.py measures both.)
+    the border's pixel stands for it. (tests/benchmarks/benchmark_unpooling.py
+    measures both.)
     """
     dtype, x = x.dtype, widen(x)
     for axis in (1, 2):

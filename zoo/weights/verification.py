@@ -100,7 +100,8 @@ def _verify_golden(name: str, training: str | None, jit: Callable) -> Certificat
     path = golden_path(name)
     if not path.exists():
         raise FileNotFoundError(
-            f"{name} has no golden file {path}; `tests/reference/make_golden.py` makes them."
+            f"{name} has no golden file {path}; "
+            "`tests/reference/make_golden.py` makes them."
         )
     expected, facts = load_summaries(path)
     notes = [f"golden file of {facts['date']}, made by {facts['script']}"]
