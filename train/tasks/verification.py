@@ -83,8 +83,7 @@ class Verification:
         return jnp.zeros((), jnp.int32)
 
     def evaluate(self, model, variables, images, state, batch):
-        """Counts the images; keeps of each its descriptor, whether it got its class,
-        and its loss."""
+        """Counts images; keeps descriptors, losses, and who got their class."""
         out = model.apply(variables, images, method="endpoints")
         labels = jnp.maximum(batch["label"], 0)
         logits = out["logits"]
