@@ -14,7 +14,7 @@ MODELS = Path(__file__).parents[2] / "zoo" / "README.md"
 
 def model_tables() -> str:
     """Makes a table of the models of each task."""
-    tasks = ("classification", "detection", "segmentation")
+    tasks = ("classification", "detection", "segmentation", "verification")
     return "\n\n".join(f"**{task.title()}**\n\n{model_table(task)}" for task in tasks)
 
 

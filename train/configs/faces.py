@@ -1,8 +1,30 @@
 """DeepFace: a small one on people who do not exist, on ORL, and the paper's.
 
-python -m train faces_deepface_small
-python -m train orl_deepface --dataset orl:DIR
-python -m train faces_deepface --dataset imagefolder:DIR
+    python -m train faces_deepface_small
+
+draws 2,176 pictures of 176 people once, and trains on twelve of each of 128 of them,
+aligned in three dimensions. The other 48 are people it never sees: 1,200 pairs of their
+pictures in ten folds are verified, and each of their last pictures is looked for in a
+gallery of the first four. After 1,000 steps of 32 faces 96.5 % +- 1.0 of the pairs were
+right (area under the ROC 99.7 %), 95.8 % of the faces were found at rank 1, and 95.3 %
+of the held-out pictures of the people of the training set were given their name. The
+same network is right about 82.4 % +- 1.7 of the pairs where a similarity alone aligns
+the faces, and about 58.2 % +- 2.0 where nothing does: faces turn by up to 40 degrees,
+tilt by up to 20, and are up to 7 of 80 pixels off the centre. (The paper's network on
+LFW: 95.9, 94.3 and 87.9 %.) `--align none` trains on faces that are not aligned.
+
+    python -m train orl_deepface --dataset orl:DIR
+
+trains on five pictures of each of 30 of ORL's 40 people.
+
+    python -m train faces_deepface --dataset imagefolder:DIR
+
+is the paper's recipe for a large set: a folder for each person, and landmarks beside
+them (`python -m train landmarks DIR` finds them). On several hosts the same command
+runs on each, after `--distributed` and with a `--run-dir` that all of them see.
+
+None of these numbers says anything of other people's faces: accuracy differs between
+groups, and has to be measured for each of them before any use.
 """
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig

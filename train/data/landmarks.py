@@ -19,12 +19,14 @@ from train.data.faces import LANDMARKS_FILE, read_landmarks, write_landmarks
 from train.data.files import Files, split_images
 
 MODEL = "shape_predictor_68_face_landmarks.dat"
+# dlib's own limit is 0; a picture of a face may be one with less.
+LEAST_SCORE = -1.0
 
 
 def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
     """Makes a function from an image uint8 [H, W, C] to 68 landmarks float32 [68, 2].
 
-    It gives those of the largest face, or None where there is no face.
+    It gives those of the face that is found most surely, or None where there is none.
 
     Raises:
       ImportError: The extra `face` is not installed.
@@ -45,10 +47,11 @@ def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
     def detect(image: np.ndarray) -> np.ndarray | None:
         image = np.ascontiguousarray(np.repeat(image, 3 // image.shape[-1], axis=-1))
         # Looked for in the image twice as large, too, where it is small.
-        boxes = find(image, 1 if max(image.shape) < 1000 else 0)
+        more = 1 if max(image.shape) < 1000 else 0
+        boxes, scores, _ = find.run(image, more, LEAST_SCORE)
         if not boxes:
             return None
-        shape = predict(image, max(boxes, key=lambda box: box.area()))
+        shape = predict(image, boxes[int(np.argmax(scores))])
         return np.array([(p.x, p.y) for p in shape.parts()], np.float32)
 
     return detect

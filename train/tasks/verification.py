@@ -83,7 +83,7 @@ class Verification:
         return jnp.zeros((), jnp.int32)
 
     def evaluate(self, model, variables, images, state, batch):
-        """Counts the images; keeps descriptor, correctness and loss of each."""
+        """Counts images; keeps descriptors, losses, and who got their class."""
         out = model.apply(variables, images, method="endpoints")
         labels = jnp.maximum(batch["label"], 0)
         logits = out["logits"]

@@ -163,7 +163,7 @@ def warp(image: Array, matrix: Array, size: int) -> Array:
 
 
 def _grid(size: int) -> Array:
-    """X and y of all pixels of a square, float32 [size, size, 2]."""
+    """Returns x and y of all pixels of a square: float32 [size, size, 2]."""
     y, x = jnp.mgrid[:size, :size]
     return jnp.stack([x, y], -1).astype(jnp.float32)
 
