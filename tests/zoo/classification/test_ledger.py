@@ -148,7 +148,7 @@ def test_published_weights_are_complete(depth):
     (weights,) = zoo.get_spec(f"cifar_resnet{depth}").weights
     assert weights.name == "cifar10"
     assert weights.url.startswith("https://")
-    assert weights.url.endswith(f"resnet{depth}-{weights.sha256}.th")
+    assert weights.url.endswith(f"resnet{depth}-{weights.sha256[:8]}.th")
     assert len(weights.class_names) == 10
     assert weights.preprocess.std == (0.229, 0.224, 0.225)
     assert all((weights.accuracy, weights.source, weights.licence))

@@ -9,13 +9,7 @@ import zoo
 from zoo.face.deepface import DeepFaceConfig, deepface
 from zoo.summary import abstract_variables, list_endpoints, list_layers
 
-LEDGER = {
-    "deepface": (118_923_774, 517_624_448),
-    "deepface_sub1": (236_725_486, 470_843_776),
-    "deepface_sub2": (267_033_054, 665_743_488),
-    "deepface_sub3": (368_248_782, 602_382_208),
-    "deepface_small": (2_425_520, 6_732_672),
-}
+NAMES = zoo.list_models(task="verification")
 TINY = DeepFaceConfig(
     size=24,
     c1=(4, 5),
@@ -26,17 +20,12 @@ TINY = DeepFaceConfig(
 
 
 @pytest.mark.quick
-def test_every_network_is_in_the_ledger():
-    assert {*zoo.list_models(task="verification")} == {*LEDGER}
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("name", LEDGER)
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_and_multiply_adds(name):
     spec = zoo.get_spec(name)
     layers = list_layers(zoo.build(name), spec.preprocess.shape)
     found = sum(row.params for row in layers), sum(row.macs for row in layers)
-    assert found == LEDGER[name] == (spec.params, spec.macs)
+    assert found == (spec.params, spec.macs)
 
 
 @pytest.mark.quick
