@@ -25,11 +25,10 @@ Differences: images are put on a canvas of one size that all of them fit on, and
 resizing is always bilinear, where SSD drew between filters. Faster R-CNN's joint
 training stands for the alternating one, as in its released code, with 2 images a step
 in one batch instead of one after the other; as there biases have twice the rate and are
-decayed. SSD's boxes are not bounded in how they grow: in decoding, exp(w) is cut at
-1000/16 as torchvision does, which no trained box reaches, where Caffe has no bound.
-YOLO changes exposure and saturation in RGB, not in HSV, and its rate rises linearly, in
-600 steps, where the released configuration has steps of 2.5, 5 and 10 times at 200, 400
-and 600.
+decayed. SSD's decoding lets a box be at most 1000/16 times as long as its default one,
+as torchvision does, where Caffe has no bound. YOLO changes exposure and saturation in
+RGB, not in HSV, and its rate rises linearly, in 600 steps, where the released
+configuration has steps of 2.5, 5 and 10 times at 200, 400 and 600.
 
 References:
   Liu et al., SSD: Single Shot MultiBox Detector, 2016, sections 3.1, 3.4 and 3.6, and
