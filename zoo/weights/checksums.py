@@ -9,6 +9,7 @@ import logging
 import os
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ def crc32(parts: Iterable[Any]) -> str:
 def write_checksums(folder: str | os.PathLike) -> None:
     """Writes the sizes and checksums of all files below a folder into it."""
     folder = Path(folder)
-    sums = {name: _sum(folder / name) for name in _list_files(folder)}
+    names = _list_files(folder)
+    with ThreadPoolExecutor() as threads:  # Of zlib, which releases Python's lock.
+        sums = dict(
+            zip(names, threads.map(_sum, map(folder.joinpath, names)), strict=True)
+        )
     text = json.dumps(sums, indent=1)
     content = {"files": sums, "crc32": crc32([text.encode()])}
-    with open(folder / FILE, "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / FILE).write_text(json.dumps(content, indent=1))
 
 
 def check_checksums(folder: Path) -> bool:
