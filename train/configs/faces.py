@@ -15,7 +15,12 @@ LFW: 95.9, 94.3 and 87.9 %.) `--align none` trains on faces that are not aligned
 
     python -m train orl_deepface --dataset orl:DIR
 
-trains on five pictures of each of 30 of ORL's 40 people.
+trains on five pictures of each of 30 of ORL's 40 people. 900 pairs of the other ten are
+verified: 87.2 % +- 1.3; the other five pictures of the 30 get their name: 94.0 %; and
+of all 40 people the other five are looked for in a gallery of the first five: 89.0 % at
+rank 1. With landmarks (`python -m train landmarks DIR`), from what the drawn faces have
+taught (`--from RUN`) and in 60 epochs of `--learning-rate 1e-3` these become 87.4 % +-
+0.6, 96.7 % and 95.0 %. Minutes on two CPU cores.
 
     python -m train faces_deepface --dataset imagefolder:DIR
 
