@@ -317,11 +317,7 @@ class _Reader:
         edges = np.broadcast_to(field.edges, (_EDGES, *old))
         return _compressed(edges.reshape(_EDGES, *new), shape)
 
-    def do_squeeze(self, step: Any, operands: list, shape: tuple) -> Field:
-        return self.do_reshape(step, operands, shape)
-
-    def do_expand_dims(self, step: Any, operands: list, shape: tuple) -> Field:
-        return self.do_reshape(step, operands, shape)
+    do_squeeze = do_expand_dims = do_reshape
 
     def do_transpose(self, step: Any, operands: list, shape: tuple) -> Field:
         axes = [axis + 1 for axis in step.params["permutation"]]
@@ -468,9 +464,7 @@ class _Reader:
         return _compressed(edges, shape)
 
     do_reduce_window_max = do_reduce_window_sum = do_reduce_window_min = _pool
-
-    def do_reduce_window(self, step: Any, operands: list, shape: tuple) -> Field:
-        return self._pool(step, operands, shape)
+    do_reduce_window = _pool
 
     def _reduce(self, step: Any, operands: list, shape: tuple) -> Field:
         axes = tuple(axis + 1 for axis in step.params["axes"])
@@ -513,11 +507,7 @@ class _Reader:
         edges = np.stack(found, axis=-1 if first else 1)
         return _compressed(edges, shape)
 
-    def do_gather(self, step: Any, operands: list, shape: tuple) -> Field:
-        return self.move(step, operands, shape)
-
-    def do_dynamic_slice(self, step: Any, operands: list, shape: tuple) -> Field:
-        return self.move(step, operands, shape)
+    do_gather = do_dynamic_slice = move
 
     def do_optimization_barrier(self, step: Any, operands: list, shape: tuple) -> list:
         return operands
