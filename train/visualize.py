@@ -250,7 +250,7 @@ def _layer_section(
             patches.append(to_pil(images[image][box]).convert("RGB"))
             drawn.append(draw_projection(values[box], bgr=network.bgr))
         grids = [draw_grid(each, CELL, 3) for each in (drawn, patches)]
-        both = _beside(grids)
+        both = draw_grid(grids, max(grids[0].size), 2)
         largest = f"largest activation {top.values[channel, 0]:.3g}"
         caption = f"channel {channel}<small>{text(largest)}</small>"
         figures.append(picture_card(both, f"channel {channel}", caption, 2048))
@@ -466,10 +466,8 @@ def _other(network: Network, images: np.ndarray, layer: str) -> Section:
     outputs = network.model.apply(network.variables, batch, method="endpoints")
     called = network.model.apply(network.variables, batch)
     known = dict(outputs) | (called if isinstance(called, dict) else {})
-    scores = next(
-        (n for n in ("logits", "class_logits", "classes", "margins") if n in known),
-        None,
-    )
+    kinds = ("logits", "class_logits", "classes", "margins")
+    scores = next((name for name in kinds if name in known), None)
     if scores is None:
         return Section("Why", f"<p>There are no scores among {[*known]}.</p>")
     values = np.asarray(known[scores], np.float32)
@@ -496,16 +494,6 @@ def _other(network: Network, images: np.ndarray, layer: str) -> Section:
         f"the highest score of a class, at {layer}."
     )
     return Section("Why it is this", f"<p>{text(note)}</p>" + _cards(figures, 480))
-
-
-def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    width = sum(p.width for p in pictures) + 12 * (len(pictures) - 1)
-    canvas = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        canvas.paste(picture, (left, 0))
-        left += picture.width + 12
-    return canvas
 
 
 def _cards(figures: Sequence[str], width: int) -> str:
