@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 from fuzz import KINDS, damage, run_case, run_cases
 
 SECONDS = 10
@@ -25,7 +24,6 @@ def test_faults_are_found(tmp_path, monkeypatch):
         assert any(found)
 
 
-@pytest.mark.quick
 def test_cases_follow_from_the_seed():
     one, same, other = (
         damage(np.random.default_rng(seed), bytes(range(200))) for seed in (1, 1, 2)

@@ -6,10 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.quick
-
 ROOT = Path(__file__).parents[2]
 CODE = sorted(
     path.relative_to(ROOT)
@@ -45,7 +41,6 @@ FLOORS = {
     "zoo/weights": 5,
     "zoo/verify": 6,
     "zoo/api": 6,
-    "zoo/explain": 6,
     "zoo/export": 6,
     "zoo/regions": 6,
     "zoo/explain": 6,
@@ -56,7 +51,6 @@ FLOORS = {
     "train/clock": 6,
     "train/fingerprints": 7,
     "train/data": 6,
-    "train/visualize": 9,
     "train/state": 6,
     "train/optim": 6,
     "train/tasks": 6,

@@ -126,7 +126,6 @@ def test_written_outputs_are_clean(name):
         assert "images/s" not in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -7,7 +7,6 @@ import pytest
 
 import zoo
 
-pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 

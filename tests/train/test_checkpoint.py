@@ -49,7 +49,6 @@ def save(run_dir, accuracies, **state):
         return checkpoints.steps()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("accuracies", "kept"),
     [
@@ -66,7 +65,6 @@ def test_the_last_two_and_the_best_are_kept(tmp_path, accuracies, kept):
         assert checkpoints.latest() == kept[-1]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("ema", [True, False])
 def test_what_is_restored_is_what_was_saved(tmp_path, everywhere, ema):
     frozen = ("backbone/**",)
@@ -82,7 +80,6 @@ def test_what_is_restored_is_what_was_saved(tmp_path, everywhere, ema):
             assert {leaf.sharding for leaf in leaves} == {everywhere}
 
 
-@pytest.mark.quick
 def test_saving_may_go_on_while_the_state_is_donated(tmp_path):
     state = make_state(1)
     with Checkpoints(tmp_path) as checkpoints:
@@ -93,7 +90,6 @@ def test_saving_may_go_on_while_the_state_is_donated(tmp_path):
     assert (kernel == 2).all()
 
 
-@pytest.mark.quick
 def test_the_card_and_the_position_of_the_stream_are_inside(tmp_path, everywhere):
     class Stream:
         def __init__(self, position):
@@ -115,7 +111,6 @@ def test_the_card_and_the_position_of_the_stream_are_inside(tmp_path, everywhere
     assert Card.from_json(json.loads(card.read_text())) == CARD
 
 
-@pytest.mark.quick
 def test_a_run_folder_opens_as_a_model(tmp_path):
     model, variables = zoo.create("lenet5_modern", num_classes=3)
     tx = make_optimizer(OptimConfig(), make_schedule(OptimConfig(), 9), variables)
@@ -137,7 +132,6 @@ def damage(run_dir, step):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("accuracies", [{1: 0.9, 2: 0.1, 3: 0.2}, {3: 0.2}])
 def test_a_damaged_checkpoint_is_named_with_the_other_ones(
     tmp_path, everywhere, accuracies
@@ -157,7 +151,6 @@ def test_a_damaged_checkpoint_is_named_with_the_other_ones(
             assert int(found.step) == 2
 
 
-@pytest.mark.quick
 def test_what_was_half_written_is_nobodys(tmp_path, everywhere):
     save(tmp_path, {1: 0.5, 2: 0.6})
     folder = tmp_path / "checkpoints"
@@ -169,7 +162,6 @@ def test_what_was_half_written_is_nobodys(tmp_path, everywhere):
         assert int(checkpoints.restore(make_state(), everywhere, 3).step) == 3
 
 
-@pytest.mark.quick
 def test_a_step_that_is_saved_stays_as_it_is(tmp_path):
     save(tmp_path, {1: 0.5})
     with Checkpoints(tmp_path) as checkpoints:
@@ -178,7 +170,6 @@ def test_a_step_that_is_saved_stays_as_it_is(tmp_path):
     assert read_arrays(tmp_path, 1)["['step']"] == 1
 
 
-@pytest.mark.quick
 def test_going_on_from_an_earlier_step_drops_the_later_ones(tmp_path):
     save(tmp_path, {1: 0.9, 2: 0.1, 3: 0.2})
     with Checkpoints(tmp_path) as checkpoints:
@@ -191,7 +182,6 @@ def test_going_on_from_an_earlier_step_drops_the_later_ones(tmp_path):
     assert (kernel == 14).all()
 
 
-@pytest.mark.quick
 def test_a_full_disk_says_so_and_leaves_the_last_good_one(
     tmp_path, everywhere, monkeypatch
 ):
@@ -212,7 +202,6 @@ def test_a_full_disk_says_so_and_leaves_the_last_good_one(
         assert int(checkpoints.restore(make_state(), everywhere, 1).step) == 1
 
 
-@pytest.mark.quick
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "checkpoints").write_text("in the folder's place")
     message = f"cannot write {tmp_path}/checkpoints: .*exists"

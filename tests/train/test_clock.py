@@ -10,8 +10,6 @@ from train.clock import Clock
 from train.loop import fit, resume_run
 from train.runs import report
 
-pytestmark = pytest.mark.quick
-
 
 def test_parts_add_up(tmp_path):
     first = Clock(tmp_path, resuming=False, started=time.perf_counter() - 100)

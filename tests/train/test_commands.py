@@ -23,7 +23,6 @@ COMMANDS = (
 )
 
 
-@pytest.mark.quick
 def test_the_usage_lists_everything():
     code, out, err = run_command()
     assert (code, err) == (0, "")
@@ -34,7 +33,6 @@ def test_the_usage_lists_everything():
         assert command in out
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -52,7 +50,6 @@ def test_an_unknown_command_gets_the_nearest_ones(name, near):
     assert err.count("\n") == 1
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", [*COMMANDS, "digits_lenet5", "cifar10_plain20_tiny"])
 def test_every_command_has_help(name):
     code, out, err = run_command(name, "--help")
@@ -68,7 +65,6 @@ def list_fields(config=TrainConfig, prefix=""):
             yield f"{prefix}{field.name}"
 
 
-@pytest.mark.quick
 def test_every_field_is_an_option_with_words_and_units():
     _, out, _ = run_command("digits_lenet5", "--help")
     text = re.sub(r"[│\s]+", " ", out)
@@ -91,14 +87,12 @@ def test_every_field_is_an_option_with_words_and_units():
         assert words in text
 
 
-@pytest.mark.quick
 def test_help_of_the_other_commands_names_units():
     _, out, _ = run_command("evaluate", "--help")
     assert "Images per step" in out
     assert "last undamaged one" in run_command("resume", "--help")[1]
 
 
-@pytest.mark.quick
 def test_unknown_options_are_refused_with_the_nearest_ones():
     code, _, err = run_command("digits_lenet5", "--lerning-rate", "0.1")
     assert code != 0
@@ -108,7 +102,6 @@ def test_unknown_options_are_refused_with_the_nearest_ones():
     assert "cosin" in err
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", [*CONFIGS, "digits_lenet5_tiny"])
 def test_configs_come_back_from_json_as_they_were(name, tmp_path):
     config = get_config(name)
@@ -123,7 +116,6 @@ def test_configs_come_back_from_json_as_they_were(name, tmp_path):
     assert again.optim.clip_norm is None
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,7 +141,6 @@ def test_a_config_that_is_none_names_the_place(change, message, tmp_path):
         load_config(path)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -175,7 +166,6 @@ def test_values_out_of_range_are_named(options, name):
     assert f"{name} must be" in re.sub(r"[│\s]+", " ", err)
 
 
-@pytest.mark.quick
 def test_model_options_are_literals_or_text():
     found = parse_options(("shortcut=B", "remat=True", "width=2", "x=a=b"))
     assert found == {"shortcut": "B", "remat": True, "width": 2, "x": "a=b"}

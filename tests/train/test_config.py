@@ -9,8 +9,6 @@ import pytest
 from train.config import DataConfig, load_config, save_config
 from train.configs import get_config
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture
 def path(tmp_path):

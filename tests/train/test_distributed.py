@@ -16,8 +16,6 @@ from tiny_runs import (
 
 import zoo
 
-pytestmark = pytest.mark.slow
-
 # Async dispatch on forced host devices now and then misses a rendezvous of XLA's.
 TRAIN = """
 import json, runpy, sys

@@ -53,7 +53,6 @@ def make_evaluator(batch_size, source=None):
 VARIABLES = {"params": {"scale": jnp.asarray(1.0)}}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("megabytes", [1024, 0], ids=["kept", "streamed"])
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 23, 64])
 def test_every_image_counts_once(batch_size, megabytes, monkeypatch):
@@ -78,7 +77,6 @@ def test_every_image_counts_once(batch_size, megabytes, monkeypatch):
     assert found["top5"] == pytest.approx((rank < 5).mean())
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("megabytes", [1024, 0], ids=["kept", "streamed"])
 def test_an_evaluation_begins_anew_each_time(megabytes, monkeypatch):
     monkeypatch.setattr(evaluate, "KEPT_MEGABYTES", megabytes)
@@ -90,7 +88,6 @@ def test_an_evaluation_begins_anew_each_time(megabytes, monkeypatch):
     assert other["count"] == 23
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("megabytes", "reads"), [(1024, 23), (0, 46)])
 def test_a_small_set_is_read_once_and_a_large_one_each_time(
     megabytes, reads, monkeypatch
@@ -107,7 +104,6 @@ def test_a_small_set_is_read_once_and_a_large_one_each_time(
     assert len(count) == reads
 
 
-@pytest.mark.quick
 def test_a_set_of_few_classes_has_no_top5():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     source = array_source(images, np.arange(3))

@@ -90,7 +90,6 @@ def walk(kind, counts, **shape):
     }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("batch_size", "count"), [(4, 23), (5, 5), (7, 23)])
 def test_all_feeds_take_the_same_steps(batch_size, count):
     whole = count // batch_size
@@ -108,7 +107,6 @@ def test_all_feeds_take_the_same_steps(batch_size, count):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["single", "loop", "stream"])
 def test_steps_in_one_call_are_those_of_many(kind):
     params, scalars = walk(kind, [3, 2, 5])
@@ -119,7 +117,6 @@ def test_steps_in_one_call_are_those_of_many(kind):
         np.testing.assert_array_equal(again[path], params[path], err_msg=path)
 
 
-@pytest.mark.quick
 def test_an_epoch_has_whole_batches_of_different_images():
     feed = make("single", make_mesh(jax.devices()[:1]))
     assert feed.steps_per_epoch == 5
@@ -133,7 +130,6 @@ def test_an_epoch_has_whole_batches_of_different_images():
     assert (stream.indices(7) == feed.indices(7)).all()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["single", "loop", "stream"])
 def test_donated_states_are_gone(kind):
     mesh = make_mesh(jax.devices()[:1])
@@ -153,7 +149,6 @@ def test_donated_states_are_gone(kind):
         assert (flat(after.params)[path] != leaf).any()
 
 
-@pytest.mark.quick
 def test_the_stream_says_where_it_is():
     mesh = make_mesh(jax.devices()[:1])
     params, _ = walk("stream", [7])
@@ -170,7 +165,6 @@ def test_the_stream_says_where_it_is():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("placement", "megabytes", "kind"),
     [

@@ -11,7 +11,6 @@ from train.fingerprints import check_fingerprints, save_fingerprints
 from train.loop import fit, resume_run
 
 
-@pytest.mark.quick
 def test_what_changes_a_fingerprint(tmp_path):
     first = write_images(tmp_path / "a", {"train": 3, "test": 2})
     second = write_images(tmp_path / "b", {"train": 3, "test": 2})
@@ -33,7 +32,6 @@ def test_what_changes_a_fingerprint(tmp_path):
     assert renamed.fingerprint()["sha256"] != before["sha256"]
 
 
-@pytest.mark.quick
 def test_arrays_are_known_by_their_pixels():
     images = np.zeros((3, 4, 4), np.uint8)
     before = array_source(images, [0, 1, 0]).fingerprint()
@@ -43,7 +41,6 @@ def test_arrays_are_known_by_their_pixels():
     assert array_source(images, [0, 1, 0]).fingerprint() != before
 
 
-@pytest.mark.quick
 def test_a_damaged_file_is_named_and_none_passes(tmp_path):
     source = array_source(np.zeros((3, 4, 4), np.uint8), [0, 1, 0])
     check_fingerprints(tmp_path, {"train": source})  # a run of an older version

@@ -211,7 +211,6 @@ def test_nothing_is_transferred_from_half_a_training(tmp_path):
     assert not (tmp_path / "study" / "transfers").exists()
 
 
-@pytest.mark.quick
 def test_history_takes_back_what_came_after_and_what_was_cut_off(tmp_path):
     with History(tmp_path) as history:
         for step in (1, 2, 3):

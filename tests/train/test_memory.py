@@ -8,7 +8,6 @@ from tiny_runs import environment, run_python
 
 from train import memory
 
-pytestmark = pytest.mark.quick
 PROGRAM = ["python", "-X", "utf8", "-m", "train", "digits_lenet5", "--epochs", "1"]
 
 

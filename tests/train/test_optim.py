@@ -28,7 +28,6 @@ def schedule(total, **fields):
     return lambda step: float(fn(jnp.asarray(step, jnp.int32)))
 
 
-@pytest.mark.quick
 def test_step_schedule_drops_at_fractions_of_the_whole():
     rate = schedule(64_000, schedule="step", learning_rate=0.1)
     assert [rate(s) for s in (0, 31_999)] == pytest.approx([0.1, 0.1])
@@ -36,7 +35,6 @@ def test_step_schedule_drops_at_fractions_of_the_whole():
     assert [rate(s) for s in (48_000, 63_999)] == pytest.approx([0.001, 0.001])
 
 
-@pytest.mark.quick
 def test_step_schedule_counts_from_the_first_step_with_a_warm_up():
     rate = schedule(
         1000, schedule="step", learning_rate=0.1, warmup_steps=400, warmup_rate=0.01
@@ -48,19 +46,16 @@ def test_step_schedule_counts_from_the_first_step_with_a_warm_up():
     assert rate(750) == pytest.approx(0.001)
 
 
-@pytest.mark.quick
 def test_boundaries_that_fall_on_one_step_both_count():
     rate = schedule(2, schedule="step", learning_rate=1.0, boundaries=(0.5, 0.6))
     assert [rate(0), rate(1)] == pytest.approx([1.0, 0.01])
 
 
-@pytest.mark.quick
 def test_a_boundary_within_the_warm_up_holds_after_it():
     rate = schedule(100, schedule="step", learning_rate=1.0, warmup_steps=60)
     assert [rate(60), rate(74), rate(75)] == pytest.approx([0.1, 0.1, 0.01])
 
 
-@pytest.mark.quick
 def test_cosine_falls_from_the_rate_to_nothing():
     rate = schedule(100, schedule="cosine", learning_rate=0.2)
     assert [rate(0), rate(50), rate(100)] == pytest.approx([0.2, 0.1, 0.0], abs=1e-7)
@@ -69,7 +64,6 @@ def test_cosine_falls_from_the_rate_to_nothing():
     assert [warm(0), warm(5), warm(10), warm(60)] == pytest.approx([0, 0.1, 0.2, 0.1])
 
 
-@pytest.mark.quick
 def test_polynomial_falls_with_its_power():
     rate = schedule(100, schedule="polynomial", learning_rate=0.2, power=0.9)
     assert rate(0) == pytest.approx(0.2)
@@ -78,7 +72,6 @@ def test_polynomial_falls_with_its_power():
     assert rate(100) == 0
 
 
-@pytest.mark.quick
 def test_inverse_is_caffes():
     rate = schedule(
         10_000, schedule="inverse", learning_rate=0.01, gamma=1e-4, power=0.75
@@ -87,19 +80,16 @@ def test_inverse_is_caffes():
         assert rate(step) == pytest.approx(0.01 * (1 + 1e-4 * step) ** -0.75)
 
 
-@pytest.mark.quick
 def test_constant_stays():
     rate = schedule(10, learning_rate=0.3)
     assert [rate(0), rate(9)] == pytest.approx([0.3, 0.3])
 
 
-@pytest.mark.quick
 def test_a_warm_up_longer_than_the_training_is_refused():
     with pytest.raises(ValueError, match=r"warmup_steps .* 10 steps .* got 10"):
         make_schedule(OptimConfig(warmup_steps=10), 10)
 
 
-@pytest.mark.quick
 def test_a_warm_up_longer_than_the_training_is_scaled_and_said(caplog):
     config = OptimConfig(warmup_steps=100)
     assert scale_warmup(config, 30).warmup_steps == 3
@@ -132,7 +122,6 @@ def some_gradients(steps=8, scale=1.0):
     ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_has_momentum_and_coupled_decay_under_a_changing_rate(nesterov):
     config = OptimConfig(
@@ -181,7 +170,6 @@ def test_optimizers_are_torchs(name):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-5)
 
 
-@pytest.mark.quick
 def test_clipping_bounds_the_norm_over_all_parameters():
     config = OptimConfig(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
     config = dataclasses.replace(config, clip_norm=0.5)
@@ -200,7 +188,6 @@ def test_clipping_bounds_the_norm_over_all_parameters():
     np.testing.assert_allclose(moved, small["head"]["fc"]["kernel"], atol=1e-6)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_decay_of_kernels_alone_leaves_biases_and_scales(name):
     zeros = [jax.tree.map(jnp.zeros_like, PARAMS)]
@@ -215,7 +202,6 @@ def test_decay_of_kernels_alone_leaves_biases_and_scales(name):
     )
 
 
-@pytest.mark.quick
 def test_more_than_kernels_can_be_decayed():
     zeros = [jax.tree.map(jnp.zeros_like, PARAMS)]
     config = OptimConfig(
@@ -230,7 +216,6 @@ def test_more_than_kernels_can_be_decayed():
         walk(dataclasses.replace(config, decay_also=("**/gamma",)), zeros)
 
 
-@pytest.mark.quick
 def test_half_the_rate_and_twice_the_decay_are_half_the_gradient():
     # As YOLO's recipe stands for Darknet's, whose gradient is half of ours.
     halves = some_gradients(5)
@@ -244,7 +229,6 @@ def test_half_the_rate_and_twice_the_decay_are_half_the_gradient():
     )
 
 
-@pytest.mark.quick
 def test_rates_by_path_scale_the_whole_update():
     config = OptimConfig(
         learning_rate=0.1,
@@ -265,7 +249,6 @@ def test_rates_by_path_scale_the_whole_update():
     assert (ours["head"]["fc"]["kernel"] == plain["head"]["fc"]["kernel"]).all()
 
 
-@pytest.mark.quick
 def test_filters_are_held_to_their_root_mean_square():
     filters = np.array([0.05, 0.2, 0.4]) * np.ones((3, 3, 2, 3))
     params = {
@@ -295,7 +278,6 @@ def test_filters_are_held_to_their_root_mean_square():
     assert not np.asarray(updates["conv"]["kernel"])[..., :2].any()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
@@ -311,7 +293,6 @@ def test_rates_that_say_nothing_are_refused(rates, message):
         make_optimizer(OptimConfig(rates=rates), optax.constant_schedule(1), PARAMS)
 
 
-@pytest.mark.quick
 def test_freezing_ends_at_the_epochs_that_say_so():
     config = OptimConfig(
         freeze=("backbone/**",),
@@ -327,7 +308,6 @@ def test_freezing_ends_at_the_epochs_that_say_so():
     assert frozen_paths(OptimConfig(), PARAMS, 0) == ()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -343,7 +323,6 @@ def test_patterns_that_freeze_nothing_are_refused_at_once(fields, message):
         frozen_paths(OptimConfig(**fields), PARAMS, 0)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("name", "slots"), [("sgd", 1), ("adamw", 2)])
 def test_frozen_parameters_have_no_slots(name, slots):
     config = OptimConfig(name=name)
@@ -353,14 +332,12 @@ def test_frozen_parameters_have_no_slots(name, slots):
     assert shapes == slots * [(2, 1)]
 
 
-@pytest.mark.quick
 def test_freezing_everything_is_refused():
     tx = optax.sgd(0.1)
     with pytest.raises(ValueError, match="freeze every parameter"):
         create_state({"params": PARAMS}, tx, frozen=("**",))
 
 
-@pytest.mark.quick
 def test_label_smoothing_spreads_over_all_classes():
     logits = jnp.array([[2.0, 0.0, -1.0, 0.5]])
     log_p = np.log(np.exp(logits[0]) / np.exp(logits[0]).sum())
@@ -371,7 +348,6 @@ def test_label_smoothing_spreads_over_all_classes():
     assert float(smooth[0]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.quick
 def test_losses_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match=r"unknown loss 'softmax_cross'.*did you mean"):
         make_loss("softmax_cross")

@@ -3,10 +3,8 @@
 import os
 import tomllib
 
-import pytest
 from tiny_runs import ROOT, environment, run_python
 
-pytestmark = pytest.mark.quick
 SCRIPT = """
 import sys
 for name in {missing}:

@@ -110,7 +110,6 @@ def classifier(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
 def test_fits_evaluates_and_writes(folder, classifier, tmp_path, capsys):
     pytest.importorskip("cv2")
     run = tmp_path / "run"

@@ -121,7 +121,6 @@ def assert_same_run(folder, other, step=9):
     assert read_rows(folder) == read_rows(other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "when", "left"),
     [
@@ -141,7 +140,6 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.slow
 def test_a_run_killed_while_it_saves_goes_on_to_the_bit(
     config, uninterrupted, tmp_path, cache
 ):
@@ -156,7 +154,6 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_bit(
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.apart), 1])
 def test_a_stream_goes_on_where_it_was(images, tmp_path, cache, workers):
     config = make_config(images, placement="stream", workers=workers, epochs=2)
@@ -179,7 +176,6 @@ def test_a_network_with_batch_norm_goes_on_to_the_bit(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole", 4)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_from_any_of_its_steps(config, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "run"
     fit(config, folder, quiet=True)
@@ -200,7 +196,6 @@ def test_a_run_goes_on_from_any_of_its_steps(config, uninterrupted, tmp_path, ca
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.slow
 def test_a_finished_run_stays_as_it_is(uninterrupted, config, tmp_path):
     before = read_rows(uninterrupted)
     result = resume_run(uninterrupted)
@@ -217,7 +212,6 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         resume_run(tmp_path)
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_leaves_in_peace(images, tmp_path, cache):
     folder = tmp_path / "run"
     options = (

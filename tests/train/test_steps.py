@@ -47,7 +47,6 @@ def walk(state, step, count, **batch):
     return states
 
 
-@pytest.mark.quick
 def test_a_donated_state_lends_all_of_its_memory_to_the_new_one():
     config = OptimConfig(momentum=0.9, ema_decay=0.9)
     state, step, _ = make_all(config)
@@ -57,7 +56,6 @@ def test_a_donated_state_lends_all_of_its_memory_to_the_new_one():
     assert memory.alias_size_in_bytes == size
 
 
-@pytest.mark.quick
 def test_frozen_parts_stand_still_to_the_bit_and_the_others_move():
     config = OptimConfig(weight_decay=0.1, momentum=0.9, ema_decay=0.9)
     frozen = ("backbone/stage1_conv/**", "backbone/stage1_bn/**")
@@ -87,7 +85,6 @@ def test_frozen_parts_stand_still_to_the_bit_and_the_others_move():
         assert same == ("stage1" in path)
 
 
-@pytest.mark.quick
 def test_freezing_the_backbone_saves_its_backward_pass():
     def flops(frozen):
         state, step, _ = make_all(frozen=frozen)
@@ -103,7 +100,6 @@ def test_freezing_the_backbone_saves_its_backward_pass():
     assert head < lower < whole
 
 
-@pytest.mark.quick
 def test_thawing_keeps_the_slots_and_averages_of_what_was_trained():
     config = OptimConfig(ema_decay=0.9)
     state, step, tx = make_all(config, frozen=("backbone/**",))
@@ -127,7 +123,6 @@ def test_thawing_keeps_the_slots_and_averages_of_what_was_trained():
     assert thawed.step == 3
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_parts_are_the_big_batch(parts):
     state, whole, _ = make_all(norm=False)
@@ -140,7 +135,6 @@ def test_accumulated_parts_are_the_big_batch(parts):
         assert float(scalars[name]) == pytest.approx(float(value), rel=1e-5)
 
 
-@pytest.mark.quick
 def test_accumulation_updates_statistics_part_by_part():
     state, split, _ = make_all(OptimConfig(accumulate=2))
     batch = make_batch(16)
@@ -156,7 +150,6 @@ def test_accumulation_updates_statistics_part_by_part():
     np.testing.assert_allclose(stats["mean"], mean, atol=1e-6)
 
 
-@pytest.mark.quick
 def test_the_moving_average_is_the_one_of_the_book():
     state, step, _ = make_all(OptimConfig(ema_decay=0.75))
     states = walk(state, step, 4)
@@ -175,7 +168,6 @@ def test_the_moving_average_is_the_one_of_the_book():
     )
 
 
-@pytest.mark.quick
 def test_half_precision_computes_in_it_and_keeps_everything_in_float32():
     config = OptimConfig(ema_decay=0.9)
     state, step, _ = make_all(config, dtype=jnp.bfloat16)
@@ -191,7 +183,6 @@ def test_half_precision_computes_in_it_and_keeps_everything_in_float32():
     assert 0 < abs(float(scalars["loss"] - loss)) < 0.02 * float(loss)
 
 
-@pytest.mark.quick
 def test_metrics_are_of_the_step_before_the_update():
     config = OptimConfig(learning_rate=0.1, schedule="step", clip_norm=1e-3)
     state, step, _ = make_all(config)
@@ -207,7 +198,6 @@ def test_metrics_are_of_the_step_before_the_update():
     assert float(late["learning_rate"]) == pytest.approx(0.001)
 
 
-@pytest.mark.quick
 def test_an_augmented_image_depends_on_seed_step_and_index_alone():
     prepare = make_prepare(PREPROCESS, augment.compose(("pad_crop:2", "affine")))
     batch, key = make_batch(6), jax.random.key(3)
@@ -221,7 +211,6 @@ def test_an_augmented_image_depends_on_seed_step_and_index_alone():
     assert (np.asarray(prepare(jax.random.key(4), batch)) != images).any()
 
 
-@pytest.mark.quick
 def test_each_step_and_seed_augments_anew():
     state, step, _ = make_all(fn=augment.compose(("affine:20",)))
     batch = make_batch()
@@ -232,7 +221,6 @@ def test_each_step_and_seed_augments_anew():
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.quick
 def test_the_image_that_augmentation_leaves_is_normalized():
     batch = make_batch(2)
     images = make_prepare(PREPROCESS, None)(jax.random.key(0), batch)
@@ -242,7 +230,6 @@ def test_the_image_that_augmentation_leaves_is_normalized():
     assert images.dtype == jnp.float32
 
 
-@pytest.mark.quick
 def test_batches_that_do_not_divide_are_named():
     mesh = make_mesh()
     check_divides("data.batch_size", 12, mesh, 3)
@@ -250,7 +237,6 @@ def test_batches_that_do_not_divide_are_named():
         check_divides("data.batch_size", 12, mesh, 5)
 
 
-@pytest.mark.slow
 def test_a_whole_backbone_of_the_zoo_freezes_with_its_batch_norm():
     model, variables = zoo.create("cifar_resnet20", key=jax.random.key(0))
     config = OptimConfig(learning_rate=0.1, weight_decay=0.1)

@@ -102,7 +102,6 @@ def restate(variables, source, protocol):
     }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "scales"),
     [("ten_crop", ()), ("googlenet_144", (7, 10)), ("dense", (16, 32))],
@@ -118,7 +117,6 @@ def test_every_view_counts_once(name, scales, source, variables):
     assert (len(shown) > 3) == (name == "dense")
 
 
-@pytest.mark.quick
 def test_views_are_averaged_and_not_the_centre_alone(source, variables):
     loss = {
         name: evaluate(variables, source, get_protocol(name, (8,)))["loss"]
@@ -127,7 +125,6 @@ def test_views_are_averaged_and_not_the_centre_alone(source, variables):
     assert len({round(value, 3) for value in loss.values()}) == 3
 
 
-@pytest.mark.quick
 def test_the_centre_crop_is_the_evaluators(source, variables):
     evaluator = Evaluator(
         Waves(),
@@ -142,7 +139,6 @@ def test_the_centre_crop_is_the_evaluators(source, variables):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("megabytes", [1024, 0])
 def test_batches_have_each_part_once_and_few_shapes(megabytes, devices):
@@ -165,7 +161,6 @@ def test_batches_have_each_part_once_and_few_shapes(megabytes, devices):
     assert (max(length for _, length in lengths) > devices) == (megabytes > 0)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("counts", [(12, 11), (1, 0)])
 def test_processes_share_the_images(counts, source, variables):
     protocol = get_protocol("ten_crop", (8,))
@@ -182,7 +177,6 @@ def test_processes_share_the_images(counts, source, variables):
     assert found == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.quick
 def test_what_a_network_cannot_take_is_said_before_an_image_is_read():
     spec = zoo.get_spec("lenet5_modern")
     model = zoo.build("lenet5_modern")
@@ -194,20 +188,17 @@ def test_what_a_network_cannot_take_is_said_before_an_image_is_read():
         check_views(model, abstract, spec.preprocess, get_protocol("ten_crop", (20,)))
 
 
-@pytest.mark.quick
 def test_an_image_that_does_not_fit_is_named(source, variables):
     images = [*source.images[:3], np.zeros((9, 9, 1), np.uint8)]
     with pytest.raises(ValueError, match=r"picture 3: .* has 1 channel\(s\)"):
         evaluate(variables, Pictures(images, range(4)), get_protocol("ten_crop", (8,)))
 
 
-@pytest.mark.quick
 def test_an_empty_set_is_refused(variables):
     with pytest.raises(ValueError, match="no example was evaluated"):
         evaluate(variables, Pictures([], []), get_protocol("ten_crop", (8,)))
 
 
-@pytest.mark.quick
 def test_a_class_without_any_probability_has_a_finite_loss(variables):
     huge = jax.tree.map(lambda x: 1e6 * x, variables)
     source = array_source(
@@ -265,7 +256,6 @@ def test_the_command_prints_both_accuracies_with_intervals(weights, tmp_path):
         assert "matched by number" not in out
 
 
-@pytest.mark.quick
 def test_the_help_names_every_protocol():
     out = run_command("evaluate", "--help")[1]
     assert all(re.search(rf"\b{name}\b", out) for name in PROTOCOLS)

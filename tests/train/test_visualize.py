@@ -77,7 +77,6 @@ def test_bad_input(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_the_command(tmp_path):
     images = write_images(tmp_path / "set", {"test": 3}, size=28)
     network = make_network(num_classes=3)

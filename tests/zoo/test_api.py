@@ -17,8 +17,6 @@ import zoo
 from zoo.classification.cifar_resnet import cifar_resnet
 from zoo.paths import flatten
 
-pytestmark = pytest.mark.quick
-
 MODEL = cifar_resnet(depth=8)
 IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3])

@@ -9,8 +9,6 @@ import zoo
 from zoo.paths import flatten, unflatten
 from zoo.summary import abstract_variables
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope="module")
 def small():

@@ -113,7 +113,6 @@ def test_a_class_without_test_images_is_fine(images, tmp_path):
     assert code == 0, err
 
 
-@pytest.mark.quick
 def test_labels_out_of_range_are_named():
     images = np.zeros((3, 8, 8), np.uint8)
     with pytest.raises(ValueError, match=r"arrays train #2: label 7 is not in 0 .. 1"):

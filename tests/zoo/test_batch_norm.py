@@ -28,7 +28,6 @@ def train_on(x, **options):
     return jax.jit(apply)(variables, x)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("mean", MEANS)
 def test_first_batch_gives_exact_statistics(mean):
     x = make_images(mean)

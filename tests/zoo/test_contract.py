@@ -23,8 +23,6 @@ import zoo
 from zoo.paths import flatten
 from zoo.summary import abstract_variables
 
-pytestmark = pytest.mark.quick
-
 FAMILIES = [*smallest_of_each_family(), "alexnet"]
 REMAT = [name for name in FAMILIES if "remat" in zoo.list_options(name)]
 # Where networks of one family read images differently, several of them.

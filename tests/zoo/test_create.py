@@ -10,7 +10,6 @@ import zoo
 from zoo.classification.lenet import lenet5_modern
 from zoo.weights import save_safetensors, to_torch
 
-pytestmark = pytest.mark.quick
 NAME = "lenet5_modern"
 
 

@@ -15,8 +15,6 @@ from zoo.__main__ import main
 from zoo.ops.convolution import convolve
 from zoo.summary import abstract_variables
 
-pytestmark = pytest.mark.quick
-
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
 # What a user without the zoo writes.
 ELSEWHERE = """

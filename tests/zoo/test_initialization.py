@@ -10,7 +10,6 @@ import pytest
 import zoo
 from zoo.initialization import init_variables
 
-pytestmark = pytest.mark.quick
 KEYS = {
     "typed": jax.random.key,
     "raw": jax.random.PRNGKey,

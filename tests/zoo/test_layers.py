@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from zoo.layers import INITIALIZERS, BatchNorm, initializer, make_head
 from zoo.ops.pooling import max_pool
 
-pytestmark = pytest.mark.quick
-
 X = np.random.default_rng(0).normal(3, 2, (4, 2, 2, 5)).astype(np.float32)
 
 

@@ -4,8 +4,6 @@ import pytest
 
 from zoo.paths import compile_pattern, flatten, match_paths, unflatten
 
-pytestmark = pytest.mark.quick
-
 PATHS = [
     "backbone/stem/conv/kernel",
     "backbone/stage1/block1/conv1/kernel",

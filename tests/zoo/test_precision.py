@@ -8,8 +8,6 @@ import pytest
 
 from zoo.ops.convolution import convolve, convolve_transposed
 
-pytestmark = pytest.mark.quick
-
 
 def list_precisions(text):
     """The precision of each product in a program's text."""

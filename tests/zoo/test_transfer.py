@@ -14,8 +14,6 @@ from zoo import transfer
 from zoo.classification.cifar_resnet import cifar_resnet
 from zoo.paths import flatten
 
-pytestmark = pytest.mark.quick
-
 IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3])
 MODEL = cifar_resnet(depth=8, width=8)

@@ -8,7 +8,6 @@ from segmenters import PREPROCESS, make
 
 import zoo
 
-pytestmark = pytest.mark.quick
 LENET = zoo.get_spec("lenet5_modern").preprocess
 
 

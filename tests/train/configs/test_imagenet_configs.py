@@ -13,8 +13,6 @@ from train.optim import make_optimizer, make_schedule
 from zoo.ops import augment
 from zoo.paths import flatten, match_paths
 
-pytestmark = pytest.mark.quick
-
 RECIPES = [name for name in CONFIGS if name.startswith("imagenet_")]
 
 

@@ -182,7 +182,6 @@ def test_recipes_can_be_traced_on_their_data(name, folder):
     assert {"loss", "grad_norm", "learning_rate"} < scalars.keys()
 
 
-@pytest.mark.quick
 def test_what_is_frozen_and_taken():
     config = get_config("coco_faster_rcnn_fpn")
     spec = zoo.get_spec(config.model.name)
@@ -197,7 +196,6 @@ def test_what_is_frozen_and_taken():
     assert sum(math.prod(v.shape) for v in trained.values()) == 41_532_886
 
 
-@pytest.mark.quick
 def test_the_rates_are_the_papers():
     for name, at, expected in (
         ("voc_ssd300", (0, 79_999, 80_001, 100_001), (1e-3, 1e-3, 1e-4, 1e-5)),
@@ -214,7 +212,6 @@ def test_the_rates_are_the_papers():
     assert len(CAMVID) == 11
 
 
-@pytest.mark.quick
 def test_tiny_recipes_are_on_canvases_of_digits():
     config = get_config("camvid_segnet_tiny")
     assert config.data.dataset == "digits_canvas"
@@ -279,7 +276,6 @@ def test_rates_and_decay_are_those_of_the_released_files(name, size, facts):
     assert {path: factors[path] for path in facts} == facts
 
 
-@pytest.mark.quick
 def test_what_else_the_released_files_say():
     frrn = get_config("cityscapes_frrn")
     rate = make_schedule(frrn.optim, frrn.steps)

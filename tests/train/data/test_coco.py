@@ -9,8 +9,6 @@ from PIL import Image
 
 from train.data import open_source
 
-pytestmark = pytest.mark.quick
-
 CONTENT = {
     "images": [
         {"id": 7, "file_name": "b.png", "width": 40, "height": 30},

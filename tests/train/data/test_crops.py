@@ -18,8 +18,6 @@ from train.steps import make_mesh
 from zoo.preprocess import fit_image
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 GREY = Preprocess(size=6, channels=1, mean=(0.5,), std=(0.5,), resize=8)
 RGB = Preprocess(size=6, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 WIDE = Preprocess(

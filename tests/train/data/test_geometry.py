@@ -15,8 +15,6 @@ from train.data.moves import cut, mirror
 from train.data.objects import detection_example, make_objects
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 # The mean colour is 200, and no image below has it.
 GREY = Preprocess(
     size=24, width=32, channels=1, mean=(200 / 255,), std=(1,), fit="keep"

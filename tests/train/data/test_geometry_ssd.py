@@ -7,8 +7,6 @@ from train.data import geometry, parse_geometry
 from train.data.objects import detection_example, make_objects
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 GREY = Preprocess(
     size=24, width=32, channels=1, mean=(200 / 255,), std=(1,), fit="keep"
 )

@@ -12,8 +12,6 @@ from train.data.decode import decode_mask
 from train.data.masks import make_values
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 NAMES = ("sky", "road", "car")
 
 

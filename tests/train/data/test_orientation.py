@@ -9,8 +9,6 @@ from PIL import Image
 from train.data import BadImage, decode_image, open_source
 from train.data.decode import decode_mask, read_orientation
 
-pytestmark = pytest.mark.quick
-
 # Of a view with a white square in its upper left corner, what is stored.
 STORED = {
     1: lambda seen: seen,

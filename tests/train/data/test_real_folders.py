@@ -14,8 +14,6 @@ from train.data.files import Files
 from train.data.folder import find_layout
 from train.data.splits import split_kind
 
-pytestmark = pytest.mark.quick
-
 
 def encode(kind="png", value=0):
     file = io.BytesIO()

@@ -83,7 +83,6 @@ def assert_same(batches, others):
 # Fitting
 
 
-@pytest.mark.quick
 def test_stretched_boxes_and_masks_go_with_their_image():
     scene = Scenes("detection")[7]
     fitted = fit_example(scene, STRETCH)
@@ -103,7 +102,6 @@ def test_stretched_boxes_and_masks_go_with_their_image():
     np.testing.assert_array_equal(fitted["mask"], np.asarray(pil))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [(5, 9), (1, 1), (30, 7), (8, 64), (11, 13)])
 def test_masks_take_the_pixel_in_which_a_centre_lies(size):
     mask = np.random.default_rng(0).integers(0, 256, (11, 13), np.uint8)
@@ -115,7 +113,6 @@ def test_masks_take_the_pixel_in_which_a_centre_lies(size):
         assert resized[i, j] in near
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_borders_are_of_the_mean_colour_and_ignored(task):
     for index in range(23):
@@ -148,7 +145,6 @@ def test_borders_are_of_the_mean_colour_and_ignored(task):
                 np.testing.assert_allclose(factors[inside], expected[inside], rtol=1e-5)
 
 
-@pytest.mark.quick
 def test_an_upright_image_is_made_smaller_for_a_lying_canvas():
     scene = Scenes("segmentation")[0]
     scene["image"] = np.zeros((30, 15, 1), np.uint8)
@@ -160,7 +156,6 @@ def test_an_upright_image_is_made_smaller_for_a_lying_canvas():
         fit_example(scene, KEEP)
 
 
-@pytest.mark.quick
 def test_masks_are_cropped_and_boxes_are_not():
     scene = Scenes("segmentation")[7]
     # Where a pixel's class follows from its value, it does so after the crop.
@@ -175,7 +170,6 @@ def test_masks_are_cropped_and_boxes_are_not():
         source[3]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 10_000), (10_000, 1)])
 @pytest.mark.parametrize("preprocess", [STRETCH, SIDES], ids=["stretch", "sides"])
@@ -201,7 +195,6 @@ def test_tiny_and_long_images(task, shape, preprocess):
 # Padding
 
 
-@pytest.mark.quick
 def test_boxes_are_padded_and_too_many_name_their_image():
     source = fit_source(Scenes("detection"), STRETCH, max_boxes=3)
     for index in range(8):
@@ -312,7 +305,6 @@ def test_changed_batches_go_on_exactly_with_any_number_of_workers(
     assert sum(again) < len(again) / 4
 
 
-@pytest.mark.quick
 def test_crops_and_geometry_are_for_their_tasks():
     options = {"batch_size": 5, "seed": 0}
     with pytest.raises(
@@ -323,7 +315,6 @@ def test_crops_and_geometry_are_for_their_tasks():
         train_stream(Scenes("segmentation"), STRETCH, geometry=("iou_crop",), **options)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("task", EXPECTED)
 def test_other_channels_are_named(task):
     rgb = Preprocess(size=8, channels=3, mean=(0,) * 3, std=(1,) * 3, fit="stretch")

@@ -43,7 +43,6 @@ def survey(root, split="train", takes=TAKES, **options):
     return find_problems(fit_source(source, takes))
 
 
-@pytest.mark.quick
 def test_masks_of_0_and_255_are_refused_and_can_be_mapped(tmp_path):
     root = write_masks(tmp_path, {f"train/{i}": circle(255) for i in range(3)})
     (problem,) = survey(root)
@@ -60,14 +59,12 @@ def test_masks_of_0_and_255_are_refused_and_can_be_mapped(tmp_path):
     np.testing.assert_array_equal(reverse[0]["mask"], circle(0) + (circle(1) == 0))
 
 
-@pytest.mark.quick
 def test_a_rare_class_is_looked_for_in_all_masks(tmp_path):
     masks = {f"train/{i:03}": circle(255, 2, size=8) for i in range(70)}
     masks["train/001"] = circle(1, 2, size=8)
     assert survey(write_masks(tmp_path, masks)) == []
 
 
-@pytest.mark.quick
 def test_values_that_stand_for_nothing_are_counted(tmp_path):
     masks = {"train/a": circle(127), "train/b": circle(255), "train/c": circle(0)}
     root = write_masks(tmp_path, masks, classes="a\nb\nc\n")
@@ -78,7 +75,6 @@ def test_values_that_stand_for_nothing_are_counted(tmp_path):
     assert survey(root, values=(0, 127, 255)) == []
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("values", "ignored", "message"),
     [
@@ -93,7 +89,6 @@ def test_values_that_do_not_fit_the_classes(values, ignored, message):
         make_values(2, ignored, values)
 
 
-@pytest.mark.quick
 def test_which_counts_of_values_are_suspicious():
     def explain(found, classes, **options):
         counts = np.zeros(256, int)
@@ -109,7 +104,6 @@ def test_which_counts_of_values_are_suspicious():
     assert explain({0, 255}, 2, sure=True) is None
 
 
-@pytest.mark.quick
 def test_sets_without_anything_to_learn_or_find(tmp_path):
     root = write_masks(tmp_path / "m", {"train/a": 255 + circle(0)})
     assert "no pixel of any mask" in survey(root, ignored=(255,))[0]
@@ -136,7 +130,6 @@ def write_coco(root, annotations):
     return root
 
 
-@pytest.mark.quick
 def test_all_problems_of_a_set_are_found_at_once(tmp_path):
     boxes = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}] * 4
     path = write_coco(tmp_path / "c", boxes)
@@ -154,14 +147,12 @@ def test_all_problems_of_a_set_are_found_at_once(tmp_path):
     assert "the mask is 32 x 32 pixels, its image 30 x 20" in problems[1]
 
 
-@pytest.mark.quick
 def test_masks_without_names_of_classes_say_what_they_have(tmp_path):
     root = write_masks(tmp_path, {"train/a": circle(11)}, classes="")
     with pytest.raises(ValueError, match=r"--classes .* have the values 0 11;"):
         open_source(f"masks:{root}", "train")
 
 
-@pytest.mark.quick
 def test_the_command_says_all_problems_in_flags_and_writes_nothing(tmp_path):
     masks = {f"{s}/{i}": circle(255) for s in ("train", "test") for i in range(3)}
     root = write_masks(tmp_path / "set", masks)
@@ -176,7 +167,6 @@ def test_the_command_says_all_problems_in_flags_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.quick
 def test_own_boxes_are_checked_in_one_launch(tmp_path):
     boxes = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}] * 4
     path = write_coco(tmp_path / "c", boxes)
@@ -192,7 +182,6 @@ def test_own_boxes_are_checked_in_one_launch(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.quick
 def test_a_size_that_the_network_cannot_take_is_named_by_its_flag():
     spec = zoo.get_spec("ssd96_small")
     model = zoo.build("ssd96_small", num_classes=2)

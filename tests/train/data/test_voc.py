@@ -12,8 +12,6 @@ from PIL import Image
 from train.data import BadImage, open_source, voc
 from train.data.markup import parse_xml
 
-pytestmark = pytest.mark.quick
-
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
 
 

@@ -313,7 +313,6 @@ def test_to_pil_refuses_other_arrays():
             to_pil(image)
 
 
-@pytest.mark.slow
 def test_a_browser_shows_the_page(tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

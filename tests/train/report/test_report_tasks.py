@@ -25,7 +25,7 @@ from train.report import (
 )
 from train.tasks.matching import match_objects, overlaps
 
-pytestmark = [pytest.mark.quick, old_matplotlib]
+pytestmark = old_matplotlib
 EVIL = '<b>"x"</b>'
 
 

@@ -16,10 +16,7 @@ from train.configs import get_config
 from train.experiment import class_weights, open_split, prepare_experiment
 from train.starting import create_model, read_other
 
-pytestmark = [
-    pytest.mark.slow,
-    old_matplotlib,
-]
+pytestmark = old_matplotlib
 BOX = (
     "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
     "<ymax>{}</ymax></bndbox></object>"

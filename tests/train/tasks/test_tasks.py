@@ -21,8 +21,6 @@ from zoo.detection.contract import Candidates, Postprocess
 from zoo.ops.losses import segmentation_cross_entropy
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 # What the network sees are the image's own values, 0 to 255.
 DETECTION = Preprocess(16, 3, (0.0,) * 3, (1 / 255,) * 3, fit="stretch")
 SEGMENTATION = Preprocess(8, 1, (0.0,), (1 / 255,), fit="keep")

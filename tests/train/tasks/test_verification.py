@@ -117,7 +117,6 @@ def run(tmp_path_factory):
     return run_dir, root / "data", out
 
 
-@pytest.mark.slow
 @old_matplotlib
 def test_a_run_reports_verification(run):
     run_dir, _, out = run
@@ -134,7 +133,6 @@ def test_a_run_reports_verification(run):
     assert page.count("<td>2d</td>") == page.count("<td>none</td>") == 1
 
 
-@pytest.mark.slow
 @old_matplotlib
 def test_a_run_is_evaluated_with_other_alignments(run):
     run_dir, data, _ = run
@@ -145,7 +143,6 @@ def test_a_run_is_evaluated_with_other_alignments(run):
     assert "--protocol lfw needs the pairs of a list" in out
 
 
-@pytest.mark.slow
 @old_matplotlib
 def test_a_run_compares_two_photographs(run, tmp_path):
     run_dir, _, _ = run
@@ -164,7 +161,6 @@ def test_a_run_compares_two_photographs(run, tmp_path):
     assert "name two photographs" in command("predict", run_dir, both[0], code=1)
 
 
-@pytest.mark.slow
 @old_matplotlib
 def test_descriptors_of_a_runs_network(run):
     run_dir, _, _ = run

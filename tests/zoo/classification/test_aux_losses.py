@@ -15,8 +15,6 @@ from train.steps import make_prepare, make_train_step
 from train.tasks import Classification, softmax_cross_entropy
 from zoo.layers import Classifier, make_head
 
-pytestmark = pytest.mark.quick
-
 
 class TwoHeads(nn.Module):
     """A classifier with one auxiliary head after its first stage."""

@@ -108,7 +108,6 @@ def test_an_auxiliary_head_is_what_torch_computes(tv, cheap_jit):
     assert_near(got, net.aux(net.images(x), "aux1").detach().numpy(), 1e-5, "aux1")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_auxiliary_heads_are_an_option(name):
     bare, full = (
@@ -127,7 +126,6 @@ def test_auxiliary_heads_are_an_option(name):
         assert params[part]["conv"]["kernel"].shape == (1, 1, channels, 128)
 
 
-@pytest.mark.quick
 def test_the_type_of_the_output_does_not_change_in_training():
     model = build("googlenet_tv", aux=True, num_classes=7)
     images = jnp.zeros((2, 40, 40, 3))
@@ -143,7 +141,6 @@ def test_the_type_of_the_output_does_not_change_in_training():
     assert kept.shape == new.shape == (2, 7)
 
 
-@pytest.mark.quick
 def test_dropout_is_active_in_training_alone(cheap_jit):
     x = jnp.ones((2, 14, 14, 3))
     head = AuxiliaryHead(5)
@@ -164,7 +161,6 @@ def test_dropout_is_active_in_training_alone(cheap_jit):
     assert zoo.build("googlenet", aux=True, dropout=0.3).aux2.dropout == 0.7
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 47), ("googlenet_tv", 31)])
 def test_the_smallest_images(name, size):
     model = build(name)
@@ -178,7 +174,6 @@ def test_the_smallest_images(name, size):
         list_endpoints(model, (99, size - 1, 3))
 
 
-@pytest.mark.quick
 def test_auxiliary_heads_and_other_sizes():
     with pytest.raises(ValueError, match=r"googlenet with aux=True takes images .*224"):
         list_endpoints(build("googlenet", aux=True), (256, 256, 3))
@@ -186,7 +181,6 @@ def test_auxiliary_heads_and_other_sizes():
     assert shapes["aux2"] == (1000,)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_initialisations(name, cheap_jit):
     model = zoo.build(name, aux=True, modules=MODULES)
@@ -220,7 +214,6 @@ def filled(name, **options):
     return jax.tree.map(lambda v: rng.random(v.shape, np.float32), shapes)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "aux"), [("googlenet", "loss1/fc"), ("googlenet_tv", "aux1.fc1")]
 )
@@ -245,7 +238,6 @@ def test_a_file_with_auxiliary_heads_fits_with_and_without_them(name, aux):
         from_torch(name, {**state, "aux3.weight": np.zeros(1)}, **NARROW)
 
 
-@pytest.mark.quick
 def test_torchvisions_names():
     state = to_torch("googlenet_tv", filled("googlenet_tv"))
     # 57 convolutions, each with its batch norm, and the head.
@@ -266,7 +258,6 @@ def test_torchvisions_names():
         assert found[key.rsplit(".", 1)[0]] == f"backbone/{module}"
 
 
-@pytest.mark.quick
 def test_other_classes_give_every_head_a_new_last_layer(tmp_path, caplog):
     name, path = "googlenet_tv", tmp_path / "weights.safetensors"
     variables = filled(name, aux=True, num_classes=9, **NARROW)
@@ -289,7 +280,6 @@ def test_other_classes_give_every_head_a_new_last_layer(tmp_path, caplog):
     assert [*list_endpoints(model, (64, 64, 3))][-1] == "pool"
 
 
-@pytest.mark.quick
 def test_shared_classes_are_kept_in_every_head():
     options = dict(aux=True, num_classes=5, **NARROW)
     variables, model = filled("googlenet", **options), zoo.build("googlenet", **options)
@@ -305,7 +295,6 @@ def test_shared_classes_are_kept_in_every_head():
     assert np.abs(kernels[0] - kernels[1]).max() > 0
 
 
-@pytest.mark.quick
 def test_published_weights_are_complete():
     (weights,) = zoo.get_spec("googlenet_tv").weights
     assert weights.name == "imagenet"

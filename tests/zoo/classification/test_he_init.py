@@ -84,7 +84,6 @@ def make_images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=(*shape, 3)).astype(np.float32)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", TABLES)
 def test_layers_are_those_of_the_tables(name):
     model = zoo.build(name)
@@ -168,7 +167,6 @@ def test_the_pyramid_covers_every_part_of_the_map(cheap_jit):
     assert_near(one, whole, 1e-5, "logits")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "dense", "side", "map_size"),
     [
@@ -193,7 +191,6 @@ def test_the_smallest_images(name, dense, side, map_size):
         list_endpoints(model, (250, side - 1, 3))
 
 
-@pytest.mark.quick
 def test_activations_are_options_of_the_networks_that_have_them():
     assert zoo.list_options("msra_a")["activation"] == "prelu"
     assert "activation" not in zoo.list_options("relu22")
@@ -206,7 +203,6 @@ def test_activations_are_options_of_the_networks_that_have_them():
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("activation", ["prelu", "prelu_shared"])
 def test_a_state_dict_comes_back_bit_by_bit(activation):
     rng = np.random.default_rng(0)
@@ -242,7 +238,6 @@ def draw(jit, name, paths, **options):
     return run(jax.random.key(0))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "options", "variance"),
     [
@@ -264,7 +259,6 @@ def test_convolutions_start_with_the_papers_variance(
     assert np.var(kernel) == pytest.approx(variance, rel=0.01)
 
 
-@pytest.mark.quick
 def test_slopes_and_dense_layers_start_as_the_paper_says(cheap_jit):
     paths = ["backbone/conv2_1_prelu/slope", "head/fc3/kernel", "backbone/conv2_1/bias"]
     found = draw(cheap_jit, "msra_a", paths)

@@ -44,7 +44,6 @@ HUB = {
     "resnet50": "0676ba61",
     "vgg16": "397923af",
 }
-pytestmark = pytest.mark.quick
 
 
 def test_the_classes_are_those_of_every_public_set():

@@ -88,7 +88,6 @@ def test_one_training_step_is_what_torch_computes(cheap_jit):
     check_training_step(*pair, IMAGES[:, :40, :40], LABELS, jit=cheap_jit)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "output_stride", "sizes"),
     [
@@ -108,7 +107,6 @@ def test_output_stride_keeps_the_resolution(name, output_stride, sizes):
     )
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("name", "sizes"), [("resnet50", "56 28"), ("_v1", "28 28")])
 def test_which_convolution_has_the_stride(name, sizes):
     name = "resnet50_v1" if name == "_v1" else name
@@ -117,7 +115,6 @@ def test_which_convolution_has_the_stride(name, sizes):
     assert found == [int(n) for n in sizes.split()]
 
 
-@pytest.mark.quick
 def test_where_projections_are():
     def projections(**options):
         model = small(BasicBlock, **options)
@@ -134,7 +131,6 @@ def test_where_projections_are():
     assert projections(shortcut="C") == [*every, *changes[1:]]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreActivationBottleneck])
 def test_every_block_is_recomputed_and_no_path_changes(block):
     options = {"preactivation": block is PreActivationBottleneck, "blocks": (2, 1)}
@@ -151,7 +147,6 @@ def test_every_block_is_recomputed_and_no_path_changes(block):
     assert recomputed.count("remat") >= text.count("remat") + 3
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ["resnet18", "resnet50_v1", "plain34"])
 def test_the_smallest_images(name):
     model = zoo.build(name)
@@ -161,7 +156,6 @@ def test_the_smallest_images(name):
         list_endpoints(model, (1, 0, 3))
 
 
-@pytest.mark.quick
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
         zoo.build("resnet50", output_stride=4)
@@ -175,7 +169,6 @@ def test_impossible_options_are_refused():
         zoo.build("resnet50", early_stride=True)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ACCURACIES)
 def test_published_weights_are_complete(name):
     weights = zoo.get_spec(name).weights
@@ -190,7 +183,6 @@ def test_published_weights_are_complete(name):
         assert name in w.url
 
 
-@pytest.mark.quick
 def test_torchvision_names_come_back_bit_by_bit():
     variables = abstract_variables(zoo.build("resnet18"), (32, 32, 3))
     rng = np.random.default_rng(1)
@@ -204,7 +196,6 @@ def test_torchvision_names_come_back_bit_by_bit():
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-@pytest.mark.quick
 def test_other_initialisations_are_options(cheap_jit):
     images = jnp.zeros((1, 8, 8, 3))
     for init, std in ((None, (2 / (9 * 64)) ** 0.5), ("gaussian_0.01", 0.01)):

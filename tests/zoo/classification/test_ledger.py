@@ -60,7 +60,6 @@ def test_parameters_and_multiply_adds(name):
     assert count(name) == (spec.params, spec.macs)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("depth", OPTION_B)
 def test_parameters_with_projections(depth):
     # Two projections, 1x1 from 16 to 32 and from 32 to 64 channels, at 16x16 and 8x8.
@@ -68,13 +67,11 @@ def test_parameters_with_projections(depth):
     assert count(f"cifar_resnet{depth}", shortcut="B") == (OPTION_B[depth], macs)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("name", "shortcut"), SHORTCUTS)
 def test_parameters_with_each_shortcut(name, shortcut):
     assert count(name, shortcut=shortcut) == SHORTCUTS[name, shortcut]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", AUXILIARY_HEADS)
 def test_parameters_with_auxiliary_heads(name):
     assert count(name, aux=True) == AUXILIARY_HEADS[name]
@@ -83,7 +80,6 @@ def test_parameters_with_auxiliary_heads(name):
     )
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", SLOPES)
 def test_parameters_without_and_with_slopes(name):
     without, slopes, layers = SLOPES[name]
@@ -93,7 +89,6 @@ def test_parameters_without_and_with_slopes(name):
     assert count(name, activation="prelu_shared") == (without + layers, macs)
 
 
-@pytest.mark.quick
 def test_parameters_without_a_head():
     assert count("cifar_resnet20", num_classes=0)[0] == 269_722 - 65 * 10
     assert count("cifar_resnet20", num_classes=100)[0] == 269_722 + 65 * 90
@@ -101,7 +96,6 @@ def test_parameters_without_a_head():
     assert count("lenet5", num_classes=0) == (60_000, 326_520 - 840)
 
 
-@pytest.mark.quick
 def test_parameters_of_each_layer_of_lenet5():
     layers = list_layers(zoo.build("lenet5"), (32, 32, 1))
     assert [(r.path, r.params, r.shape) for r in layers] == [
@@ -115,7 +109,6 @@ def test_parameters_of_each_layer_of_lenet5():
     ]
 
 
-@pytest.mark.quick
 def test_parameters_of_each_layer_of_lenet5_modern():
     layers = list_layers(zoo.build("lenet5_modern"), (28, 28, 1))
     assert [(r.path, r.params) for r in layers] == [
@@ -126,7 +119,6 @@ def test_parameters_of_each_layer_of_lenet5_modern():
     ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_facts_are_complete(name):
     spec = zoo.get_spec(name)
@@ -142,7 +134,6 @@ def test_facts_are_complete(name):
         assert isinstance(getattr(spec, fact), tuple), fact
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
 def test_published_weights_are_complete(depth):
     (weights,) = zoo.get_spec(f"cifar_resnet{depth}").weights
@@ -154,7 +145,6 @@ def test_published_weights_are_complete(depth):
     assert all((weights.accuracy, weights.source, weights.licence))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     "name",
     "lenet5 lenet5_modern cifar_resnet20 cifar_plain20 cifar_resnet32 resnet18 "
@@ -172,7 +162,6 @@ def test_endpoints_have_the_same_names_at_each_depth(name):
     assert [*bare] == expected[:-1]
 
 
-@pytest.mark.quick
 def test_shapes_of_the_endpoints():
     found = list_endpoints(zoo.build("cifar_resnet20"), (32, 32, 3))
     assert [*found.values()] == [

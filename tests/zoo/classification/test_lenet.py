@@ -10,8 +10,6 @@ import zoo
 from zoo.classification.lenet import C3_TABLE, Convolution, rbf_codes
 from zoo.ops.losses import lenet_map_loss
 
-pytestmark = pytest.mark.quick
-
 # Table I of the paper as it is printed: a column for each map of C3, an X for each
 # map of S2 that it reads.
 TABLE_I = """

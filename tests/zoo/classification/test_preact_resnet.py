@@ -61,7 +61,6 @@ def test_one_training_step_is_what_torch_computes(cheap_jit):
     check_training_step(cifar(depth=11), make_net, images, LABELS, jit=cheap_jit)
 
 
-@pytest.mark.quick
 def test_the_input_goes_through_a_block_untouched(cheap_jit):
     model = imagenet(blocks=(1, 2, 1, 1))
     images = jnp.asarray(IMAGES)
@@ -80,7 +79,6 @@ def test_the_input_goes_through_a_block_untouched(cheap_jit):
     assert (without < 0).any()
 
 
-@pytest.mark.quick
 def test_where_batch_norms_and_projections_are():
     variables = jax.eval_shape(imagenet().init, jax.random.key(0), IMAGES)
     paths = {p for p in flatten(variables["params"]) if p.endswith(("scale", "kernel"))}
@@ -100,7 +98,6 @@ def test_where_batch_norms_and_projections_are():
     assert paths == expected
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("build", "sizes"),
     [(partial(cifar, depth=11), (16, 16)), (imagenet, (8, 4))],
@@ -112,7 +109,6 @@ def test_which_convolution_has_the_stride(build, sizes):
     assert tuple(found) == sizes
 
 
-@pytest.mark.quick
 def test_pytorch_names_come_back_bit_by_bit():
     name = "cifar_resnet164_v2"
     shapes = jax.eval_shape(zoo.build(name).init, jax.random.key(0), IMAGES)
@@ -128,7 +124,6 @@ def test_pytorch_names_come_back_bit_by_bit():
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("depth", [2, 12, 111])
 def test_other_depths_are_refused(depth):
     with pytest.raises(ValueError, match=rf"9n \+ 2 with n >= 1, got {depth}"):
@@ -137,7 +132,6 @@ def test_other_depths_are_refused(depth):
         preact_resnet(depth=depth, small=False, num_classes=10)
 
 
-@pytest.mark.quick
 def test_options():
     expected = {"width", "init", "momentum", "dtype", "param_dtype", "remat", "scan"}
     for name in ("resnet200_v2", "cifar_resnet164_v2"):
@@ -146,7 +140,6 @@ def test_options():
         zoo.build("resnet200_v2", shortcut="A")
 
 
-@pytest.mark.quick
 def test_the_smallest_images():
     model = cifar(depth=11)
     shapes = jax.eval_shape(

@@ -45,7 +45,6 @@ def test_one_training_step_is_what_torch_computes(name, cheap_jit):
     check_training_step(*make_pair(name), IMAGES[:, :16, :16], LABELS, jit=cheap_jit)
 
 
-@pytest.mark.quick
 def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides(cheap_jit):
     model = cifar_resnet(depth=8)
     variables = cheap_jit(model.init)(jax.random.key(0), IMAGES)
@@ -59,7 +58,6 @@ def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides(cheap
     assert not after[..., 24:].any()
 
 
-@pytest.mark.quick
 def test_convolutions_start_as_he_et_al_say(cheap_jit):
     model = cifar_resnet(depth=8, num_classes=100)
     variables = cheap_jit(model.init)(jax.random.key(0), IMAGES)
@@ -79,7 +77,6 @@ def test_convolutions_start_as_he_et_al_say(cheap_jit):
     assert not flat["head/fc/bias"].any()
 
 
-@pytest.mark.quick
 def test_fan_in_and_fan_out_are_not_the_same(cheap_jit):
     """Between 16 and 32 channels fan-in and fan-out differ by a factor of two."""
     images = jnp.zeros((1, 8, 8, 3))
@@ -92,14 +89,12 @@ def test_fan_in_and_fan_out_are_not_the_same(cheap_jit):
     assert std["he_fan_in"] / std["he_fan_out"] == pytest.approx(2**0.5, rel=0.02)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("depth", [2, 7, 9, 18, 34])
 def test_depths_of_other_forms_are_refused(depth):
     with pytest.raises(ValueError, match=rf"6n \+ 2 with n >= 1, got {depth}"):
         cifar_resnet(depth=depth)
 
 
-@pytest.mark.quick
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="shortcut must be 'A', 'B' or 'C', got 'D'"):
         cifar_resnet(depth=8, shortcut="D")
@@ -109,7 +104,6 @@ def test_unknown_options_are_refused():
         cifar_resnet(depth=8, num_classes=-1)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("side", [24, 31])
 def test_other_sizes_of_images_are_fine(side):
     model = cifar_resnet(depth=8)

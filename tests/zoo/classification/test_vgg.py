@@ -84,7 +84,6 @@ def make_images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=(*shape, 3)).astype(np.float32)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", TABLE_1)
 def test_convolutions_are_those_of_table_1(name):
     model = zoo.build(name)
@@ -132,7 +131,6 @@ def test_batch_statistics_are_torchs(cheap_jit):
         assert_near(leaf, net.leaves[path].numpy(), 1e-5, path)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_a_state_dict(name):
     shapes = list_torch_shapes(name)
@@ -159,7 +157,6 @@ def test_names_in_a_state_dict(name):
     }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ["vgg16_c", "vgg11_bn"])
 def test_a_state_dict_comes_back_bit_by_bit(name):
     rng = np.random.default_rng(0)
@@ -179,7 +176,6 @@ def test_a_state_dict_comes_back_bit_by_bit(name):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-@pytest.mark.quick
 def test_the_smallest_images():
     model = build("vgg16", fully_convolutional=True)
     assert list_endpoints(model, (224, 230, 3))["fc6"] == (1, 1, 32)
@@ -219,7 +215,6 @@ def test_dense_layers_read_every_place(cheap_jit):
     assert shapes == jax.eval_shape(lambda: variables)
 
 
-@pytest.mark.quick
 def test_dropout_is_after_the_dense_layers_in_training(cheap_jit):
     images = make_images(1, 224, 224)
     model = build("vgg11", dense=512)
@@ -240,7 +235,6 @@ def test_dropout_is_after_the_dense_layers_in_training(cheap_jit):
     assert np.mean(np.asarray(train["fc7"]) == 0) == pytest.approx(0.75, abs=0.1)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "init", "conv", "dense"),
     [
@@ -266,7 +260,6 @@ def test_initialisations(name, init, conv, dense, cheap_jit):
     assert not any(bias.any() for bias in biases)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_published_weights(name):
     weights = zoo.get_spec(name).weights

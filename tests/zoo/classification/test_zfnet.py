@@ -61,7 +61,6 @@ def test_every_endpoint_is_what_torch_computes(cheap_jit):
     check_endpoints(model, TorchZFNet, images, jit=cheap_jit)
 
 
-@pytest.mark.quick
 def test_sizes_are_those_of_figure_3():
     shapes = list_endpoints(zoo.build("zfnet"), SHAPE)
     assert shapes == {
@@ -81,7 +80,6 @@ def test_sizes_are_those_of_figure_3():
     }
 
 
-@pytest.mark.quick
 def test_the_smallest_images():
     model = zoo.build("zfnet", fully_convolutional=True)
     shapes = list_endpoints(model, (207, 280, 3))
@@ -101,7 +99,6 @@ def test_the_smallest_images():
     assert side == 5  # and fc6 reads 6 x 6
 
 
-@pytest.mark.quick
 def test_names_in_a_state_dict():
     shapes = list_torch_shapes("zfnet")
     assert {key.partition(".")[0] for key in shapes} == {
@@ -112,7 +109,6 @@ def test_names_in_a_state_dict():
     assert rules["backbone/fc6"].flatten == (256, 6, 6)
 
 
-@pytest.mark.quick
 def test_dropout_is_active_in_training_alone():
     model = zoo.build("zfnet")
     variables = abstract_variables(model, SHAPE)
@@ -129,7 +125,6 @@ def test_dropout_is_active_in_training_alone():
     assert model.backbone.dropout == 0.5
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("init", "std"), [(None, 0.01), ("gaussian_0.1", 0.1)])
 def test_initialisation(init, std, cheap_jit):
     model = zoo.build("zfnet", num_classes=300, init=init, dense=64)

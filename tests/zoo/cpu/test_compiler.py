@@ -23,7 +23,6 @@ def arrays():
     ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("training", [False, True])
 def test_this_jaxlib_takes_the_options_and_computes_the_same(arrays, training):
     options = cpu.compiler_options(training=training)
@@ -36,14 +35,12 @@ def test_options_are_the_callers_to_change():
     assert "xla_bogus" not in cpu.compiler_options()
 
 
-@pytest.mark.quick
 def test_unknown_options_are_left_out():
     known = keep_known({"xla_backend_optimization_level": "0"})
     assert known == {"xla_backend_optimization_level": "0"}
     assert keep_known({"xla_cpu_no_such_option": "1"}) == {}
 
 
-@pytest.mark.quick
 def test_inference_can_be_called_in_traced_functions(arrays):
     run = jit_inference(features)
     expected = features(*arrays)

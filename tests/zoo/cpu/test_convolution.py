@@ -153,7 +153,6 @@ def case(request):
     return partial(ours, **options), partial(theirs, **options), make_arrays(case)
 
 
-@pytest.mark.quick
 def test_values_and_derivatives_are_xlas(case, cheap_jit):
     ours, theirs, arrays = case
     found, expected = (
@@ -260,7 +259,6 @@ def test_winograds_is_chosen_by_the_shapes():
     assert "stablehlo.convolution" in operations(8, 56, 56, 16)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [1, 3])
 def test_symbolic_batch(size):
     shape = jax.export.symbolic_shape("b, 12, 12, 128")
@@ -335,7 +333,6 @@ PARALLEL = """
 """
 
 
-@pytest.mark.slow
 def test_data_parallel_gradients_are_those_of_one_device():
     flags = f"{os.environ.get('XLA_FLAGS', '')} "
     flags += "--xla_force_host_platform_device_count=2"

@@ -8,8 +8,6 @@ import pytest
 
 from zoo.ops.pooling import global_average_pool
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_is_the_mean_over_height_and_width(dtype):

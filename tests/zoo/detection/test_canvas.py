@@ -17,7 +17,6 @@ def make_images() -> list[np.ndarray]:
     return [draw(size, size, [(8, 3, 24, 7)]) for size in SIZES]
 
 
-@pytest.mark.quick
 def test_images_of_mixed_orientation_have_the_sizes_that_they_have_alone(cheap_jit):
     images = make_images()
     arrays, sizes = zoo.pad_images(images)
@@ -35,7 +34,6 @@ def test_images_of_mixed_orientation_have_the_sizes_that_they_have_alone(cheap_j
         assert not together.images[i, height:].any()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["numpy", "jit"])
 def test_detections_are_those_of_each_image_alone(kind, cheap_jit):
     images = make_images()
@@ -53,7 +51,6 @@ def test_detections_are_those_of_each_image_alone(kind, cheap_jit):
         np.testing.assert_allclose(together.scores[i], alone.scores[0], atol=1e-5)
 
 
-@pytest.mark.quick
 def test_the_canvas_grows_with_the_images_as_torchvisions_does():
     sides = facts("sides", resize=800, longest=1333)
     one, two = (640, 480), (480, 640)
@@ -68,7 +65,6 @@ def test_the_canvas_grows_with_the_images_as_torchvisions_does():
     assert fitted.images.shape[1:3] == (1344, 1344)
 
 
-@pytest.mark.quick
 def test_a_chosen_canvas_still_limits_each_image_by_itself(cheap_jit):
     arrays, sizes = zoo.pad_images(make_images())
     fit = cheap_jit(lambda a, s: fit_batch(a, SIDES, s, canvas=(64, 64)))

@@ -76,7 +76,6 @@ RULES = [
 ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("rules", "own_boxes", "few"),
     [
@@ -157,7 +156,6 @@ CASES = {
 }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("fit", "own_boxes"), [("stretch", False), ("sides", True), ("keep", False)]
 )
@@ -295,7 +293,6 @@ PARALLEL = """
 """
 
 
-@pytest.mark.slow
 def test_a_batch_can_be_spread_over_devices():
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",

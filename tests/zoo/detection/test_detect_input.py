@@ -7,8 +7,6 @@ from tiny_detectors import Bright, facts
 
 import zoo
 
-pytestmark = pytest.mark.quick
-
 CASES = {"stretch": facts("stretch"), "sides": facts("sides", resize=64, longest=128)}
 
 

@@ -60,7 +60,6 @@ def compare(found, golden, case, image):
     np.testing.assert_array_equal(classes, expected[2])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -206,7 +205,6 @@ def test_a_photograph_is_detected_as_by_torchvision(golden, variables, cheap_jit
     assert to_numpy(found.boxes, "boxes").max() <= max(PHOTOGRAPH)
 
 
-@pytest.mark.slow
 def test_endpoints_are_torchvisions(cheap_jit):
     certificate = verify(NAME, jit=cheap_jit)
     assert certificate.passed, f"\n{certificate}"

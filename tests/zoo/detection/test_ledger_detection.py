@@ -9,8 +9,6 @@ import zoo
 from zoo.spec import Preprocess
 from zoo.summary import list_endpoints, list_layers
 
-pytestmark = pytest.mark.quick
-
 # Parameters for other numbers of classes: VOC's 20, COCO's 80 and its numbers to 90.
 CLASSES = [
     ("faster_rcnn_resnet50_fpn", 20, 41_808_406 - 70 * 5 * 1025),

@@ -72,7 +72,6 @@ def test_the_context_is_so_many_pixels_of_the_result():
     np.testing.assert_array_equal(np.asarray(found[..., 0]) > 0.5, inside)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ["rcnn_alexnet", "rcnn_vgg16"])
 def test_takes_a_classifiers_layers(name):
     model, classifier = zoo.build(name), zoo.build(name.removeprefix("rcnn_"))

@@ -38,7 +38,6 @@ def place(anchors):
     return how, placed
 
 
-@pytest.mark.quick
 def test_the_paper_has_nine_anchors_at_each_position():
     _, anchors = place("voc")
     # The authors' list counts pixels from 1 and has the last one in a box.
@@ -64,7 +63,6 @@ def test_the_paper_has_nine_anchors_at_each_position():
         zoo.build("faster_rcnn_vgg16", anchors="x")
 
 
-@pytest.mark.quick
 def test_a_pyramids_anchors_are_torchvisions():
     how = zoo.build("faster_rcnn_resnet50_fpn").proposing
     maps = [np.zeros((1, 200 // s, 272 // s, 1)) for s in (1, 2, 4, 8)]
@@ -223,7 +221,6 @@ def test_regions_are_pooled_as_by_the_authors():
                 np.testing.assert_array_equal(found[i, j], expected)
 
 
-@pytest.mark.quick
 def test_pairs_of_scores_are_one_difference(cheap_jit):
     """All of "background", then all of "object", as in the authors' files."""
     maps = [RNG.normal(size=(2, 3, 4, 8)).astype(np.float32)]
@@ -242,7 +239,6 @@ def test_pairs_of_scores_are_one_difference(cheap_jit):
     assert deltas.shape == (2, 60, 4)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("small", "large"), [((3, 4), (6, 8)), ((3, 3), (5, 6))])
 def test_enlarging_takes_the_nearest_pixel(small, large):
     x = RNG.normal(size=(1, *small, 2)).astype(np.float32)

@@ -77,14 +77,12 @@ class TorchSSD512(TorchNet):
         return out
 
 
-@pytest.mark.slow
 def test_every_endpoint_is_torchvisions():
     certificate = verify(NAME)
     assert certificate.passed, f"\n{certificate}"
     assert certificate.checks[-1].name == "class_logits"
 
 
-@pytest.mark.slow
 def test_detections_are_torchvisions(golden, cheap_jit):
     model = zoo.build(NAME)
     variables = from_torch(NAME, make_state())
@@ -103,7 +101,6 @@ def test_detections_are_torchvisions(golden, cheap_jit):
             np.testing.assert_allclose(got, array, rtol=0, atol=tolerance)
 
 
-@pytest.mark.quick
 def test_losses_are_torchvisions(golden, outputs, cheap_jit):
     def compute(outputs):
         losses = MODEL.losses(outputs, TARGETS)
@@ -123,7 +120,6 @@ def test_losses_are_torchvisions(golden, outputs, cheap_jit):
             np.testing.assert_allclose(along, wanted, atol=2e-6)
 
 
-@pytest.mark.quick
 def test_losses_without_objects(outputs, cheap_jit):
     def compute(outputs, targets):
         total = lambda o: sum(MODEL.losses(o, targets).values())  # noqa: E731
@@ -137,7 +133,6 @@ def test_losses_without_objects(outputs, cheap_jit):
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.quick
 def test_padding_and_degenerate_boxes_in_losses(outputs, cheap_jit):
     losses = cheap_jit(MODEL.losses)
     expected = losses(outputs, TARGETS)
@@ -155,7 +150,6 @@ def test_padding_and_degenerate_boxes_in_losses(outputs, cheap_jit):
     assert all(np.isfinite([*losses(outputs, TARGETS._replace(boxes=flat)).values()]))
 
 
-@pytest.mark.quick
 def test_default_boxes(golden):
     boxes = MODEL.default_boxes()
     assert boxes.shape == (8732, 4)
@@ -181,7 +175,6 @@ def test_default_boxes(golden):
         zoo.build("ssd512_vgg16", boxes="paper")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [300, 512])
 def test_sizes_are_those_of_the_paper(size):
     """Section 2.2's scales, which the authors' code rounds to whole percents."""
@@ -198,7 +191,6 @@ def test_sizes_are_those_of_the_paper(size):
     np.testing.assert_allclose(sizes, np.array(scales) * size, rtol=1e-6)
 
 
-@pytest.mark.quick
 def test_decoding_by_hand():
     # One delta of the first default box, and a logit for each class.
     deltas = np.zeros((1, 8732, 4), np.float32)
@@ -227,7 +219,6 @@ def test_ssd512_is_what_torch_computes(cheap_jit):
     check_endpoints(model, TorchSSD512, images, jit=cheap_jit)
 
 
-@pytest.mark.quick
 def test_names_in_a_state_dict():
     shapes = list_torch_shapes(NAME, num_classes=90)
     assert len(shapes) == 2 * (13 + 2 + 8 + 12) + 1
@@ -247,7 +238,6 @@ def test_names_in_a_state_dict():
         assert shapes[key] == shape, key
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", [NAME, "ssd512_vgg16", "ssd96_small"])
 def test_a_state_dict_comes_back_bit_by_bit(name):
     options = NARROW if "vgg" in name else {}
@@ -260,7 +250,6 @@ def test_a_state_dict_comes_back_bit_by_bit(name):
         np.testing.assert_array_equal(after[path], leaf)
 
 
-@pytest.mark.quick
 def test_a_classifier_becomes_the_backbone():
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     classifier = random_variables(
@@ -296,7 +285,6 @@ def test_a_classifier_becomes_the_backbone():
             ssd_backbone.reduce_vgg16(wrong, IMAGENET, dense=dense)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", [NAME, "ssd96_small"])
 def test_a_head_for_other_classes(name):
     options = NARROW if name == NAME else {}
@@ -319,7 +307,6 @@ def test_a_head_for_other_classes(name):
         assert not (y[..., 1] == x[..., 2]).any()
 
 
-@pytest.mark.quick
 def test_scaled_lengths():
     norm = ssd_backbone.L2Norm()
     x = jnp.array([3.0, 4.0, 0.0, 0.0]).reshape(1, 1, 2, 2)
@@ -329,7 +316,6 @@ def test_scaled_lengths():
     assert np.isfinite(back(y)[0]).all()
 
 
-@pytest.mark.quick
 def test_bad_input():
     with pytest.raises(ValueError, match=r"ssd300_vgg16 takes images \[B, 300, 300, C"):
         jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 299, 300, 3)))

@@ -90,7 +90,6 @@ def train(model, variables, targets, cheap_jit, **options):
     return [step(variables["params"], t) for t in targets]
 
 
-@pytest.mark.slow
 def test_losses_are_finite_without_objects_and_proposals_have_no_gradient(cheap_jit):
     model = tiny("faster_rcnn_vgg16")
     variables = cheap_jit(model.init)(jax.random.key(0), IMAGES)

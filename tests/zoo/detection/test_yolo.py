@@ -16,8 +16,6 @@ from zoo.paths import flatten
 from zoo.transfer import replace_head
 from zoo.weights import from_torch, to_torch
 
-pytestmark = pytest.mark.quick
-
 MODEL = zoo.build("yolo_v1", num_classes=3)
 SIDE, CLASSES = 448, 3
 NARROW_FULL = tuple(
@@ -253,7 +251,6 @@ def test_cells_have_the_first_object_in_them():
     np.testing.assert_array_equal(found, [[1, 0], [5, 3]])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo_v1", "yolo_v1_tiny", "yolo_v1_tiny_bn"])
 def test_every_endpoint_is_what_torch_computes(name, cheap_jit):
     images = np.random.default_rng(0).random((1, SIDE, SIDE, 3), np.float32)

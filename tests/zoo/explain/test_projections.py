@@ -381,7 +381,6 @@ for method in ("deconvnet", "guided_backprop", "saliency"):
 """
 
 
-@pytest.mark.slow
 def test_on_a_mesh():
     folder = Path(__file__).parents[2] / "reference"
     environment = os.environ | {

@@ -19,7 +19,6 @@ TINY = DeepFaceConfig(
 )
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_and_multiply_adds(name):
     spec = zoo.get_spec(name)
@@ -28,7 +27,6 @@ def test_parameters_and_multiply_adds(name):
     assert found == (spec.params, spec.macs)
 
 
-@pytest.mark.quick
 def test_layers_are_the_papers():
     model = zoo.build("deepface")
     assert list_endpoints(model, (152, 152, 3)) == {

@@ -7,8 +7,6 @@ import pytest
 
 from zoo.metrics import classification as metrics
 
-pytestmark = pytest.mark.quick
-
 
 def count_slowly(logits, labels, losses, valid):
     """Counts in plain Python; of equal logits the lower class comes first."""

@@ -10,8 +10,6 @@ from zoo.metrics import coco
 from zoo.metrics import detection as voc
 from zoo.metrics.detection import Objects
 
-pytestmark = pytest.mark.quick
-
 CLASSES = 3
 
 

@@ -14,8 +14,6 @@ from zoo.metrics.segmentation import (
     update,
 )
 
-pytestmark = pytest.mark.quick
-
 
 def make_masks(seed, images=4, classes=5, size=(6, 7)):
     """Masks in which the last class does not occur, nor is the one before predicted."""

@@ -7,8 +7,6 @@ from sklearn import metrics as sklearn_metrics
 from zoo.metrics import identification
 from zoo.metrics import verification as metrics
 
-pytestmark = pytest.mark.quick
-
 
 def draw(seed, count=200, ties=False):
     rng = np.random.default_rng(seed)

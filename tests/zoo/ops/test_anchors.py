@@ -7,8 +7,6 @@ import pytest
 
 from zoo.ops.anchors import make_anchors, rpn_anchors, ssd_boxes, tile_anchors
 
-pytestmark = pytest.mark.quick
-
 # As the authors of Faster R-CNN list them, with pixels counted from 1.
 NINE = [
     [-83, -39, 100, 56],

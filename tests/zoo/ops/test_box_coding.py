@@ -10,8 +10,6 @@ import pytest
 
 from zoo.ops.box_coding import MAX_LOG_SCALE, decode, encode
 
-pytestmark = pytest.mark.quick
-
 SSD = (10, 10, 5, 5)
 PLAIN = (1, 1, 1, 1)
 

@@ -7,8 +7,6 @@ import pytest
 
 from zoo.ops import boxes as ops
 
-pytestmark = pytest.mark.quick
-
 RNG = np.random.default_rng(0)
 CORNERS = RNG.integers(-20, 60, (40, 4)).astype(np.float32)
 PROPER = np.concatenate(

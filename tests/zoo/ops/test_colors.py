@@ -18,8 +18,6 @@ from zoo.ops.colors import (
     ssd_photometric,
 )
 
-pytestmark = pytest.mark.quick
-
 KEYS = jax.random.split(jax.random.key(0), 400)
 LUMA = np.array([0.299, 0.587, 0.114])
 CHANGES = ("pca_color:0.1", "color_jitter", "photometric", "ssd_photometric")

@@ -64,7 +64,6 @@ def test_output_and_gradients_are_those_of_unfold(case):
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("case", ["0", "1"])
 def test_golden_file(case):
     with np.load(GOLDEN) as file:

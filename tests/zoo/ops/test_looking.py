@@ -9,8 +9,6 @@ import pytest
 
 from zoo.ops.looking import clear_rest, place, slide
 
-pytestmark = pytest.mark.quick
-
 RNG = np.random.default_rng(0)
 place_jit = jax.jit(place, static_argnames=("size", "margin", "flip"))
 slide_jit = jax.jit(slide, static_argnames=("function", "window", "overlap", "margin"))

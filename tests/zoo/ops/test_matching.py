@@ -10,8 +10,6 @@ import pytest
 from zoo.ops import boxes as ops
 from zoo.ops.matching import match_bipartite, match_by_iou
 
-pytestmark = pytest.mark.quick
-
 RPN = {"positive": 0.7, "negative": 0.3, "low_quality": True}
 HEAD = {"positive": 0.5, "negative": 0.5, "low_quality": False}
 FAST = {"positive": 0.5, "negative": (0.1, 0.5), "low_quality": False}

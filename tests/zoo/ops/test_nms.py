@@ -66,7 +66,6 @@ def test_equals_the_greedy_algorithm_at_every_threshold(threshold):
         assert chosen(found) == greedy(boxes, scores, threshold)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize("count", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 88])
 def test_equals_the_greedy_algorithm_across_blocks(count, inclusive):
@@ -85,7 +84,6 @@ def test_equals_the_greedy_algorithm_across_blocks(count, inclusive):
         assert chosen(found) == expected
 
 
-@pytest.mark.quick
 def test_gives_the_best_few_and_marks_the_rest():
     boxes, scores, *_ = scene(3, 700)
     expected = greedy(boxes, scores, 0.5)
@@ -96,7 +94,6 @@ def test_gives_the_best_few_and_marks_the_rest():
         assert not np.asarray(found.indices)[~np.asarray(found.valid)].any()
 
 
-@pytest.mark.quick
 def test_a_chain_of_overlaps_is_decided_from_its_start():
     """Each box overlaps the next alone: every second one stays."""
     boxes = np.array([[10 * i, 0, 10 * i + 15, 10] for i in range(600)], np.float32)
@@ -105,7 +102,6 @@ def test_a_chain_of_overlaps_is_decided_from_its_start():
     assert chosen(found) == [*range(0, 600, 2)]
 
 
-@pytest.mark.quick
 def test_nothing_valid_and_no_boxes():
     boxes, scores, *_ = scene(0, 20)
     nothing = np.zeros(20, bool)
@@ -118,7 +114,6 @@ def test_nothing_valid_and_no_boxes():
     assert found.valid.tolist() == [False] * 4
 
 
-@pytest.mark.quick
 def test_works_on_a_batch():
     scenes = [scene(seed, 300) for seed in range(3)]
     boxes, scores, classes, valid = (
@@ -136,7 +131,6 @@ def test_works_on_a_batch():
         assert chosen(kept) == greedy(b, s, 0.4, c, v)
 
 
-@pytest.mark.quick
 def test_memory_does_not_grow_with_the_square():
     def temporary(count):
         shapes = jax.ShapeDtypeStruct((count, 4), jnp.float32)
@@ -150,7 +144,6 @@ def test_memory_does_not_grow_with_the_square():
     assert many < 12_000**2 / 4
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("boxes", "scores", "options", "message"),
     [

@@ -7,8 +7,6 @@ import pytest
 
 from zoo.ops.normalization import local_response_norm
 
-pytestmark = pytest.mark.quick
-
 
 def slow_norm(x, size, alpha, beta, k):
     """Section 3.3 of the paper, one channel at a time, in float64."""

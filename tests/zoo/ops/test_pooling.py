@@ -15,8 +15,6 @@ from zoo.ops.pooling import (
     spatial_pyramid_pool,
 )
 
-pytestmark = pytest.mark.quick
-
 
 def windows(seed, count):
     """Yields images and random ways to pool them, odd and even."""

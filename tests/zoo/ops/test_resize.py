@@ -127,13 +127,11 @@ def test_bytes_are_pillows(size, target, method):
         np.testing.assert_array_equal(got, pillow)
 
 
-@pytest.mark.quick
 def test_both_orders_of_directions_are_tested():
     orders = {pillow_reference(picture(a), b, "bilinear")[1] for a, b in SIZES}
     assert orders == {False, True}
 
 
-@pytest.mark.quick
 def test_a_photograph_is_pillows():
     rows, columns = np.mgrid[:375, :500]
     waves = np.sin(rows / 7) * np.cos(columns / 11) * 100 + 128
@@ -171,7 +169,6 @@ def test_numbers_are_pytorchs(method, rule):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("size", "target"), [*SIZES, ((10, 10), (15, 15))])
 def test_nearest_is_pillows_and_keeps_labels(size, target):
     labels = picture(size, channels=1)
@@ -184,14 +181,12 @@ def test_nearest_is_pillows_and_keeps_labels(size, target):
     np.testing.assert_array_equal(got[..., 0], np.asarray(pillow, int) * 100_000)
 
 
-@pytest.mark.quick
 def test_nearest_repeats_pixels_at_whole_factors():
     image = picture((4, 5))
     got = resize(image, (12, 10), "nearest", antialias=False)
     np.testing.assert_array_equal(got, image.repeat(3, 0).repeat(2, 1))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("rule", ["antialias", "centres", "corners"])
 def test_what_is_constant_or_of_the_same_size_stays(rule):
     for method in ("bilinear", "bicubic"):
@@ -202,7 +197,6 @@ def test_what_is_constant_or_of_the_same_size_stays(rule):
         np.testing.assert_array_equal(same, image)
 
 
-@pytest.mark.quick
 def test_corners_stay_where_they_are_only_if_they_are_aligned():
     image = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
     got = resize(image, (5, 7), antialias=False, align_corners=True)
@@ -211,7 +205,6 @@ def test_corners_stay_where_they_are_only_if_they_are_aligned():
     assert np.abs(other - got).max() > 0.1
 
 
-@pytest.mark.quick
 def test_batches_vmap_and_jit_agree(cheap_jit):
     images = picture((9, 8), lead=(2, 3)).astype(np.float32)
 
@@ -227,7 +220,6 @@ def test_batches_vmap_and_jit_agree(cheap_jit):
     np.testing.assert_array_equal(shrink(images[1, 2].astype(np.uint8)), whole[1, 2])
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "nearest"])
 def test_gradients_are_the_transposed_matrix(method, cheap_jit):
     x = jax.random.normal(jax.random.key(0), (2, 6, 9, 1))
@@ -243,7 +235,6 @@ def test_gradients_are_the_transposed_matrix(method, cheap_jit):
     assert np.abs(gradient).max() > 0
 
 
-@pytest.mark.quick
 def test_half_precision_is_computed_in_float32():
     image = picture((31, 29)).astype(jnp.bfloat16)
     got = resize(image, (12, 10), antialias=True)
@@ -252,7 +243,6 @@ def test_half_precision_is_computed_in_float32():
     np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("image", "arguments", "message"),
     [
@@ -270,7 +260,6 @@ def test_what_cannot_be_is_named(image, arguments, message):
         resize(jnp.zeros(image), **arguments)
 
 
-@pytest.mark.quick
 def test_labels_are_not_blended():
     with pytest.raises(ValueError, match="takes floating or uint8 images, got int32"):
         resize(jnp.zeros((4, 4, 1), jnp.int32), (2, 2), antialias=True)

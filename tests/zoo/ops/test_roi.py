@@ -11,8 +11,6 @@ from platforms import run_as_on
 
 from zoo.ops.roi import assign_levels, multiscale_roi_align, roi_align, roi_max_pool
 
-pytestmark = pytest.mark.quick
-
 # In pixels of an image of 64 x 96 at stride 4: inside, of whole cells, smaller than a
 # cell, of no area, inside out, over the border, outside, far outside, all of it.
 ROIS = np.array(

@@ -9,8 +9,6 @@ import pytest
 
 from zoo.ops.sampling import mine_hard_negatives, sample_balanced, take
 
-pytestmark = pytest.mark.quick
-
 KEY = jax.random.key(0)
 
 

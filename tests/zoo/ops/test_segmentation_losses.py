@@ -11,8 +11,6 @@ from zoo.ops.losses import (
     segmentation_cross_entropy,
 )
 
-pytestmark = pytest.mark.quick
-
 
 def make_example(seed=0, shape=(3, 5, 7), classes=4):
     rng = np.random.default_rng(seed)

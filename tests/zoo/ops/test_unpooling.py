@@ -10,8 +10,6 @@ import pytest
 from zoo.ops.pooling import max_pool
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool, repeat_pixels
 
-pytestmark = pytest.mark.quick
-
 # Height, width, window, stride, padding, ceil.
 CASES = [
     (6, 8, 2, 2, 0, False),

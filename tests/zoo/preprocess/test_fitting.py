@@ -16,8 +16,6 @@ from zoo.ops.resize_within import resize_within, scale_sides
 from zoo.preprocess import normalize
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDES = Preprocess(
     64, 3, MEAN, STD, resize=64, longest=107, fit="sides", antialias=False

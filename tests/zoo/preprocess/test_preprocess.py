@@ -13,8 +13,6 @@ import zoo
 from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.spec import Card, Preprocess, plain_options
 
-pytestmark = pytest.mark.quick
-
 
 def facts(size, resize=None, channels=3, interpolation="bilinear"):
     half = (0.5,) * channels

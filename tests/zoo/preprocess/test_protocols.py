@@ -11,8 +11,6 @@ from zoo.preprocess import fit_image
 from zoo.protocols import PROTOCOLS, get_protocol, mean_probabilities
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 PREPROCESS = Preprocess(
     size=224, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, resize=256
 )

@@ -41,7 +41,6 @@ def make_variables(name, shape=SHAPE, **options):
     return model, unflatten(filled)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 7, 16])
 def test_bilinear_kernels_are_those_of_caffes_filler(kernel):
     factor = (kernel + 1) // 2
@@ -55,7 +54,6 @@ def test_bilinear_kernels_are_those_of_caffes_filler(kernel):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("stride", "offset"), [(2, 0), (2, 3), (8, 31), (16, 27)])
 def test_upsampling_without_a_kernel_is_that_with_a_bilinear_one(stride, offset):
     x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
@@ -70,7 +68,6 @@ def test_upsampling_without_a_kernel_is_that_with_a_bilinear_one(stride, offset)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.quick
 def test_a_transposed_convolution_gives_all_where_no_size_is_asked_for():
     layer = ConvTransposed(4, 3, 2, offset=1)
     x = jnp.ones((1, 5, 6, 2))
@@ -80,7 +77,6 @@ def test_a_transposed_convolution_gives_all_where_no_size_is_asked_for():
     assert flatten(variables)["params/bias"].shape == (4,)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("stride", STRIDES)
 def test_crops_put_each_pixel_where_it_was(stride):
     # Where pixel i of a map is in the image: `scale * i + shift`.
@@ -97,7 +93,6 @@ def test_crops_put_each_pixel_where_it_was(stride):
     assert shift == 0
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("size", [(32, 32), (33, 95), (64, 47), (121, 130), (500, 375)])
 def test_masks_have_the_images_size(stride, size):
@@ -106,7 +101,6 @@ def test_masks_have_the_images_size(stride, size):
     assert [*found][-1] == "logits"
 
 
-@pytest.mark.quick
 def test_sizes_of_the_maps_are_the_released_ones():
     found = list_endpoints(build("fcn8s_vgg16"), (500, 500, 3))
     sizes = "conv1_1 698 pool1 349 pool2 175 pool3 88 pool4 44 pool5 22 fc6 16 fc7 16 "
@@ -115,7 +109,6 @@ def test_sizes_of_the_maps_are_the_released_ones():
     assert [found[name][:2] for name in names] == [(int(n),) * 2 for n in numbers]
 
 
-@pytest.mark.quick
 def test_a_network_starts_with_scores_of_zero_and_bilinear_kernels(cheap_jit):
     model = build("fcn8s_vgg16")
     variables = cheap_jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
@@ -140,7 +133,6 @@ def test_a_network_starts_with_scores_of_zero_and_bilinear_kernels(cheap_jit):
     )
 
 
-@pytest.mark.quick
 def test_skips_are_scaled_where_all_are_trained_at_once(cheap_jit):
     model, variables = make_variables("fcn8s_vgg16")
     image = np.random.default_rng(1).normal(size=(1, *SHAPE)).astype(np.float32)
@@ -160,7 +152,6 @@ def test_skips_are_scaled_where_all_are_trained_at_once(cheap_jit):
     assert np.abs(plain["logits"] - found["logits"]).max() > 0.1
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ["fcn32s_vgg16", "fcn8s_vgg16"])
 def test_a_classifiers_weights_go_straight_in(name, cheap_jit):
     classifier, source = make_variables("vgg16", (224, 224, 3))
@@ -180,7 +171,6 @@ def test_a_classifiers_weights_go_straight_in(name, cheap_jit):
     np.testing.assert_allclose(found[:, 0, 0], expected["fc7"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.quick
 def test_each_network_starts_from_the_one_before():
     sources = [make_variables(f"fcn{stride}s_vgg16")[1] for stride in STRIDES]
     graft(sources[1], sources[0], keep=("head/upscore2/*", "head/score_pool4/*"))
@@ -190,7 +180,6 @@ def test_each_network_starts_from_the_one_before():
         graft(sources[1], sources[0], keep=("head/upscore2/*",))
 
 
-@pytest.mark.quick
 def test_released_names_and_axes():
     name, options = "fcn8s_vgg16", dict(upsampling="learnt")
     shapes = list_torch_shapes(name, **options, **NARROW)
@@ -215,7 +204,6 @@ def test_released_names_and_axes():
         np.testing.assert_array_equal(back[path], flatten(variables)[path])
 
 
-@pytest.mark.quick
 def test_the_head_is_exchanged_in_every_layer_that_has_classes():
     model, variables = make_variables("fcn16s_vgg16")
     shared = {0: 0, 3: 15}
@@ -242,7 +230,6 @@ def test_the_head_is_exchanged_in_every_layer_that_has_classes():
     assert found["upscore2"]["kernel"].dtype == jnp.float32
 
 
-@pytest.mark.quick
 def test_every_part_that_is_learnt_gets_a_gradient(cheap_jit):
     model, variables = make_variables("fcn8s_vgg16", upsampling="learnt")
     features = {
@@ -281,7 +268,6 @@ NAMES = ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn_resnet50")
 NAMES += ("pspnet_resnet50",)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_float32_in_bfloat16(name):
     for _, out, params in heads_of(name, dtype=jnp.bfloat16).values():
@@ -290,7 +276,6 @@ def test_logits_are_float32_in_bfloat16(name):
         assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NAMES)
 def test_class_layers_are_all_that_depend_on_the_number_of_classes(name):
     few, many = heads_of(name, num_classes=3), heads_of(name, num_classes=7)
@@ -302,7 +287,6 @@ def test_class_layers_are_all_that_depend_on_the_number_of_classes(name):
         assert layers == {*head.class_layers()}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -319,7 +303,6 @@ def test_wrong_options_are_named(name, options, words):
         zoo.build(name, **options)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "side"),
     [("fcn32s_vgg16", 32), ("fcn8s_vgg16", 8), ("pspnet_resnet50", 8)],

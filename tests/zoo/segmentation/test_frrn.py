@@ -26,7 +26,6 @@ def tiny(cheap_jit):
     return variables, images
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
@@ -56,7 +55,6 @@ def test_table_1(name, stages):
     assert found["logits"] == (64, 96, 19)
 
 
-@pytest.mark.quick
 def test_biases_stand_where_no_batch_norm_follows():
     model = zoo.build("frrn_a")
     layers = list_layers(model, (32, 32, 3))
@@ -110,7 +108,6 @@ def test_remat_is_of_each_stage(tiny):
     assert counts[1] - counts[0] >= len(ROWS) + 2
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [(1, 1), (3, 4)])
 def test_doubling_is_resizing(size):
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
@@ -119,7 +116,6 @@ def test_doubling_is_resizing(size):
     assert double(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@pytest.mark.quick
 def test_bad_input():
     with pytest.raises(ValueError, match=r"frrn_b .*multiples of 32.*\[1, 64, 80, 3\]"):
         list_endpoints(zoo.build("frrn_b"), (64, 80, 3))

@@ -8,8 +8,6 @@ import pytest
 import zoo
 from zoo.summary import list_endpoints, list_layers
 
-pytestmark = pytest.mark.quick
-
 # The same with other options, and at another number of classes and size: the published
 # counts, and multiply-adds in units of 10**7.
 OPTIONS = [

@@ -9,8 +9,6 @@ import zoo
 from zoo.ops.resize import resize
 from zoo.spec import Preprocess
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.mark.parametrize("bucket", [1, 32])
 @pytest.mark.parametrize("size", [(32, 64), (33, 41), (8, 100)])

@@ -15,8 +15,6 @@ from segmenters import Head, make, make_images
 import zoo
 from zoo.summary import abstract_variables
 
-pytestmark = pytest.mark.quick
-
 ROOT = Path(__file__).parents[3]
 
 
@@ -89,7 +87,6 @@ MESH = """
 """
 
 
-@pytest.mark.slow
 def test_a_batch_may_be_spread_over_a_mesh():
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MESH)],

@@ -81,7 +81,6 @@ def test_remat_changes_nothing(tiny, cheap_jit):
     jax.tree.map(np.testing.assert_array_equal, run(False), run(True))
 
 
-@pytest.mark.quick
 def test_maps_at_the_papers_size():
     found = list_endpoints(zoo.build("segnet"), (360, 480, 3))
     assert [found[f"pool{i}"][:2] for i in (1, 2, 3, 4, 5)] == [
@@ -103,7 +102,6 @@ def test_maps_at_the_papers_size():
     assert found["logits"] == (37, 53, 3)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
 def test_weights_of_a_classifier_go_into_the_encoder(name):
     ours = abstract_variables(zoo.build("segnet"), (64, 64, 3))
@@ -119,7 +117,6 @@ def test_weights_of_a_classifier_go_into_the_encoder(name):
     assert all((leaf == 1).all() for k in layers for leaf in backbone[k].values())
 
 
-@pytest.mark.quick
 def test_bad_input():
     with pytest.raises(ValueError, match="num_classes must be 0"):
         zoo.build("segnet", num_classes=-2)

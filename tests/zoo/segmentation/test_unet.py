@@ -20,7 +20,6 @@ def make_images(size, channels=3, seed=0):
     return jax.random.normal(jax.random.key(seed), (1, *size, channels))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [(188, 188), (204, 252), (572, 572)])
 def test_valid_padding_takes_184_pixels(size):
     found = list_endpoints(zoo.build("unet"), (*size, 1))
@@ -30,7 +29,6 @@ def test_valid_padding_takes_184_pixels(size):
     assert model.min_size == 188
 
 
-@pytest.mark.quick
 def test_maps_of_figure_1():
     found = list_endpoints(zoo.build("unet"), (572, 572, 1))
     sizes = {name: shape[0] for name, shape in found.items()}
@@ -40,7 +38,6 @@ def test_maps_of_figure_1():
     assert [*sizes.values()] == expected
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("levels", [2, 3, 4])
 def test_sizes_of_other_depths(levels):
     model = zoo.build("unet", widths=WIDTHS[:levels])
@@ -98,7 +95,6 @@ def test_dropout_and_batch_norm(name, cheap_jit):
     }
 
 
-@pytest.mark.quick
 def test_small_one():
     model = zoo.build("unet_small", num_classes=4, aux=True)
     found = list_endpoints(model, (90, 104, 3))
@@ -114,7 +110,6 @@ def test_small_one():
     assert not bare.heads()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [(16, 16), (37, 50), (23, 40)])
 def test_same_size_at_any_size(size):
     found = list_endpoints(zoo.build("unet_same", num_classes=3), (*size, 3))
@@ -122,7 +117,6 @@ def test_same_size_at_any_size(size):
     assert found["up2"] == (size[0] // 2, size[1] // 2, 128)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "reads", "widths"),
     [
@@ -163,7 +157,6 @@ def test_any_classifiers_endpoints(name, reads, widths):
     assert ours["params"]["backbone"] == theirs["params"]["backbone"]
 
 
-@pytest.mark.quick
 def test_resnet34_at_odd_sizes():
     found = list_endpoints(zoo.build("unet_resnet34", num_classes=4), (45, 70, 3))
     assert {name: shape[:2] for name, shape in found.items()} == {
@@ -211,7 +204,6 @@ def test_remat_changes_nothing(cheap_jit):
     jax.tree.map(np.testing.assert_array_equal, run(False), run(True))
 
 
-@pytest.mark.quick
 def test_bad_input():
     with pytest.raises(ValueError, match=r"16 n \+ 12 pixels.*\[1, 572, 570, 1\]"):
         list_endpoints(zoo.build("unet"), (572, 570, 1))

@@ -34,13 +34,11 @@ def mark(names, always):
     ]
 
 
-@pytest.mark.quick
 def test_every_classifier_has_a_golden_file():
     files = {path.stem for path in GOLDEN.glob("*")}
     assert files & {*zoo.list_models(task="classification")} == {*NETWORKS}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NETWORKS)
 def test_golden_files_are_of_the_network(name):
     sections, facts = load_summaries(golden_path(name))
@@ -54,7 +52,6 @@ def test_golden_files_are_of_the_network(name):
     assert {*sections} == {"endpoints", "loss", "gradients", "statistics"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", mark(NETWORKS, ALWAYS))
 def test_endpoints(name):
     certificate = verify(name)
@@ -63,7 +60,6 @@ def test_endpoints(name):
     assert certificate.checks[-1].name == "logits"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", mark(NETWORKS, STEPS))
 def test_training_step(name):
     certificate = verify(name, training="float64")
@@ -71,7 +67,6 @@ def test_training_step(name):
     assert all(check.tolerance == 1e-6 for check in certificate.checks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", mark(NETWORKS, STEPS))
 def test_training_step_in_float32(name):
     certificate = verify(name, training="float32")

@@ -22,7 +22,6 @@ def mark(names, always):
     ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", NETWORKS)
 def test_golden_files_are_of_the_network(name):
     sections, facts = load_summaries(golden_path(name))
@@ -37,7 +36,6 @@ def test_golden_files_are_of_the_network(name):
     assert ("aux" in endpoints.names) == ("aux" in zoo.list_options(name))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", mark(NETWORKS, ALWAYS))
 def test_endpoints(name):
     certificate = verify(name)
@@ -46,7 +44,6 @@ def test_endpoints(name):
     assert certificate.checks[-1].name == "logits"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", mark(NETWORKS, STEPS))
 def test_training_step(name):
     certificate = verify(name, training="float64")

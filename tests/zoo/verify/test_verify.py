@@ -99,7 +99,6 @@ def test_three_by_three_for_five_by_five_is_found(monkeypatch):
     assert failed(verify("googlenet"))[0] == "inception_3a"
 
 
-@pytest.mark.slow
 def test_another_momentum_is_found(monkeypatch, cheap_jit):
     build = partial(zoo.get_spec(SMALL).build, momentum=0.1)
     replace_facts(monkeypatch, SMALL, build=build)
@@ -141,7 +140,6 @@ def test_a_gradient_that_stops_is_found(monkeypatch, cheap_jit):
 # Summaries.
 
 
-@pytest.mark.quick
 def test_one_wrong_value_anywhere_is_found():
     rng = np.random.default_rng(0)
     array = rng.normal(size=(2, 56, 56, 64)).astype(np.float32)
@@ -155,7 +153,6 @@ def test_one_wrong_value_anywhere_is_found():
         assert measure(found, good)["map"] == pytest.approx(expected, rel=0.3)
 
 
-@pytest.mark.quick
 def test_corners_and_edges_are_sampled():
     array = np.zeros((2, 99, 99, 3), np.float32)
     array[:, 1:-1, 1:-1] = 1
@@ -165,7 +162,6 @@ def test_corners_and_edges_are_sampled():
     assert counts == pytest.approx([16, 32, 16], abs=4)
 
 
-@pytest.mark.quick
 def test_a_gradient_of_zero_is_measured_by_its_layer():
     exact = {"bn.bias": np.full(4, 1e-16), "bn.weight": np.ones(4)}
     rounded = {"bn.bias": np.full(4, 1e-8), "bn.weight": np.ones(4)}
@@ -174,7 +170,6 @@ def test_a_gradient_of_zero_is_measured_by_its_layer():
     assert measure(found, expected, by_layer=True)["bn.bias"] < 2e-8
 
 
-@pytest.mark.quick
 def test_what_is_no_number_is_never_right():
     ones, nan = np.ones(9), np.full(9, np.nan)
     found = summarise({"x": nan}, samples=2, sums=2)
@@ -182,7 +177,6 @@ def test_what_is_no_number_is_never_right():
     assert not Check("x", (9,), float("nan"), 1.0).passed
 
 
-@pytest.mark.quick
 def test_other_arrays_are_named():
     arrays = {"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}
     others = {"a": np.ones(3), "c": np.ones(4), "d": np.ones(3)}
@@ -191,7 +185,6 @@ def test_other_arrays_are_named():
         measure(found, expected)
 
 
-@pytest.mark.quick
 def test_summaries_are_kept_as_they_are(tmp_path):
     table = summarise({"a": np.arange(9.0), "b.c": np.ones((2, 3))}, samples=3, sums=2)
     save_summaries(tmp_path / "x.npz", {"part": table}, {"model": "some"})
@@ -205,7 +198,6 @@ def test_summaries_are_kept_as_they_are(tmp_path):
 # Numbers that golden files depend on.
 
 
-@pytest.mark.quick
 def test_deterministic_numbers_stay_the_same():
     digest = hashlib.sha256()
     digest.update(fill("layer1.0.conv1.weight", (4, 3, 3, 3)).tobytes())
@@ -220,7 +212,6 @@ def test_deterministic_numbers_stay_the_same():
     assert digest.hexdigest()[:16] == "5c8913379671f85a"
 
 
-@pytest.mark.quick
 def test_a_kernel_keeps_the_size_of_a_signal():
     kernel = fill("conv.weight", (64, 32, 3, 3))
     assert kernel.std() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)
@@ -252,13 +243,11 @@ def test_command_fails_where_a_tolerance_is_exceeded(capsys, monkeypatch):
     assert "FAILED: conv1" in capsys.readouterr().out
 
 
-@pytest.mark.quick
 def test_a_network_without_golden_file_is_named():
     with pytest.raises(FileNotFoundError, match="lenet5 has no golden file"):
         verify("lenet5")
 
 
-@pytest.mark.quick
 def test_unknown_training_type_is_named():
     with pytest.raises(ValueError, match=r"float32.*got 'bfloat16'"):
         verify("lenet5_modern", training="bfloat16")

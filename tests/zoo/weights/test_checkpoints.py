@@ -61,7 +61,6 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.quick
 def test_the_models_part_is_read_as_numpy(run):
     variables, card, step = read_checkpoint(run)
     assert (card, step) == (CARD, 3)

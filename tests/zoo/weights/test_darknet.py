@@ -12,8 +12,6 @@ from zoo.paths import flatten
 from zoo.weights import read_darknet, save_darknet
 from zoo.weights.darknet import read_header
 
-pytestmark = pytest.mark.quick
-
 WITH_NORM, WITHOUT = "yolo_v1_tiny_bn", "yolo_v1_tiny"
 
 

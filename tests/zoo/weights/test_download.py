@@ -25,7 +25,6 @@ def _environment(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_PAUSE_SECONDS", 0)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("digits", [8, 64])
 def test_a_file_is_fetched_once_into_the_cache(server, tmp_path, digits, caplog):
     wanted = weights(server, "net%2D8.th?raw=1", DIGEST[:digits])

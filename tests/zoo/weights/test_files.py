@@ -50,7 +50,6 @@ def assert_same(got: dict, expected: dict) -> None:
         np.testing.assert_array_equal(got[path], np.asarray(leaf))
 
 
-@pytest.mark.quick
 def test_variables_and_card_come_back(tmp_path, variables):
     path = tmp_path / "new" / "model.safetensors"
     save_safetensors(path, variables, CARD)

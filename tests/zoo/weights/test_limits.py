@@ -203,7 +203,6 @@ def test_flipped_bits_of_a_saved_file_are_noticed(tmp_path):
                 load(NAME, path)
 
 
-@pytest.mark.quick
 def test_checksums_notice_what_changes_and_name_it(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "x").write_bytes(b"123")

@@ -88,7 +88,6 @@ def assert_same(got: dict, expected: dict) -> None:
         np.testing.assert_array_equal(got[path], leaf)
 
 
-@pytest.mark.quick
 def test_our_own_file_with_its_card(ours, variables):
     loaded = load(NAME, ours)
     assert_same(loaded.variables, variables)
@@ -219,7 +218,8 @@ def test_create_takes_what_load_takes(ours, variables):
 def test_arrays_are_not_held_twice_on_their_way(monkeypatch, variables):
     given = to_torch(NAME, variables)
     kept = dict(given)
-    loaded = Loaded(move_from_torch(NAME, given), CARD)
+    model, moved = move_from_torch(NAME, given)
+    loaded = Loaded(moved, CARD, model)
     assert given == {}
     monkeypatch.setattr(zoo.weights, "load", lambda *args, **options: loaded)
     _, created = zoo.create(NAME, weights="x")

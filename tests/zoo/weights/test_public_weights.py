@@ -14,7 +14,6 @@ DATA = Path(os.environ.get("ZOO_TEST_DATA") or "/nonexistent")
 WEIGHTS, IMAGES = DATA / "resnet20-12fca82f.th", DATA / "cifar10-test.zip"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="ZOO_TEST_DATA has no public weights")
 def test_public_resnet20_reaches_its_published_accuracy(capsys):
     pytest.importorskip("torch")

@@ -99,7 +99,6 @@ def test_batch_norm_goes_to_params_and_batch_stats():
         np.testing.assert_array_equal(flat[path], state[key])
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
 def test_a_state_dict_comes_back_bit_by_bit(dtype):
     state = lenet_state_dict(dtype)
@@ -177,7 +176,6 @@ def test_what_torch_adds_to_the_names_is_removed():
         from_torch("cifar_resnet20", state)
 
 
-@pytest.mark.quick
 def test_other_names_are_taken_and_dense_layers_that_are_convolutions(monkeypatch):
     spec, state = zoo.get_spec("lenet5_modern"), lenet_state_dict()
     alias = {"ip1": "pre_logits.fc1", "ip2": "head.fc"}
@@ -201,7 +199,6 @@ def test_other_names_are_taken_and_dense_layers_that_are_convolutions(monkeypatc
         from_torch("lenet5_modern", other)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("shape", [(), (5,), (70, 131), (65, 3, 2, 130), (1, 64, 3, 3)])
 def test_copying_by_tiles_copies_everything(shape):
     array = RNG.normal(size=shape)
