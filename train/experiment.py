@@ -204,6 +204,7 @@ def prepare_experiment(
             difficult=data.difficult,
             class_weights=class_weights(config, train_source.source),
             faces=faces,
+            mirror=data.mirror,
         ),
     )
     if not experiment.steps_per_epoch:

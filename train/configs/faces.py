@@ -44,6 +44,7 @@ def small() -> TrainConfig:
             batch_size=32,
             eval_batch_size=160,
             augment=("affine:4:0.03:0.04",),
+            mirror=True,
         ),
         optim=OptimConfig(
             name="adamw",
@@ -68,6 +69,7 @@ def orl() -> TrainConfig:
             batch_size=30,
             eval_batch_size=100,
             augment=("flip", "affine:8:0.06:0.1"),
+            mirror=True,
         ),
         optim=OptimConfig(
             name="adamw",
