@@ -77,6 +77,7 @@ def evaluate(
     protocol: str = "center_crop",
     scales: tuple[int, ...] = (),
     align: str | None = None,
+    mirror: bool = False,
     batch_size: int | None = None,
     on_bad_image: str = "stop",
 ) -> None:
@@ -102,6 +103,7 @@ def evaluate(
         center_crop, ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or
         dense_vgg_384. Of faces: lfw, which demands a set with folds of pairs.
       align: Of faces: auto, none, 2d or 3d; the run's, else auto.
+      mirror: Of faces: describe each with its mirror image; so a run's are if it did.
       scales: Lengths of an image's shorter side, in pixels, instead of the protocol's.
       batch_size: Images per step; views, where the protocol has several of an image.
         If not given the run's, else 512, and 8 of detectors and segmentation networks.
@@ -113,7 +115,7 @@ def evaluate(
         data = load_config(run_dir / "config.json").data
         max_boxes = max_boxes or data.max_boxes
         batch_size = batch_size or data.eval_batch_size
-        align = align or data.align
+        align, mirror = align or data.align, mirror or data.mirror
         card = zoo.weights.read_card(run_dir)
         model, weights = card.model, str(run_dir)
         if dataset is None:
@@ -135,12 +137,12 @@ def evaluate(
             raise ValueError(
                 f"--protocol must be one of {PROTOCOLS} for {model}, without --scales."
             )
-        channels = spec.preprocess.channels
+        color = color or {1: "grey", 3: "rgb"}[spec.preprocess.channels]
         opened = open_faces(
             dataset,
             split,
             data_dir=data_dir,
-            color=color or {1: "grey", 3: "rgb"}[channels],
+            color=None if color == "as_stored" else color,
             protocol=protocol,
         )
         found, card = evaluate_faces(
@@ -148,6 +150,7 @@ def evaluate(
             weights,
             opened,
             align=align or "auto",
+            mirror=mirror,
             batch_size=batch_size or 64,
             options=parse_options(option),
         )

@@ -78,6 +78,8 @@ class DataConfig:
     """Training images' part: center, square:256, scale_jitter:256:480, area:0.08:1."""
     align: Annotated[Literal["auto", "none", "2d", "3d"], _short("align")] = "auto"
     """Of faces: how their landmarks align them; auto: as far as those allow."""
+    mirror: Annotated[bool, _short("mirror")] = False
+    """Of faces: average what describes each with what describes its mirror image."""
     augment: Annotated[tuple[str, ...], _short("augment")] = ()
     """Augmentations in their order, such as pad_crop:4 flip, or pca_color:0.1."""
     geometry: Annotated[tuple[str, ...], _short("geometry")] = ()

@@ -240,6 +240,7 @@ def prepare_experiment(
             difficult=data.difficult,
             class_weights=class_weights(config, train_source.source),
             faces=faces,
+            mirror=data.mirror,
         ),
     )
     # What patterns, schedules and augmentations refuse, they refuse here.

@@ -33,6 +33,7 @@ def evaluate_faces(
     source: Source,
     *,
     align: str,
+    mirror: bool,
     batch_size: int,
     options: dict,
 ) -> tuple[Verified, Card]:
@@ -43,6 +44,7 @@ def evaluate_faces(
       weights: Path of its weights.
       source: The set.
       align: How faces are aligned, see `align_source`.
+      mirror: Whether faces are described together with their mirror images.
       batch_size: Images per step.
       options: Options of the model.
 
@@ -50,7 +52,7 @@ def evaluate_faces(
       What was found, and the card of the weights.
     """
     module, variables, card = zoo.create_with_card(model, weights=weights, **options)
-    task = make_task(zoo.get_spec(model), faces=source.face_set())
+    task = make_task(zoo.get_spec(model), faces=source.face_set(), mirror=mirror)
     aligned = fit_source(align_source(source, align, card.preprocess), card.preprocess)
     mesh = make_mesh()
     evaluate = Evaluator(
@@ -130,7 +132,7 @@ def predict_pair(run_dir: Path, images: Sequence[Path], out: Path) -> None:
     for path in images:
         image = decode_image(path.read_bytes(), str(path), color=color, upright=True)
         crops.append(_crop(image, path, config.data.align, card))
-    describe = zoo.make_describer(model, card.preprocess)
+    describe = zoo.make_describer(model, card.preprocess, flip=config.data.mirror)
     first, second = np.asarray(describe(variables, np.stack(crops)), np.float64)
     score = float(first @ second)
     chance = probability(score, measured)

@@ -19,6 +19,7 @@ def make_describer(
     preprocess: Preprocess,
     *,
     align: str = "none",
+    flip: bool = False,
     epsilon: float = EPSILON,
 ) -> Callable[..., Array]:
     """Makes the jitted function from uint8 images to descriptors of faces.
@@ -31,6 +32,7 @@ def make_describer(
       preprocess: What its variables expect, such as `card.preprocess`.
       align: "none" for faces that are aligned already, or centred as those that the
         network was trained on; "2d" or "3d" for photographs with landmarks.
+      flip: Whether to average F7 over each face and its mirror image.
       epsilon: What a feature is divided by at least.
 
     Returns:
@@ -67,8 +69,11 @@ def make_describer(
                 )
             images = align_faces(images, landmarks, align, preprocess.size)
         x = normalize(fit_images(images, preprocess), preprocess)
-        out = model.apply(variables, x, method="endpoints")
-        return normalize_features(out["f7"], feature_maximum(variables), epsilon)
+        features = model.apply(variables, x, method="endpoints")["f7"]
+        if flip:
+            mirrored = model.apply(variables, x[:, :, ::-1], method="endpoints")["f7"]
+            features = 0.5 * (features + mirrored)
+        return normalize_features(features, feature_maximum(variables), epsilon)
 
     return describe
 

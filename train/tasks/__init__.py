@@ -40,6 +40,7 @@ def make_task(
     difficult: bool = False,
     class_weights: tuple[float, ...] = (),
     faces: FaceSet | None = None,
+    mirror: bool = False,
 ) -> Task:
     """Makes the task of a network.
 
@@ -51,6 +52,7 @@ def make_task(
       difficult: Whether a detector is trained on objects that are marked difficult.
       class_weights: Of the classes' pixels, where the loss is "median_frequency".
       faces: What an evaluation of faces must know of its set.
+      mirror: Whether faces are described together with their mirror images.
 
     Raises:
       ValueError: The task or the loss is unknown, or an option does not fit it.
@@ -85,6 +87,7 @@ def make_task(
         aux = make_pixel_loss(aux_loss, class_weights) if aux_loss else None
         return Segmentation(chosen, spec.aux_losses, aux)
     if spec.task == "verification":
-        return Verification(make_loss(loss or spec.loss, smoothing=smoothing), faces)
+        chosen = make_loss(loss or spec.loss, smoothing=smoothing)
+        return Verification(chosen, faces, mirror)
     known = ("classification", "detection", "segmentation", "verification")
     raise ValueError(unknown("task", spec.task, known))

@@ -58,10 +58,12 @@ class Verification:
     Attributes:
       loss: From logits and labels to losses [B].
       faces: What an evaluation must know of its set; not needed in training.
+      mirror: Whether a descriptor is the mean over the face and its mirror image.
     """
 
     loss: Loss
     faces: FaceSet | None = None
+    mirror: bool = False
     name = "verification"
 
     def objective(self, model, variables, images, batch, rngs):
@@ -86,9 +88,12 @@ class Verification:
         """Counts images; keeps descriptors, losses, and who got their class."""
         out = model.apply(variables, images, method="endpoints")
         labels = jnp.maximum(batch["label"], 0)
-        logits = out["logits"]
+        logits, features = out["logits"], out["f7"]
+        if self.mirror:
+            other = model.apply(variables, images[:, :, ::-1], method="endpoints")
+            features = 0.5 * (features + other["f7"])
         each = {
-            "descriptors": normalize_features(out["f7"], feature_maximum(variables)),
+            "descriptors": normalize_features(features, feature_maximum(variables)),
             "hit": logits.argmax(-1) == labels,
             "loss": self.loss(logits, labels),
         }

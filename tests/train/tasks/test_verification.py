@@ -123,7 +123,7 @@ def test_a_run_reports_verification(run):
     assert "verification" in out
     assert "rank 1" in out
     assert load_config(run_dir / "config.json").data.align == "3d"
-    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").open()]
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     (evaluated,) = (row for row in rows if row["kind"] == "eval")
     assert evaluated["pairs"] > 20
     assert 0 <= evaluated["identification"] <= 1
@@ -157,7 +157,8 @@ def test_a_run_compares_two_photographs(run, tmp_path):
     write_landmarks(tmp_path / "landmarks.csv", found)
     out = command("predict", run_dir, *both, "--out", tmp_path / "out")
     assert "probability of the same" in out
-    assert Image.open(tmp_path / "out" / "0-1.png").width > 500
+    with Image.open(tmp_path / "out" / "0-1.png") as picture:
+        assert picture.width > 500
     assert "name two photographs" in command("predict", run_dir, both[0], code=1)
 
 
@@ -183,4 +184,4 @@ def test_descriptors_of_a_runs_network(run):
     measured = measure_maximum(model, variables, [crops[:1], crops[1:]])
     features = zoo.features(model, variables, crops, ["f7"])["f7"]
     maximum = measured["batch_stats"]["backbone"]["f7"]["max"]
-    np.testing.assert_allclose(maximum, features.max(0), rtol=1e-5)
+    np.testing.assert_allclose(maximum, features.max(0), atol=1e-4)
