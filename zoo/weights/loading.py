@@ -97,7 +97,10 @@ def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) ->
         if card is not None:
             _check_card(card, name, path, overrides, arrays)
             options = {**card.overrides, **overrides, "num_classes": card.num_classes}
-            model = build(name, **options)
+            try:
+                model = build(name, **options)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         elif facts is None:
             # A path says nothing of what is published of its file; the hash does.
             facts = _recognize(name, path)
