@@ -120,6 +120,11 @@ class FullyConnected(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if not self.everywhere and x.shape[1:3] != window:
+            raise ValueError(
+                f"{'/'.join(self.path)}: the kernel takes a map of {list(window)}, got "
+                f"{list(x.shape[1:3])}; look at the images' size."
+            )
         if self.everywhere:
             y = convolve(x, kernel.reshape(*window, channels, self.features))
         else:
