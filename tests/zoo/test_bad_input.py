@@ -149,7 +149,7 @@ def test_images_of_all_sizes_are_resized(images, tmp_path):
         (("--freeze", "backbon/**"), ("'backbon/**' matches no", "backbone")),
         (("--classes", "a", "z"), ("no class 'z'",)),
         (("--per-class", "6"), ("has 5 images", "6")),
-        (("--data.train-split", "training"), ("no split 'training'", "test, train")),
+        (("--data.train-split", "holdout"), ("no split 'holdout'", "test, train")),
         (("--from", "/nowhere"), ("/nowhere",)),
     ],
 )
