@@ -310,10 +310,10 @@ def test_unknown_names_are_met_with_near_ones(tmp_path):
 
 def test_a_set_without_image_and_label_is_refused():
     features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(), "label": tfds.features.Text()}
+        {"image": tfds.features.Image(), "caption": tfds.features.Text()}
     )
-    with pytest.raises(ValueError, match=r"lfw: .* image \(Image\), label \(Text\)"):
-        records.find_kind("lfw", features, None)
+    with pytest.raises(ValueError, match=r"cap: .* image \(Image\), caption \(Text\)"):
+        records.find_kind("cap", features, None)
 
 
 def test_prepared_in_a_format_without_random_access(data_dir, monkeypatch):

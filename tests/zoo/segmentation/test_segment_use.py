@@ -90,7 +90,7 @@ MESH = """
 def test_a_batch_may_be_spread_over_a_mesh():
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MESH)],
-        cwd=ROOT / "tests",
+        cwd=ROOT / "tests/reference",
         env={
             **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
