@@ -17,7 +17,7 @@ from train.tasks import (
     make_pixel_loss,
     make_task,
 )
-from zoo.detection.contract import Candidates, Postprocess
+from zoo.detection.contract import Candidates, LossSum, Postprocess
 from zoo.ops.losses import segmentation_cross_entropy
 from zoo.spec import Preprocess
 
@@ -44,12 +44,13 @@ class Reader(nn.Module):
         )
         return Candidates(boxes, scores, jnp.ones(boxes.shape[:2], bool))
 
-    def losses(self, outputs, targets):
+    def loss_sums(self, outputs, targets):
         said = outputs["said"][:, None, :4]
         distance = jnp.abs(said - targets.boxes).sum(-1)
+        one = jnp.float32(1)
         return {
-            "box": jnp.where(targets.valid, distance, 0).sum(),
-            "class": targets.valid.sum(dtype=jnp.float32),
+            "box": LossSum(jnp.where(targets.valid, distance, 0).sum(), one),
+            "class": LossSum(targets.valid.sum(dtype=jnp.float32), one),
         }
 
 
@@ -148,6 +149,7 @@ def test_a_set_without_objects_is_refused():
 @pytest.mark.parametrize(("difficult", "count"), [(False, 1), (True, 2)])
 def test_targets_are_what_is_valid_and_not_difficult(difficult, count):
     batch = {
+        "index": np.array([0]),
         "size": np.array([[16, 16]]),
         "boxes": np.array([[[1, 2, 9, 12], [0, 0, 4, 4], [9, 9, 9, 9]]], np.float32),
         "classes": np.zeros((1, 3), np.int32),
@@ -156,7 +158,7 @@ def test_targets_are_what_is_valid_and_not_difficult(difficult, count):
     }
     images = jnp.zeros((1, 16, 16, 3))
     loss, scalars, statistics = Detection(difficult).objective(
-        Reader(), VARIABLES, images, batch, {}
+        Reader(), VARIABLES, images, batch, {"sample": jax.random.key(0)}
     )
     assert float(scalars["class"]) == count
     assert float(scalars["box"]) == 24 + 8 * (count - 1)

@@ -128,7 +128,9 @@ def test_fields_are_the_support_of_a_gradient(endpoint, exact):
     ],
 )
 def test_fields_of_registered_networks(name, endpoint):
-    compare(zoo.build(name), zoo.get_spec(name).preprocess.shape, endpoint, images=6)
+    images = 24 if name == "lenet5_modern" else 6  # Two pools hide many pixels.
+    shape = zoo.get_spec(name).preprocess.shape
+    compare(zoo.build(name), shape, endpoint, images=images)
 
 
 @pytest.mark.apart
