@@ -173,7 +173,7 @@ def test_losses_are_darknets(seed, cheap_jit):
 
     found, gradient = cheap_jit(compute)(outputs)
     expected = [
-        restate(row, *(np.asarray(t[i]) for t in targets)) for i, row in enumerate(rows)
+        restate(row, *(np.asarray(t[i]) for t in targets[:3])) for i, row in enumerate(rows)
     ]
     for name, value in found.items():
         wanted = np.mean([losses[name] for losses, _ in expected])
@@ -190,7 +190,7 @@ def test_losses_without_objects(cheap_jit):
     losses = cheap_jit(jax.value_and_grad(lambda o, t: sum_of(MODEL.losses(o, t))))
     targets = make_targets()
     for slots in (0, 5):
-        empty = Targets(*(t[:, :slots] for t in targets))
+        empty = Targets(*(t[:, :slots] for t in targets[:3]))
         empty = empty._replace(valid=jnp.zeros((2, slots), bool))
         value, gradient = losses(outputs, empty)
         confidences = rows[:, 49 * CLASSES : 49 * (CLASSES + 2)]
