@@ -33,7 +33,7 @@ def find_problems(
       values than those of the classes, masks without valid pixels, and images that
       cannot be read or do not fit.
     """
-    if source.task == "classification" or not len(source):
+    if source.task not in ("detection", "segmentation") or not len(source):
         return []
     where = f"{source.name} {source.split}"
     problems = []

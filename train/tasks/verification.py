@@ -66,7 +66,7 @@ class Verification:
     mirror: bool = False
     name = "verification"
 
-    def objective(self, model, variables, images, batch, rngs):
+    def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the mean of the losses, the accuracy, and new batch statistics."""
         labels = batch["label"]
         logits, losses, statistics = apply_and_compare(
@@ -79,6 +79,10 @@ class Verification:
         )
         hits = logits.argmax(-1) == labels
         return losses.mean(), {"identification": hits.mean()}, statistics
+
+    def counts(self, model, variables, images, batch, rngs):
+        """Counts nothing: the loss is the mean of those of the images."""
+        return {}
 
     def empty(self, num_classes: int) -> jax.Array:
         """Returns the number of images before any."""
