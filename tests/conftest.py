@@ -26,7 +26,7 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *missing])
     # A program that was compiled before is read, its key is a hash of all of it.
     folder = os.environ.setdefault(
-        "JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("compiled"))
+        "JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "compiled")
     )
     jax.config.update("jax_compilation_cache_dir", folder)
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
