@@ -30,7 +30,7 @@ def pytest_configure(config):
     )
     jax.config.update("jax_compilation_cache_dir", folder)
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
-    jax.config.update(name.lower(), float(os.environ.setdefault(name, "0.03")))
+    jax.config.update(name.lower(), float(os.environ.setdefault(name, "0")))
 
 
 @pytest.fixture(autouse=True, scope="module")

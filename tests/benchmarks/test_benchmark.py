@@ -74,6 +74,7 @@ def test_table_comes_from_the_file(quick):
         assert not line.startswith("|") or line.count("|") in (3, 4)
 
 
+@pytest.mark.apart
 def test_training_cifar10_wants_an_accelerator(tmp_path):
     done = run_python(
         "tests/benchmarks/benchmark.py",

@@ -101,7 +101,7 @@ def assert_agree(run_dir, alone):
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
-        ({"devices": 4}, ()),
+        pytest.param({"devices": 4}, (), marks=pytest.mark.apart),
         pytest.param(
             {"devices": 4}, ("--data.placement", "stream"), marks=pytest.mark.apart
         ),

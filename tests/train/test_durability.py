@@ -204,6 +204,7 @@ def test_resume_takes_options_and_says_what_is_other(run, images, caplog):
     assert (code, "is no run folder" in err) == (1, True)
 
 
+@pytest.mark.apart
 def test_a_run_goes_on_with_another_number_of_devices(run, tmp_path):
     three = "--xla_force_host_platform_device_count=3"
     env = environment(tmp_path, XLA_FLAGS=three)

@@ -140,6 +140,7 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.apart
 def test_a_run_killed_while_it_saves_goes_on_to_the_bit(
     config, uninterrupted, tmp_path, cache
 ):

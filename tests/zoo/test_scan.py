@@ -25,7 +25,10 @@ BUILDS = {
 }
 
 
-@pytest.mark.parametrize("kind", BUILDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.apart] * (k != "cifar")) for k in BUILDS],
+)
 def test_computes_the_same_with_the_same_variables(kind, cheap_jit):
     build = BUILDS[kind]
     size = 32 if kind == "imagenet" else 16

@@ -30,7 +30,6 @@ RECIPES = [
     name for name in CONFIGS if name.startswith(("voc_", "coco_", "camvid_", "citys"))
 ]
 # The networks of others on larger images: `pytest -m apart` runs them.
-LONG = ("coco_ssd300", "cityscapes_frrn", "cityscapes_pspnet")
 BOX = "<bndbox><xmin>{}</xmin><ymin>9</ymin><xmax>{}</xmax><ymax>90</ymax></bndbox>"
 SIZE = "<size><width>120</width><height>100</height><depth>3</depth></size>"
 
@@ -137,7 +136,12 @@ def load_batch(config, preprocess, folder):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.apart if n in LONG else ()) for n in RECIPES],
+    [
+        pytest.param(
+            n, marks=[pytest.mark.apart] * (n not in ("voc_ssd300", "camvid_unet"))
+        )
+        for n in RECIPES
+    ],
 )
 def test_recipes_can_be_traced_on_their_data(name, folder):
     config = get_config(name)

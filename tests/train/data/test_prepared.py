@@ -77,6 +77,7 @@ def _open(path, barrier, answers):
     answers.put(len(open_source("digits", "test", data_dir=path)))
 
 
+@pytest.mark.apart
 def test_two_processes_prepare_at_once_beside_an_interrupted_one(tmp_path):
     left_over = tmp_path / "digits" / "incomplete.ABCDEF_1.0.0"
     left_over.mkdir(parents=True)

@@ -18,6 +18,7 @@ def shapes_of(name):
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
+@pytest.mark.apart
 def test_the_whole_function_is_shipped(cheap_jit):
     name = "ssd96_small"
     model = zoo.build(name, num_classes=3)

@@ -68,6 +68,7 @@ def compare(found, golden, case, image):
         pytest.param("full", marks=pytest.mark.apart),
     ],
 )
+@pytest.mark.apart
 def test_detections_are_torchvisions(case, golden, variables, cheap_jit):
     model = zoo.build(NAME)
     images, sizes = make_batch(case)

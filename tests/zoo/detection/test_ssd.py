@@ -83,6 +83,7 @@ def test_every_endpoint_is_torchvisions():
     assert certificate.checks[-1].name == "class_logits"
 
 
+@pytest.mark.apart
 def test_detections_are_torchvisions(golden, cheap_jit):
     model = zoo.build(NAME)
     variables = from_torch(NAME, make_state())

@@ -173,7 +173,8 @@ def test_losses_are_darknets(seed, cheap_jit):
 
     found, gradient = cheap_jit(compute)(outputs)
     expected = [
-        restate(row, *(np.asarray(t[i]) for t in targets[:3])) for i, row in enumerate(rows)
+        restate(row, *(np.asarray(t[i]) for t in targets[:3]))
+        for i, row in enumerate(rows)
     ]
     for name, value in found.items():
         wanted = np.mean([losses[name] for losses, _ in expected])

@@ -42,6 +42,8 @@ HEADS = {
 }
 _RESNET = "stem stem_pool stage1 stage2 stage3 stage4"
 NAMES = zoo.list_models(task="segmentation")
+# Tracing these takes seconds each.
+DEEPEST = ["fcn_resnet101", "pspnet_resnet101", "frrn_a", "frrn_b"]
 ENDPOINTS = {
     "fcn8s_vgg16": "conv1_1 conv1_2 pool1 conv2_1 conv2_2 pool2 conv3_1 conv3_2 "
     "conv3_3 pool3 conv4_1 conv4_2 conv4_3 pool4 conv5_1 conv5_2 conv5_3 pool5 fc6 fc7 "
@@ -59,7 +61,10 @@ def count(name, size=None, **options):
     return sum(r.params for r in layers), sum(r.macs for r in layers)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.apart] * (n in DEEPEST)) for n in NAMES],
+)
 def test_parameters_and_multiply_adds(name):
     spec = zoo.get_spec(name)
     assert count(name) == (spec.params, spec.macs)

@@ -69,7 +69,9 @@ def test_without_padding_is_the_middle_of_with_padding(cheap_jit):
     np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", ["unet", "unet_same"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("unet", marks=pytest.mark.apart), "unet_same"]
+)
 def test_dropout_and_batch_norm(name, cheap_jit):
     model = zoo.build(name, widths=(2, 3, 4), dropout=0.5)
     size = (model.min_size, model.min_size + model.stride)
@@ -167,6 +169,7 @@ def test_resnet34_at_odd_sizes():
     }
 
 
+@pytest.mark.apart
 def test_a_classifiers_weights_go_in(cheap_jit):
     classifier = zoo.build("cifar_resnet20", num_classes=5)
     model = unet_on(
