@@ -57,7 +57,8 @@ class Theirs:
 
         import torch
         from benchmark_explain import make_image, make_weights
-        from zoo.weights.torchvision_live import load_state
+
+        from zoo.verify.torchvision_live import load_state
 
         with contextlib.suppress(ImportError):
             # Where torch is a CPU build and torchvision is not.
@@ -108,9 +109,8 @@ def make_weights(name):
 
 
 def make_image():
-    from zoo.weights.deterministic import make_images
-
     from zoo import get_spec
+    from zoo.verify.deterministic import make_images
 
     return make_images(get_spec("resnet50").preprocess, 1)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import restate_deconvnet
 import torch
-from zoo.weights.summaries import save_summaries, summarise
 
-from zoo.weights import parity
+from zoo.verify import parity
+from zoo.verify.summaries import save_summaries, summarise
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = ("alexnet", "zfnet", "vgg16")

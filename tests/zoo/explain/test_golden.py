@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 import restate_deconvnet
-from zoo.weights.summaries import load_summaries, measure, summarise
 
 import zoo
-from zoo.weights import parity
+from zoo.verify import parity
+from zoo.verify.summaries import load_summaries, measure, summarise
 from zoo.weights.torch_format import from_torch
 
 FOLDER = Path(__file__).parents[2] / "reference" / "golden"
