@@ -103,7 +103,7 @@ _side = {}
 
 
 def make_weights(name):
-    from zoo.weights import parity
+    from zoo.verify import parity
 
     return parity.deterministic_state(name)
 
