@@ -94,8 +94,8 @@ def evaluate(
       data_dir: Where TFDS keeps prepared data sets.
       color: rgb, grey or as_stored; the run's, else that which the network takes.
       classes: Names of the classes to keep; of masks, what their values stand for.
-      ignored: Of files with masks: values of pixels to be ignored, besides 255.
-      values: Of files with masks: the value of each class; 0, 1, .. if not given.
+      ignored: Pixel values of masks to ignore, besides 255.
+      values: Pixel value of each class in masks; 0, 1, .. if not given.
       orientation: auto, stored or upright: how EXIF orientations are treated; the
         run's, else auto.
       max_boxes: Slots for the objects of an image; the run's, else 100.

@@ -599,7 +599,7 @@ def run_cases(
 
     Args:
       kinds: Names of `KINDS`.
-      seed: Of all cases.
+      seed: Seed from which all cases are drawn.
       cases: Largest number of cases, of all kinds together; 0 for no limit.
       seconds: Time after which no case begins; 0 for no limit.
 

@@ -66,8 +66,8 @@ def build_small(name: str, **options: Any) -> nn.Module:
     """Builds a narrow network of a family and, where it is deep, a shallow one.
 
     Args:
-      name: Of a registered network.
-      **options: Of `zoo.build`.
+      name: Name of a registered network.
+      **options: Options of `zoo.build`.
     """
     spec = zoo.get_spec(name)
     options = {"num_classes": spec.num_classes, **narrow(name), **options}
