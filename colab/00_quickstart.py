@@ -55,7 +55,7 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
-from train.data import open_source
+from train.data import load_dataset
 from train.history import read_history
 from train.loop import fit
 from train.runs import new_run_dir, report
@@ -99,7 +99,7 @@ print(zoo.describe("lenet5"))
 # `normalize` (scale, on the device) have made them what the network takes.
 
 # %%
-digits = open_source("digits", "test")
+digits = load_dataset("digits", "test")
 lenet, lenet_variables = zoo.create("lenet5", key=jax.random.key(0))
 preprocess = zoo.get_spec("lenet5").preprocess
 

@@ -57,7 +57,7 @@ import optax
 from IPython.display import Markdown, display
 
 import zoo
-from train.data import fit_source, load_resident, open_source
+from train.data import fit_source, load_dataset, load_resident
 from train.experiment import prepare_experiment
 from train.loop import fit
 from train.runs import new_run_dir
@@ -105,7 +105,7 @@ print(f"{base.metrics['accuracy']:.1%} of {base.metrics['count']} test images ri
 # which.
 
 # %%
-few = open_source("digits", "train", classes=tuple("56789"), per_class=10, seed=0)
+few = load_dataset("digits", "train", classes=tuple("56789"), per_class=10, seed=0)
 _, axes = plt.subplots(5, 10, figsize=(7, 3.6))
 for row, label in zip(axes, range(5), strict=True):
     for axis, i in zip(row, np.flatnonzero(few.labels == label), strict=True):
@@ -344,7 +344,7 @@ preprocess = zoo.get_spec("lenet5_modern").preprocess
 
 def load(split, per_class=None):
     """Returns normalized images and labels of all ten digits, on the device."""
-    source = open_source("digits", split, per_class=per_class)
+    source = load_dataset("digits", split, per_class=per_class)
     arrays = load_resident(fit_source(source, preprocess), preprocess)
     images = zoo.normalize(jnp.asarray(arrays["image"]), preprocess)
     return images, jnp.asarray(arrays["label"])

@@ -57,7 +57,7 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
-from train.data import eval_batches, open_source
+from train.data import eval_batches, load_dataset
 from train.figures.boxes import class_color, draw_boxes, draw_detections
 from train.history import read_history
 from train.loop import fit
@@ -91,8 +91,8 @@ plt.rcParams |= {
 # textures. A box is four numbers in pixels: left, top, right, bottom.
 
 # %%
-train_set = open_source("digits_canvas", "train")
-test_set = open_source("digits_canvas", TEST)
+train_set = load_dataset("digits_canvas", "train")
+test_set = load_dataset("digits_canvas", TEST)
 NAMES = train_set.class_names
 
 

@@ -56,7 +56,7 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
-from train.data import Source, eval_batches, open_source
+from train.data import Source, eval_batches, load_dataset
 from train.figures.masks import draw_comparison, draw_overlay, make_palette
 from train.history import read_history
 from train.loop import fit
@@ -109,8 +109,8 @@ class DigitOrNot(Source):
         return {**example, "mask": np.minimum(example["mask"], 1)}
 
 
-train_set = open_source("digits_canvas", "train", task="segmentation")
-test_set = open_source("digits_canvas", TEST, task="segmentation")
+train_set = load_dataset("digits_canvas", "train", task="segmentation")
+test_set = load_dataset("digits_canvas", TEST, task="segmentation")
 if MODE == "smoke":
     train_set, test_set = DigitOrNot(train_set), DigitOrNot(test_set)
 NAMES = train_set.class_names

@@ -59,7 +59,7 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
-from train.data import open_source
+from train.data import load_dataset
 from train.figures.faces import draw_alignment
 from train.loop import fit
 from train.runs import new_run_dir
@@ -92,7 +92,7 @@ plt.rcParams |= {
 
 # %%
 config = get_config(NAME)
-people = open_source(config.data.dataset, "train", task="verification")
+people = load_dataset(config.data.dataset, "train", task="verification")
 print(f"{len(people):,} pictures of {len(people.class_names)} people to train on")
 _, axes = plt.subplots(3, 6, figsize=(9, 4.6), squeeze=False)
 for row, person in zip(axes, range(3), strict=True):

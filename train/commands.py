@@ -13,7 +13,7 @@ import zoo
 from train import transfer_study
 from train.clock import format_rate
 from train.config import TrainConfig, load_config, long, parse_options
-from train.data import find_problems, fit_source, open_source
+from train.data import find_problems, fit_source, load_dataset
 from train.data.faces import LANDMARKS_FILE
 from train.data.landmarks import fill_landmarks
 from train.evaluate import Evaluator
@@ -169,7 +169,7 @@ def evaluate(
         options = {"fully_convolutional": True} | options
     module, variables, card = zoo.create_with_card(model, weights=weights, **options)
     color = color or {1: "grey", 3: "rgb"}.get(card.preprocess.channels)
-    source = open_source(
+    source = load_dataset(
         dataset,
         split,
         data_dir=data_dir,
@@ -287,7 +287,7 @@ def visualize(
         model, weights=weights, **parse_options(option)
     )
     color = color or {1: "grey", 3: "rgb"}.get(card.preprocess.channels)
-    source = open_source(
+    source = load_dataset(
         dataset,
         split or "test",
         data_dir=data_dir,

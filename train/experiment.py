@@ -21,7 +21,7 @@ from train.data import (
     choose_alignment,
     find_problems,
     fit_source,
-    open_source,
+    load_dataset,
 )
 from train.starting import check_layers, create_model
 from train.state import TrainState, create_state
@@ -333,7 +333,7 @@ def open_split(config: TrainConfig, split: str) -> Source:
     """Opens one split as the config asks for; few-shot sampling is for training."""
     data = config.data
     few = data.per_class if split == data.train_split else 0
-    return open_source(
+    return load_dataset(
         data.dataset,
         split,
         data_dir=data.data_dir,

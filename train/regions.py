@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import zoo
 from train.config import long
-from train.data import Source, open_source
+from train.data import Source, load_dataset
 from train.data.proposals import remember, selective_search
 from train.experiment import versions
 from train.figures.boxes import draw_detections
@@ -67,7 +67,7 @@ def rcnn(
     if not isinstance(spec.build(num_classes=1), RCNN):
         raise ValueError(f"{model} is no R-CNN; give rcnn_vgg16 or rcnn_alexnet.")
     sources = [
-        open_source(
+        load_dataset(
             dataset,
             split,
             data_dir=data_dir,

@@ -10,7 +10,7 @@ from PIL import Image
 
 import zoo
 from train.config import load_config
-from train.data import Source, align_source, decode_image, fit_source, open_source
+from train.data import Source, align_source, decode_image, fit_source, load_dataset
 from train.data.faces import LANDMARKS_FILE, align_face, read_landmarks
 from train.data.files import Files
 from train.data.landmarks import make_detector
@@ -71,7 +71,7 @@ def open_faces(
     Raises:
       ValueError: The protocol is "lfw" and the set has no pairs of its own.
     """
-    source = open_source(
+    source = load_dataset(
         dataset, split, data_dir=data_dir, color=color, task="verification"
     )
     if protocol == "lfw" and source.pairs is None:

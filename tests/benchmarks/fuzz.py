@@ -37,10 +37,10 @@ from PIL import Image
 import zoo
 from train.config import load_config, save_config
 from train.configs import get_config
-from train.data import fit_source, open_source
+from train.data import fit_source, load_dataset
+from train.data.checks import find_problems
 from train.data.decode import decode_image, decode_mask, read_orientation
-from train.data.folder import find_layout
-from train.data.survey import find_problems
+from train.data.formats.image_folder import find_layout
 from train.history import read_history
 from zoo.spec import Preprocess
 
@@ -222,7 +222,7 @@ def write_zip(rng: Rng, folder: Path) -> None:
 
 
 def read_zip(folder: Path) -> None:
-    _read_all(open_source(f"imagefolder:{folder / 'case.zip'}", "train"))
+    _read_all(load_dataset(f"imagefolder:{folder / 'case.zip'}", "train"))
 
 
 VOC = """<annotation><size><width>20</width><height>20</height></size><object><name>cow
@@ -275,7 +275,7 @@ def write_voc(rng: Rng, folder: Path) -> None:
 
 
 def read_voc(folder: Path) -> None:
-    _read_all(open_source(f"voc:{folder / 'voc'}", "train"))
+    _read_all(load_dataset(f"voc:{folder / 'voc'}", "train"))
 
 
 COCO = {
@@ -309,12 +309,12 @@ def write_coco(rng: Rng, folder: Path) -> None:
 
 def read_coco(folder: Path) -> None:
     root = next(folder.iterdir())
-    source = open_source(f"coco:{root}", "train")
+    source = load_dataset(f"coco:{root}", "train")
     _read_all(source)
     find_problems(fit_source(source, TAKES))
     file = root / "annotations/instances_train.json"
     if "{split}" not in str(root):
-        open_source(f"coco:{file}:{root / 'train'}", "train")
+        load_dataset(f"coco:{file}:{root / 'train'}", "train")
 
 
 def write_pairs(rng: Rng, folder: Path) -> None:
@@ -338,7 +338,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def read_pairs(folder: Path) -> None:
-    source = open_source(f"masks:{folder / 'set'}", "train")
+    source = load_dataset(f"masks:{folder / 'set'}", "train")
     find_problems(fit_source(source, TAKES))
     _read_all(source)
 

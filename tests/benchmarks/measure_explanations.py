@@ -25,7 +25,7 @@ from benchmark_rounds import machine, say
 
 import zoo
 from train.config import load_config
-from train.data import fit_source, open_source
+from train.data import fit_source, load_dataset
 from zoo import explain
 from zoo.explain.sanity import magnitude
 
@@ -47,7 +47,7 @@ def load(options):
         weights, dataset = str(options.run), dataset or data.dataset
         split = split or data.eval_split
     model, variables, card = zoo.create_with_card(name, weights=weights)
-    source = open_source(
+    source = load_dataset(
         dataset,
         split or "test",
         color={1: "grey", 3: "rgb"}[card.preprocess.channels],

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import zoo
-from train.data.shapes import MAX_BOXES, fitted_shapes
+from train.data.preprocess import MAX_BOXES, fitted_shapes
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
 from train.tasks import make_task

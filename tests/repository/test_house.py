@@ -119,8 +119,8 @@ def parse(path):
 
 def find_room(module):
     """The room of the module "zoo.weights.files", here "zoo/weights"."""
-    path = module.replace(".", "/")
-    for room in (path, path.rsplit("/", 1)[0], f"{path}/__init__"):
+    path = Path(*module.split("."))
+    for room in (*map(str, (path, *path.parents)), f"{path}/__init__"):
         if room in FLOORS:
             return room
     raise AssertionError(f"{module} is in no room; give it a floor")

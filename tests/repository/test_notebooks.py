@@ -145,7 +145,7 @@ def test_notebook_runs_in_smoke_mode(name, tmp_path, monkeypatch):
     assert count_pictures(executed) == count_pictures(written(name))
     # Data sets where one is opened by name, and what was trained; nothing else.
     source = (FOLDER / f"{name}.py").read_text()
-    opened = {*re.findall(r'open_source\("(\w+)"', source)}
+    opened = {*re.findall(r'load_dataset\("(\w+)"', source)}
     expected = ["data", "runs"] if opened else ["runs"]
     assert sorted(path.name for path in folder.iterdir()) == expected
     assert all((folder / "data" / data_set).is_dir() for data_set in opened)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_runs import make_config, write_images
 
-from train.data import Subset, array_source, open_source
+from train.data import Subset, array_source, load_dataset
 from train.fingerprints import check_fingerprints, save_fingerprints
 from train.loop import fit, resume_run
 
@@ -16,7 +16,7 @@ def test_what_changes_a_fingerprint(tmp_path):
     second = write_images(tmp_path / "b", {"train": 3, "test": 2})
 
     def read(root, split="train"):
-        return open_source(f"imagefolder:{root}", split).fingerprint()
+        return load_dataset(f"imagefolder:{root}", split).fingerprint()
 
     before = read(first)
     assert before["count"] == 9
@@ -25,7 +25,7 @@ def test_what_changes_a_fingerprint(tmp_path):
     (second / "train/a/00.png").rename(second / "train/a/99.png")
     assert read(second)["count"] == 9
     assert read(second)["sha256"] != before["sha256"]
-    source = open_source(f"imagefolder:{first}", "train")
+    source = load_dataset(f"imagefolder:{first}", "train")
     shuffled = Subset(source, np.arange(9)[::-1])
     assert shuffled.fingerprint()["sha256"] != before["sha256"]
     renamed = Subset(source, np.arange(9), class_names=("x", "b", "c"))

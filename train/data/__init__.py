@@ -4,20 +4,20 @@ Nothing here needs TensorFlow: data sets are read through TFDS's data sources, a
 batches are made by grain. The names below are the room's public door.
 """
 
+from train.data.box_transforms import parse_geometry
+from train.data.checks import find_problems
 from train.data.crops import parse_crop
+from train.data.datasets import load_dataset
 from train.data.decode import BadImage, decode_image
 from train.data.faces import FaceSource, align_source, choose_alignment
-from train.data.fit import (
+from train.data.pipeline import epoch_order, eval_batches, train_stream
+from train.data.preprocess import (
     fit_source,
     load_resident,
     resident_bytes,
     skip_bad_images,
 )
-from train.data.geometry import parse_geometry
-from train.data.opening import open_source
-from train.data.pipeline import epoch_order, eval_batches, train_stream
 from train.data.source import Source, Subset, array_source
-from train.data.survey import find_problems
 
 __all__ = [
     "BadImage",
@@ -32,8 +32,8 @@ __all__ = [
     "eval_batches",
     "find_problems",
     "fit_source",
+    "load_dataset",
     "load_resident",
-    "open_source",
     "parse_crop",
     "parse_geometry",
     "resident_bytes",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from train.data.rng import RandomStream
 from zoo.ops.augment import parse_call
 from zoo.preprocess import fit_image
 from zoo.spec import Preprocess
@@ -22,17 +23,19 @@ ATTEMPTS = 10  # of `area` to find a part that fits into the image
 
 
 def draw_numbers(seed: int, step: int, index: int) -> np.ndarray:
-    """Draws what a crop takes: float64 [4 * ATTEMPTS], uniform in 0 .. 1 without 1.
+    """Draws the random numbers of a crop.
 
     Args:
-      seed: Of the training, 0 or more.
-      step: Of the training, from 0.
-      index: Place of the image in its set.
+      seed: The seed of the training, 0 or more.
+      step: The training step, from 0.
+      index: The position of the image in its data set.
+
+    Returns:
+      float64 [4 * ATTEMPTS], uniform in [0, 1).
     """
-    # numpy promises this stream never to change. The order of the images has the same
-    # key with the counter at 0.
-    bits = np.random.Philox(key=[seed, step], counter=[0, index + 1, 0, 0])
-    return (bits.random_raw(4 * ATTEMPTS) >> np.uint64(11)) * 2.0**-53
+    # The order of the images has the same key with the counter at 0.
+    stream = RandomStream((seed, step), (0, index + 1))
+    return stream.uniform(shape=(4 * ATTEMPTS,))
 
 
 def center(

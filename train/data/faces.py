@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from train.data.decode import decode_image
-from train.data.draws import Draws
 from train.data.files import Files
+from train.data.rng import RandomStream
 from train.data.source import Source
 from zoo.face.alignment import COUNTS, align
 from zoo.face.verification import UNKNOWN, FaceSet, Pairs
@@ -219,9 +219,9 @@ def make_pairs(
     """
     if candidates is None:
         candidates = np.ones(len(people), bool)
-    draws = Draws((seed, 7))
+    rng = RandomStream((seed, 7))
     names = np.unique(people[candidates])
-    names = names[draws.order(len(names))]
+    names = names[rng.permutation(len(names))]
     parts = FOLDS if len(names) >= 2 * FOLDS else 1
     each = PAIRS_EACH * (FOLDS // parts)
     first, second, same, fold = [], [], [], []
@@ -237,11 +237,11 @@ def make_pairs(
                 "of one person, or no two of two people; no pairs can be made."
             )
         for is_same, kind in zip((True, False), kinds, strict=True):
-            chosen = np.sort(kind[draws.order(len(kind))[:count]])
+            chosen = np.sort(kind[rng.permutation(len(kind))[:count]])
             first.append(at[a[chosen]])
             second.append(at[b[chosen]])
             same.append(np.full(count, is_same))
-            places = draws.order(count) * FOLDS // count
+            places = rng.permutation(count) * FOLDS // count
             fold.append(places if parts == 1 else np.full(count, part))
     return Pairs(
         np.concatenate(first).astype(np.int32),

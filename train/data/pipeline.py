@@ -23,10 +23,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from train.data.box_transforms import Geometry, parse_geometry
 from train.data.crops import Crop, draw_numbers, parse_crop
-from train.data.fit import FittedSource, fit_source
-from train.data.geometry import Geometry, parse_geometry
-from train.data.shapes import MAX_BOXES, fit_example
+from train.data.preprocess import MAX_BOXES, FittedSource, fit_example, fit_source
 from train.data.source import Example, Source
 from zoo.spec import Preprocess
 

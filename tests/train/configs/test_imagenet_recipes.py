@@ -29,7 +29,7 @@ from tiny_runs import (
 import zoo
 from train.config import ModelConfig
 from train.configs import get_config
-from train.data import open_source, parse_crop
+from train.data import load_dataset, parse_crop
 from train.data.crops import draw_numbers
 from train.experiment import prepare_experiment
 from train.feeds import make_feed
@@ -171,7 +171,7 @@ def shrink(name, folder, **changes):
 def test_training_cuts_anywhere_and_evaluation_the_centre(folder):
     experiment = prepare_experiment(shrink("imagenet_resnet50", folder))
     config, pre = experiment.config, experiment.card.preprocess
-    source = open_source(config.data.dataset, config.data.eval_split, color="rgb")
+    source = load_dataset(config.data.dataset, config.data.eval_split, color="rgb")
     assert source.split == "val"
     assert source.class_names == CLASSES
     assert {source.image(i).shape[-1] for i in range(9)} == {3}

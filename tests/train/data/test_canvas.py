@@ -6,9 +6,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from train.data import canvas, open_source
-from train.data.canvas import SIDE, draw_canvas
-from train.data.digits import read_digits
+from train.data import load_dataset
+from train.data.formats import digits
+from train.data.formats.digits import SIDE, draw_canvas, read_digits
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def data_dir(tmp_path_factory):
 def few(data_dir):
     """Both tasks' sources of a smaller set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canvas, "COUNTS", {"train": 60, "test": 20})
+        patch.setattr(digits, "COUNTS", {"train": 60, "test": 20})
         return {
-            task: open_source("digits_canvas", "train", data_dir=data_dir, task=task)
+            task: load_dataset("digits_canvas", "train", data_dir=data_dir, task=task)
             for task in ("detection", "segmentation")
         }
 
@@ -111,4 +111,4 @@ def test_a_canvas_follows_from_its_number():
 
 
 def test_sizes_of_the_splits():
-    assert canvas.COUNTS == {"train": 4000, "test": 400}
+    assert digits.COUNTS == {"train": 4000, "test": 400}

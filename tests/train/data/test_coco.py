@@ -7,7 +7,7 @@ import logging
 import pytest
 from PIL import Image
 
-from train.data import open_source
+from train.data import load_dataset
 
 CONTENT = {
     "images": [
@@ -46,7 +46,7 @@ def test_images_objects_and_categories(tmp_path, layout):
     name = f"coco:{path}"
     if layout == "file":
         name += f"/annotations/instances_{{split}}2017.json:{path}/{{split}}2017"
-    source = open_source(name, "train")
+    source = load_dataset(name, "train")
     assert source.task == "detection"
     assert source.class_names == ("bicycle", "toothbrush")  # by their numbers
     files = [source.provenance(i) for i in range(3)]
@@ -64,25 +64,25 @@ def test_splits_and_relative_paths(tmp_path):
     write(tmp_path / "s", CONTENT)
     less = CONTENT | {"annotations": []}
     write(tmp_path / "s", less, "val2017")
-    both = open_source("coco:s", "train+val", data_dir=tmp_path)
+    both = load_dataset("coco:s", "train+val", data_dir=tmp_path)
     assert len(both) == 6
     assert both.split == "train+val"
     assert both.provenance(3).endswith("val2017/b.png")
     assert len(both[1]["boxes"]) == 2
     assert len(both[4]["boxes"]) == 0
     name = "coco:s/annotations/instances_{split}.json:s/{split}"
-    assert len(open_source(name, "val2017", data_dir=tmp_path)) == 3
-    assert len(open_source("coco:s", "validation", data_dir=tmp_path)) == 3
+    assert len(load_dataset(name, "val2017", data_dir=tmp_path)) == 3
+    assert len(load_dataset("coco:s", "validation", data_dir=tmp_path)) == 3
     with pytest.raises(ValueError, match=r"no annotations for split 'test'; it has tr"):
-        open_source("coco:s", "test", data_dir=tmp_path)
+        load_dataset("coco:s", "test", data_dir=tmp_path)
     write(tmp_path / "s", CONTENT, "train2014")
     with pytest.raises(ValueError, match="several annotations for split 'train'"):
-        open_source("coco:s", "train", data_dir=tmp_path)
+        load_dataset("coco:s", "train", data_dir=tmp_path)
     other = copy.deepcopy(less)
     other["categories"][0]["name"] = "comb"
     write(tmp_path / "s", other, "val2017")
     with pytest.raises(ValueError, match=r"val has other classes than .* train2017"):
-        open_source("coco:s", "train2017+val", data_dir=tmp_path)
+        load_dataset("coco:s", "train2017+val", data_dir=tmp_path)
 
 
 def test_empty_boxes_are_left_out_and_named(tmp_path, caplog):
@@ -90,7 +90,7 @@ def test_empty_boxes_are_left_out_and_named(tmp_path, caplog):
     content["annotations"][0]["bbox"] = [5, 5, 0, 3]
     content["annotations"][1]["bbox"] = [50, 5, 4, 3]
     with caplog.at_level(logging.WARNING):
-        source = open_source(f"coco:{write(tmp_path / 's', content)}", "train")
+        source = load_dataset(f"coco:{write(tmp_path / 's', content)}", "train")
     assert "train2017.json: 2 box(es)" in caplog.text
     assert "a.png: annotation 1: box 5, 5, 5, 8" in caplog.text
     assert [len(source[i]["boxes"]) for i in range(3)] == [0, 1, 0]
@@ -164,25 +164,25 @@ def changed(kind, place, **values):
 def test_bad_files_are_named(tmp_path, content, message):
     path = write(tmp_path / "s", content)
     with pytest.raises(ValueError, match=message):
-        open_source(f"coco:{path}", "train")
+        load_dataset(f"coco:{path}", "train")
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json does not exist; expected coco:"):
-        open_source(f"coco:{tmp_path}/none.json:{tmp_path}", "train")
+        load_dataset(f"coco:{tmp_path}/none.json:{tmp_path}", "train")
     with pytest.raises(ValueError, match="it has none at all; expected coco:DIR"):
-        open_source(f"coco:{tmp_path}", "train")
+        load_dataset(f"coco:{tmp_path}", "train")
 
 
 @pytest.mark.parametrize("folder", ["{coco}", "{0}", "a{b", "100%s"])
 def test_braces_in_paths_stand_for_themselves(tmp_path, folder):
     path = write(tmp_path / folder, CONTENT)
     name = f"coco:{path}/annotations/instances_{{split}}2017.json:{path}/{{split}}2017"
-    assert len(open_source(name, "train")) == 3
-    assert len(open_source(f"coco:{path}", "train")) == 3
+    assert len(load_dataset(name, "train")) == 3
+    assert len(load_dataset(f"coco:{path}", "train")) == 3
 
 
 def test_names_of_splits_in_other_forms(tmp_path):
     path = write(tmp_path / "s", CONTENT, "Training")
     write(path, CONTENT, "VAL")
-    assert len(open_source(f"coco:{path}", "train+validation")) == 6
+    assert len(load_dataset(f"coco:{path}", "train+validation")) == 6

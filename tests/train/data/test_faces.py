@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import align_source, choose_alignment, open_source
-from train.data.draws import Draws
-from train.data.face_model import average_person, draw_person, landmarks
+from train.data import align_source, choose_alignment, load_dataset
 from train.data.faces import first_pictures, make_pairs, read_landmarks, write_landmarks
-from train.data.faces_synthetic import Expression, View, draw_example, render, rotate
 from train.data.files import Files
+from train.data.formats.face_model import average_person, draw_person, landmarks
+from train.data.formats.synthetic_faces import (
+    Expression,
+    View,
+    draw_example,
+    render,
+    rotate,
+)
+from train.data.rng import RandomStream
 from zoo.face.reference import LANDMARKS
 from zoo.spec import Preprocess
 
@@ -44,7 +50,7 @@ Person_C 2 Person_D 3
 def test_lfw_and_its_pairs(tmp_path):
     make_lfw(tmp_path)
     (tmp_path / "pairs.txt").write_text(PAIRS)
-    source = open_source(f"lfw:{tmp_path}", "test")
+    source = load_dataset(f"lfw:{tmp_path}", "test")
     assert source.class_names == tuple(f"Person_{c}" for c in "ABCD")
     assert len(source) == 10  # Two of twelve pictures are in no pair.
     pairs = source.face_set().pairs
@@ -54,14 +60,14 @@ def test_lfw_and_its_pairs(tmp_path):
     assert source.provenance(pairs.second[7]).endswith("Person_D_0003.jpg")
     same = source.people[pairs.first] == source.people[pairs.second]
     np.testing.assert_array_equal(same, pairs.same)
-    everything = open_source(f"lfw:{tmp_path}", "all")
+    everything = load_dataset(f"lfw:{tmp_path}", "all")
     assert len(everything) == 12
     (tmp_path / "people.txt").write_text("2\n1\nPerson_A 3\n1\nPerson_C 3\n")
-    assert len(open_source(f"lfw:{tmp_path}", "all")) == 6
+    assert len(load_dataset(f"lfw:{tmp_path}", "all")) == 6
     (tmp_path / "pairsDevTrain.txt").write_text(
         "1\nPerson_A 1 2\nPerson_A 1 Person_B 1\n"
     )
-    assert len(open_source(f"lfw:{tmp_path}", "train")) == 3
+    assert len(load_dataset(f"lfw:{tmp_path}", "train")) == 3
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_a_wrong_list_of_pairs_is_named(tmp_path, old, new, message):
     make_lfw(tmp_path)
     (tmp_path / "pairs.txt").write_text(PAIRS.replace(old, new, 1))
     with pytest.raises(ValueError, match=message):
-        open_source(f"lfw:{tmp_path}", "test")
+        load_dataset(f"lfw:{tmp_path}", "test")
 
 
 @pytest.mark.parametrize(
@@ -101,15 +107,15 @@ def test_a_wrong_list_of_people_is_named(tmp_path, people, message):
     make_lfw(tmp_path)
     (tmp_path / "people.txt").write_text(people)
     with pytest.raises(ValueError, match=message):
-        open_source(f"lfw:{tmp_path}", "all")
+        load_dataset(f"lfw:{tmp_path}", "all")
 
 
 def test_lfw_without_pictures_or_lists(tmp_path):
     with pytest.raises(ValueError, match=r"NAME/NAME_0001\.jpg, found none"):
-        open_source(f"lfw:{tmp_path}", "test")
+        load_dataset(f"lfw:{tmp_path}", "test")
     make_lfw(tmp_path)
     with pytest.raises(ValueError, match=r"split 'test' needs the file pairs\.txt"):
-        open_source(f"lfw:{tmp_path}", "test")
+        load_dataset(f"lfw:{tmp_path}", "test")
 
 
 def test_youtube_faces_are_templates(tmp_path):
@@ -118,7 +124,7 @@ def test_youtube_faces_are_templates(tmp_path):
             save(tmp_path / "frames" / video / f"{frame}.jpg")
     lines = ["fold, first, second, same", "1, Ann/0, Ann/1, 1", "2, Ann/0, Bob/2, 0"]
     (tmp_path / "splits.txt").write_text("\n".join(lines))
-    source = open_source(f"ytf:{tmp_path}", "test")
+    source = load_dataset(f"ytf:{tmp_path}", "test")
     assert len(source) == 9  # Bob's video 0 is in no pair.
     faces = source.face_set()
     np.testing.assert_array_equal(faces.templates, np.repeat([0, 1, 2], 3))
@@ -126,17 +132,17 @@ def test_youtube_faces_are_templates(tmp_path):
     np.testing.assert_array_equal(faces.pairs.same, [True, False])
     (tmp_path / "splits.txt").write_text("1, Ann/0, Ann/7, 1")
     with pytest.raises(ValueError, match="line 1: video Ann/7 is not there"):
-        open_source(f"ytf:{tmp_path}", "test")
+        load_dataset(f"ytf:{tmp_path}", "test")
 
 
 def test_orl_keeps_probes_and_ten_people_out_of_training(tmp_path):
     for person in range(1, 41):
         for number in range(1, 11):
             save(tmp_path / f"s{person}" / f"{number}.pgm", person, mode="L")
-    train = open_source(f"orl:{tmp_path}", "train", color="rgb")
+    train = load_dataset(f"orl:{tmp_path}", "train", color="rgb")
     assert len(train) == 150
     assert len(train.class_names) == 30
-    test = open_source(f"orl:{tmp_path}", "test", color="rgb")
+    test = load_dataset(f"orl:{tmp_path}", "test", color="rgb")
     assert test.class_names == train.class_names
     faces = test.face_set()
     assert len(test) == 400
@@ -157,10 +163,10 @@ def test_an_image_folder_is_of_people_for_this_task(tmp_path):
         for person in people:
             for i in range(4):
                 save(tmp_path / split / person / f"{i}.png")
-    source = open_source(f"imagefolder:{tmp_path}", "test", task="verification")
+    source = load_dataset(f"imagefolder:{tmp_path}", "test", task="verification")
     assert source.class_names == ("a", "b")
     np.testing.assert_array_equal(np.unique(source.labels), [-1, 1])
-    assert open_source(f"imagefolder:{tmp_path}", "test").task == "classification"
+    assert load_dataset(f"imagefolder:{tmp_path}", "test").task == "classification"
 
 
 def test_pairs_are_of_people_who_are_in_one_fold_alone():
@@ -216,14 +222,14 @@ def test_alignment_goes_as_far_as_the_landmarks(tmp_path):
         for i in range(2):
             save(tmp_path / person / f"{i}.png", 60 * i)
     name = f"imagefolder:{tmp_path}"
-    source = open_source(name, "all", task="verification")
+    source = load_dataset(name, "all", task="verification")
     assert choose_alignment(source, "auto") == "none"
     with pytest.raises(ValueError, match="'2d' needs one of"):
         choose_alignment(source, "2d")
     six = np.array([[6, 8], [14, 8], [10, 12], [7, 16], [10, 16], [13, 16]], np.float32)
     files = [f"{person}/{i}.png" for person in "ab" for i in range(2)]
     write_landmarks(tmp_path / "landmarks.csv", dict.fromkeys(files[:-1], six))
-    source = open_source(name, "all", task="verification")
+    source = load_dataset(name, "all", task="verification")
     assert choose_alignment(source, "auto") == "2d"
     with pytest.raises(ValueError, match="'3d' needs 67 or 68 landmarks"):
         choose_alignment(source, "3d")
@@ -258,7 +264,9 @@ def test_landmarks_lie_on_what_is_drawn():
         blur=0.0,
         grain=0.0,
     )
-    image = render(person, view, Expression(), Draws((0, 0))).astype(float).mean(-1)
+    image = (
+        render(person, view, Expression(), RandomStream((0, 0))).astype(float).mean(-1)
+    )
     points = view.project(landmarks(person)) - 0.5
     for eye in (slice(36, 42), slice(42, 48)):
         x, y = points[eye].mean(0).round().astype(int)
@@ -275,7 +283,7 @@ def test_the_reference_is_the_average_of_the_model():
 
 
 def test_people_differ():
-    people = [draw_person(Draws((i, 1))) for i in range(20)]
+    people = [draw_person(RandomStream((i, 1))) for i in range(20)]
     shapes = np.stack([landmarks(person) for person in people])
     gaps = np.linalg.norm(shapes[:, None] - shapes[None], axis=-1).mean(-1)
     assert gaps[~np.eye(20, dtype=bool)].min() > 0.02

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, files, folder, open_source
+from train.data import BadImage, files, load_dataset
 from train.data.files import Files
-from train.data.folder import find_layout
+from train.data.formats import image_folder
+from train.data.formats.image_folder import find_layout
 
 
 def png(value: int, size: int = 4) -> bytes:
@@ -54,7 +55,7 @@ WITH_SPLITS = [
 @pytest.mark.parametrize("around", ["", "set/", "a/b/"])
 def test_splits_classes_and_images(tmp_path, zipped, around):
     path = write(tmp_path / "s", [around + p for p in WITH_SPLITS], zipped)
-    train = open_source(f"imagefolder:{path}", "train")
+    train = load_dataset(f"imagefolder:{path}", "train")
     assert train.class_names == ("ape", "cat", "dog")
     assert train.labels.tolist() == [1, 1, 2]
     assert train.labels.dtype == np.int32
@@ -63,10 +64,10 @@ def test_splits_classes_and_images(tmp_path, zipped, around):
     example = train[2]
     assert (example["label"], example["index"]) == (2, 2)
     # A split that lacks classes keeps their numbers.
-    test = open_source(f"imagefolder:{path}", "test")
+    test = load_dataset(f"imagefolder:{path}", "test")
     assert (test.class_names, test.labels.tolist()) == (train.class_names, [0])
     for alias in ("val", "valid", "validation"):
-        assert open_source(f"imagefolder:{path}", alias).labels.tolist() == [2]
+        assert load_dataset(f"imagefolder:{path}", alias).labels.tolist() == [2]
 
 
 def test_a_lone_split_and_lone_top_folders():
@@ -114,7 +115,7 @@ def test_what_is_no_image_is_left_alone(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("cat/notes.txt", "hello")
         archive.writestr("README.md", "hello")
-    source = open_source(f"imagefolder:{path}", "all")
+    source = load_dataset(f"imagefolder:{path}", "all")
     assert source.class_names == ("cat", "dog")
     assert reds(source) == [0, 4]
 
@@ -136,20 +137,20 @@ def test_what_is_no_image_is_left_alone(tmp_path):
 def test_other_layouts_are_errors_that_name_them(tmp_path, paths, message, zipped):
     path = write(tmp_path / "s", paths, zipped)
     with pytest.raises(ValueError, match=message):
-        open_source(f"imagefolder:{path}", "train")
+        load_dataset(f"imagefolder:{path}", "train")
 
 
 def test_unknown_split_and_path(tmp_path):
     path = write(tmp_path / "s", WITH_SPLITS, False)
     with pytest.raises(ValueError, match="no split 'tset'; it has test, train, val"):
-        open_source(f"imagefolder:{path}", "tset")
+        load_dataset(f"imagefolder:{path}", "tset")
     with pytest.raises(ValueError, match="none does not exist"):
-        open_source(f"imagefolder:{tmp_path}/none", "train")
+        load_dataset(f"imagefolder:{tmp_path}/none", "train")
     (tmp_path / "x.zip").write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"x\.zip is not a folder or zip file"):
-        open_source(f"imagefolder:{tmp_path}/x.zip", "train")
+        load_dataset(f"imagefolder:{tmp_path}/x.zip", "train")
     # A relative path starts at data_dir.
-    assert len(open_source("imagefolder:s", "train", data_dir=tmp_path)) == 3
+    assert len(load_dataset("imagefolder:s", "train", data_dir=tmp_path)) == 3
 
 
 def test_bad_files_name_themselves(tmp_path):
@@ -158,15 +159,17 @@ def test_bad_files_name_themselves(tmp_path):
     at = raw.index(png(0)) + 50
     raw[at] ^= 255  # the sum of zip's own no longer fits
     path.write_bytes(raw)
-    source = open_source(f"imagefolder:{path}", "all")
+    source = load_dataset(f"imagefolder:{path}", "all")
     with pytest.raises(BadImage, match=r"s\.zip/cat/1\.png: .*CRC"):
         source[0]
     assert reds(
-        folder.FolderSource(Files(path), "x", ("cat",), [("cat", "cat/2.png")], None)
+        image_folder.FolderSource(
+            Files(path), "x", ("cat",), [("cat", "cat/2.png")], None
+        )
     )
 
     plain = write(tmp_path / "t", ["cat/1.png"], False)
-    source = open_source(f"imagefolder:{plain}", "all")
+    source = load_dataset(f"imagefolder:{plain}", "all")
     (plain / "cat/1.png").write_bytes(png(0)[:40])
     with pytest.raises(BadImage, match=r"t/cat/1\.png: cannot be read"):
         source[0]
@@ -186,7 +189,7 @@ def test_corrupt_deflate_stream_is_a_bad_image(tmp_path):
     raw[start : start + 20] = b"\xff" * 20
     path.write_bytes(raw)
     with pytest.raises(BadImage, match=r"cat/1\.png: cannot be read"):
-        open_source(f"imagefolder:{path}", "all")[0]
+        load_dataset(f"imagefolder:{path}", "all")[0]
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
@@ -196,7 +199,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_MEMBER_BYTES", 4999)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     with pytest.raises(BadImage, match=r"cat/1\.png: .* 5000 bytes, .* 4999"):
-        open_source(f"imagefolder:{path}", "all")[0]
+        load_dataset(f"imagefolder:{path}", "all")[0]
 
 
 def _sum(source):
@@ -208,7 +211,7 @@ def _sum(source):
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_zip_is_read_by_processes_and_threads_at_once(tmp_path, method):
     path = write(tmp_path / "s", [f"cat/{i:03}.png" for i in range(200)], True)
-    source = open_source(f"imagefolder:{path}", "all")
+    source = load_dataset(f"imagefolder:{path}", "all")
     expected = list(range(200))
     assert reds(source) == expected  # open here, before the others start
     with multiprocessing.get_context(method).Pool(2) as pool:

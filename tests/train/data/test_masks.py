@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, array_source, fit_source, open_source
+from train.data import BadImage, array_source, fit_source, load_dataset
+from train.data.annotations import make_values
 from train.data.decode import decode_mask
-from train.data.masks import make_values
 from zoo.spec import Preprocess
 
 NAMES = ("sky", "road", "car")
@@ -61,7 +61,7 @@ def test_masks_are_the_numbers_in_their_files(tmp_path, mode, zipped):
     contents = files(**masks, val_x=encode(make_mask(7), mode))
     contents["set/classes.txt"] = "\n".join(NAMES).encode()
     path = write(tmp_path / "s", contents, zipped)
-    source = open_source(f"masks:{path}", "train")
+    source = load_dataset(f"masks:{path}", "train")
     assert (source.task, source.class_names, len(source)) == ("segmentation", NAMES, 3)
     for i in range(3):
         example = source[i]
@@ -72,7 +72,7 @@ def test_masks_are_the_numbers_in_their_files(tmp_path, mode, zipped):
         }
         np.testing.assert_array_equal(example["mask"], make_mask(i))
     assert source.provenance(1) == f"{path}/set/train/images/1.jpg"
-    both = open_source(f"masks:{path}", "validation+train")
+    both = load_dataset(f"masks:{path}", "validation+train")
     np.testing.assert_array_equal(both[0]["mask"], make_mask(7))
     assert len(both) == 4
 
@@ -82,17 +82,17 @@ def test_ignored_values(tmp_path):
     mask[0, 0], mask[0, 1] = 255, 11
     path = write(tmp_path / "s", files(train_a=encode(mask)))
     options = {"classes": "01234", "ignored": (11,)}
-    out = open_source(f"masks:{path}", "train", **options)[0]["mask"]
+    out = load_dataset(f"masks:{path}", "train", **options)[0]["mask"]
     assert out[0, 0] == out[0, 1] == 255
     np.testing.assert_array_equal(out[1:], mask[1:])
     # A class of the file can be ignored too; nothing valid may be left.
     options["ignored"] = (0, 1, 2, 3, 4, 11)
-    out = open_source(f"masks:{path}", "train", **options)[0]["mask"]
+    out = load_dataset(f"masks:{path}", "train", **options)[0]["mask"]
     assert (out == 255).all()
     with pytest.raises(ValueError, match=r"ignored=\(256,\).*: values of masks are 0"):
-        open_source(f"masks:{path}", "train", classes="ab", ignored=(256,))
+        load_dataset(f"masks:{path}", "train", classes="ab", ignored=(256,))
     with pytest.raises(ValueError, match=r"digits: ignored=\(1,\).* is for files with"):
-        open_source("digits", "train", data_dir=tmp_path, ignored=(1,))
+        load_dataset("digits", "train", data_dir=tmp_path, ignored=(1,))
     with pytest.raises(ValueError, match="256 classes: masks have 1 to 255"):
         make_values(256)
     assert make_values(255)[254] == 254
@@ -118,7 +118,7 @@ def test_ignored_values(tmp_path):
 )
 def test_bad_masks_name_their_file(tmp_path, mask, message):
     path = write(tmp_path / "s", files(train_a=mask, train_b=encode(make_mask())))
-    source = open_source(f"masks:{path}", "train", classes=NAMES)
+    source = load_dataset(f"masks:{path}", "train", classes=NAMES)
     with pytest.raises(BadImage, match=f"masks/{message}"):
         source[0]
     np.testing.assert_array_equal(source[1]["mask"], make_mask())
@@ -132,7 +132,7 @@ def test_bad_pairs_can_be_skipped(tmp_path, caplog):
         train_d=encode(make_mask(3)),
     )
     path = write(tmp_path / "s", contents)
-    source = open_source(f"masks:{path}", "train", classes=NAMES)
+    source = load_dataset(f"masks:{path}", "train", classes=NAMES)
     preprocess = Preprocess(size=9, channels=3, mean=(0,) * 3, std=(1,) * 3, fit="keep")
     good = fit_source(source, preprocess, on_bad_image="skip")
     assert "2 of 4 images are left out" in caplog.text
@@ -165,35 +165,35 @@ def test_layouts_that_are_refused(tmp_path):
     path = write(tmp_path / "s", contents)
     message = r"2 of 3 images of split 'train' have no mask; .* set/train/masks/b\.png"
     with pytest.raises(ValueError, match=message):
-        open_source(f"masks:{path}", "train", classes=NAMES)
+        load_dataset(f"masks:{path}", "train", classes=NAMES)
     path = write(tmp_path / "t", files(train_a=encode(make_mask())))
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
-        open_source(f"masks:{path}", "test", classes=NAMES)
+        load_dataset(f"masks:{path}", "test", classes=NAMES)
     with pytest.raises(ValueError, match=r"classes=.* or in a file set/classes\.txt"):
-        open_source(f"masks:{path}", "train")
+        load_dataset(f"masks:{path}", "train")
     with pytest.raises(ValueError, match="no folder SPLIT/images"):
-        open_source(f"masks:{path}/set/train/masks", "train", classes=NAMES)
+        load_dataset(f"masks:{path}/set/train/masks", "train", classes=NAMES)
     with pytest.raises(
         ValueError, match="is for segmentation, not for task='detection'"
     ):
-        open_source(f"masks:{path}", "train", classes=NAMES, task="detection")
+        load_dataset(f"masks:{path}", "train", classes=NAMES, task="detection")
     with pytest.raises(ValueError, match="did you mean 'segmentation'"):
-        open_source(f"masks:{path}", "train", classes=NAMES, task="segmentatoin")
+        load_dataset(f"masks:{path}", "train", classes=NAMES, task="segmentatoin")
     with pytest.raises(
         ValueError, match="per_class=1 is not possible for segmentation"
     ):
-        open_source(f"masks:{path}", "train", classes=NAMES, per_class=1)
+        load_dataset(f"masks:{path}", "train", classes=NAMES, per_class=1)
     write(path, {"other/train/images/z.png": encode(make_mask())})
     with pytest.raises(ValueError, match="two splits other/train and set/train"):
-        open_source(f"masks:{path}", "train", classes=NAMES)
+        load_dataset(f"masks:{path}", "train", classes=NAMES)
 
 
 def test_what_a_name_may_begin_with(tmp_path):
-    from train.data.opening import FORMATS
+    from train.data.datasets import FORMATS
 
     message = r"unknown data set 'mask:x'; did you mean .*'masks'"
     with pytest.raises(ValueError, match=message) as error:
-        open_source("mask:x", "train", data_dir=tmp_path)
+        load_dataset("mask:x", "train", data_dir=tmp_path)
     for form in FORMATS:
         assert f"{form}:PATH" in str(error.value)
     assert array_source(np.zeros((1, 2, 2), np.uint8), [0]).task == "classification"
@@ -204,9 +204,9 @@ def test_what_has_no_other_half_is_named(tmp_path, caplog):
     contents["set/train/masks/b.png"] = encode(make_mask())
     contents["set/train/images/c.txt"] = b"hello"
     path = write(tmp_path / "s", contents)
-    assert len(open_source(f"masks:{path}", "train", classes=NAMES)) == 1
+    assert len(load_dataset(f"masks:{path}", "train", classes=NAMES)) == 1
     assert "1 masks without an image (set/train/masks/b.png)" in caplog.text
     assert "1 no images that Pillow reads (1 x .txt)" in caplog.text
     (path / "set/train/images/a.png").write_bytes(encode(make_mask(), "RGB"))
     with pytest.raises(ValueError, match="two images called 'a'"):
-        open_source(f"masks:{path}", "train", classes=NAMES)
+        load_dataset(f"masks:{path}", "train", classes=NAMES)

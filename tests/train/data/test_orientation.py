@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, decode_image, open_source
+from train.data import BadImage, decode_image, load_dataset
 from train.data.decode import decode_mask, read_orientation
 
 # Of a view with a white square in its upper left corner, what is stored.
@@ -85,33 +85,33 @@ def write_voc(root, orientation, kind="jpeg"):
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_boxes_and_masks_drawn_on_the_upright_view(tmp_path, orientation, caplog):
     path = write_voc(tmp_path / "s", orientation)
-    boxes = open_source(f"voc:{path}", "train", orientation="upright")[0]
+    boxes = load_dataset(f"voc:{path}", "train", orientation="upright")[0]
     x1, y1, x2, y2 = boxes["boxes"][0].astype(int)
     assert boxes["image"][y1:y2, x1:x2].mean() > 240
-    masks = open_source(
+    masks = load_dataset(
         f"voc_masks:{path}", "train", orientation="upright", classes=("a", "b")
     )[0]
     assert masks["image"][masks["mask"] == 1].mean() > 240
     assert masks["image"][masks["mask"] == 0].mean() < 15
     assert not caplog.records
     # Where nothing is said, it is counted and named.
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     assert "1 of 1 images have an EXIF orientation" in caplog.text
     assert f"a.jpg: {orientation}" in caplog.text
     assert "--data.orientation upright" in caplog.text
     if orientation == 6:
         with pytest.raises(BadImage, match="orientation is 6, and turned upright it"):
             source[0]
-        voc_masks = open_source(f"voc_masks:{path}", "train", orientation="stored")
+        voc_masks = load_dataset(f"voc_masks:{path}", "train", orientation="stored")
         with pytest.raises(BadImage, match="orientation is 6, and turned upright it"):
             voc_masks[0]
 
 
 def test_the_warning_is_said_for_zips_and_other_formats_too(tmp_path, caplog):
     path = write_voc(tmp_path / "s", 8, "webp")
-    open_source(f"voc:{path}", "train", orientation="stored")
+    load_dataset(f"voc:{path}", "train", orientation="stored")
     assert not caplog.records
-    open_source(f"voc_masks:{path}", "train", classes=("a", "b"))
+    load_dataset(f"voc_masks:{path}", "train", classes=("a", "b"))
     assert "a.jpg: 8" in caplog.text
 
 
@@ -123,7 +123,7 @@ def test_an_orientation_behind_a_long_header_is_found(tmp_path, caplog):
     end = start + int.from_bytes(data[start : start + 2], "big")
     segment = b"\xff\xe5" + (65_000).to_bytes(2, "big") + bytes(64_998)
     file.write_bytes(data[:end] + 3 * segment + data[end:])
-    open_source(f"voc:{path}", "train")
+    load_dataset(f"voc:{path}", "train")
     assert "a.jpg: 3" in caplog.text
 
 
@@ -136,7 +136,7 @@ def test_classification_is_upright_unless_told_otherwise(tmp_path):
         ("upright", (30, 40)),
         ("stored", (40, 30)),
     ):
-        source = open_source(f"imagefolder:{tmp_path}/s", "all", orientation=option)
+        source = load_dataset(f"imagefolder:{tmp_path}/s", "all", orientation=option)
         assert source[0]["image"].shape[:2] == shape
     with pytest.raises(ValueError, match="orientation='up': expected one of auto"):
-        open_source(f"imagefolder:{tmp_path}/s", "all", orientation="up")
+        load_dataset(f"imagefolder:{tmp_path}/s", "all", orientation="up")

@@ -14,8 +14,8 @@ from train.data import (
     epoch_order,
     eval_batches,
     fit_source,
+    load_dataset,
     load_resident,
-    open_source,
     resident_bytes,
     skip_bad_images,
     train_stream,
@@ -43,7 +43,7 @@ def write_images(path, n=10, broken=()):
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(file)
         if i in broken:
             file.write_bytes(file.read_bytes()[:60])
-    return open_source(f"imagefolder:{path}", "train")
+    return load_dataset(f"imagefolder:{path}", "train")
 
 
 def take(stream, count):

@@ -15,20 +15,22 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data import cifar, digits, open_source, records
+from train.data import load_dataset
+from train.data.formats import cifar, digits
+from train.data.formats import tfds as tfds_format
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("tfds")
-    open_source("digits", "train", data_dir=path)
+    load_dataset("digits", "train", data_dir=path)
     return path
 
 
 def test_digits_are_scikit_learns(data_dir):
     found = {}
     for split, n in (("train", 1433), ("test", 364)):
-        source = open_source("digits", split, data_dir=data_dir)
+        source = load_dataset("digits", split, data_dir=data_dir)
         assert len(source) == n
         assert source.class_names == tuple("0123456789")
         found[split] = [
@@ -52,7 +54,7 @@ def test_digits_are_scikit_learns(data_dir):
 
 
 def test_digits_choices_colour_and_pickling(data_dir):
-    source = open_source(
+    source = load_dataset(
         "digits",
         "train",
         data_dir=data_dir,
@@ -64,17 +66,17 @@ def test_digits_choices_colour_and_pickling(data_dir):
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[3]["image"], source[3]["image"])
     assert source[3]["image"].shape == (8, 8, 3)
-    tenth = open_source("digits", "train[:10%]", data_dir=data_dir)
+    tenth = load_dataset("digits", "train[:10%]", data_dir=data_dir)
     assert len(tenth) == 143
     with pytest.raises(ValueError, match=r"'val'.*train.*test"):
-        open_source("digits", "val", data_dir=data_dir)
+        load_dataset("digits", "val", data_dir=data_dir)
     with pytest.raises(IndexError, match="143 examples, no #143"):
         tenth[143]
 
 
 def _open(path, barrier, answers):
     barrier.wait()
-    answers.put(len(open_source("digits", "test", data_dir=path)))
+    answers.put(len(load_dataset("digits", "test", data_dir=path)))
 
 
 @pytest.mark.apart
@@ -101,22 +103,22 @@ def test_the_slower_of_two_preparations_uses_the_faster_ones(tmp_path, monkeypat
 
     def overtaken(self, dl_manager):
         monkeypatch.setattr(digits.Digits, "_split_generators", split_generators)
-        open_source("digits", "train", data_dir=tmp_path)
+        load_dataset("digits", "train", data_dir=tmp_path)
         return split_generators(self, dl_manager)
 
     monkeypatch.setattr(digits.Digits, "_split_generators", overtaken)
-    assert len(open_source("digits", "train", data_dir=tmp_path)) == 1433
+    assert len(load_dataset("digits", "train", data_dir=tmp_path)) == 1433
 
 
 def test_preparing_digits_says_nothing(tmp_path, capfd):
-    open_source("digits", "train", data_dir=tmp_path)
+    load_dataset("digits", "train", data_dir=tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
 def test_digits_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'canon-zoo\[train\]'"):
-        open_source("digits", "train", data_dir=tmp_path)
+        load_dataset("digits", "train", data_dir=tmp_path)
     assert not (tmp_path / "digits" / "1.0.0").exists()
 
 
@@ -169,7 +171,7 @@ def test_cifar_from_an_archive_on_disk(tmp_path, monkeypatch, name, builder):
     images = cifar_archive(path, builder)
     expect(monkeypatch, builder, path)
     for split in ("train", "test"):
-        source = open_source(name, split, data_dir=tmp_path)
+        source = load_dataset(name, split, data_dir=tmp_path)
         rows = images[split][:, builder.LABELS - 1 :]  # the class, not the superclass
         assert rows_of(source) == sorted(row.tobytes() for row in rows)
         assert source.class_names[:2] == ("class0", "class1")
@@ -190,7 +192,7 @@ def test_cifar_is_downloaded_without_tensorflow(tmp_path, monkeypatch, capfd):
         try:
             url = f"http://127.0.0.1:{server.server_port}/{builder.ARCHIVE}"
             expect(monkeypatch, builder, served / builder.ARCHIVE, url)
-            source = open_source("cifar10", "test", data_dir=tmp_path / "data")
+            source = load_dataset("cifar10", "test", data_dir=tmp_path / "data")
         finally:
             server.shutdown()
     assert rows_of(source) == sorted(row.tobytes() for row in images["test"])
@@ -209,7 +211,7 @@ def test_another_archive_is_refused(tmp_path):
     with pytest.raises(
         Exception, match=r"cifar-10-binary\.tar\.gz, has wrong checksum"
     ):
-        open_source("cifar10", "train", data_dir=tmp_path)
+        load_dataset("cifar10", "train", data_dir=tmp_path)
     assert not (tmp_path / "cifar10_binary" / "1.0.0").exists()
 
 
@@ -232,7 +234,7 @@ def test_wrong_records_name_their_file(tmp_path, monkeypatch, files, message):
     cifar_archive(path, builder, files=files)
     expect(monkeypatch, builder, path)
     with pytest.raises(ValueError, match=message):
-        open_source("cifar10", "train", data_dir=tmp_path)
+        load_dataset("cifar10", "train", data_dir=tmp_path)
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
@@ -241,7 +243,7 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
     # TFDS tries for three minutes.
     monkeypatch.setattr(tfds.core.download.downloader, "MAX_RETRIES", 0)
     with pytest.raises(OSError, match=r"put cifar-10-binary\.tar\.gz into a folder"):
-        open_source("cifar10", "train", data_dir=tmp_path)
+        load_dataset("cifar10", "train", data_dir=tmp_path)
 
 
 # TFDS's own
@@ -277,7 +279,7 @@ def _made(path):
 
 
 def test_a_data_set_of_tfds(mock_mnist):
-    source = open_source("mnist", "test", data_dir=mock_mnist)
+    source = load_dataset("mnist", "test", data_dir=mock_mnist)
     assert len(source) == 3
     assert source.class_names == tuple("0123456789")
     assert source[1]["image"].shape == (28, 28, 1)
@@ -296,17 +298,17 @@ def test_a_data_set_of_tfds(mock_mnist):
 def test_unprepared_without_tensorflow_names_the_extra(tmp_path, name, capfd):
     message = rf"{name} is not prepared in .*'canon-zoo\[tfds-prepare\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
-        open_source(name, "train", data_dir=tmp_path)
+        load_dataset(name, "train", data_dir=tmp_path)
     assert capfd.readouterr().out == ""
 
 
 def test_unknown_names_are_met_with_near_ones(tmp_path):
     with pytest.raises(ValueError, match=r"unknown data set 'mnits'.*'mnist'"):
-        open_source("mnits", "train", data_dir=tmp_path)
+        load_dataset("mnits", "train", data_dir=tmp_path)
     with pytest.raises(ValueError, match=r"unknown data set 'digit'.*'digits'"):
-        open_source("digit", "train", data_dir=tmp_path)
+        load_dataset("digit", "train", data_dir=tmp_path)
     with pytest.raises(ValueError, match="imagefolder:PATH"):
-        open_source("imagefoldr", "train", data_dir=tmp_path)
+        load_dataset("imagefoldr", "train", data_dir=tmp_path)
 
 
 def test_a_set_without_image_and_label_is_refused():
@@ -314,7 +316,7 @@ def test_a_set_without_image_and_label_is_refused():
         {"image": tfds.features.Image(), "caption": tfds.features.Text()}
     )
     with pytest.raises(ValueError, match=r"cap: .* image \(Image\), caption \(Text\)"):
-        records.find_kind("cap", features, None)
+        tfds_format.find_kind("cap", features, None)
 
 
 def test_prepared_in_a_format_without_random_access(data_dir, monkeypatch):
@@ -323,4 +325,4 @@ def test_prepared_in_a_format_without_random_access(data_dir, monkeypatch):
 
     monkeypatch.setattr(digits.Digits, "as_data_source", refuse)
     with pytest.raises(ValueError, match=r"digits was prepared as .* another data_dir"):
-        open_source("digits", "train", data_dir=data_dir)
+        load_dataset("digits", "train", data_dir=data_dir)

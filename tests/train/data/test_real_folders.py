@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, open_source
-from train.data.files import Files
-from train.data.folder import find_layout
-from train.data.splits import split_kind
+from train.data import BadImage, load_dataset
+from train.data.files import Files, split_kind
+from train.data.formats.image_folder import find_layout
 
 
 def encode(kind="png", value=0):
@@ -29,7 +28,7 @@ def write(root, *names, content=None):
 
 
 def open_folder(root, split="all"):
-    return open_source(f"imagefolder:{root}", split)
+    return load_dataset(f"imagefolder:{root}", split)
 
 
 def members(source):

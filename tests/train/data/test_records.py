@@ -8,8 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data import BadImage, open_source, records
-from train.data.voc import CLASSES
+from train.data import BadImage, load_dataset
+from train.data.formats import tfds as tfds_format
+from train.data.formats.voc import CLASSES
 
 SIZE = (30, 40)  # height and width
 
@@ -61,7 +62,7 @@ def test_voc(tmp_path, name):
         {"image": PICTURE, "objects": empty},
         {"image": PICTURE, "objects": wrong},
     ):
-        source = open_source(name, "train", data_dir=tmp_path)
+        source = load_dataset(name, "train", data_dir=tmp_path)
     assert (source.task, source.class_names) == ("detection", CLASSES)
     # As those of VOC's own files: TFDS keeps pixels that are numbered from 1.
     assert source[0]["boxes"].tolist() == [[0, 0, 1, 1], [10, 5, 40, 30]]
@@ -147,7 +148,7 @@ def write_coco(data_dir):
 
 def test_coco(tmp_path):
     write_coco(tmp_path)
-    source = open_source("coco/2017", "train", data_dir=tmp_path)
+    source = load_dataset("coco/2017", "train", data_dir=tmp_path)
     assert (source.task, len(source), len(source.class_names)) == ("detection", 3, 80)
     assert source.class_names[79] == "toothbrush"
     examples = {int(e["image"][0, 0, 0]): e for e in map(source.__getitem__, range(3))}
@@ -156,7 +157,7 @@ def test_coco(tmp_path):
     assert both["boxes"].tolist() == [[1.5, 2.25, 11.75, 6], [0, 0, 40, 30]]
     assert both["classes"].tolist() == [79, 78]
     assert both["difficult"].tolist() == [False, True]  # a crowd
-    tenth = open_source("coco/2017:1.1.0", "train[:34%]", data_dir=tmp_path)
+    tenth = load_dataset("coco/2017:1.1.0", "train[:34%]", data_dir=tmp_path)
     assert len(tenth) == 1
 
 
@@ -166,12 +167,14 @@ def test_pets_have_labels_and_masks(tmp_path):
     record = {"image": PICTURE, "label": 3, "segmentation_mask": encoded(mask)}
     other = record | {"segmentation_mask": encoded(mask[:5])}
     with prepared("oxford_iiit_pet", tmp_path, record, other):
-        labelled = open_source("oxford_iiit_pet", "train", data_dir=tmp_path)
-        source = open_source(
+        labelled = load_dataset("oxford_iiit_pet", "train", data_dir=tmp_path)
+        source = load_dataset(
             "oxford_iiit_pet", "train", data_dir=tmp_path, task="segmentation"
         )
         with pytest.raises(ValueError, match=r"for task='detection'; it has .*species"):
-            open_source("oxford_iiit_pet", "train", data_dir=tmp_path, task="detection")
+            load_dataset(
+                "oxford_iiit_pet", "train", data_dir=tmp_path, task="detection"
+            )
     assert (labelled.task, int(labelled[0]["label"])) == ("classification", 3)
     assert source.class_names == ("pet", "background", "border")
     np.testing.assert_array_equal(source[0]["mask"], mask - 1)
@@ -187,7 +190,7 @@ def test_cityscapes_has_19_classes_of_its_34(tmp_path):
     ids[0, :36] = [*range(34), 255, 7]
     record = {"image_left": PICTURE, "segmentation_label": encoded(ids)}
     with prepared(name, tmp_path, record):
-        source = open_source(name, "train", data_dir=tmp_path)
+        source = load_dataset(name, "train", data_dir=tmp_path)
     assert source.task == "segmentation"
     assert len(source.class_names) == 19
     mask = source[0]["mask"]
@@ -220,6 +223,6 @@ def test_a_set_is_asked_what_it_is_for():
         r"x: expected .* 'objects' with 'bbox' and 'label' .* objects \(Sequence\)"
     )
     with pytest.raises(ValueError, match=message):
-        records.find_kind("x", features, None)
+        tfds_format.find_kind("x", features, None)
     with pytest.raises(ValueError, match="for task='segmentation'; it has"):
-        records.find_kind("x", features, "segmentation")
+        tfds_format.find_kind("x", features, "segmentation")

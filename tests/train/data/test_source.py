@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from train.data import Subset, array_source, open_source
-from train.data.choices import select
+from train.data import Subset, array_source, load_dataset
+from train.data.source import select
 
 NAMES = ("ape", "bee", "cat", "dog")
 
@@ -110,4 +110,4 @@ def test_subsets_nest_and_can_be_pickled():
 
 def test_color_is_checked():
     with pytest.raises(ValueError, match="color='gray': expected 'rgb', 'grey'"):
-        open_source("digits", "train", color="gray")
+        load_dataset("digits", "train", color="gray")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import BadImage, open_source, voc
-from train.data.markup import parse_xml
+from train.data import BadImage, load_dataset
+from train.data.formats import voc
+from train.data.formats.xml import parse_xml
 
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
 
@@ -73,7 +74,7 @@ LISTS = {"train": "a\nb\n", "val": "c  1\n\n", "test": "b"}
 @pytest.mark.parametrize("top", ["", "VOCdevkit/VOC2007/"])
 def test_images_and_objects(tmp_path, top, zipped):
     path = write(tmp_path / "s", THREE, LISTS, top=top, zipped=zipped)
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     assert (source.task, len(source)) == ("detection", 2)
     # Those of the whole set, whichever of them a split has.
     assert source.class_names == ("cow", "ewe", "hen")
@@ -95,9 +96,9 @@ def test_images_and_objects(tmp_path, top, zipped):
     assert source[1]["classes"].shape == (0,)
     assert source.provenance(1) == f"{path}/{top}JPEGImages/b.png"
     for alias in ("val", "valid", "validation"):
-        other = open_source(f"voc:{path}", alias)
+        other = load_dataset(f"voc:{path}", alias)
         assert other[0]["difficult"].tolist() == [True]
-    both = open_source(f"voc:{path}", "train+val")
+    both = load_dataset(f"voc:{path}", "train+val")
     assert [int(both[i]["image"][0, 0, 0]) for i in range(3)] == [0, 1, 2]
     assert both[2]["boxes"].tolist() == [[1, 2, 10, 12]]
     with pytest.raises(IndexError, match="3 examples, no #3"):
@@ -110,45 +111,45 @@ def test_several_years_side_by_side(tmp_path):
     path = write(tmp_path / "s", THREE, LISTS, top="VOC2007/")
     more = {"z": SIZE + box("cat", 1, 1, 9, 9)}
     write(path, more, {"train": "z"}, top="VOC2012/")
-    both = open_source(f"voc:{path}", "VOC2007/train+VOC2012/train")
+    both = load_dataset(f"voc:{path}", "VOC2007/train+VOC2012/train")
     assert both.class_names == ("cat", "cow", "ewe", "hen")
     assert len(both) == 3
     assert both[2]["classes"].tolist() == [0]
     message = r"no split 'train'; it has VOC2007/test, VOC2007/train, .*VOC2012/train"
     with pytest.raises(ValueError, match=message):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 def test_which_classes(tmp_path):
     objects = box("person", 1, 1, 9, 9) + box("cat", 1, 1, 9, 9)
     path = write(tmp_path / "voc", {"a": SIZE + objects}, {"train": "a"})
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     assert source.class_names == voc.CLASSES
     assert len(voc.CLASSES) == 20
     assert source[0]["classes"].tolist() == [14, 7]
     # Some of them, in an order of one's own.
-    chosen = open_source(f"voc:{path}", "train", classes=("dog", "cat"))
+    chosen = load_dataset(f"voc:{path}", "train", classes=("dog", "cat"))
     assert chosen.class_names == ("dog", "cat")
     assert chosen[0]["classes"].tolist() == [1]
     assert chosen[0]["boxes"].shape == (1, 4)
     with pytest.raises(ValueError, match=r"no class 'persn'; did you mean 'person'"):
-        open_source(f"voc:{path}", "train", classes=("persn",))
+        load_dataset(f"voc:{path}", "train", classes=("persn",))
     with pytest.raises(ValueError, match="per_class=2 is not possible for detection"):
-        open_source(f"voc:{path}", "train", per_class=2)
+        load_dataset(f"voc:{path}", "train", per_class=2)
     # Named beside them.
     (path / "classes.txt").write_text("person\n\ncat\n")
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     assert source.class_names == ("person", "cat")
     assert source[0]["classes"].tolist() == [0, 1]
     (path / "classes.txt").write_text("prson\ncat\n")
     message = r"a\.xml:2: unknown class 'person'; did you mean 'prson'"
     with pytest.raises(ValueError, match=message):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
     (path / "classes.txt").write_text("cat\ncat\n")
     with pytest.raises(
         ValueError, match=r"classes\.txt: expected names .* that differ"
     ):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 def test_boxes_are_cut_to_the_image_and_empty_ones_left_out(tmp_path, caplog):
@@ -161,13 +162,13 @@ def test_boxes_are_cut_to_the_image_and_empty_ones_left_out(tmp_path, caplog):
     ]
     path = write(tmp_path / "s", {"a": SIZE + "".join(boxes)}, {"train": "a"})
     with caplog.at_level(logging.WARNING):
-        source = open_source(f"voc:{path}", "train")
+        source = load_dataset(f"voc:{path}", "train")
     assert source[0]["boxes"].tolist() == [[0, 0, 40, 30], [38.5, 28, 40, 30]]
     assert "3 box(es) without any area within their image are left out" in caplog.text
     assert f"{path}/Annotations/a.xml:2: box 19, 4, 10, 9" in caplog.text
     # Without a size they are cut when the image is read.
     write(path, {"a": "".join(boxes)}, {"train": "a"})
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     assert source[0]["boxes"].tolist() == [[0, 0, 40, 30], [38.5, 28, 40, 30]]
 
 
@@ -175,7 +176,7 @@ def test_many_objects_and_a_long_log(tmp_path, caplog):
     boxes = "\n".join(box("cow", 1, 1, 2 + i % 30, 9) for i in range(3000))
     empty = "\n".join(box("cow", 9, 9, 1, 1) for _ in range(12))
     path = write(tmp_path / "s", {"a": SIZE + boxes + empty}, {"train": "a"})
-    assert open_source(f"voc:{path}", "train")[0]["boxes"].shape == (3000, 4)
+    assert load_dataset(f"voc:{path}", "train")[0]["boxes"].shape == (3000, 4)
     assert "12 box(es)" in caplog.text
     assert "and 2 more" in caplog.text
 
@@ -185,19 +186,19 @@ def test_an_annotation_for_another_size_is_a_bad_image(tmp_path):
     path = write(tmp_path / "s", {"a": size}, {"train": "a"})
     message = r"a\.png is 40 x 30 pixels; its annotation is for 30 x 40"
     with pytest.raises(BadImage, match=message):
-        open_source(f"voc:{path}", "train")[0]
+        load_dataset(f"voc:{path}", "train")[0]
 
 
 def test_grey_and_transparent_images(tmp_path):
     path = write(tmp_path / "s", THREE, LISTS)
     (path / "JPEGImages/a.png").write_bytes(png(77, mode="L"))
     (path / "JPEGImages/b.png").write_bytes(png((1, 2, 3, 4), mode="RGBA"))
-    stored = open_source(f"voc:{path}", "train")
+    stored = load_dataset(f"voc:{path}", "train")
     assert [stored[i]["image"].shape[-1] for i in (0, 1)] == [1, 3]
-    converted = open_source(f"voc:{path}", "train", color="rgb")
+    converted = load_dataset(f"voc:{path}", "train", color="rgb")
     assert converted[0]["image"][5, 5].tolist() == [77] * 3
     assert converted[1]["image"][5, 5].tolist() == [1, 2, 3]
-    assert open_source(f"voc:{path}", "train", color="grey")[1]["image"].shape[-1] == 1
+    assert load_dataset(f"voc:{path}", "train", color="grey")[1]["image"].shape[-1] == 1
 
 
 BOMB = b"""<?xml version="1.0"?>
@@ -231,31 +232,31 @@ OUTSIDE = b"""<!DOCTYPE annotation [<!ENTITY x SYSTEM "file:///etc/passwd">]>
 def test_bad_annotations_name_file_and_line(tmp_path, text, message):
     path = write(tmp_path / "s", {"a": text}, {"train": "a"})
     with pytest.raises(ValueError, match=message):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 def test_what_is_missing_is_named(tmp_path):
     path = write(tmp_path / "s", THREE, LISTS | {"none": "\n", "twice": "a\na"})
     name = f"voc:{path}"
     with pytest.raises(ValueError, match="no split 'tset'; it has none, test, train"):
-        open_source(name, "tset")
+        load_dataset(name, "tset")
     with pytest.raises(ValueError, match="split 'none' names no image"):
-        open_source(name, "none")
+        load_dataset(name, "none")
     with pytest.raises(ValueError, match="split 'twice' has images twice"):
-        open_source(name, "twice")
+        load_dataset(name, "twice")
     with pytest.raises(ValueError, match=r"'train\+train' names one twice"):
-        open_source(name, "train+train")
+        load_dataset(name, "train+train")
     (path / "Annotations/b.xml").unlink()
     message = r"Main/train\.txt:2: there is no Annotations/b\.xml"
     with pytest.raises(ValueError, match=message):
-        open_source(name, "train")
+        load_dataset(name, "train")
     (path / "JPEGImages/a.png").unlink()
     with pytest.raises(ValueError, match=r"train\.txt:1: JPEGImages has no a\."):
-        open_source(name, "train")
+        load_dataset(name, "train")
     with pytest.raises(ValueError, match="none does not exist"):
-        open_source(f"voc:{tmp_path}/none", "train")
+        load_dataset(f"voc:{tmp_path}/none", "train")
     with pytest.raises(ValueError, match=r"has no ImageSets/Main/SPLIT\.txt"):
-        open_source(f"voc:{path}/JPEGImages", "train")
+        load_dataset(f"voc:{path}/JPEGImages", "train")
 
 
 def test_elements_have_their_line_and_own_text():
@@ -285,7 +286,7 @@ def test_annotations_in_any_encoding_of_python(tmp_path, encoding, name):
     written = "gb18030" if encoding == "gb2312" else encoding
     text = f'<?xml version="1.0" encoding="{encoding}"?>{CHINESE.replace("车", name)}'
     path = write(tmp_path / "s", {"a": text.encode(written)}, {"train": "a"})
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     assert source.class_names == (name,)
     assert source[0]["boxes"].tolist() == [[0, 0, 9, 9]]
 
@@ -294,7 +295,7 @@ def test_annotations_in_any_encoding_of_python(tmp_path, encoding, name):
 def test_a_mark_at_the_beginning_decides(tmp_path, declared):
     text = f'<?xml version="1.0" encoding="{declared}"?>{CHINESE}'
     path = write(tmp_path / "s", {"a": text.encode("utf-8-sig")}, {"train": "a"})
-    assert open_source(f"voc:{path}", "train").class_names == ("车",)
+    assert load_dataset(f"voc:{path}", "train").class_names == ("车",)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ def test_other_encodings_are_errors_with_file_and_encoding(tmp_path, encoding):
     text = f'<?xml version="1.0" encoding="{encoding}"?>{CHINESE}'
     path = write(tmp_path / "s", {"a": text.encode()}, {"train": "a"})
     with pytest.raises(ValueError, match=rf"a\.xml.*{encoding}"):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 @pytest.mark.parametrize("size", ["9" * 300, "-5", "nan"])
@@ -312,7 +313,7 @@ def test_sizes_that_no_image_has(tmp_path, size):
     text = f"<size><width>{size}</width><height>30</height></size>"
     path = write(tmp_path / "s", {"a": text}, {"train": "a"})
     with pytest.raises(ValueError, match=r"a\.xml:2: <width> is '.*number of pixels"):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 def test_names_with_spaces(tmp_path):
@@ -322,28 +323,28 @@ def test_names_with_spaces(tmp_path):
         dict.fromkeys(names, SIZE + box("cow", 1, 1, 9, 9)),
         {"train": "img (1)\nimg 1\n  b c   -1\nd  1\n"},
     )
-    source = open_source(f"voc:{path}", "train")
+    source = load_dataset(f"voc:{path}", "train")
     files = [source.identity(i).removeprefix("JPEGImages/") for i in range(4)]
     assert files == [f"{name}.png" for name in names]
     write(path, {}, {"test": "e f\n"})
     with pytest.raises(ValueError, match=r"test\.txt:1: JPEGImages has no e f\."):
-        open_source(f"voc:{path}", "test")
+        load_dataset(f"voc:{path}", "test")
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
     path = write(tmp_path / "s", THREE, LISTS)
     (path / "JPEGImages/a.jpeg").write_bytes(png((1, 2, 3)))
     with pytest.raises(ValueError, match=r"a\.jpeg and .*a\.png are two images called"):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 def test_classes_that_differ_by_case_are_refused_unless_listed(tmp_path):
     objects = box("Cow", 1, 1, 9, 9) + box("cow", 1, 1, 9, 9)
     path = write(tmp_path / "s", {"a": objects}, {"train": "a"})
     with pytest.raises(ValueError, match="'Cow' and 'cow' differ by case alone"):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
     (path / "classes.txt").write_text("Cow\ncow\n")
-    assert open_source(f"voc:{path}", "train")[0]["classes"].tolist() == [0, 1]
+    assert load_dataset(f"voc:{path}", "train")[0]["classes"].tolist() == [0, 1]
 
 
 def test_lists_are_utf_8_or_16(tmp_path):
@@ -351,12 +352,12 @@ def test_lists_are_utf_8_or_16(tmp_path):
     lists = path / "ImageSets/Main/train.txt"
     for encoding in ("utf-8-sig", "utf-16"):
         lists.write_bytes("ü\n".encode(encoding))
-        assert len(open_source(f"voc:{path}", "train")) == 1
+        assert len(load_dataset(f"voc:{path}", "train")) == 1
     lists.write_bytes("x\nü\n".encode("latin-1"))
     with pytest.raises(
         ValueError, match=r"train\.txt:2: not UTF-8 .*; save it as UTF-8"
     ):
-        open_source(f"voc:{path}", "train")
+        load_dataset(f"voc:{path}", "train")
 
 
 # Masks
@@ -376,14 +377,14 @@ def test_masks_of_voc(tmp_path):
     file = io.BytesIO()
     mask.save(file, "png")
     path = write_masks(tmp_path / "s", {"a": file.getvalue()})
-    source = open_source(f"voc_masks:{path}", "train")
+    source = load_dataset(f"voc_masks:{path}", "train")
     assert (source.task, len(source)) == ("segmentation", 1)
     assert source.class_names == ("background", *voc.CLASSES)
     example = source[0]
     np.testing.assert_array_equal(example["mask"], values)
     assert (example["mask"].dtype, example["image"].shape) == (np.uint8, (30, 40, 3))
     # Fewer classes than the mask has values.
-    source = open_source(f"voc_masks:{path}", "train", classes=("a", "b"))
+    source = load_dataset(f"voc_masks:{path}", "train", classes=("a", "b"))
     assert source.class_names == ("a", "b")
     with pytest.raises(
         BadImage, match=r"a\.png: 12 pixel.* such as 20, expected 0 \.\. 1"

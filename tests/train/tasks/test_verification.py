@@ -11,7 +11,7 @@ from tiny_runs import run_command
 import zoo
 from train.config import load_config
 from train.data.faces import make_pairs, write_landmarks
-from train.data.faces_synthetic import draw_example
+from train.data.formats.synthetic_faces import draw_example
 from train.tasks.verification import (
     average_templates,
     evaluate_descriptors,

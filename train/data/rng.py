@@ -3,7 +3,7 @@
 import numpy as np
 
 
-class Draws:
+class RandomStream:
     """Uniform numbers from a stream that numpy promises never to change.
 
     Args:
@@ -28,6 +28,6 @@ class Draws:
         """Returns an integer from least to most, both included."""
         return int(self.uniform(least, most + 1) // 1)
 
-    def order(self, count: int) -> np.ndarray:
+    def permutation(self, count: int) -> np.ndarray:
         """Returns int [count]: 0 .. count - 1 in a random order."""
         return np.argsort(self.uniform(shape=(count,)), kind="stable")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from train.data import geometry, parse_geometry
-from train.data.objects import detection_example, make_objects
+from train.data import box_transforms, parse_geometry
+from train.data.annotations import detection_example, make_objects
 from zoo.spec import Preprocess
 
 GREY = Preprocess(
@@ -39,7 +39,7 @@ def test_zooming_out():
 
 
 def test_no_canvas_is_larger_than_an_image_may_be(monkeypatch):
-    monkeypatch.setattr(geometry, "MAX_PIXELS", 2000)
+    monkeypatch.setattr(box_transforms, "MAX_PIXELS", 2000)
     for step in range(20):
         scene = make_scene(step)
         out = change("zoom_out:4:1", scene, step=step)
@@ -48,7 +48,7 @@ def test_no_canvas_is_larger_than_an_image_may_be(monkeypatch):
 
 
 def windows_of(step, overlaps, monkeypatch, scene):
-    monkeypatch.setattr(geometry, "OVERLAPS", overlaps)
+    monkeypatch.setattr(box_transforms, "OVERLAPS", overlaps)
     # The image of places tells which part was cut out.
     height, width = scene["image"].shape[:2]
     rows, columns = np.indices((height, width)).astype(np.uint8)
@@ -100,7 +100,7 @@ def test_the_choices_are_as_frequent(monkeypatch):
     areas = []
     for step in range(350):
         x1, y1, x2, y2 = map(
-            int, windows_of(step, geometry.OVERLAPS, monkeypatch, scene)
+            int, windows_of(step, box_transforms.OVERLAPS, monkeypatch, scene)
         )
         areas.append((x2 - x1) * (y2 - y1) / 8100)
     areas = np.array(areas)

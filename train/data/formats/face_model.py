@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.draws import Draws
+from train.data.rng import RandomStream
 
 Array = np.ndarray
 
@@ -130,25 +130,25 @@ def average_person() -> Person:
     return _make_person({name: sum(ends) / 2 for name, ends in RANGES.items()}, 0.4)
 
 
-def draw_person(draws: Draws) -> Person:
+def draw_person(rng: RandomStream) -> Person:
     """Draws a person."""
-    numbers = {name: float(draws.uniform(*ends)) for name, ends in RANGES.items()}
-    tone = float(draws.uniform())
-    numbers["beard"] = float(draws.uniform(0.4, 1.0) * (draws.uniform() < 0.25))
-    numbers["moustache"] = float(draws.uniform(0.4, 1.0) * (draws.uniform() < 0.25))
-    hair = _HAIR[draws.integer(0, min(4, int(5 - 3.5 * tone)))]
-    if draws.uniform() < 0.15:
+    numbers = {name: float(rng.uniform(*ends)) for name, ends in RANGES.items()}
+    tone = float(rng.uniform())
+    numbers["beard"] = float(rng.uniform(0.4, 1.0) * (rng.uniform() < 0.25))
+    numbers["moustache"] = float(rng.uniform(0.4, 1.0) * (rng.uniform() < 0.25))
+    hair = _HAIR[rng.integer(0, min(4, int(5 - 3.5 * tone)))]
+    if rng.uniform() < 0.15:
         hair = _GREY_HAIR
-    iris = _IRIS[draws.integer(0, 0 if tone > 0.6 else 3)]
+    iris = _IRIS[rng.integer(0, 0 if tone > 0.6 else 3)]
     return _make_person(
         numbers,
         tone,
-        hair=hair + draws.uniform(-12, 12, (3,)),
-        iris=iris + draws.uniform(-12, 12, (3,)),
-        lips=_LIP + draws.uniform(-25, 25, (3,)),
-        tint=draws.uniform(-10, 10, (3,)),
-        spots=draws.uniform(-1, 1, (9, 9)),
-        marks=draws.uniform(*_MARKS, (draws.integer(0, 3), 3)),
+        hair=hair + rng.uniform(-12, 12, (3,)),
+        iris=iris + rng.uniform(-12, 12, (3,)),
+        lips=_LIP + rng.uniform(-25, 25, (3,)),
+        tint=rng.uniform(-10, 10, (3,)),
+        spots=rng.uniform(-1, 1, (9, 9)),
+        marks=rng.uniform(*_MARKS, (rng.integer(0, 3), 3)),
     )
 
 

@@ -4,13 +4,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from train.data.files import Files, images_by_stem, read_text, warn_of_left_out
-from train.data.located import FileMasks, FileObjects
-from train.data.markup import Element, parse_xml
-from train.data.masks import IGNORED, make_values
-from train.data.objects import Objects, log_left_out, make_objects, tidy_objects
+from train.data.annotations import (
+    IGNORED,
+    Objects,
+    clip_objects,
+    log_dropped_boxes,
+    make_objects,
+    make_values,
+)
+from train.data.files import (
+    Files,
+    find_splits,
+    images_by_stem,
+    read_text,
+    warn_of_left_out,
+)
+from train.data.formats.image_files import FileMasks, FileObjects
+from train.data.formats.xml import Element, parse_xml
 from train.data.source import Source, nearest
-from train.data.splits import find_splits
 from zoo.segmentation.voc import CLASS_NAMES
 
 CLASSES = CLASS_NAMES[1:]  # without the background
@@ -55,7 +66,7 @@ def open_voc(
         objects.append(found)
         sizes.append(size)
         left_out += reasons
-    log_left_out(f"{path} {split}", left_out)
+    log_dropped_boxes(f"{path} {split}", left_out)
     return FileObjects(
         tree.files, split, class_names, images, objects, sizes, color, orientation
     )
@@ -229,7 +240,7 @@ def _read_objects(
         if size is None
         else (int(size.number(side, least=0)) for side in ("height", "width"))
     )
-    objects, left_out = tidy_objects(
+    objects, left_out = clip_objects(
         make_objects(boxes, classes, difficult),
         (height, width),
         [element.where for element in elements],

@@ -4,13 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from train.data.annotations import IGNORED, UnknownValues, explain_values
 from train.data.decode import BadImage
-from train.data.fit import FittedSource
-from train.data.located import FileMasks
-from train.data.masks import IGNORED, UnknownValues, explain_values
-from train.data.shapes import TooManyObjects
-from train.data.source import Example, Source, Subset
-from train.data.threads import map_in_threads
+from train.data.formats.image_files import FileMasks
+from train.data.preprocess import FittedSource, TooManyObjects
+from train.data.source import Example, Source, Subset, map_in_threads
 
 EXAMINED = 64  # images that are read, evenly spread over the set
 

@@ -13,9 +13,13 @@ from train.data import (
     resident_bytes,
     train_stream,
 )
-from train.data.masks import make_values, segmentation_example
-from train.data.objects import detection_example, make_objects
-from train.data.shapes import fit_example, resize_mask
+from train.data.annotations import (
+    detection_example,
+    make_objects,
+    make_values,
+    segmentation_example,
+)
+from train.data.preprocess import fit_example, resize_mask
 from train.data.source import Source
 from zoo.spec import Preprocess
 

@@ -1,11 +1,85 @@
-"""Handwritten digits on textured canvases, with boxes and masks."""
+"""scikit-learn's handwritten digits as a TFDS data set."""
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data.digits import read_digits
-from train.data.draws import Draws
+from train.data.rng import RandomStream
+
+# Every fifth image of a class, in the order of the file, is a test image.
+TEST_EVERY = 5
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1,797 images of digits, 8x8 grey: 1,433 to train and 364 to test.
+
+    The file's values 0 to 16 become 0 to 255. The split is by position, the same on
+    every machine: of each class, images 0, 5, 10, .. in the file's order are for
+    testing.
+
+    Reference: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI,
+    1998 (its test part), as in `sklearn.datasets.load_digits`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded; without this TFDS looks for a list of hashes, by way of a
+    # package that it does not depend on.
+    url_infos = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="scikit-learn's handwritten digits, 8x8.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1)),
+                    "label": tfds.features.ClassLabel(names=list("0123456789")),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        images, labels, test = read_digits()
+        return {
+            "train": self._generate_examples(images, labels, ~test),
+            "test": self._generate_examples(images, labels, test),
+        }
+
+    def _generate_examples(self, images, labels, chosen):
+        for i in np.flatnonzero(chosen):
+            # A Pillow image: TFDS needs TensorFlow to encode an array.
+            yield (
+                int(i),
+                {"image": Image.fromarray(images[i]), "label": int(labels[i])},
+            )
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads scikit-learn's digits.
+
+    Returns:
+      Images uint8 [1797, 8, 8], labels int [1797], and which are for testing: bool
+      [1797].
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the digits come with scikit-learn: pip install 'canon-zoo[train]'"
+        ) from error
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    # The how-manieth of its class each image is.
+    rank = np.zeros(len(images), int)
+    for label in range(10):
+        members = digits.target == label
+        rank[members] = np.arange(members.sum())
+    return images, digits.target, rank % TEST_EVERY == 0
+
 
 SIDE = 96  # of a canvas, in pixels
 MOST_DIGITS = 4
@@ -92,16 +166,16 @@ def draw_canvas(
       The canvas uint8 [96, 96, 3], boxes int [n, 4] as xyxy in pixels, classes int [n]
       and the mask uint8 [96, 96].
     """
-    draws = Draws((index, list(COUNTS).index(split)))
-    canvas, owner = _texture(draws), np.full((SIDE, SIDE), -1)
+    rng = RandomStream((index, list(COUNTS).index(split)))
+    canvas, owner = _texture(rng), np.full((SIDE, SIDE), -1)
     boxes, classes, areas = [], [], []
-    for _ in range(draws.integer(1, MOST_DIGITS)):
-        which = draws.integer(0, len(images) - 1)
-        ink = _ink(images[which], draws)
+    for _ in range(rng.integer(1, MOST_DIGITS)):
+        which = rng.integer(0, len(images) - 1)
+        ink = _ink(images[which], rng)
         seen = ink >= 0.5
         for _ in range(_ATTEMPTS):
-            top = draws.integer(0, SIDE - ink.shape[0])
-            left = draws.integer(0, SIDE - ink.shape[1])
+            top = rng.integer(0, SIDE - ink.shape[0])
+            left = rng.integer(0, SIDE - ink.shape[1])
             place = np.s_[top : top + ink.shape[0], left : left + ink.shape[1]]
             after = owner.copy()
             after[place][seen] = len(boxes)
@@ -110,7 +184,7 @@ def draw_canvas(
                 break
         else:
             continue
-        canvas[place] = _blend(canvas[place], ink, draws)
+        canvas[place] = _blend(canvas[place], ink, rng)
         owner = after
         boxes.append([left, top, left + ink.shape[1], top + ink.shape[0]])
         classes.append(labels[which])
@@ -119,26 +193,26 @@ def draw_canvas(
     return canvas.round().astype(np.uint8), np.array(boxes), np.array(classes), mask
 
 
-def _texture(draws: Draws) -> np.ndarray:
+def _texture(rng: RandomStream) -> np.ndarray:
     """Clouds of colour, stripes and grain: float64 [96, 96, 3], 0 to 255."""
-    cells = draws.integer(2, 12)
-    clouds = draws.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+    cells = rng.integer(2, 12)
+    clouds = rng.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
     clouds = Image.fromarray(clouds).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     rows, columns = np.indices((SIDE, SIDE))
-    angle, length = draws.uniform(0, np.pi), draws.uniform(4, 24)
+    angle, length = rng.uniform(0, np.pi), rng.uniform(4, 24)
     waves = np.sin(
         2 * np.pi / length * (np.cos(angle) * rows + np.sin(angle) * columns)
     )
-    stripes = waves[..., None] * draws.uniform(-25, 25, (3,))
-    grain = draws.uniform(-15, 15, (SIDE, SIDE, 3))
-    base = draws.uniform(20, 140, (3,))
+    stripes = waves[..., None] * rng.uniform(-25, 25, (3,))
+    grain = rng.uniform(-15, 15, (SIDE, SIDE, 3))
+    base = rng.uniform(20, 140, (3,))
     return (base + 0.35 * (np.asarray(clouds) - 127.5) + stripes + grain).clip(0, 255)
 
 
-def _ink(image: np.ndarray, draws: Draws) -> np.ndarray:
+def _ink(image: np.ndarray, rng: RandomStream) -> np.ndarray:
     """Enlarges a digit: float64 [h, w], how opaque it is, within its bounds."""
     # As many small ones as large ones, relative to their size.
-    side = int(_LEAST * (_MOST / _LEAST) ** draws.uniform(0, 1))
+    side = int(_LEAST * (_MOST / _LEAST) ** rng.uniform(0, 1))
     size = (side, side)
     large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     ink = ((np.asarray(large, float) - 90) / 80).clip(0, 1)
@@ -146,10 +220,10 @@ def _ink(image: np.ndarray, draws: Draws) -> np.ndarray:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _blend(below: np.ndarray, ink: np.ndarray, draws: Draws) -> np.ndarray:
+def _blend(below: np.ndarray, ink: np.ndarray, rng: RandomStream) -> np.ndarray:
     """Paints ink of a colour that is lighter than what is below it."""
     luma = (below @ _LUMA).mean()
-    color = draws.uniform(0, 255, (3,))
-    goal = draws.uniform(min(luma + _CONTRAST, 245), 255)
+    color = rng.uniform(0, 255, (3,))
+    goal = rng.uniform(min(luma + _CONTRAST, 245), 255)
     color = (color + goal - color @ _LUMA).clip(0, 255)
     return below + ink[..., None] * (color - below)

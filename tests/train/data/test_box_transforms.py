@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from train.data import parse_geometry
-from train.data.draws import Draws
-from train.data.geometry import GEOMETRY
-from train.data.masks import make_values, segmentation_example
-from train.data.moves import cut, mirror
-from train.data.objects import detection_example, make_objects
+from train.data.annotations import (
+    detection_example,
+    make_objects,
+    make_values,
+    segmentation_example,
+)
+from train.data.box_transforms import GEOMETRY, cut, mirror
+from train.data.rng import RandomStream
 from zoo.spec import Preprocess
 
 # The mean colour is 200, and no image below has it.
@@ -223,14 +226,18 @@ def test_a_change_follows_from_seed_step_image_and_place():
 
 
 def test_draws():
-    draws = Draws((1, 2), (0, 3))
-    numbers = draws.uniform(2, 5, (3, 1000))
+    rng = RandomStream((1, 2), (0, 3))
+    numbers = rng.uniform(2, 5, (3, 1000))
     assert numbers.shape == (3, 1000)
     assert 2 <= numbers.min() < 2.01 < 4.99 < numbers.max() < 5
-    assert {draws.integer(-1, 2) for _ in range(100)} == {-1, 0, 1, 2}
-    assert sorted(draws.order(7)) == list(range(7))
-    assert len({tuple(draws.order(3)) for _ in range(60)}) == 6
-    streams = [Draws((1, 2), (0, 3)), Draws((1, 3), (0, 3)), Draws((1, 2), (0, 3, 1))]
+    assert {rng.integer(-1, 2) for _ in range(100)} == {-1, 0, 1, 2}
+    assert sorted(rng.permutation(7)) == list(range(7))
+    assert len({tuple(rng.permutation(3)) for _ in range(60)}) == 6
+    streams = [
+        RandomStream((1, 2), (0, 3)),
+        RandomStream((1, 3), (0, 3)),
+        RandomStream((1, 2), (0, 3, 1)),
+    ]
     assert len({stream.uniform() for stream in streams}) == 3
 
 

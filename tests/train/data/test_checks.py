@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_runs import run_command
 
 import zoo
-from train.data import find_problems, fit_source, open_source
-from train.data.masks import explain_values, make_values
+from train.data import find_problems, fit_source, load_dataset
+from train.data.annotations import explain_values, make_values
 from train.experiment import check_size
 from zoo.spec import Preprocess
 from zoo.summary import abstract_variables
@@ -39,7 +39,7 @@ def circle(value, inside=6, size=32):
 
 
 def survey(root, split="train", takes=TAKES, **options):
-    source = open_source(f"masks:{root}", split, **options)
+    source = load_dataset(f"masks:{root}", split, **options)
     return find_problems(fit_source(source, takes))
 
 
@@ -51,11 +51,11 @@ def test_masks_of_0_and_255_are_refused_and_can_be_mapped(tmp_path):
     assert "--data.values 0 255" in problem
     assert "--data.ignored 255" in problem
     assert survey(root, values=(0, 255)) == []
-    source = open_source(f"masks:{root}", "train", values=(0, 255))
+    source = load_dataset(f"masks:{root}", "train", values=(0, 255))
     np.testing.assert_array_equal(source[0]["mask"], circle(1))
     # Who says that these pixels are to be ignored is believed.
     assert survey(root, ignored=(255,)) == []
-    reverse = open_source(f"masks:{root}", "train", values=(255, 0))
+    reverse = load_dataset(f"masks:{root}", "train", values=(255, 0))
     np.testing.assert_array_equal(reverse[0]["mask"], circle(0) + (circle(1) == 0))
 
 
@@ -108,11 +108,11 @@ def test_sets_without_anything_to_learn_or_find(tmp_path):
     root = write_masks(tmp_path / "m", {"train/a": 255 + circle(0)})
     assert "no pixel of any mask" in survey(root, ignored=(255,))[0]
     path = write_coco(tmp_path / "c", [])
-    source = fit_source(open_source(f"coco:{path}", "train"), TAKES)
+    source = fit_source(load_dataset(f"coco:{path}", "train"), TAKES)
     assert "no image has an object" in find_problems(source)[0]
     crowd = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 1}]
     path = write_coco(tmp_path / "d", crowd)
-    source = fit_source(open_source(f"coco:{path}", "train"), TAKES)
+    source = fit_source(load_dataset(f"coco:{path}", "train"), TAKES)
     assert "no image has an object" in find_problems(source)[0]
 
 
@@ -134,7 +134,7 @@ def test_all_problems_of_a_set_are_found_at_once(tmp_path):
     boxes = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}] * 4
     path = write_coco(tmp_path / "c", boxes)
     takes = dataclasses.replace(TAKES, fit="keep", size=20)
-    source = fit_source(open_source(f"coco:{path}", "train"), takes, max_boxes=3)
+    source = fit_source(load_dataset(f"coco:{path}", "train"), takes, max_boxes=3)
     problems = find_problems(source)
     assert len(problems) == 2
     assert "a.png 4 of them: say --data.max-boxes 4" in problems[0]
@@ -150,7 +150,7 @@ def test_all_problems_of_a_set_are_found_at_once(tmp_path):
 def test_masks_without_names_of_classes_say_what_they_have(tmp_path):
     root = write_masks(tmp_path, {"train/a": circle(11)}, classes="")
     with pytest.raises(ValueError, match=r"--classes .* have the values 0 11;"):
-        open_source(f"masks:{root}", "train")
+        load_dataset(f"masks:{root}", "train")
 
 
 def test_the_command_says_all_problems_in_flags_and_writes_nothing(tmp_path):

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from train.data.annotations import IGNORED, clip_boxes, has_area
 from train.data.decode import MAX_PIXELS
-from train.data.draws import Draws
-from train.data.masks import IGNORED
-from train.data.moves import cut, keep_boxes, mirror, resize
-from train.data.shapes import mean_color
+from train.data.preprocess import blank_image, mean_color, resize_mask
+from train.data.rng import RandomStream
 from train.data.source import Example
 from zoo.metrics.detection import overlaps
 from zoo.ops.augment import parse_call
+from zoo.preprocess import resize_image
 from zoo.spec import Preprocess
 
 Geometry = Callable[[Example, int, int], Example]
@@ -32,19 +32,91 @@ ATTEMPTS = 50  # to find a part with an object that does
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+def cut(example: Example, window: Sequence[int], preprocess: Preprocess) -> Example:
+    """Cuts a window out of an example, which may reach beyond its image.
+
+    Args:
+      example: With an image, and boxes or a mask.
+      window: Top, left, height and width in pixels.
+      preprocess: What the network takes; its mean colour is outside.
+
+    Returns:
+      The example with what is in the window. An object is kept if the centre of its box
+      is, and its box is cut.
+    """
+    top, left, height, width = map(int, window)
+    image = example["image"]
+    canvas = blank_image(height, width, preprocess)
+    rows, from_rows = _overlap(top, height, image.shape[0])
+    columns, from_columns = _overlap(left, width, image.shape[1])
+    canvas[rows, columns] = image[from_rows, from_columns]
+    example = example | {"image": canvas}
+    if "mask" in example:
+        mask = np.full((height, width), IGNORED, np.uint8)
+        mask[rows, columns] = example["mask"][from_rows, from_columns]
+        return example | {"mask": mask}
+    shift = np.array([left, top, left, top], np.float32)
+    return keep_boxes(example, example["boxes"] - shift, height, width)
+
+
+def _overlap(start: int, length: int, of: int) -> tuple[slice, slice]:
+    """Where start .. start + length and 0 .. of overlap, in the one and the other."""
+    first, last = max(start, 0), max(min(start + length, of), 0)
+    first = min(first, last)
+    return slice(first - start, last - start), slice(first, last)
+
+
+def keep_boxes(example: Example, boxes: np.ndarray, height: int, width: int) -> Example:
+    """Gives objects new boxes [n, 4], and keeps those with their centre in the image.
+
+    Boxes are cut to the image's new height and width.
+    """
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres >= 0) & (centres < np.array([width, height]))).all(1)
+    boxes = clip_boxes(boxes, height, width)
+    kept = inside & has_area(boxes)
+    moved = {name: example[name][kept] for name in ("classes", "difficult")}
+    return example | moved | {"boxes": boxes[kept]}
+
+
+def resize(example: Example, scale: float, preprocess: Preprocess) -> Example:
+    """Resizes an example by a factor, to at least one pixel."""
+    height, width = example["image"].shape[:2]
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    image = resize_image(example["image"], size, preprocess.interpolation)
+    if "mask" in example:
+        return example | {"image": image, "mask": resize_mask(example["mask"], size)}
+    factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+    # Rounding may lead beyond the image.
+    boxes = clip_boxes(example["boxes"] * factors, *size)
+    return example | {"image": image, "boxes": boxes}
+
+
+def mirror(example: Example) -> Example:
+    """Exchanges left and right."""
+    flipped = example | {"image": example["image"][:, ::-1]}
+    if "mask" in example:
+        flipped["mask"] = example["mask"][:, ::-1]
+    else:
+        x1, y1, x2, y2 = example["boxes"].T
+        width = np.float32(example["image"].shape[1])
+        flipped["boxes"] = np.stack([width - x2, y1, width - x1, y2], axis=-1)
+    return flipped
+
+
 def flip(
-    draws: Draws, example: Example, preprocess: Preprocess, *, p: float = 0.5
+    rng: RandomStream, example: Example, preprocess: Preprocess, *, p: float = 0.5
 ) -> Example:
     """Mirrors left and right with probability `p`."""
     del preprocess
     _check("flip", 0 <= p <= 1, f"p={p}", "0 to 1")
-    if draws.uniform() >= p:
+    if rng.uniform() >= p:
         return example
     return mirror(example)
 
 
 def zoom_out(
-    draws: Draws,
+    rng: RandomStream,
     example: Example,
     preprocess: Preprocess,
     *,
@@ -58,9 +130,9 @@ def zoom_out(
     Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 3.6.
     """
     _check("zoom_out", most >= 1 and 0 <= p <= 1, f"most={most}, p={p}", ">= 1, 0 to 1")
-    if draws.uniform() >= p:
+    if rng.uniform() >= p:
         return example
-    ratio = draws.uniform(1, most)
+    ratio = rng.uniform(1, most)
     height, width = example["image"].shape[:2]
     # A canvas larger than any image that is read is of no use.
     scale = math.sqrt(MAX_PIXELS / (height * width)) / ratio
@@ -68,11 +140,11 @@ def zoom_out(
         example = resize(example, scale, preprocess)
         height, width = example["image"].shape[:2]
     tall, wide = int(height * ratio), int(width * ratio)
-    top, left = draws.integer(0, tall - height), draws.integer(0, wide - width)
+    top, left = rng.integer(0, tall - height), rng.integer(0, wide - width)
     return cut(example, (-top, -left, tall, wide), preprocess)
 
 
-def iou_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
+def iou_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Example:
     """Cuts out a part that an object covers well enough.
 
     One of the image as it is, any part, and parts with an IoU of at least 0.1, 0.3,
@@ -86,8 +158,8 @@ def iou_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
     """
     if "boxes" not in example:
         raise ValueError("iou_crop is for detection: it looks at the boxes.")
-    for overlap in np.array(OVERLAPS, object)[draws.order(len(OVERLAPS))]:
-        windows = _draw_windows(draws, *example["image"].shape[:2])
+    for overlap in np.array(OVERLAPS, object)[rng.permutation(len(OVERLAPS))]:
+        windows = _draw_windows(rng, *example["image"].shape[:2])
         if overlap is None or not len(example["boxes"]):
             return example
         low, size = windows[:, 1::-1], windows[:, :1:-1]
@@ -99,7 +171,7 @@ def iou_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
 
 
 def jitter(
-    draws: Draws, example: Example, preprocess: Preprocess, *, share: float = 0.2
+    rng: RandomStream, example: Example, preprocess: Preprocess, *, share: float = 0.2
 ) -> Example:
     """Moves each border in or out by up to a share of the side: scales and shifts.
 
@@ -107,14 +179,14 @@ def jitter(
     """
     _check("jitter", 0 <= share < 0.5, f"share={share}", "0 to 0.5")
     height, width = example["image"].shape[:2]
-    moves = draws.uniform(-share, share, (4,)) * [height, width, height, width]
+    moves = rng.uniform(-share, share, (4,)) * [height, width, height, width]
     top, left, bottom, right = np.rint(moves).astype(int)
     size = max(1, height - bottom - top), max(1, width - right - left)
     return cut(example, (top, left, *size), preprocess)
 
 
 def translate(
-    draws: Draws,
+    rng: RandomStream,
     example: Example,
     preprocess: Preprocess,
     *,
@@ -124,7 +196,7 @@ def translate(
     """Shifts by up to a share of height and width, in whole pixels.
 
     Args:
-      draws: Random numbers.
+      rng: Random numbers.
       example: The example.
       preprocess: What the network takes.
       share: Largest shift down or up, as a share of the height.
@@ -134,13 +206,13 @@ def translate(
     good = 0 <= share <= 1 and 0 <= wide <= 1
     _check("translate", good, f"share={share}, wide={wide}", "0 to 1")
     height, width = example["image"].shape[:2]
-    shares = draws.uniform(-1, 1, (2,)) * [share, wide]
+    shares = rng.uniform(-1, 1, (2,)) * [share, wide]
     down, right = np.rint(shares * [height, width])
     return cut(example, (-int(down), -int(right), height, width), preprocess)
 
 
 def scale_jitter(
-    draws: Draws,
+    rng: RandomStream,
     example: Example,
     preprocess: Preprocess,
     *,
@@ -152,21 +224,21 @@ def scale_jitter(
     Reference: Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1.
     """
     _check("scale_jitter", 0 < least <= most, f"{least} to {most}", "0 < .. <= ..")
-    return resize(example, draws.uniform(least, most), preprocess)
+    return resize(example, rng.uniform(least, most), preprocess)
 
 
-def random_crop(draws: Draws, example: Example, preprocess: Preprocess) -> Example:
+def random_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Example:
     """Cuts out a part of the network's size, or puts a smaller image anywhere in it."""
     tall, wide, _ = preprocess.shape
     places = []
     for length, target in zip(example["image"].shape, (tall, wide), strict=False):
-        place = draws.integer(0, abs(length - target))
+        place = rng.integer(0, abs(length - target))
         places.append(place if length > target else -place)
     return cut(example, (*places, tall, wide), preprocess)
 
 
 def rotate(
-    draws: Draws, example: Example, preprocess: Preprocess, *, degrees: float = 10
+    rng: RandomStream, example: Example, preprocess: Preprocess, *, degrees: float = 10
 ) -> Example:
     """Turns about the centre by a uniform angle of at most `degrees` either way.
 
@@ -174,7 +246,7 @@ def rotate(
     turned corners.
     """
     _check("rotate", 0 <= degrees <= 180, f"degrees={degrees}", "0 to 180")
-    angle = draws.uniform(-degrees, degrees)
+    angle = rng.uniform(-degrees, degrees)
     image = example["image"]
     height, width, channels = image.shape
     pil = Image.fromarray(image[..., 0] if channels == 1 else image)
@@ -219,8 +291,8 @@ class _Chain:
 
     def __call__(self, example: Example, step: int, index: int) -> Example:
         for i, change in enumerate(self._changes):
-            draws = Draws((self._seed, step), (0, index + 1, i + 1))
-            example = change(draws, example, self._preprocess)
+            rng = RandomStream((self._seed, step), (0, index + 1, i + 1))
+            example = change(rng, example, self._preprocess)
         return example
 
 
@@ -270,9 +342,9 @@ def _check(name: str, good: bool, found: str, expected: str) -> None:
         raise ValueError(f"{name}: {found}; expected {expected}.")
 
 
-def _draw_windows(draws: Draws, height: int, width: int) -> np.ndarray:
+def _draw_windows(rng: RandomStream, height: int, width: int) -> np.ndarray:
     """Draws int [ATTEMPTS, 4]: top, left, height and width of parts of an image."""
-    scale, ratio, down, right = draws.uniform(shape=(4, ATTEMPTS))
+    scale, ratio, down, right = rng.uniform(shape=(4, ATTEMPTS))
     scale = 0.3 + 0.7 * scale
     # No side may exceed the image's.
     low, high = np.maximum(0.5, scale**2), np.minimum(2, scale**-2)

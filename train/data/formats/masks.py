@@ -6,23 +6,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from train.data.annotations import IGNORED, make_values
 from train.data.decode import BadImage, decode_mask
 from train.data.files import (
     NO_IMAGE,
     Files,
+    find_splits,
     images_by_stem,
     warn_of_left_out,
 )
-from train.data.located import FileMasks
-from train.data.masks import IGNORED, make_values
+from train.data.formats.image_files import FileMasks
+from train.data.formats.voc import NAMES_FILE, read_names
 from train.data.source import Source
-from train.data.splits import find_splits
-from train.data.voc import NAMES_FILE, read_names
 
 ALONE = "masks without an image"
 
 
-def open_pairs(
+def open_masks(
     path: Path,
     split: str,
     *,

@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from train.data.faces import FaceSource, FileFaces, read_landmarks
-from train.data.files import Files, split_images, warn_of_left_out
-from train.data.folder import find_layout
-from train.data.splits import find_splits
+from train.data.files import Files, find_splits, split_images, warn_of_left_out
+from train.data.formats.image_folder import find_layout
 from zoo.face.verification import Pairs
 
 # Of ORL: people to train on, and pictures of each person that are known.

@@ -9,9 +9,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from train.data.decode import SUFFIXES, decode_image
-from train.data.files import Files, split_images, warn_of_left_out
+from train.data.files import (
+    FILLERS,
+    Files,
+    find_splits,
+    split_images,
+    split_kind,
+    warn_of_left_out,
+)
 from train.data.source import Source
-from train.data.splits import FILLERS, find_splits, split_kind
 
 # Share of the images that is held out for testing where a set comes without splits.
 HELD_OUT = 0.2

@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageFilter
 
-from train.data.draws import Draws
-from train.data.face_model import (
+from train.data.formats.face_model import (
     TONES,
     TOP,
     Expression,
@@ -23,6 +22,7 @@ from train.data.face_model import (
     paint_skin,
     tone_name,
 )
+from train.data.rng import RandomStream
 
 SIDE = 80  # of a picture, in pixels
 
@@ -98,33 +98,33 @@ def rotate(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return around_z @ around_x @ around_y
 
 
-def draw_view(draws: Draws, *, side: int = SIDE) -> tuple[View, np.ndarray]:
+def draw_view(rng: RandomStream, *, side: int = SIDE) -> tuple[View, np.ndarray]:
     """Draws a view, and returns it with its yaw, pitch and roll in degrees."""
     limits = np.array([_MOST_YAW, _MOST_PITCH, _MOST_ROLL])
-    angles = draws.uniform(-limits, limits, (3,))
+    angles = rng.uniform(-limits, limits, (3,))
     factor = side / SIDE
-    azimuth, height = draws.uniform(-1.2, 1.2), draws.uniform(-0.9, 0.5)
+    azimuth, height = rng.uniform(-1.2, 1.2), rng.uniform(-0.9, 0.5)
     light = np.array([np.sin(azimuth), np.sin(height), np.cos(azimuth)])
     view = View(
         rotate(*angles),
-        _SCALE * factor * float(draws.uniform(0.82, 1.18)),
-        side / 2 + draws.uniform(-7, 7, (2,)) * factor,
+        _SCALE * factor * float(rng.uniform(0.82, 1.18)),
+        side / 2 + rng.uniform(-7, 7, (2,)) * factor,
         light / np.linalg.norm(light),
-        float(draws.uniform(0.4, 0.75)),
-        draws.uniform(0.75, 1.15) * draws.uniform(0.92, 1.08, (3,)),
-        float(draws.uniform(0, 0.8)) * factor,
-        float(draws.uniform(0, 5)),
+        float(rng.uniform(0.4, 0.75)),
+        rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (3,)),
+        float(rng.uniform(0, 0.8)) * factor,
+        float(rng.uniform(0, 5)),
     )
     return view, angles
 
 
-def draw_expression(draws: Draws) -> Expression:
+def draw_expression(rng: RandomStream) -> Expression:
     """Draws an expression; about half of the mouths are closed, and most eyes open."""
     return Expression(
-        smile=float(draws.uniform(-0.6, 1)),
-        mouth=float(draws.uniform(-1, 1).clip(0, None)),
-        blink=float(draws.uniform(-2, 0.9).clip(0, None)),
-        surprise=float(draws.uniform(-1, 1)),
+        smile=float(rng.uniform(-0.6, 1)),
+        mouth=float(rng.uniform(-1, 1).clip(0, None)),
+        blink=float(rng.uniform(-2, 0.9).clip(0, None)),
+        surprise=float(rng.uniform(-1, 1)),
     )
 
 
@@ -132,7 +132,7 @@ def render(
     person: Person,
     view: View,
     expression: Expression,
-    draws: Draws,
+    rng: RandomStream,
     *,
     side: int = SIDE,
 ) -> np.ndarray:
@@ -145,7 +145,7 @@ def render(
       person: Who is shown.
       view: How.
       expression: With what expression.
-      draws: Of background, clothes and grain.
+      rng: Of background, clothes and grain.
       side: Height and width in pixels.
 
     Returns:
@@ -157,8 +157,8 @@ def render(
     # Hair has a thickness.
     points[..., [0, 2]] *= 1 + 0.07 * skin.hair[..., None]
     colors = paint(skin, person, expression)
-    clothes = draws.uniform(20, 220, (3,))
-    pixels = _background(draws, fine)
+    clothes = rng.uniform(20, 220, (3,))
+    pixels = _background(rng, fine)
     # One over the other: neck, shoulders, head.
     for mesh in (*_body(person, clothes), (points, colors)):
         place, depth, shaded = _shade(view, *mesh, pixels=fine)
@@ -172,7 +172,7 @@ def render(
     image = Image.fromarray(image.clip(0, 255).round().astype(np.uint8))
     image = np.asarray(image.filter(ImageFilter.GaussianBlur(view.blur)), float)
     # Of four uniform numbers the sum is nearly normal.
-    noise = (draws.uniform(-0.5, 0.5, (4, side, side, 3)).sum(0)) * np.sqrt(3)
+    noise = (rng.uniform(-0.5, 0.5, (4, side, side, 3)).sum(0)) * np.sqrt(3)
     return (image + view.grain * noise).clip(0, 255).round().astype(np.uint8)
 
 
@@ -188,7 +188,7 @@ def _skin(person: Person, ratio: float) -> Skin:
 
 @functools.lru_cache(maxsize=2)
 def _person(number: int) -> Person:
-    return draw_person(Draws((number, 1)))
+    return draw_person(RandomStream((number, 1)))
 
 
 def _shade(
@@ -259,11 +259,11 @@ def _body(person: Person, clothes: np.ndarray):
         yield mesh, np.broadcast_to(color, mesh.shape)
 
 
-def _background(draws: Draws, side: int) -> np.ndarray:
+def _background(rng: RandomStream, side: int) -> np.ndarray:
     """Clouds of two colours, float64 [side, side, 3]."""
-    cells = draws.integer(2, 6)
-    low, high = draws.uniform(10, 245, (2, 3))
-    mix = (255 * draws.uniform(0, 1, (cells, cells))).astype(np.uint8)
+    cells = rng.integer(2, 6)
+    low, high = rng.uniform(10, 245, (2, 3))
+    mix = (255 * rng.uniform(0, 1, (cells, cells))).astype(np.uint8)
     mix = Image.fromarray(mix).resize((side, side), Image.Resampling.BICUBIC)
     return low + (high - low) * (np.asarray(mix, float) / 255)[..., None]
 
@@ -333,12 +333,12 @@ def draw_example(person: int, picture: int) -> dict:
       picture: Number of the picture, 0 or more.
     """
     who = _person(person)
-    draws = Draws((person, 2), (0, picture))
-    view, pose = draw_view(draws)
-    expression = draw_expression(draws)
+    rng = RandomStream((person, 2), (0, picture))
+    view, pose = draw_view(rng)
+    expression = draw_expression(rng)
     points = view.project(landmarks(who, expression))
     return {
-        "image": Image.fromarray(render(who, view, expression, draws)),
+        "image": Image.fromarray(render(who, view, expression, rng)),
         "person": person,
         # A pixel's number is that of its centre.
         "landmarks": (points - 0.5).astype(np.float32),

@@ -5,6 +5,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from train.data.annotations import (
+    Objects,
+    Table,
+    UnknownValues,
+    detection_example,
+    segmentation_example,
+)
 from train.data.decode import (
     BadImage,
     decode_image,
@@ -12,10 +19,7 @@ from train.data.decode import (
     read_orientation,
 )
 from train.data.files import Files
-from train.data.masks import UnknownValues, segmentation_example
-from train.data.objects import Objects, Table, detection_example
-from train.data.source import Example, Source
-from train.data.threads import map_in_threads
+from train.data.source import Example, Source, map_in_threads
 
 # Bytes at the beginning of a JPEG file in which it says that it has EXIF, and those
 # in which EXIF is, most often; of other files all is read.

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from train.data.files import Files, warn_of_left_out
-from train.data.located import FileObjects
-from train.data.markup import LARGEST
-from train.data.objects import log_left_out, make_objects, tidy_objects
+from train.data.annotations import clip_objects, log_dropped_boxes, make_objects
+from train.data.files import Files, split_kind, warn_of_left_out
+from train.data.formats.image_files import FileObjects
+from train.data.formats.xml import LARGEST
 from train.data.source import Joined, Source
-from train.data.splits import split_kind
 
 _USAGE = (
     "expected coco:DIR, a folder with annotations/instances_SPLIT.json and images in "
@@ -119,7 +118,7 @@ def _open_one(
             raise ValueError(f"{file}: {name} is not in {folder}.")
         size = tuple(_get_side(file, image, side) for side in ("height", "width"))
         annotations = found[image["id"]]
-        tidy, reasons = tidy_objects(
+        tidy, reasons = clip_objects(
             make_objects(
                 _boxes(file, annotations),
                 [class_of[a["category_id"]] for a in annotations],
@@ -134,7 +133,7 @@ def _open_one(
         left_out += reasons
     if not images:
         raise ValueError(f"{file} has no images.")
-    log_left_out(str(file), left_out)
+    log_dropped_boxes(str(file), left_out)
     return FileObjects(
         files, split, class_names, images, objects, sizes, color, orientation
     )

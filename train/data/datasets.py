@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.data.choices import select
-from train.data.coco import open_coco
 from train.data.decode import check_color, check_orientation
-from train.data.face_folders import open_lfw, open_orl, open_people, open_ytf
-from train.data.folder import open_folder
-from train.data.pairs import open_pairs
-from train.data.source import Source, nearest
-from train.data.voc import open_voc, open_voc_masks
+from train.data.formats.coco import open_coco
+from train.data.formats.faces import open_lfw, open_orl, open_people, open_ytf
+from train.data.formats.image_folder import open_folder
+from train.data.formats.masks import open_masks
+from train.data.formats.voc import open_voc, open_voc_masks
+from train.data.source import Source, nearest, select
 
 # What stands before the colon -> the task, and the function that opens the path.
 FORMATS = {
@@ -18,14 +17,14 @@ FORMATS = {
     "voc": ("detection", open_voc),
     "coco": ("detection", open_coco),
     "voc_masks": ("segmentation", open_voc_masks),
-    "masks": ("segmentation", open_pairs),
+    "masks": ("segmentation", open_masks),
     "lfw": ("verification", open_lfw),
     "ytf": ("verification", open_ytf),
     "orl": ("verification", open_orl),
 }
 
 
-def open_source(
+def load_dataset(
     name: str,
     split: str,
     *,
@@ -52,9 +51,9 @@ def open_source(
         - "voc:PATH", boxes as in PASCAL VOC's folders, see `open_voc`;
         - "coco:DIR" or "coco:FILE.json:IMAGES", boxes as in COCO, see `open_coco`;
         - "voc_masks:PATH", masks as in PASCAL VOC's folders, see `open_voc_masks`;
-        - "masks:PATH", `split/images` and `split/masks`, see `open_pairs`;
+        - "masks:PATH", `split/images` and `split/masks`, see `open_masks`;
         - "lfw:PATH", "ytf:PATH" and "orl:PATH", people's pictures as in these data
-          sets, see `train.data.face_folders`; an "imagefolder" is one, too, for the
+          sets, see `train.data.formats.faces`; an "imagefolder" is one, too, for the
           task "verification".
       split: Such as "train" or "test"; "val", "valid" and "validation" are the same,
         and "train+val" is both. For data sets of TFDS also its slices, such as
@@ -109,7 +108,7 @@ def open_source(
         source = opener(path, split, color=color, **options)
     else:
         # Imported late: TFDS takes seconds, and files do without.
-        from train.data.prepared import open_prepared
+        from train.data.formats.tfds import open_prepared
 
         source = open_prepared(
             name,
