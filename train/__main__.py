@@ -5,13 +5,10 @@ What they can do is in `zoo.__main__` and `train.command_line`.
 
 import sys
 
-from train.memory import is_program, restart_with_huge_pages
-
 
 def canon_zoo() -> None:
     """Runs the program `canon-zoo`: a command of zoo's, or `train` and one of its."""
     if sys.argv[1:2] == ["train"]:
-        restart_with_huge_pages()
         train(sys.argv[2:])
     else:
         from zoo.__main__ import run
@@ -35,6 +32,4 @@ def train(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if is_program():
-        restart_with_huge_pages()  # Before jax is imported, which takes a while.
     train(sys.argv[1:])

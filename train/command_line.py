@@ -22,7 +22,7 @@ from train.config import (
 )
 from train.configs import CONFIGS, get_config
 from train.data.pipeline import WorkerError
-from train.loop import NonFiniteLossError
+from train.fit import NonFiniteLossError
 from train.runs import use_compilation_cache
 from zoo.registry import unknown
 

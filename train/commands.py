@@ -6,22 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 from tyro.conf import Positional
 
 import zoo
 from train import transfer_study
-from train.clock import format_rate
 from train.config import TrainConfig, load_config, long, parse_options
 from train.data import find_problems, fit_source, load_dataset
 from train.data.faces import LANDMARKS_FILE
 from train.data.landmarks import fill_landmarks
 from train.evaluate import Evaluator
-from train.loop import resume_run
+from train.fit import resume_run
+from train.history import format_rate
 from train.predict import load_predictor
 from train.report import confidence_interval
 from train.runs import new_run_dir, next_steps, report, run
-from train.steps import make_mesh, put_everywhere
+from train.steps import make_mesh, put_replicated
 from train.tasks import Detected, make_task
 from train.verify import (
     PROTOCOLS,
@@ -205,8 +204,7 @@ def evaluate(
             max_boxes=max_boxes,
             progress=True,
         )
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        variables = jax.tree.map(lambda x: put_everywhere(x, everywhere), variables)
+        variables = put_replicated(variables, mesh)
         evaluated = evaluator(variables)
         found = evaluated.metrics
         if task.name == "detection":

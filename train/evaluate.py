@@ -6,12 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from train.data import Source, eval_batches, resident_bytes
-from train.steps import Batch, make_eval_step, put_batch, put_everywhere
+from train.steps import (
+    Batch,
+    data_sharded,
+    make_eval_step,
+    put_batch,
+    put_replicated,
+)
 from train.tasks import Evaluated, Task
 from zoo.spec import Preprocess
 
@@ -47,8 +52,7 @@ class Evaluator:
     ):
         batch_size = -(-batch_size // mesh.size) * mesh.size
         self.source, self.task = source, task
-        self._everywhere = NamedSharding(mesh, P())
-        self._batched = NamedSharding(mesh, P("data"))
+        self._mesh = mesh
         self._step = make_eval_step(model, task, preprocess, mesh)
         self._preprocess, self._batch_size = preprocess, batch_size
         self._max_boxes, self._progress = max_boxes, progress
@@ -67,9 +71,7 @@ class Evaluator:
           The metrics, and what else the task keeps.
         """
         names, kept = self.source.class_names, {}
-        state = jax.tree.map(
-            lambda x: put_everywhere(x, self._everywhere), self.task.empty(len(names))
-        )
+        state = put_replicated(self.task.empty(len(names)), self._mesh)
         for batch in self._bar(self._kept or self._read(), "evaluating"):
             state, each = self._step(variables, state, batch)
             each = jax.device_get(each)
@@ -90,7 +92,8 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return (put_batch(batch, self._batched) for batch in batches)
+        sharding = data_sharded(self._mesh)
+        return (put_batch(batch, sharding) for batch in batches)
 
     def _bar(self, batches: Iterable[Batch], what: str) -> Iterable[Batch]:
         count = -(-len(self.source) // self._batch_size)

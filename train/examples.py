@@ -9,7 +9,7 @@ from train.data import Source, align_source, fit_source
 from train.evaluate import Evaluator
 from train.figures.faces import draw_alignment
 from train.figures.pictures import beside, enlarge
-from train.loop import Result
+from train.fit import Result
 from train.report import (
     Boxes,
     ClassifierEvaluation,

@@ -63,32 +63,36 @@ class Experiment:
     mesh: Mesh
     task: Task
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the training set."""
+        """The number of whole batches in the training set."""
         return len(self.train_source) // self.config.data.batch_size
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
-        """Length of the training."""
+        """The length of the training, in steps."""
         return self.config.steps or self.config.epochs * self.steps_per_epoch
 
     @cached_property
     def schedule(self) -> optax.Schedule:
-        """Learning rate by step."""
+        """The learning rate by step."""
         return optim.make_schedule(self.config.optim, self.total_steps)
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Of the trained parameters."""
+        """The optimizer of the trained parameters."""
         return optim.make_optimizer(
             self.config.optim, self.schedule, self.variables["params"]
         )
 
+    @cached_property
+    def _frozen_from(self) -> dict[int, tuple[str, ...]]:
+        return optim.freeze_schedule(self.config.optim, self.variables["params"])
+
     def frozen(self, step: int) -> tuple[str, ...]:
-        """Lists the paths that are frozen at a step."""
+        """Returns the paths of the parameters that are frozen at a step."""
         epoch = step // self.steps_per_epoch
-        return optim.frozen_paths(self.config.optim, self.variables["params"], epoch)
+        return self._frozen_from[max(e for e in self._frozen_from if e <= epoch)]
 
     def create_state(self, step: int = 0) -> TrainState:
         """Creates a state with the structure that it has at a step."""

@@ -62,6 +62,11 @@ class History:
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
 
+def format_rate(rate: float) -> str:
+    """Formats images per second: whole ones, or three digits of fewer than ten."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.3g}"
+
+
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl; a last line that was cut off is left out.
 

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import zoo
 from train.config import TrainConfig, to_json
 from train.data import Source
 from train.examples import make_evaluation
+from train.fit import Result, fit
 from train.history import read_history
-from train.loop import Result, fit
 from train.report import Section, write_report
+from train.run_dir import new_run_dir
 
 logger = logging.getLogger("train")
 
@@ -76,27 +76,6 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         # Small steps too: a run of a tiny network is mostly compilation.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def new_run_dir(name: str) -> Path:
-    """Makes the folder of a new run: runs/NAME-TIME below the current folder.
-
-    A number follows where another run has that name already.
-
-    Raises:
-      ValueError: The folder cannot be made.
-    """
-    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = base, 1
-    while True:
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
-            path = base.with_name(f"{base.name}-{number}")
-        except OSError as error:
-            raise ValueError(f"cannot make the run folder {path}: {error}.") from error
 
 
 def report(result: Result, sections: Sequence[Section] = ()) -> Path | None:

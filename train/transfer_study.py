@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from train.loop import Result, fit
+from train.fit import Result, fit
 from train.report import Section, plot_section, table_section
 from train.runs import report
 

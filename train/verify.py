@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import zoo
@@ -18,7 +16,7 @@ from train.evaluate import Evaluator
 from train.figures.pictures import beside, enlarge
 from train.history import read_history
 from train.protocols import evaluate_pairs, weighted_chi_squared
-from train.steps import make_mesh, put_everywhere
+from train.steps import make_mesh, put_replicated
 from train.tasks import Verified, make_task
 from train.tasks.verification import average_templates, probability
 from zoo.preprocess import fit_image
@@ -58,8 +56,7 @@ def evaluate_faces(
     evaluate = Evaluator(
         module, task, aligned, card.preprocess, mesh, batch_size, progress=True
     )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    found = evaluate(jax.tree.map(lambda x: put_everywhere(x, everywhere), variables))
+    found = evaluate(put_replicated(variables, mesh))
     return found, card
 
 

@@ -41,10 +41,10 @@ from benchmark_zoo import (
     train_cifar10,
     write_images,
 )
+from huge_pages import restart_with_huge_pages
 
 import zoo
 from train.experiment import prepare_experiment
-from train.memory import restart_with_huge_pages
 
 OUT = Path(__file__).parent / "benchmarks.json"
 
@@ -188,5 +188,5 @@ def measure_rounds(
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
+    restart_with_huge_pages()  # The memory of all sides.
     main(sys.argv[1:])

@@ -40,9 +40,9 @@ from benchmark_rounds import (
     side_process,
     summarize,
 )
+from huge_pages import restart_with_huge_pages
 
 import zoo
-from train.memory import restart_with_huge_pages
 
 OUT = Path(__file__).parent / "classifiers.json"
 OFFERS = {"keras": KERAS, "jax_resnet": JAX_RESNET}
@@ -252,5 +252,5 @@ def measure_rounds(
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
+    restart_with_huge_pages()  # The memory of all sides.
     main(sys.argv[1:])

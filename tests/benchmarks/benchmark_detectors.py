@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmark_pairs import Benchmark
-
-from train.memory import restart_with_huge_pages
+from huge_pages import restart_with_huge_pages
 
 CELLS = ("network_1", "detect_1", "detect_8", "train_4")
 BENCHMARK = Benchmark(
@@ -39,5 +38,5 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
+    restart_with_huge_pages()  # The memory of all sides.
     BENCHMARK.main(sys.argv[1:])

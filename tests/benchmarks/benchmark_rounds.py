@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from train import memory
+from huge_pages import VARIABLE
 
 Call = Callable[..., Any]
 
@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
-        "malloc": os.environ.get(memory.VARIABLE, ""),
+        "malloc": os.environ.get(VARIABLE, ""),
         "python": platform.python_version(),
         **versions(),
     }
@@ -96,7 +96,7 @@ def where(facts: dict[str, Any], names: Sequence[str]) -> str:
     """
     device = [facts["device"]] if facts["platform"] != "cpu" else []
     versions = [f"{n.replace('_', '-')} {facts[n]}" for n in names if n in facts]
-    pages = [f"`{memory.VARIABLE}={facts['malloc']}`"] if facts.get("malloc") else []
+    pages = [f"`{VARIABLE}={facts['malloc']}`"] if facts.get("malloc") else []
     cpu = " with ".join(filter(None, (facts["cpu"], facts.get("vectors"))))
     parts = (*device, cpu, f"{facts['cores']} cores", *versions, *pages)
     return ", ".join([*parts, facts["date"]])

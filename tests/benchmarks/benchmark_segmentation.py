@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmark_pairs import Benchmark
-
-from train.memory import restart_with_huge_pages
+from huge_pages import restart_with_huge_pages
 
 CELLS = ("inference_1", "train_1")
 BENCHMARK = Benchmark(
@@ -41,5 +40,5 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # All sides' memory, as `python -m train` has it.
+    restart_with_huge_pages()  # The memory of all sides.
     BENCHMARK.main(sys.argv[1:])

@@ -15,19 +15,23 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 import zoo
-from train import loop
+from train import fit
 from train.config import TrainConfig
 from train.configs import get_config
 from train.data import epoch_order, load_resident
 from train.experiment import Experiment
-from train.feeds import make_feed
 from train.runs import run
-from train.steps import jit_step, put_batch, put_everywhere
+from train.steps import (
+    data_sharded,
+    jit_step,
+    make_run_steps,
+    put_batch,
+    put_replicated,
+    replicated,
+)
 from zoo.preprocess import normalize
 
 ROOT = Path(__file__).parents[2]
@@ -108,28 +112,26 @@ def time_fit(config: TrainConfig, run_dir: Path) -> float:
     """
     began, ended = [], []
 
-    def make(*arguments):
-        feed = make_feed(*arguments)
-        run_steps = feed.run
+    def make(*arguments, **options):
+        run_steps = make_run_steps(*arguments, **options)
 
-        def clocked_run(state, start, count):
-            if start == UNTIMED_STEPS:
+        def clocked_run(state, batches):
+            if int(state.step) == UNTIMED_STEPS:
                 began.append(time.perf_counter())
-            return run_steps(state, start, count)
+            return run_steps(state, batches)
 
-        feed.run = clocked_run
-        return feed
+        return clocked_run
 
-    class ClockedEvaluator(loop.Evaluator):
+    class ClockedEvaluator(fit.Evaluator):
         def __call__(self, variables):
             ended.append(time.perf_counter())
             return super().__call__(variables)
 
     with (
-        mock.patch.object(loop, "make_feed", make),
-        mock.patch.object(loop, "Evaluator", ClockedEvaluator),
+        mock.patch.object(fit, "make_run_steps", make),
+        mock.patch.object(fit, "Evaluator", ClockedEvaluator),
     ):
-        loop.fit(config, run_dir, quiet=True)
+        fit.fit(config, run_dir, quiet=True)
     return (ended[0] - began[0]) / (config.steps - UNTIMED_STEPS)
 
 
@@ -138,26 +140,23 @@ class BareStep:
 
     def __init__(self, experiment: Experiment, plan: Plan):
         self.experiment, self.plan = experiment, plan
-        self.everywhere = NamedSharding(experiment.mesh, P())
         self.arrays = load_resident(experiment.train_source, experiment.card.preprocess)
         order = epoch_order(len(self.arrays["label"]), plan.batch_size, 0)
         count = min(plan.steps, plan.batches)
         self.orders = np.stack([order[i] for i in range(count)])
-        batched = NamedSharding(experiment.mesh, P("data"))
+        batched = data_sharded(experiment.mesh)
         self.batches = [
             put_batch({k: v[o] for k, v in self.arrays.items()} | {"index": o}, batched)
             for o in self.orders
         ]
-        self.step = jit_step(experiment.make_step(0), self.everywhere)
+        self.step = jit_step(experiment.make_step(0), replicated(experiment.mesh))
         self.state = self.create_state()
 
     def create_state(self) -> Any:
         """Creates the state before the first step."""
-        return jax.tree.map(
-            # Copies: the step donates what it is given.
-            lambda x: put_everywhere(np.array(x), self.everywhere),
-            self.experiment.create_state(),
-        )
+        # Copies: the step donates what it is given.
+        state = jax.tree.map(np.array, self.experiment.create_state())
+        return put_replicated(state, self.experiment.mesh)
 
     def compilation(self) -> dict[str, float]:
         """Compiles without a cache; returns seconds and what XLA says of memory."""

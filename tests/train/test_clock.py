@@ -6,8 +6,8 @@ import time
 import pytest
 from tiny_runs import make_config, write_images
 
-from train.clock import Clock
 from train.loop import fit, resume_run
+from train.run_dir import Clock
 from train.runs import report
 
 

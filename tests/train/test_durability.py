@@ -145,7 +145,7 @@ def test_a_bad_line_in_the_middle_is_named_and_no_row_is_lost(run):
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.loop import lock_run_dir
+from train.run_dir import lock_run_dir
 with lock_run_dir(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)

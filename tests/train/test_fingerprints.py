@@ -7,8 +7,8 @@ import pytest
 from tiny_runs import make_config, write_images
 
 from train.data import Subset, array_source, load_dataset
-from train.fingerprints import check_fingerprints, save_fingerprints
 from train.loop import fit, resume_run
+from train.run_dir import check_fingerprints, save_fingerprints
 
 
 def test_what_changes_a_fingerprint(tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from train.clock import format_rate
 from train.figures import STYLE, Series, line_chart
+from train.history import format_rate
 from train.report.parts import (
     Card,
     Evaluation,

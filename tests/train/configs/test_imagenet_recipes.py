@@ -32,7 +32,7 @@ from train.configs import get_config
 from train.data import load_dataset, parse_crop
 from train.data.crops import draw_numbers
 from train.experiment import prepare_experiment
-from train.feeds import make_feed
+from train.loaders import make_loader
 from train.loop import fit, resume_run
 from train.starting import create_model, take_layers
 from zoo.layers import Classifier, Conv, make_head
@@ -178,9 +178,9 @@ def test_training_cuts_anywhere_and_evaluation_the_centre(folder):
     for i in range(9):
         expected = fit_image(source.image(i), pre)
         np.testing.assert_array_equal(experiment.eval_source.image(i), expected)
-    feed = make_feed(config.data, experiment.train_source, pre, experiment.mesh, 0)
-    batch = next(feed.batches)
-    feed.batches.close()
+    loader = make_loader(config.data, experiment.train_source, pre, experiment.mesh, 0)
+    batch = next(loader.stream)
+    loader.stream.close()
     for image, index in zip(batch["image"], batch["index"], strict=True):
         crop = parse_crop("area:0.08:1", pre)
         raw = experiment.train_source.source.image(index)

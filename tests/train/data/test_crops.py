@@ -13,7 +13,7 @@ from train.config import DataConfig
 from train.data import array_source, crops, parse_crop, train_stream
 from train.data.crops import draw_numbers
 from train.data.source import Source
-from train.feeds import ResidentFeed, StreamFeed, make_feed
+from train.loaders import ResidentLoader, StreamLoader, make_loader
 from train.steps import make_mesh
 from zoo.preprocess import fit_image
 from zoo.spec import Preprocess
@@ -320,17 +320,17 @@ def test_other_channels_are_named_as_for_the_centre():
 
 
 @pytest.mark.parametrize(
-    ("crop", "kind"), [("center", ResidentFeed), ("area", StreamFeed)]
+    ("crop", "kind"), [("center", ResidentLoader), ("area", StreamLoader)]
 )
 def test_random_crops_are_streamed(crop, kind):
     mesh = make_mesh(jax.devices()[:1])
     source = array_source(np.zeros((23, 8, 8, 1), np.uint8), np.arange(23) % 3)
     config = DataConfig("arrays", batch_size=4, crop=crop)
-    assert type(make_feed(config, source, GREY, mesh, 0)) is kind
+    assert type(make_loader(config, source, GREY, mesh, 0)) is kind
     config = DataConfig("arrays", batch_size=4, crop=crop, placement="device")
-    if kind is ResidentFeed:
-        assert type(make_feed(config, source, GREY, mesh, 0)) is kind
+    if kind is ResidentLoader:
+        assert type(make_loader(config, source, GREY, mesh, 0)) is kind
     else:
         message = "data.crop=area cuts .* data.placement must be auto or stream"
         with pytest.raises(ValueError, match=message):
-            make_feed(config, source, GREY, mesh, 0)
+            make_loader(config, source, GREY, mesh, 0)

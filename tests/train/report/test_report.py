@@ -12,8 +12,8 @@ import pytest
 from page import Page, old_matplotlib
 from PIL import Image
 
-from train.clock import format_rate
 from train.figures import draw_confusion, draw_prediction, line_chart, to_pil
+from train.history import format_rate
 from train.report import (
     ClassifierEvaluation,
     Mistake,

@@ -1,20 +1,26 @@
 """Whole sets on the device and streams: the same steps, to the bit."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from tiny_runs import flat
 
 from train.config import DataConfig, OptimConfig
 from train.data import array_source, load_resident
-from train.feeds import ResidentFeed, StreamFeed, make_feed
+from train.loaders import ResidentLoader, StreamLoader, make_loader
 from train.optim import make_optimizer, make_schedule
 from train.state import create_state
-from train.steps import make_mesh, make_prepare, make_train_step, put_everywhere
+from train.steps import (
+    make_mesh,
+    make_prepare,
+    make_run_steps,
+    make_train_step,
+    put_replicated,
+)
 from train.tasks import Classification, softmax_cross_entropy
 from zoo.layers import Classifier, make_head
 from zoo.ops import augment
@@ -65,22 +71,25 @@ def make(kind, mesh, batch_size=4, count=23):
     config = DataConfig("arrays", batch_size=batch_size)
     source = make_source(count)
     if kind == "stream":
-        return StreamFeed(config, source, PREPROCESS, mesh, 5)
+        return StreamLoader(config, source, PREPROCESS, mesh, 5)
     data = load_resident(source, PREPROCESS)
-    return ResidentFeed(data, mesh, batch_size, 5, loop=kind == "loop")
+    return ResidentLoader(data, mesh, batch_size, 5)
+
+
+def make_run(kind, step, mesh, loader):
+    return make_run_steps(step, mesh, loader.data, most=5, loop=kind == "loop")
 
 
 def walk(kind, counts, **shape):
     """Runs steps in calls of so many each; returns the state and the metrics."""
     mesh = make_mesh(jax.devices()[:1])
-    feed = make(kind, mesh, **shape)
+    loader = make(kind, mesh, **shape)
     state, step = make_step()
-    everywhere = NamedSharding(mesh, P())
-    state = jax.tree.map(lambda x: put_everywhere(x, everywhere), state)
-    feed.bind(step)
+    state = put_replicated(state, mesh)
+    run = make_run(kind, step, mesh, loader)
     start, found = 0, []
     for count in counts:
-        state, scalars = feed.run(state, start, count)
+        state, scalars = run(state, itertools.islice(loader, count))
         assert {v.shape for v in scalars.values()} == {(count,)}
         found.append(scalars)
         start += count
@@ -91,7 +100,7 @@ def walk(kind, counts, **shape):
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(4, 23), (5, 5), (7, 23)])
-def test_all_feeds_take_the_same_steps(batch_size, count):
+def test_all_loaders_take_the_same_steps(batch_size, count):
     whole = count // batch_size
     counts = [whole, whole]
     params, scalars = walk("single", counts, batch_size=batch_size, count=count)
@@ -118,31 +127,31 @@ def test_steps_in_one_call_are_those_of_many(kind):
 
 
 def test_an_epoch_has_whole_batches_of_different_images():
-    feed = make("single", make_mesh(jax.devices()[:1]))
-    assert feed.steps_per_epoch == 5
+    loader = make("single", make_mesh(jax.devices()[:1]))
     epochs = [
-        np.concatenate([feed.indices(5 * e + i) for i in range(5)]) for e in (0, 1)
+        np.concatenate([loader.indices(5 * e + i) for i in range(5)]) for e in (0, 1)
     ]
     assert all(len(set(order.tolist())) == 20 for order in epochs)
     assert all(min(order) >= 0 and max(order) < 23 for order in epochs)
     assert (epochs[0] != epochs[1]).any()
     stream = make("stream", make_mesh(jax.devices()[:1]))
-    assert (stream.indices(7) == feed.indices(7)).all()
+    assert (stream.indices(7) == loader.indices(7)).all()
+    assert (next(loader)["index"] == loader.indices(0)).all()
+    assert (next(loader)["index"] == loader.indices(1)).all()
 
 
 @pytest.mark.parametrize("kind", ["single", "loop", "stream"])
 def test_donated_states_are_gone(kind):
     mesh = make_mesh(jax.devices()[:1])
-    feed = make(kind, mesh)
+    loader = make(kind, mesh)
     original, step = make_step()
     kept = {k: v.copy() for k, v in flat(original.params).items()}
-    everywhere = NamedSharding(mesh, P())
-    state = jax.tree.map(lambda x: put_everywhere(x, everywhere), original)
-    feed.bind(step)
-    after, _ = feed.run(state, 0, 2)
+    state = put_replicated(original, mesh)
+    run = make_run(kind, step, mesh, loader)
+    after, _ = run(state, itertools.islice(loader, 2))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     with pytest.raises((RuntimeError, ValueError), match="deleted"):
-        feed.run(state, 2, 1)
+        run(state, itertools.islice(loader, 1))
     # What the run began from is still there, and is what it was.
     for path, leaf in flat(original.params).items():
         np.testing.assert_array_equal(leaf, kept[path], err_msg=path)
@@ -152,15 +161,14 @@ def test_donated_states_are_gone(kind):
 def test_the_stream_says_where_it_is():
     mesh = make_mesh(jax.devices()[:1])
     params, _ = walk("stream", [7])
-    feed = make("stream", mesh)
+    loader = make("stream", mesh)
     state, step = make_step()
-    feed.bind(step)
-    state, _ = feed.run(state, 0, 4)
-    position = feed.batches.get_state()
+    run = make_run("stream", step, mesh, loader)
+    state, _ = run(state, itertools.islice(loader, 4))
+    position = loader.stream.get_state()
     other = make("stream", mesh)
-    other.batches.set_state(position)
-    other.bind(step)
-    state, _ = other.run(state, 4, 3)
+    other.stream.set_state(position)
+    state, _ = run(state, itertools.islice(other, 3))
     for path, leaf in flat(state.params).items():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
 
@@ -168,10 +176,10 @@ def test_the_stream_says_where_it_is():
 @pytest.mark.parametrize(
     ("placement", "megabytes", "kind"),
     [
-        ("auto", 1, ResidentFeed),
-        ("auto", 0, StreamFeed),
-        ("device", 0, ResidentFeed),
-        ("stream", 1, StreamFeed),
+        ("auto", 1, ResidentLoader),
+        ("auto", 0, StreamLoader),
+        ("device", 0, ResidentLoader),
+        ("stream", 1, StreamLoader),
     ],
 )
 def test_the_config_says_where_the_set_lives(placement, megabytes, kind):
@@ -179,4 +187,4 @@ def test_the_config_says_where_the_set_lives(placement, megabytes, kind):
         "arrays", batch_size=4, placement=placement, device_megabytes=megabytes
     )
     mesh = make_mesh(jax.devices()[:1])
-    assert type(make_feed(config, make_source(), PREPROCESS, mesh, 0)) is kind
+    assert type(make_loader(config, make_source(), PREPROCESS, mesh, 0)) is kind

@@ -1,4 +1,4 @@
-"""How the training program gets its memory from the system."""
+"""Huge pages for a benchmark's process: what README says of GLIBC_TUNABLES."""
 
 import os
 import sys
@@ -21,12 +21,6 @@ def restart_with_huge_pages() -> None:
     if VARIABLE not in os.environ and leaves_choice():
         os.environ[VARIABLE] = HUGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def is_program() -> bool:
-    """Whether the interpreter was told `-m train`, and nothing else runs it."""
-    options = iter(sys.orig_argv)
-    return "-m" in options and next(options, None) == "train"
 
 
 def leaves_choice() -> bool:

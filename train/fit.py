@@ -1,0 +1,357 @@
+"""The training loop: `fit` trains, and `resume_run` goes on to the bit."""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm.auto import tqdm
+
+from train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    find_sound_step,
+    list_steps,
+)
+from train.config import TrainConfig, load_config, save_config
+from train.data import Source
+from train.evaluate import Evaluator
+from train.experiment import Experiment, prepare_experiment
+from train.history import History, format_rate
+from train.loaders import make_loader
+from train.run_dir import (
+    Clock,
+    check_fingerprints,
+    create_run_dir,
+    lock_run_dir,
+)
+from train.state import TrainState, change_frozen
+from train.steps import make_run_steps, put_replicated, replicated
+from train.tasks import Evaluated
+
+logger = logging.getLogger("train")
+
+SECONDS_PER_CALL = 1.0  # Between two looks at the losses, the clock and the signals.
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+      run_dir: Its folder.
+      experiment: Its parts.
+      state: After the last step that was run.
+      finished: False where a signal ended it; `resume` goes on.
+      evaluated: What the last evaluation found out, by the task; see `train.tasks`.
+        None where a signal ended the run: who sends one does not wait for that.
+      seconds: Wall time of all parts of the run, compilation included.
+      first_step_seconds: From the call of `fit` until the first steps were done.
+      parts: In how many parts it ran, which was resumed one time less.
+    """
+
+    run_dir: Path
+    experiment: Experiment
+    state: TrainState
+    finished: bool
+    evaluated: Evaluated | None
+    seconds: float
+    first_step_seconds: float
+    parts: int = 1
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last evaluation.
+
+        Raises:
+          ValueError: A signal ended the run.
+        """
+        if self.evaluated is None:
+            raise ValueError(
+                f"the run in {self.run_dir} was stopped after step "
+                f"{int(self.state.step)} and has no metrics; "
+                f"`canon-zoo train resume {shlex.quote(str(self.run_dir))}` goes on."
+            )
+        return self.evaluated.metrics
+
+
+def fit(
+    config: TrainConfig,
+    run_dir: Path | str,
+    *,
+    resume: int | None = None,
+    sources: tuple[Source, Source] | None = None,
+    quiet: bool = False,
+    changed_data: bool = False,
+) -> Result:
+    """Trains, evaluates, logs and saves.
+
+    Args:
+      config: What to do.
+      run_dir: Where to write; a new folder unless resuming.
+      resume: Step of the checkpoint to go on from, and 0 for the start where there is
+        none; None for a new run.
+      sources: Images to train and to evaluate on; None to open what the config names.
+      quiet: Show no progress bar and no evaluations.
+      changed_data: When resuming: go on where the images are not those that the run
+        began with.
+
+    Raises:
+      ValueError: The config does not fit together, the folder is not new, another
+        process writes it, or the images of a run that is resumed have changed.
+      NonFiniteLossError: Names the step, the images and the last good checkpoint.
+      CheckpointError: A checkpoint cannot be written or read.
+    """
+    started = time.perf_counter()
+    run_dir, start = Path(run_dir), resume or 0
+    # 1. Open data and model: what can be refused is refused before anything is written.
+    experiment = prepare_experiment(config, sources)
+    mesh, task = experiment.mesh, experiment.task
+    steps_per_epoch, total = experiment.steps_per_epoch, experiment.total_steps
+    images = {"train": experiment.train_source, "eval": experiment.eval_source}
+    if resume is not None:
+        check_fingerprints(run_dir, images, changed_data=changed_data)
+    loader = make_loader(
+        config.data,
+        experiment.train_source,
+        experiment.train_preprocess,
+        mesh,
+        config.seed,
+        start=start,
+    )
+    evaluate = Evaluator(
+        experiment.model,
+        task,
+        experiment.eval_source,
+        experiment.card.preprocess,
+        mesh,
+        config.data.eval_batch_size,
+        max_boxes=config.data.max_boxes,
+    )
+    evaluated = None
+    first_step_seconds = 0.0
+
+    with contextlib.ExitStack() as stack:
+        # 2. Create or restore the state, and only then write.
+        stack.enter_context(lock_run_dir(run_dir))
+        if resume is None:
+            create_run_dir(run_dir, experiment.config, images)
+        clock = Clock(run_dir, resuming=resume is not None, started=started)
+        checkpoints = stack.enter_context(Checkpoints(run_dir))
+        state = experiment.create_state(start)
+        # A run that was interrupted before its first checkpoint starts anew.
+        if start or resume in checkpoints.steps():
+            state = checkpoints.restore(state, replicated(mesh), start, loader.stream)
+        else:
+            state = put_replicated(state, mesh)
+        history = stack.enter_context(History(run_dir, resume_from=resume))
+        if resume is not None:
+            checkpoints.drop_after(resume)
+            if jax.process_index() == 0:
+                save_config(config, run_dir / "config.json")
+        stopping = stack.enter_context(catch_signals())
+        bar = stack.enter_context(_progress(total, start, quiet))
+        step, pace = start, 1
+        run_steps = make_run_steps(
+            experiment.make_step(step), mesh, loader.data, most=steps_per_epoch
+        )
+
+        while step < total:
+            # 3. Run some steps: about a second's, and not past the end of an epoch.
+            epoch_end = (step // steps_per_epoch + 1) * steps_per_epoch
+            count, stop = _agree(min(pace, epoch_end - step, total - step), stopping())
+            if stop:
+                break
+            before = time.perf_counter()
+            state, scalars = run_steps(state, itertools.islice(loader, count))
+            elapsed = time.perf_counter() - before
+            clock.ran = True
+            if first_step_seconds:
+                pace = max(1, round(count * SECONDS_PER_CALL / elapsed))
+            else:
+                first_step_seconds = time.perf_counter() - started
+
+            # 4. Refuse what is not finite, before it can be saved.
+            finite = np.isfinite(scalars["loss"]) & np.isfinite(scalars["grad_norm"])
+            for i in np.flatnonzero(~finite)[:1]:
+                raise _non_finite(step + i, loader, experiment, checkpoints)
+
+            # 5. Log.
+            rate = count * config.data.batch_size / elapsed
+            for i in range(count):
+                done = step + i + 1
+                if done % config.log_every == 0 or done == total:
+                    values = {k: float(v[i]) for k, v in scalars.items()}
+                    values["images_per_second"] = rate
+                    history.log("train", done, done / steps_per_epoch, values)
+            step += count
+            bar.update(count)
+            speed = f"{format_rate(rate)} images/s"
+            bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {speed}")
+
+            # 6. At the end of an epoch: thaw what is frozen no longer, with an
+            #    optimizer state that fits; evaluate; save.
+            epoch, left = divmod(step, steps_per_epoch)
+            if left == 0 and experiment.frozen(step) != experiment.frozen(step - 1):
+                state = change_frozen(
+                    state, experiment.optimizer, experiment.frozen(step)
+                )
+                state = put_replicated(state, mesh)
+                run_steps = make_run_steps(
+                    experiment.make_step(step), mesh, loader.data, most=steps_per_epoch
+                )
+            evaluated = None
+            if step == total or (left == 0 and epoch % config.eval_every == 0):
+                evaluated = evaluate(state.eval_variables())
+                found = evaluated.metrics
+                if not np.isfinite([*found.values()]).all():
+                    raise _non_finite(step - 1, loader, experiment, checkpoints)
+                history.log("eval", step, step / steps_per_epoch, found)
+                if not bar.disable:
+                    line = f"epoch {step / steps_per_epoch:g}: "
+                    bar.write(line + task.say(found))
+            if step == total or (left == 0 and epoch % config.save_every == 0):
+                found = evaluated and evaluated.metrics
+                checkpoints.save(state, step, experiment.card, found, loader.stream)
+                clock.save()
+
+        # 7. Save where a signal came, and wait for the disk.
+        if step < total:
+            checkpoints.save(state, step, experiment.card, None, loader.stream)
+            clock.save()
+        checkpoints.wait()
+    finished = step == total
+    if finished and evaluated is None:  # It had finished before.
+        evaluated = evaluate(state.eval_variables())
+    return Result(
+        run_dir,
+        experiment,
+        state,
+        finished,
+        evaluated if finished else None,
+        clock.seconds,
+        first_step_seconds,
+        clock.parts,
+    )
+
+
+def resume_run(
+    run_dir: Path | str,
+    *,
+    step: int | None = None,
+    config: TrainConfig | None = None,
+    sources: tuple[Source, Source] | None = None,
+    changed_data: bool = False,
+) -> Result:
+    """Goes on with a run, to the bit as if it had not been interrupted.
+
+    Args:
+      run_dir: Folder that `fit` made.
+      step: Of the checkpoint to go on from; None for the last undamaged one.
+      config: What to do from there on, such as other batches that fit other devices;
+        it replaces the folder's. None for the folder's, with which alone the run is
+        the same to the bit.
+      sources: The same that `fit` was given, if it was given any.
+      changed_data: Go on where the images are not those that the run began with.
+
+    Raises:
+      ValueError: The folder is no run folder, or the images have changed.
+      CheckpointError: There is no such checkpoint, or it cannot be read.
+    """
+    run_dir = Path(run_dir)
+    before = load_config(run_dir / "config.json")
+    config = before if config is None else config
+    for line in _list_changes(before, config):
+        logger.warning("from here on %s.", line)
+    with lock_run_dir(run_dir):  # From here on, so that no other one adds steps.
+        steps = list_steps(run_dir)
+        if step is None:
+            step = find_sound_step(run_dir)
+            if step is None and steps:
+                raise CheckpointError(f"each of the steps {steps} of {run_dir} is bad.")
+            step = step or 0
+        elif step not in steps:
+            raise CheckpointError(f"{run_dir} has no step {step}; it has {steps}.")
+        return fit(
+            config, run_dir, resume=step, sources=sources, changed_data=changed_data
+        )
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop looks at."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        # Python allows handlers in the main thread alone.
+        yield flag.is_set
+        return
+
+    def handle(number, frame):
+        if flag.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield flag.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _list_changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Says which fields of a config have other values than before."""
+    for field in dataclasses.fields(before):
+        name = f"{prefix}{field.name}"
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if dataclasses.is_dataclass(old):
+            yield from _list_changes(old, new, f"{name}.")
+        elif old != new:
+            yield f"{name} is {new!r} and not {old!r}"
+
+
+def _agree(count: int, stop: bool) -> tuple[int, bool]:
+    """Lets all processes run the same number of steps, and stop together."""
+    if jax.process_count() == 1:
+        return count, stop
+    both = multihost_utils.process_allgather(np.array([-count, stop]))
+    count, stop = np.abs(both.max(axis=0))
+    return int(count), bool(stop)
+
+
+def _progress(total: int, done: int, quiet: bool) -> tqdm:
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="step",
+        dynamic_ncols=True,
+        disable=quiet or jax.process_index() != 0,
+    )
+
+
+def _non_finite(step, loader, experiment, checkpoints) -> NonFiniteLossError:
+    checkpoints.wait()
+    source, indices = experiment.train_source, loader.indices(step)
+    images = ", ".join(source.provenance(int(i)) for i in indices[:5])
+    last = checkpoints.latest()
+    good = "none" if last is None else checkpoints.folder / str(last)
+    return NonFiniteLossError(
+        f"the loss, its gradient or what came of it is not finite at step {step} "
+        f"(counted from 0) of {experiment.total_steps}. Its batch of "
+        f"{len(indices)} images begins with {images}. "
+        f"The last good checkpoint is {good}."
+    )
