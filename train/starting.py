@@ -9,7 +9,7 @@ from flax import linen as nn
 
 import zoo
 from train.config import ModelConfig, TrainConfig, parse_options
-from zoo.detection.ssd_backbone import reduce_vgg16
+from zoo.detection.ssd_vgg import reduce_vgg16
 from zoo.paths import flatten, match_paths
 from zoo.spec import Card
 from zoo.summary import abstract_variables

@@ -10,7 +10,7 @@ from zoo import cpu, explain, protocols, transfer, weights
 from zoo.api import create, create_with_card, features
 from zoo.describe import make_describer
 from zoo.detect import make_detector
-from zoo.detection.contract import Detections
+from zoo.detection.types import Detections
 from zoo.export import export
 from zoo.fitting import fit_batch, fit_sides, pad_images
 from zoo.predict import Classification, make_classifier

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from zoo.cpu import jit_inference
-from zoo.detection.contract import Candidates, Detections, Postprocess
+from zoo.detection.types import Candidates, Detections, Postprocess
 from zoo.fitting import canvas_size, fit_batch, scale_boxes
 from zoo.ops.nms import nms
 from zoo.preprocess import check_batch
@@ -44,7 +44,7 @@ def make_detector(
     that is spread over devices.
 
     Args:
-      model: A detector, see `zoo.detection.contract`.
+      model: A detector, see `zoo.detection.types`.
       preprocess: What its variables expect; what the model says where None.
       max_detections: D, most objects of an image.
       score_threshold: Scores must be higher, 0 to 1.

@@ -45,6 +45,23 @@ def initializer(name: str) -> Callable:
     return INITIALIZERS[name]
 
 
+class Layer(nn.Module, kw_only=True):
+    """A module with the dtypes of its computation and of its parameters.
+
+    Attributes:
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """The keyword arguments that give a layer within this module its dtypes."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
 class Conv(nn.Module):
     """A convolution of [B, H, W, C] with explicit padding.
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from zoo.cpu import jit_inference
 from zoo.detect import choose_detections
-from zoo.detection.contract import Detections
 from zoo.detection.rcnn import OUTPUTS, RCNN, warp
+from zoo.detection.types import Detections
 from zoo.preprocess import check_image, normalize
 from zoo.spec import Preprocess
 

@@ -20,12 +20,10 @@ from zoo.classification import (
 from zoo.detection import (
     fast_rcnn,
     faster_rcnn,
-    faster_rcnn_paper,
-    faster_rcnn_small,
     rcnn,
     small,
     ssd_vgg,
-    yolo_v1,
+    yolo,
 )
 from zoo.face import deepface
 from zoo.segmentation import (
@@ -52,11 +50,9 @@ _FAMILIES = (
     he_init,
     rcnn,
     fast_rcnn,
-    faster_rcnn_paper,
     faster_rcnn,
-    faster_rcnn_small,
     ssd_vgg,
-    yolo_v1,
+    yolo,
     small,
     fcn_vgg,
     fcn_resnet,

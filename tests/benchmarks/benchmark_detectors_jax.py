@@ -9,7 +9,7 @@ import optax
 from benchmark_rounds import seconds_per_call_within
 
 import zoo
-from zoo.detection.contract import Targets
+from zoo.detection.types import Targets
 from zoo.verify.deterministic import BRANCH_GAIN, random_bytes
 from zoo.verify.parity import deterministic_state
 from zoo.weights.torch_format import from_torch

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.detection.contract import Candidates, Postprocess
+from zoo.detection.types import Candidates, Postprocess
 from zoo.ops.boxes import clip
 from zoo.spec import Preprocess
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.detect import choose_detections
-from zoo.detection.contract import Detections, Targets, divide_losses
+from zoo.detection.types import Detections, Targets, divide_losses
 from zoo.fitting import scale_boxes
 from zoo.metrics import detection as metrics
 from zoo.metrics.detection import Objects

@@ -1,8 +1,8 @@
-"""Fast R-CNN on VGG-16, and what is common to it and to Faster R-CNN as published.
+"""Fast R-CNN on VGG-16, and the parts that Faster R-CNN on VGG-16 shares with it.
 
-Boxes of the authors' code have their last pixel in x2 and y2. Here they end behind it,
-one pixel further, which changes neither overlaps nor deltas; only where regions are
-rounded to the map's pixels is the one subtracted again.
+In the authors' code x2 and y2 are the last pixel of a box. Here they are one more, the
+end of that pixel, which changes neither overlaps nor deltas. The one is subtracted
+again where regions are rounded to the pixels of a feature map.
 
 Reference:
   Girshick, Fast R-CNN, 2015.
@@ -18,24 +18,24 @@ from flax import linen as nn
 
 from zoo.checks import check_detector_classes, check_images
 from zoo.classification.vgg import CONFIGS, DENSE, WIDTHS
-from zoo.detection.contract import Postprocess
-from zoo.detection.roi_head import (
-    Classifying,
+from zoo.detection.roi_heads import (
     DenseHead,
     Predictor,
+    RoIHeadConfig,
     predictor_rules,
 )
 from zoo.detection.two_stage import TwoStage
-from zoo.layers import Conv, initializer, remat_stage
+from zoo.detection.types import Postprocess
+from zoo.layers import Conv, Layer, initializer, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.roi import roi_max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
 
-STRIDE = 16  # Pixels of the image to one of the map.
-# Short side 600, long side 1000 at most; 0 to 255, the mean colour subtracted.
-SIDES = Preprocess(
+STRIDE = 16  # Pixels of the image for each pixel of the feature map.
+# Shorter side 600, longer side at most 1000; 0 to 255, the mean color subtracted.
+PREPROCESS = Preprocess(
     size=600,
     channels=3,
     mean=(122.7717 / 255, 115.9465 / 255, 102.9801 / 255),
@@ -52,41 +52,34 @@ INIT = (
     "variance 2 / (k * k * output channels) as in He et al. 2015; new layers normal, "
     "std 0.01, for boxes 0.001; biases 0"
 )
-DECODING = "a side grows by a factor of 62.5 at most, where the paper has no limit"
-INCLUSIVE = (
-    "x2 and y2 are one more than the authors', whose boxes include their last pixel"
-)
-COLOURS = (
-    "channels are red, green, blue as for vgg16; the authors' weights take blue first"
+# The deviations from the papers that Fast and Faster R-CNN share.
+DEVIATIONS = (
+    "a side grows by a factor of 62.5 at most, where the paper has no limit",
+    "x2 and y2 are one more than the authors', whose boxes include their last pixel",
+    "channels are red, green, blue as for vgg16; the authors' weights take blue first",
 )
 
 
-class VGGTrunk(nn.Module):
-    """VGG-16's convolutions, from conv1_1 to conv5_3; pools round up as in Caffe.
+class VGGTrunk(Layer):
+    """VGG-16's convolutions, conv1_1 to conv5_3, with pools that round up as in Caffe.
 
     Attributes:
-      network: Whose they are, for messages.
-      widths: Channels of each of the five blocks.
-      remat: Recompute each block's activations in the backward pass.
+      network: Name of the network, for error messages.
+      widths: Number of channels of each of the five blocks.
+      kernel_init: Initializer of the kernels.
+      remat: Whether to recompute each block's activations in the backward pass.
     """
 
     network: str
     widths: tuple[int, ...] = WIDTHS
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         check_images(images, self.network, min_size=STRIDE)
         conv = partial(
-            Conv,
-            kernel=3,
-            padding=1,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+            Conv, kernel=3, padding=1, kernel_init=self.kernel_init, **self.dtypes
         )
 
         def block(self, x: Array, i: int) -> dict[str, Array]:
@@ -105,13 +98,13 @@ class VGGTrunk(nn.Module):
         return out
 
 
-def pool_regions(levels: Sequence[Array], rois: Array, *, size: int) -> Array:
-    """Cuts regions out of a map of stride 16, the largest value of each bin.
+def roi_pool(levels: Sequence[Array], rois: Array, *, size: int) -> Array:
+    """Pools regions from a feature map of stride 16 by the maximum of each bin.
 
     Args:
-      levels: One map, [h, w, C].
+      levels: One feature map [h, w, C].
       rois: [R, 4], xyxy in pixels of the image.
-      size: Height and width of a region's map.
+      size: Height and width of the result.
 
     Returns:
       [R, size, size, C].
@@ -132,42 +125,44 @@ def fast_rcnn(
     param_dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> TwoStage:
-    """Builds section 2's network on VGG-16, which is given its proposals.
+    """Builds the network of section 2 on VGG-16, which takes proposals as an input.
 
     Args:
-      num_classes: Without background.
-      widths: Channels of each of VGG-16's five blocks.
-      dense: Channels of fc6 and fc7.
-      dropout: Rate after the dense layers.
-      init: Of VGG-16's layers, a name of `zoo.layers.INITIALIZERS`.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
-      remat: Trade computation for memory in the backward pass.
+      num_classes: Number of classes, without background.
+      widths: Number of channels of each of VGG-16's five blocks.
+      dense: Number of outputs of fc6 and fc7.
+      dropout: Dropout rate after the dense layers.
+      init: Initializer of VGG-16's layers, a key of `zoo.layers.INITIALIZERS`.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+      remat: Whether to recompute activations in the backward pass, to save memory.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
     check_detector_classes("fast_rcnn_vgg16", num_classes)
-    types = dict(dtype=dtype, param_dtype=param_dtype)
-    kernels = dict(kernel_init=initializer(init), **types)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    vgg = dict(kernel_init=initializer(init), **dtypes)
     return TwoStage(
-        backbone=VGGTrunk("fast_rcnn_vgg16", tuple(widths), remat=remat, **kernels),
+        backbone=VGGTrunk("fast_rcnn_vgg16", tuple(widths), remat=remat, **vgg),
         neck=None,
         rpn=None,
-        box_head=DenseHead(dense, dropout=dropout, **kernels),
-        predictor=Predictor(num_classes, **types),
-        maps=(),
-        pooled=("conv5_3",),
-        pool=partial(pool_regions, size=7),
-        proposing=None,
-        classifying=Classifying(negative=(0.1, 0.5), sampled=64, beta=1.0),
-        preprocess=SIDES,
+        box_head=DenseHead(dense, dropout=dropout, **vgg),
+        predictor=Predictor(num_classes, **dtypes),
+        rpn_endpoints=(),
+        roi_endpoints=("conv5_3",),
+        roi_pool=partial(roi_pool, size=7),
+        rpn_config=None,
+        roi_config=RoIHeadConfig(
+            bg_iou_thresh=(0.1, 0.5), batch_size_per_image=64, smooth_l1_beta=1.0
+        ),
+        preprocess=PREPROCESS,
         postprocess=POSTPROCESS,
     )
 
 
 def trunk_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    """VGG-16's layers by the paper's names, without the last."""
+    """Returns the rules for the authors' names of VGG-16's layers up to fc7."""
     names = [
         f"conv{i}_{j}"
         for i, block in enumerate(CONFIGS["D"], start=1)
@@ -191,7 +186,7 @@ SPECS = (
         build=fast_rcnn,
         paper="Girshick: Fast R-CNN, 2015, section 2, model L",
         num_classes=20,
-        preprocess=SIDES,
+        preprocess=PREPROCESS,
         params=134_690_729,
         macs=183_869_263_872 + 119_967_744,
         torch_rules=_torch_rules,
@@ -214,9 +209,7 @@ SPECS = (
             "the objects' own boxes are among the regions that are trained",
             "multiply-adds are counted with one region, and each further one takes "
             "119,967,744",
-            DECODING,
-            INCLUSIVE,
-            COLOURS,
+            *DEVIATIONS,
         ),
     ),
 )

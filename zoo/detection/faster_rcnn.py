@@ -1,9 +1,11 @@
-"""Faster R-CNN on a feature pyramid, as torchvision has it.
+"""Faster R-CNN, as published on VGG-16 and ResNet-101, and on a feature pyramid.
 
 References:
   Ren, He, Girshick, Sun, Faster R-CNN: Towards Real-Time Object Detection with Region
   Proposal Networks, 2015.
-  Lin et al., Feature Pyramid Networks for Object Detection, 2017, section 4.
+  He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015, appendix A.
+  Lin, Dollár, Girshick, He, Hariharan, Belongie, Feature Pyramid Networks for Object
+  Detection, 2017, section 4.
 """
 
 import dataclasses
@@ -13,39 +15,47 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.checks import check_detector_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.residual import Bottleneck, ResNetBackbone
 from zoo.classification.residual import torch_rules as backbone_rules
-from zoo.classification.resnet import INIT
+from zoo.classification.resnet import INIT as RESNET_INIT
+from zoo.classification.vgg import DENSE, WIDTHS
+from zoo.detection import fast_rcnn
 from zoo.detection.coco import CLASS_NAMES
-from zoo.detection.contract import Postprocess
 from zoo.detection.fpn import FPN
-from zoo.detection.roi_head import (
-    Classifying,
+from zoo.detection.roi_heads import (
     DenseHead,
     Predictor,
+    RoIHeadConfig,
+    StageHead,
     predictor_rules,
 )
-from zoo.detection.rpn import RPN, Proposing
+from zoo.detection.rpn import RPN, RPNConfig
 from zoo.detection.two_stage import TwoStage
+from zoo.detection.types import Postprocess
 from zoo.layers import INITIALIZERS, initializer
-from zoo.ops.anchors import make_anchors
+from zoo.ops.anchors import make_anchors, rpn_anchors
 from zoo.ops.roi import multiscale_roi_align
 from zoo.spec import ModelSpec, TorchRule, Weights
 
 Array = jax.Array
 
 PAPER = (
+    "Ren, He, Girshick, Sun: Faster R-CNN: Towards Real-Time Object Detection with "
+    "Region Proposal Networks, 2015"
+)
+FPN_PAPER = (
     "Lin, Dollár, Girshick, He, Hariharan, Belongie: Feature Pyramid Networks for "
     "Object Detection, 2017"
 )
 LOSS = "rpn_objectness + rpn_box + roi_class + roi_box"
-RATIOS = (0.5, 1.0, 2.0)
-WINDOW = 7  # Height and width of a region's map.
-# Short side 800, long side 1333 at most; the example is a photograph of 4 : 3.
-SIDES = dataclasses.replace(
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+WINDOW = 7  # Height and width of a region's feature map in a pyramid.
+# Shorter side 800, longer side at most 1333; the example is a photograph of 4 : 3.
+FPN_PREPROCESS = dataclasses.replace(
     IMAGENET,
     size=800,
     width=1088,
@@ -54,26 +64,89 @@ SIDES = dataclasses.replace(
     fit="sides",
     antialias=False,
 )
-POSTPROCESS = Postprocess(
+FPN_POSTPROCESS = Postprocess(
     score_threshold=0.05, iou_threshold=0.5, max_detections=100, min_size=1e-2
 )
 
 
-def pool_pyramid(
+def pyramid_anchors(sizes: Sequence[int]) -> tuple:
+    """Makes the `cell_anchors` of a feature pyramid.
+
+    Args:
+      sizes: The square root of the anchors' area at each level, in pixels.
+    """
+    cells = (make_anchors((size,), ASPECT_RATIOS).tolist() for size in sizes)
+    return tuple(tuple(map(tuple, cell)) for cell in cells)
+
+
+def paper_anchors(scales: Sequence[int]) -> tuple:
+    """Makes the `cell_anchors` of the paper's networks.
+
+    Args:
+      scales: Side lengths of the square anchors in units of the stride.
+    """
+    cell = rpn_anchors(fast_rcnn.STRIDE, scales=scales)
+    cell = cell + np.array([0, 0, 1, 1], np.float32)
+    return (tuple(map(tuple, cell.tolist())),)
+
+
+# The anchors of the published networks for PASCAL VOC and for COCO.
+PAPER_ANCHORS = {
+    "voc": paper_anchors((8, 16, 32)),
+    "coco": paper_anchors((4, 8, 16, 32)),
+}
+_PUBLISHED = (
+    RPNConfig(
+        cell_anchors=PAPER_ANCHORS["voc"],
+        stride=fast_rcnn.STRIDE,
+        pre_nms_top_n_train=12000,
+        pre_nms_top_n_test=6000,
+        post_nms_top_n_train=2000,
+        post_nms_top_n_test=300,
+        min_size=16,
+        ignore_cross_boundary=True,
+    ),
+    RoIHeadConfig(batch_size_per_image=128, smooth_l1_beta=1.0),
+)
+# The parameters of both stages of each network.
+CONFIGS: dict[str, tuple[RPNConfig, RoIHeadConfig]] = {
+    "faster_rcnn_vgg16": _PUBLISHED,
+    "faster_rcnn_resnet101_c4": _PUBLISHED,
+    "faster_rcnn_resnet50_fpn": (
+        RPNConfig(cell_anchors=pyramid_anchors((32, 64, 128, 256, 512))),
+        RoIHeadConfig(),
+    ),
+    "faster_rcnn_small": (
+        RPNConfig(
+            cell_anchors=pyramid_anchors((24, 48)),
+            pre_nms_top_n_train=256,
+            pre_nms_top_n_test=128,
+            post_nms_top_n_train=128,
+            post_nms_top_n_test=64,
+            batch_size_per_image=64,
+        ),
+        RoIHeadConfig(batch_size_per_image=64),
+    ),
+}
+
+
+def pyramid_roi_align(
     levels: Sequence[Array],
     rois: Array,
     *,
-    first: int,
-    canonical: tuple[int, int],
+    first_level: int,
+    canonical_size: int,
+    canonical_level: int,
 ) -> Array:
-    """Cuts each region out of the level that suits its size.
+    """Pools each region from the level of a feature pyramid that suits its size.
 
     Args:
-      levels: [h, w, C] each, of one image.
+      levels: The feature maps [h, w, C] of one image.
       rois: [R, 4], xyxy in pixels of the image.
-      first: Number of the first level.
-      canonical: A region of so many pixels' height and width is cut out of the level of
-        this number.
+      first_level: Level of the first feature map.
+      canonical_size: Side length in pixels of a region that is pooled from the
+        canonical level.
+      canonical_level: Number of that level.
 
     Returns:
       [R, 7, 7, C].
@@ -81,11 +154,119 @@ def pool_pyramid(
     return multiscale_roi_align(
         levels,
         rois,
-        strides=[2 ** (first + i) for i in range(len(levels))],
+        strides=[2 ** (first_level + i) for i in range(len(levels))],
         output_size=WINDOW,
         sampling_ratio=2,
-        canonical_size=canonical[0],
-        canonical_level=canonical[1],
+        canonical_size=canonical_size,
+        canonical_level=canonical_level,
+    )
+
+
+def faster_rcnn_vgg16(
+    *,
+    num_classes: int,
+    widths: tuple[int, ...] = WIDTHS,
+    dense: int = DENSE,
+    anchors: str = "voc",
+    dropout: float = 0.5,
+    init: str = "he_fan_out",
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> TwoStage:
+    """Builds the network of section 3 on VGG-16.
+
+    Args:
+      num_classes: Number of classes, without background.
+      widths: Number of channels of each of VGG-16's five blocks.
+      dense: Number of outputs of fc6 and fc7.
+      anchors: "voc" for nine anchors at each position, "coco" for the paper's twelve
+        for COCO.
+      dropout: Dropout rate after the dense layers.
+      init: Initializer of VGG-16's layers, a key of `zoo.layers.INITIALIZERS`.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+
+    Raises:
+      ValueError: `num_classes` is less than 1, or an option is unknown.
+    """
+    name = "faster_rcnn_vgg16"
+    check_detector_classes(name, num_classes)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    vgg = dict(kernel_init=initializer(init), **dtypes)
+    return TwoStage(
+        backbone=fast_rcnn.VGGTrunk(name, tuple(widths), remat=remat, **vgg),
+        box_head=DenseHead(dense, dropout=dropout, **vgg),
+        roi_pool=partial(fast_rcnn.roi_pool, size=7),
+        **_published_parts(name, num_classes, "conv5_3", anchors, dtypes),
+    )
+
+
+def faster_rcnn_c4(
+    *,
+    num_classes: int,
+    anchors: str = "voc",
+    early_stride: bool = True,
+    init: str = "he_fan_out",
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> TwoStage:
+    """Builds the network of the residual networks' appendix A, on ResNet-101.
+
+    Args:
+      num_classes: Number of classes, without background.
+      anchors: See `faster_rcnn_vgg16`.
+      early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
+        as published, and not in the 3x3 one, as in most public weights.
+      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+
+    Raises:
+      ValueError: `num_classes` is less than 1, or an option is unknown.
+    """
+    name = "faster_rcnn_resnet101_c4"
+    check_detector_classes(name, num_classes)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    resnet = dict(kernel_init=initializer(init), early_stride=early_stride, **dtypes)
+    return TwoStage(
+        backbone=ResNetBackbone(
+            label=name,
+            block=Bottleneck,
+            blocks=(3, 4, 23),
+            frozen=True,
+            pooled=False,
+            remat=remat,
+            **resnet,
+        ),
+        box_head=StageHead(512, 3, **resnet),
+        # The last stage halves the resolution.
+        roi_pool=partial(fast_rcnn.roi_pool, size=14),
+        **_published_parts(name, num_classes, "stage3", anchors, dtypes),
+    )
+
+
+def _published_parts(
+    name: str, num_classes: int, endpoint: str, anchors: str, dtypes: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments of `TwoStage` that both published networks share."""
+    if anchors not in PAPER_ANCHORS:
+        raise ValueError(f"anchors={anchors!r} must be one of {[*PAPER_ANCHORS]}.")
+    rpn_config, roi_config = CONFIGS[name]
+    cells = PAPER_ANCHORS[anchors]
+    return dict(
+        neck=None,
+        rpn=RPN(len(cells[0]), 512, two_scores=True, **dtypes),
+        predictor=Predictor(num_classes, **dtypes),
+        rpn_endpoints=(endpoint,),
+        roi_endpoints=(endpoint,),
+        rpn_config=dataclasses.replace(rpn_config, cell_anchors=cells),
+        roi_config=roi_config,
+        preprocess=fast_rcnn.PREPROCESS,
+        postprocess=fast_rcnn.POSTPROCESS,
     )
 
 
@@ -103,66 +284,84 @@ def faster_rcnn_fpn(
     """Builds torchvision's `fasterrcnn_resnet50_fpn`.
 
     Args:
-      num_classes: Without background.
-      frozen: Whether the backbone's batch norm is a fixed affine map, as for a backbone
-        that was trained before. From scratch, on many images at a time, give False.
-      epsilon: Of batch norm.
-      init: Of the backbone's convolutions, a name of `zoo.layers.INITIALIZERS`.
-      momentum: What batch norm's running averages keep at a step.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
-      remat: Trade computation for memory in the backward pass.
+      num_classes: Number of classes, without background.
+      frozen: Whether the backbone's batch norm is a fixed affine map, as for a
+        pretrained backbone. Use False to train from scratch with large batches.
+      epsilon: The epsilon of batch norm.
+      init: Initializer of the backbone's convolutions, a key of
+        `zoo.layers.INITIALIZERS`.
+      momentum: Decay rate of batch norm's running averages.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+      remat: Whether to recompute activations in the backward pass, to save memory.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    check_detector_classes("faster_rcnn_resnet50_fpn", num_classes)
-    types = dict(dtype=dtype, param_dtype=param_dtype)
-    backbone = ResNetBackbone(
-        label="faster_rcnn_resnet50_fpn",
-        block=Bottleneck,
-        blocks=(3, 4, 6, 3),
-        kernel_init=initializer(init),
-        frozen=frozen,
-        epsilon=epsilon,
-        momentum=momentum,
-        pooled=False,
-        remat=remat,
-        **types,
-    )
-    levels, dense = (2, 3, 4, 5), INITIALIZERS["torch"]
-    stages = tuple(f"stage{i}" for i in range(1, 5))
+    name = "faster_rcnn_resnet50_fpn"
+    check_detector_classes(name, num_classes)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    dense = INITIALIZERS["torch"]
+    rpn_config, roi_config = CONFIGS[name]
     return TwoStage(
-        backbone=backbone,
-        neck=FPN(stages, levels, **types),
-        rpn=RPN(len(RATIOS), **types),
-        box_head=DenseHead(1024, WINDOW, **types),
-        predictor=Predictor(num_classes, class_init=dense, box_init=dense, **types),
-        maps=("p2", "p3", "p4", "p5", "p6"),
-        pooled=("p2", "p3", "p4", "p5"),
-        pool=partial(pool_pyramid, first=2, canonical=(224, 4)),
-        proposing=Proposing(cells=make_cells((32, 64, 128, 256, 512))),
-        classifying=Classifying(),
-        preprocess=SIDES,
-        postprocess=POSTPROCESS,
+        backbone=ResNetBackbone(
+            label=name,
+            block=Bottleneck,
+            blocks=(3, 4, 6, 3),
+            kernel_init=initializer(init),
+            frozen=frozen,
+            epsilon=epsilon,
+            momentum=momentum,
+            pooled=False,
+            remat=remat,
+            **dtypes,
+        ),
+        neck=FPN(("stage1", "stage2", "stage3", "stage4"), (2, 3, 4, 5), **dtypes),
+        rpn=RPN(len(ASPECT_RATIOS), **dtypes),
+        box_head=DenseHead(1024, WINDOW, **dtypes),
+        predictor=Predictor(num_classes, class_init=dense, box_init=dense, **dtypes),
+        rpn_endpoints=("p2", "p3", "p4", "p5", "p6"),
+        roi_endpoints=("p2", "p3", "p4", "p5"),
+        roi_pool=partial(
+            pyramid_roi_align, first_level=2, canonical_size=224, canonical_level=4
+        ),
+        rpn_config=rpn_config,
+        roi_config=roi_config,
+        preprocess=FPN_PREPROCESS,
+        postprocess=FPN_POSTPROCESS,
     )
 
 
-def make_cells(sizes: Sequence[int]) -> tuple:
-    """Makes the anchors of one position of each level.
+def _vgg_rules(model: TwoStage) -> tuple[TorchRule, ...]:
+    """Returns the rules for the names of the authors' Caffe."""
+    return (*fast_rcnn.trunk_rules(model), *_RPN_RULES, *predictor_rules())
+
+
+def _c4_rules(model: TwoStage) -> tuple[TorchRule, ...]:
+    """Returns the rules for torchvision's names, and the authors' of both stages."""
+    rules = [r for r in backbone_rules(model) if r.module.startswith("backbone/")]
+    for block in range(1, model.box_head.blocks + 1):
+        ours, theirs = f"box_head/stage4/block{block}", f"layer4.{block - 1}"
+        for i in (1, 2, 3):
+            rules.append(TorchRule(f"{ours}/conv{i}", f"{theirs}.conv{i}"))
+            rules.append(TorchRule(f"{ours}/bn{i}", f"{theirs}.bn{i}"))
+        rules.append(TorchRule(f"{ours}/shortcut_conv", f"{theirs}.downsample.0"))
+        rules.append(TorchRule(f"{ours}/shortcut_bn", f"{theirs}.downsample.1"))
+    return (*rules, *_RPN_RULES, *predictor_rules())
+
+
+_RPN_RULES = (
+    TorchRule("rpn/conv", "rpn_conv/3x3"),
+    TorchRule("rpn/cls_logits", "rpn_cls_score"),
+    TorchRule("rpn/bbox_pred", "rpn_bbox_pred"),
+)
+
+
+def fpn_rules(model: TwoStage) -> tuple[TorchRule, ...]:
+    """Returns the rules for torchvision's names, and for those of its first files.
 
     Args:
-      sizes: Of each level, the square root of its anchors' area, in pixels.
-    """
-    cells = (make_anchors((size,), RATIOS).tolist() for size in sizes)
-    return tuple(tuple(map(tuple, cell)) for cell in cells)
-
-
-def torch_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    """Torchvision's names, and those of its first files.
-
-    Args:
-      model: A network on a feature pyramid.
+      model: A network with a feature pyramid.
     """
     rules = [
         TorchRule(rule.module, f"backbone.body.{rule.key}")
@@ -194,26 +393,91 @@ _COCO = Weights(
     source="torchvision",
     licence="BSD-3-Clause",
     class_names=CLASS_NAMES,
-    # They were trained with batch norm that adds nothing to the variance.
+    # They were trained with batch norm without epsilon.
     options=(("epsilon", 0.0),),
+)
+
+_PAPER_DEVIATIONS = (
+    "both losses of the first stage are divided by the number of sampled anchors, as "
+    "in the authors' code, where the paper's equation 1 divides that of the boxes by "
+    "the number of positions and multiplies it by 10",
+    "proposals have 16 pixels of the resized image at least, where the authors' have "
+    "16 of the original one",
+    *fast_rcnn.DEVIATIONS,
 )
 
 SPECS = (
     ModelSpec(
+        name="faster_rcnn_vgg16",
+        task="detection",
+        build=faster_rcnn_vgg16,
+        paper=f"{PAPER}, section 3",
+        num_classes=20,
+        preprocess=fast_rcnn.PREPROCESS,
+        params=137_078_239,
+        macs=225_573_931_008,
+        torch_rules=_vgg_rules,
+        loss=LOSS,
+        init=fast_rcnn.INIT,
+        published=(
+            "VOC 2007 test: 69.9 mAP trained on 07 trainval, 73.2 on 07+12, 78.8 with "
+            "COCO before (4-step training, 300 proposals)",
+            "VOC 2012 test: 67.0 mAP trained on 12, 70.4 on 07++12, 75.9 with COCO "
+            "before",
+            "COCO: 21.2 AP (41.5 at IoU 0.5) of train on val, 21.9 (42.7) of trainval "
+            "on test-dev, with twelve anchors",
+            "recipe of the authors' joint training: 70k steps of one image, two to an "
+            "update, learning rate 0.001, from step 50k 0.0001, momentum 0.9, weight "
+            "decay 5e-4, conv1 and conv2 frozen",
+        ),
+        deviations=(
+            "the four losses are trained jointly, as in the authors' later code, where "
+            "the paper's results are of training in four steps",
+            *_PAPER_DEVIATIONS,
+        ),
+    ),
+    ModelSpec(
+        name="faster_rcnn_resnet101_c4",
+        task="detection",
+        build=faster_rcnn_c4,
+        paper="He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, "
+        "2015, appendix A",
+        num_classes=20,
+        preprocess=fast_rcnn.PREPROCESS,
+        params=47_462_111,
+        macs=314_128_862_208,
+        torch_rules=_c4_rules,
+        loss=LOSS,
+        init=fast_rcnn.INIT,
+        published=(
+            "VOC 2007 test: 76.4 mAP trained on 07+12, 85.6 with COCO, box refinement, "
+            "context and several scales",
+            "VOC 2012 test: 73.8 mAP trained on 07++12, 83.8 likewise",
+            "COCO val: 27.2 AP (48.4 at IoU 0.5), 8 images a step for proposals and 16 "
+            "for regions, 240k steps at 0.001 and 80k at 0.0001",
+        ),
+        deviations=(
+            "the paper does not say how large a region's map is: 14 x 14, so that the "
+            "last stage's is 7 x 7 as in classification",
+            "the paper does not say how wide the first stage is: 512, as on VGG-16",
+            *_PAPER_DEVIATIONS,
+        ),
+    ),
+    ModelSpec(
         name="faster_rcnn_resnet50_fpn",
         task="detection",
         build=faster_rcnn_fpn,
-        paper=f"{PAPER}, section 5.2, as torchvision's fasterrcnn_resnet50_fpn",
+        paper=f"{FPN_PAPER}, section 5.2, as torchvision's fasterrcnn_resnet50_fpn",
         num_classes=90,
-        preprocess=SIDES,
+        preprocess=FPN_PREPROCESS,
         params=41_808_406,
         macs=177_581_734_144,
-        torch_rules=torch_rules,
+        torch_rules=fpn_rules,
         weights=(_COCO,),
         loss=LOSS,
-        init=f"{INIT}, to be replaced by ImageNet's; convolutions of the pyramid "
-        "uniform of variance 1 / fan-in, of the proposals normal, std 0.01; dense "
-        "layers uniform within 1 / sqrt(fan-in); biases 0",
+        init=f"{RESNET_INIT}, to be replaced by ImageNet's; convolutions of the "
+        "pyramid uniform of variance 1 / fan-in, of the proposals normal, std 0.01; "
+        "dense layers uniform within 1 / sqrt(fan-in); biases 0",
         published=(
             "37.0 box AP on COCO's validation images of 2017 (torchvision: 26 epochs, "
             "16 images at a time, learning rate 0.02, divided by 10 after epochs 16 "

@@ -1,4 +1,4 @@
-"""The feature pyramid: every resolution gets the meaning of the coarsest one.
+"""The feature pyramid network: feature maps of several resolutions, all semantic.
 
 Reference:
   Lin, Dollár, Girshick, He, Hariharan, Belongie, Feature Pyramid Networks for Object
@@ -6,26 +6,26 @@ Reference:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.layers import INITIALIZERS, Conv
+from zoo.layers import INITIALIZERS, Conv, Layer
 
 Array = jax.Array
 
 
-class FPN(nn.Module):
-    """A way down from the coarsest map, with a lateral connection at each one.
+class FPN(Layer):
+    """A top-down pathway with a lateral connection at each level.
 
     Attributes:
       maps: Names of the backbone's endpoints, the finest first.
-      levels: Numbers of the pyramid's levels, a power of two each: level 3 has a pixel
-        for 8 x 8 of the image.
-      features: Channels of each level.
-      extra: Whether there is another level, every second pixel of the coarsest.
+      levels: The level of each endpoint. Level l has a stride of 2 ** l pixels.
+      features: Number of channels of each output.
+      extra: Whether to add one more level, the coarsest one subsampled by 2.
+      kernel_init: Initializer of the kernels.
     """
 
     maps: tuple[str, ...]
@@ -33,23 +33,18 @@ class FPN(nn.Module):
     features: int = 256
     extra: bool = True
     kernel_init: Callable = INITIALIZERS["caffe_xavier"]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, endpoints: Mapping[str, Array]) -> dict[str, Array]:
-        options = dict(
-            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        """Computes the feature maps "p2", "p3" and so on from the endpoints."""
+        conv = partial(Conv, self.features, kernel_init=self.kernel_init, **self.dtypes)
         out, above = {}, None
         for name, level in reversed([*zip(self.maps, self.levels, strict=True)]):
-            lateral = Conv(self.features, 1, name=f"lateral{level}", **options)
-            x = lateral(endpoints[name])
+            x = conv(kernel=1, name=f"lateral{level}")(endpoints[name])
             if above is not None:
-                x = x + enlarge(above, x.shape[1:3])
+                x = x + upsample_nearest(above, x.shape[1:3])
             above = x
-            conv = Conv(self.features, 3, padding=1, name=f"output{level}", **options)
-            out[f"p{level}"] = conv(x)
+            out[f"p{level}"] = conv(kernel=3, padding=1, name=f"output{level}")(x)
         out = dict(reversed(out.items()))
         if self.extra:
             last = self.levels[-1]
@@ -57,12 +52,12 @@ class FPN(nn.Module):
         return out
 
 
-def enlarge(x: Array, size: tuple[int, int]) -> Array:
-    """Repeats pixels of [B, h, w, C] up to a height and a width: nearest neighbours."""
+def upsample_nearest(x: Array, size: tuple[int, int]) -> Array:
+    """Resizes [B, h, w, C] to a larger height and width by nearest neighbors."""
     height, width = size
-    rows = jnp.arange(height) * x.shape[1] // height
-    columns = jnp.arange(width) * x.shape[2] // width
     if height % x.shape[1] or width % x.shape[2]:
+        rows = jnp.arange(height) * x.shape[1] // height
+        columns = jnp.arange(width) * x.shape[2] // width
         return x[:, rows][:, :, columns]
     x = jnp.repeat(x, height // x.shape[1], axis=1)
     return jnp.repeat(x, width // x.shape[2], axis=2)

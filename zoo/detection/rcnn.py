@@ -1,8 +1,8 @@
-"""R-CNN: proposed regions, each warped and read by a classifier of whole images.
+"""R-CNN: an image classifier applied to each warped region proposal.
 
-The network takes regions, not images: `zoo.make_region_detector` cuts them out. Its
-head is linear, on the features of a classifier, and `canon-zoo train rcnn` fits it by
-support vector machines and ridge regression, as the paper does.
+The network takes regions, not images: `zoo.make_region_detector` crops them. Its head
+is linear on the features of the classifier; `canon-zoo train rcnn` fits it with support
+vector machines and ridge regression, as in the paper.
 
 Reference:
   Girshick, Donahue, Darrell, Malik, Rich Feature Hierarchies for Accurate Object
@@ -19,8 +19,8 @@ from flax import linen as nn
 
 from zoo.checks import check_detector_classes
 from zoo.classification import alexnet, vgg
-from zoo.detection.contract import Candidates, Postprocess
-from zoo.layers import INITIALIZERS
+from zoo.detection.types import Candidates, Postprocess
+from zoo.layers import INITIALIZERS, Layer
 from zoo.ops import box_coding
 from zoo.ops.boxes import clip
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -31,29 +31,29 @@ PAPER = (
     "Girshick, Donahue, Darrell, Malik: Rich Feature Hierarchies for Accurate Object "
     "Detection and Semantic Segmentation, 2014"
 )
-CONTEXT = 16  # Pixels around a region, once it is warped.
-OUTPUTS = ("margins", "deltas")  # Of the network, by name.
-# A margin of -1 is where a machine's certain negatives begin.
+CONTEXT = 16  # Pixels of context around the box in a warped region.
+OUTPUTS = ("margins", "deltas")  # Names of the network's outputs.
+# The score of the margin -1, beyond which negatives have no loss.
 POSTPROCESS = Postprocess(
     score_threshold=0.26894, iou_threshold=0.3, max_detections=100, max_candidates=400
 )
 
 
-class RegionHead(nn.Module):
-    """A linear machine and a linear box regressor for each class.
+class RegionHead(Layer):
+    """A linear SVM and a linear box regressor for each class.
 
     Attributes:
-      num_classes: K, without background.
+      num_classes: Number of classes K, without background.
     """
 
     num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, pool5: Array, fc7: Array) -> tuple[Array, Array]:
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        dense = partial(nn.Dense, kernel_init=INITIALIZERS["gaussian_0.01"], **types)
+        """Computes margins float32 [R, K] and deltas float32 [R, K, 4]."""
+        dense = partial(
+            nn.Dense, kernel_init=INITIALIZERS["gaussian_0.01"], **self.dtypes
+        )
         margins = dense(self.num_classes, name="svm")(fc7)
         flat = pool5.reshape(len(pool5), -1)  # height, width, channel
         deltas = dense(4 * self.num_classes, name="box")(flat)
@@ -65,10 +65,11 @@ class RCNN(nn.Module):
     """A classifier up to fc7, and a linear head.
 
     Attributes:
-      backbone: Of a classifier; gives the endpoints pool5 and fc7.
-      head: From them to margins and box deltas.
-      preprocess: What the backbone was trained on; `size` is that of a warped region.
-      context: Pixels of a warped region, on each side, that are outside of the box.
+      backbone: A classifier's backbone with the endpoints pool5 and fc7.
+      head: Computes margins and box deltas from them.
+      preprocess: The classifier's preprocessing; `size` is that of a warped region.
+      context: Number of pixels on each side of a warped region that are context.
+      postprocess: The parameters of the conversion from candidates to detections.
     """
 
     backbone: nn.Module
@@ -78,7 +79,7 @@ class RCNN(nn.Module):
     postprocess: Postprocess = POSTPROCESS
 
     def __call__(self, regions: Array, train: bool = False) -> dict[str, Array]:
-        """Reads warped regions.
+        """Computes the outputs for warped regions.
 
         Args:
           regions: float32 [R, size, size, 3], preprocessed; see `warp`.
@@ -92,23 +93,23 @@ class RCNN(nn.Module):
         return {name: out[name] for name in OUTPUTS}
 
     def endpoints(self, regions: Array, train: bool = False) -> dict[str, Array]:
-        """Computes every named activation, in the order of the network."""
+        """Computes the named activations, in the order of the network."""
         out = dict(self.backbone(regions, train=train))
         out["margins"], out["deltas"] = self.head(out["pool5"], out["fc7"])
         return out
 
     @nn.nowrap
     def decode_regions(self, outputs: dict[str, Array], proposals: Array, size: Array):
-        """Moves proposals as the regressors say, once, and scores them.
+        """Applies the predicted deltas to the proposals, and scores them.
 
         Args:
-          outputs: Of the network, for R regions of one image.
+          outputs: The network's outputs for R regions of one image.
           proposals: float32 [R, 4], xyxy in pixels of the image.
           size: [2], height and width of the image.
 
         Returns:
-          `Candidates` of a batch of one image, all valid. Scores are the logistic
-          function of the margins, which keeps their order.
+          `Candidates` of a batch of one image, all valid. The scores are the logistic
+          function of the margins, which preserves their order.
         """
         boxes = box_coding.decode(outputs["deltas"], proposals[:, None])
         boxes = clip(boxes, size[0], size[1])
@@ -118,25 +119,25 @@ class RCNN(nn.Module):
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes."""
         return {"head": self.head}
 
 
 def warp(
     image: Array, boxes: Array, extent: Array, *, size: int, context: int = CONTEXT
 ) -> Array:
-    """Cuts regions out of an image and stretches each to a square.
+    """Crops regions of an image and warps each of them to a square.
 
-    The box is stretched to what `context` leaves of the square, and what is around it
-    comes with it. Interpolation is bilinear; what lies outside of the image is 0, the
-    mean colour of a preprocessed image.
+    The box is warped to the square without its `context`, which is filled with the
+    surroundings of the box. Interpolation is bilinear. Pixels outside of the image are
+    0, the mean color of a preprocessed image.
 
     Args:
       image: float32 [H, W, C], preprocessed.
       boxes: float32 [R, 4], xyxy in pixels.
-      extent: [2], height and width of what the image fills of [H, W].
+      extent: [2], height and width of the image within [H, W].
       size: Height and width of the result, in pixels.
-      context: Pixels on each side of the result that are outside of the box.
+      context: Number of pixels on each side of the result that are context.
 
     Returns:
       float32 [R, size, size, C].
@@ -146,10 +147,10 @@ def warp(
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     grown = (high - low) * size / (size - 2 * context)
-    # Centres of the result's pixels, where a pixel i of the image is at i.
+    # Centers of the result's pixels; pixel i of the image is at coordinate i.
     steps = (jnp.arange(size) + 0.5) / size - 0.5
-    centre = ((low + high) / 2)[:, None, :]
-    places = centre + grown[:, None, :] * steps[None, :, None] - 0.5  # [R, size, xy]
+    center = ((low + high) / 2)[:, None, :]
+    places = center + grown[:, None, :] * steps[None, :, None] - 0.5  # [R, size, xy]
     limits = jnp.asarray(extent)[::-1].reshape(1, 1, 2).astype(places.dtype)
     inside = (places >= -0.5) & (places <= limits - 0.5)
     places = jnp.clip(places, 0, limits - 1)
@@ -167,7 +168,6 @@ def warp(
     return jnp.where(seen[..., None], upper * (1 - py) + lower * py, 0)
 
 
-# Its classifier, what builds that one, and its facts.
 _CLASSIFIERS = {spec.name: spec for family in (alexnet, vgg) for spec in family.SPECS}
 
 
@@ -184,13 +184,13 @@ def rcnn(
     """Builds an R-CNN.
 
     Args:
-      classifier: "alexnet" or "vgg16", whose layers up to fc7 it has.
-      num_classes: Without background.
-      widths: As the classifier's option; None for its own.
-      dense: Channels of fc6 and fc7.
-      context: Pixels around a warped region's box.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      classifier: Name of the classifier, "alexnet" or "vgg16".
+      num_classes: Number of classes, without background.
+      widths: The option of the classifier; None for its default.
+      dense: Number of outputs of fc6 and fc7.
+      context: Number of pixels of context around the box in a warped region.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
 
     Raises:
       ValueError: An option is out of range.
@@ -200,13 +200,13 @@ def rcnn(
     check_detector_classes(f"rcnn_{classifier}", num_classes)
     if not 0 <= context < size // 2:
         raise ValueError(f"context={context} must be 0 to {size // 2 - 1}.")
-    types = dict(dtype=dtype, param_dtype=param_dtype)
-    options = dict(dense=dense, **types)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    options = dict(dense=dense, **dtypes)
     if widths is not None:
         options["widths"] = widths
     return RCNN(
         backbone=spec.build(num_classes=0, **options).backbone,
-        head=RegionHead(num_classes, **types),
+        head=RegionHead(num_classes, **dtypes),
         preprocess=dataclasses.replace(spec.preprocess, resize=None, fit="stretch"),
         context=context,
     )
@@ -244,7 +244,7 @@ def _spec(classifier: str, params: int, macs: int, published: tuple[str, ...]):
             "whose corners the paper's code rounds to whole pixels",
             "the classifier is not fine-tuned on warped regions before the head is "
             "fitted (54.2 % with it, 44.7 % without, for AlexNet's fc7)",
-            "scores are the logistic function of the machines' margins",
+            "scores are the logistic function of the SVMs' margins",
             *spec.deviations,
         ),
     )

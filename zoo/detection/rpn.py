@@ -1,12 +1,13 @@
-"""The region proposal network: where there may be an object, whatever it is.
+"""The region proposal network.
 
 Reference:
   Ren, He, Girshick, Sun, Faster R-CNN: Towards Real-Time Object Detection with Region
   Proposal Networks, 2015, section 3.1.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from zoo.detection.contract import LossSum, Targets
-from zoo.layers import INITIALIZERS, Conv
+from zoo.detection.types import LossSum, Targets
+from zoo.layers import INITIALIZERS, Conv, Layer
 from zoo.ops.anchors import tile_anchors
 from zoo.ops.box_coding import decode, encode
 from zoo.ops.boxes import clip
@@ -27,149 +28,163 @@ from zoo.ops.sampling import sample_balanced
 Array = jax.Array
 
 
-class Proposing(NamedTuple):
-    """How anchors become proposals, and which of them are trained.
+@dataclasses.dataclass(frozen=True)
+class RPNConfig:
+    """The parameters of a region proposal network, named as in torchvision.
 
     Attributes:
-      cells: The anchors of one position, xyxy around it, for each level.
-      stride: Pixels of the image between positions; None for the image's size divided
-        by the map's, rounded down.
-      best: Of each level, those of the highest scores enter suppression: how many at
-        inference and in training.
-      count: Proposals of an image, at inference and in training.
-      iou_threshold: Of non-maximum suppression within a level.
-      min_size: Smallest width and height of a proposal, in pixels.
-      positive: An anchor is one from this IoU on, or if no other has more.
-      negative: An anchor is one below this IoU.
-      sampled: Anchors of an image that are trained.
-      fraction: Of these, positive at most.
-      inside: Whether anchors that cross the image's border are left out of training.
-      beta: Where the loss of deltas turns from a square into a line.
+      cell_anchors: The anchors of one position of each level, xyxy relative to it.
+      stride: Distance between positions in pixels of the image; None for the size of
+        the image divided by that of the feature map, rounded down.
+      pre_nms_top_n_train: Number of proposals of each level kept before non-maximum
+        suppression in training.
+      pre_nms_top_n_test: The same number for inference.
+      post_nms_top_n_train: Number of proposals of an image kept after non-maximum
+        suppression in training.
+      post_nms_top_n_test: The same number for inference.
+      nms_thresh: IoU threshold of non-maximum suppression within a level.
+      min_size: Minimum width and height of a proposal, in pixels.
+      fg_iou_thresh: Minimum IoU of a positive anchor. The anchors with the largest IoU
+        of each object are positive too.
+      bg_iou_thresh: Anchors with a lower IoU are negative.
+      batch_size_per_image: Number of anchors of an image sampled for the loss.
+      positive_fraction: Maximum fraction of positive anchors among them.
+      ignore_cross_boundary: Whether anchors that cross the border of the image are
+        ignored in training.
+      smooth_l1_beta: Error at which the smooth L1 loss becomes linear.
     """
 
-    cells: tuple[tuple[tuple[float, ...], ...], ...]
+    cell_anchors: tuple[tuple[tuple[float, ...], ...], ...]
     stride: int | None = None
-    best: tuple[int, int] = (1000, 2000)
-    count: tuple[int, int] = (1000, 2000)
-    iou_threshold: float = 0.7
+    pre_nms_top_n_train: int = 2000
+    pre_nms_top_n_test: int = 1000
+    post_nms_top_n_train: int = 2000
+    post_nms_top_n_test: int = 1000
+    nms_thresh: float = 0.7
     min_size: float = 1e-3
-    positive: float = 0.7
-    negative: float = 0.3
-    sampled: int = 256
-    fraction: float = 0.5
-    inside: bool = False
-    beta: float = 1 / 9
+    fg_iou_thresh: float = 0.7
+    bg_iou_thresh: float = 0.3
+    batch_size_per_image: int = 256
+    positive_fraction: float = 0.5
+    ignore_cross_boundary: bool = False
+    smooth_l1_beta: float = 1 / 9
 
 
-class RPN(nn.Module):
-    """A small network slid over a map: for each anchor a score and four deltas.
+class RPN(Layer):
+    """A 3x3 convolution, followed by scores and deltas for each anchor.
 
     Attributes:
-      anchors: Of one position.
-      features: Channels of the 3x3 convolution.
-      pairs: Whether there are two scores for each anchor, as in the paper: all of
-        "background", then all of "object". Only their difference counts.
+      anchors: Number of anchors at each position.
+      features: Number of channels of the 3x3 convolution.
+      two_scores: Whether each anchor has a score for background and one for object, as
+        in the paper: all background scores first, then all object scores. Only their
+        difference is returned.
+      kernel_init: Initializer of the kernels.
     """
 
     anchors: int
     features: int = 256
-    pairs: bool = False
+    two_scores: bool = False
     kernel_init: Callable = INITIALIZERS["gaussian_0.01"]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, maps: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """Computes scores and deltas of each level.
+        """Computes the scores and deltas of each level.
 
         Args:
-          maps: [B, h, w, C], one for each level.
+          maps: The feature maps [B, h, w, C] of each level.
 
         Returns:
-          Logits [B, h * w * anchors] and deltas [B, h * w * anchors, 4] of each level,
-          float32; all anchors of a position, then the next position of its row.
+          The logits float32 [B, h * w * anchors] and the deltas float32
+          [B, h * w * anchors, 4] of each level, with all anchors of a position before
+          those of the next position of the row.
         """
-        options = dict(
-            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-        scores = self.anchors * (2 if self.pairs else 1)
-        conv = Conv(self.features, 3, padding=1, name="conv", **options)
-        score = Conv(scores, 1, name="cls_logits", **options)
-        move = Conv(4 * self.anchors, 1, name="bbox_pred", **options)
+        conv = partial(Conv, kernel_init=self.kernel_init, **self.dtypes)
+        scores = self.anchors * (2 if self.two_scores else 1)
+        hidden = conv(self.features, 3, padding=1, name="conv")
+        cls_logits = conv(scores, 1, name="cls_logits")
+        bbox_pred = conv(4 * self.anchors, 1, name="bbox_pred")
         logits, deltas = [], []
         for x in maps:
-            x = nn.relu(conv(x))
-            s, d = (y(x).astype(jnp.float32) for y in (score, move))
-            if self.pairs:
+            x = nn.relu(hidden(x))
+            s, d = (layer(x).astype(jnp.float32) for layer in (cls_logits, bbox_pred))
+            if self.two_scores:
                 s = s[..., self.anchors :] - s[..., : self.anchors]
             logits.append(s.reshape(x.shape[0], -1))
             deltas.append(d.reshape(x.shape[0], -1, 4))
         return logits, deltas
 
 
-def place_anchors(
-    maps: Sequence[Array], canvas: tuple[int, int], how: Proposing
+def grid_anchors(
+    maps: Sequence[Array], canvas: tuple[int, int], config: RPNConfig
 ) -> list[np.ndarray]:
-    """Lays the anchors of each level onto the image.
+    """Places the anchors of each level on the image.
 
     Args:
-      maps: [B, h, w, C], one for each level.
-      canvas: Height and width of the network's input.
-      how: Gives the anchors of a position, and the stride.
+      maps: The feature maps [B, h, w, C] of each level.
+      canvas: Height and width of the network's input, in pixels.
+      config: The `cell_anchors` and the `stride` are used.
 
     Returns:
       float32 [h * w * anchors, 4] for each level, xyxy in pixels.
     """
-    out = []
-    for x, cell in zip(maps, how.cells, strict=True):
+    anchors = []
+    for x, cell in zip(maps, config.cell_anchors, strict=True):
         height, width = x.shape[1:3]
         strides = [
-            how.stride or c // n for c, n in zip(canvas, (height, width), strict=True)
+            config.stride or c // n
+            for c, n in zip(canvas, (height, width), strict=True)
         ]
-        out.append(tile_anchors(np.array(cell, np.float32), height, width, *strides))
-    return out
+        cell = np.array(cell, np.float32)
+        anchors.append(tile_anchors(cell, height, width, *strides))
+    return anchors
 
 
-def propose(
+def filter_proposals(
     logits: Sequence[Array],
     deltas: Sequence[Array],
     anchors: Sequence[np.ndarray],
     size: Array,
-    how: Proposing,
+    config: RPNConfig,
     train: bool,
 ) -> tuple[Array, Array]:
-    """Chooses the best boxes of one image; no gradient flows through them.
+    """Decodes and selects the proposals of one image. They have no gradient.
 
     Args:
-      logits: [A], for each level.
-      deltas: [A, 4], for each level.
-      anchors: [A, 4], for each level.
-      size: [2], height and width of what the image fills.
-      how: Of the choice.
-      train: Whether the numbers of training hold.
+      logits: [A] for each level.
+      deltas: [A, 4] for each level.
+      anchors: [A, 4] for each level.
+      size: [2], height and width of the image within the network's input.
+      config: The parameters of the selection.
+      train: Whether the numbers for training are used.
 
     Returns:
       `(boxes, valid)`: float32 [R, 4], xyxy in pixels, and bool [R].
     """
+    pre_nms, post_nms = (
+        (config.pre_nms_top_n_train, config.post_nms_top_n_train)
+        if train
+        else (config.pre_nms_top_n_test, config.post_nms_top_n_test)
+    )
     scores, boxes, levels = [], [], []
     for i, (s, d, a) in enumerate(zip(logits, deltas, anchors, strict=True)):
         s, d = lax.stop_gradient((s, d))
-        s, best = lax.top_k(s, min(how.best[train], len(s)))
+        s, top = lax.top_k(s, min(pre_nms, len(s)))
         scores.append(s)
-        boxes.append(decode(d[best], jnp.asarray(a)[best]))
+        boxes.append(decode(d[top], jnp.asarray(a)[top]))
         levels.append(jnp.full(s.shape, i))
     scores, boxes, levels = map(jnp.concatenate, (scores, boxes, levels))
     boxes = clip(boxes, *size)
-    large = (boxes[:, 2:] - boxes[:, :2] >= how.min_size).all(axis=-1)
-    kept = nms(
+    large = (boxes[:, 2:] - boxes[:, :2] >= config.min_size).all(axis=-1)
+    indices, valid = nms(
         boxes,
         scores,
-        iou_threshold=how.iou_threshold,
-        max_outputs=how.count[train],
+        iou_threshold=config.nms_thresh,
+        max_outputs=post_nms,
         classes=levels if len(logits) > 1 else None,
         valid=large,
     )
-    return boxes[kept.indices], kept.valid
+    return boxes[indices], valid
 
 
 def sample_anchors(
@@ -178,67 +193,70 @@ def sample_anchors(
     boxes: Array,
     valid: Array,
     size: Array,
-    how: Proposing,
+    config: RPNConfig,
 ) -> tuple[Array, Array]:
-    """Chooses which anchors of one image are trained, and for what.
+    """Samples the anchors of one image that enter the loss.
 
     Args:
-      key: Decides which.
+      key: Random key.
       anchors: [A, 4].
-      boxes: [N, 4], of the objects.
+      boxes: [N, 4], the boxes of the objects.
       valid: bool [N].
-      size: [2], height and width of what the image fills.
-      how: Of the choice.
+      size: [2], height and width of the image within the network's input.
+      config: The parameters of matching and sampling.
 
     Returns:
-      `(labels, matches)`: int32 [A], 1 for object, 0 for background, -1 for what is not
-      trained; and int32 [A], the number of the object where the label is 1.
+      `(labels, matches)`: int32 [A], 1 for object, 0 for background and -1 for anchors
+      that are not sampled; and int32 [A], the index of the object where the label is 1.
     """
     usable = None
-    if how.inside:
+    if config.ignore_cross_boundary:
         within = anchors[:, 2:] <= size[::-1].reshape(1, 2)
         usable = ((anchors[:, :2] >= 0) & within).all(axis=-1)
     matches = match_by_iou(
         anchors,
         boxes,
         valid,
-        positive=how.positive,
-        negative=how.negative,
+        positive=config.fg_iou_thresh,
+        negative=config.bg_iou_thresh,
         low_quality=True,
         usable=usable,
     )
-    labels = jnp.minimum(matches + 1, 1)  # 1 object, 0 background, -1 neither
+    labels = jnp.minimum(matches + 1, 1)  # 1 object, 0 background, -1 ignored
     positive, negative = sample_balanced(
-        key, labels, count=how.sampled, positive_fraction=how.fraction
+        key,
+        labels,
+        count=config.batch_size_per_image,
+        positive_fraction=config.positive_fraction,
     )
     labels = jnp.where(positive, 1, jnp.where(negative, 0, -1))
     return labels.astype(jnp.int32), jnp.maximum(matches, 0)
 
 
 def rpn_loss_sums(
-    outputs: Mapping[str, Array], targets: Targets, how: Proposing
+    outputs: Mapping[str, Array], targets: Targets, config: RPNConfig
 ) -> dict[str, LossSum]:
-    """Computes equation 1's two sums, and the number of sampled anchors for both.
+    """Computes the two losses of equation 1, divided by the number of sampled anchors.
 
     Args:
-      outputs: "rpn_logits" [B, A], "rpn_deltas" [B, A, 4], "anchors" [B, A, 4], and
-        `sample_anchors`'s "rpn_labels" and "rpn_matches" [B, A].
-      targets: The objects.
-      how: Gives `beta`.
+      outputs: "rpn_logits" [B, A], "rpn_deltas" [B, A, 4], "anchors" [B, A, 4], and the
+        results of `sample_anchors`, "rpn_labels" and "rpn_matches" [B, A].
+      targets: The ground truth.
+      config: The `smooth_l1_beta` is used.
 
     Returns:
-      "rpn_objectness" and "rpn_box".
+      The losses "rpn_objectness" and "rpn_box".
     """
     labels = outputs["rpn_labels"]
     sampled = (labels >= 0).sum().astype(jnp.float32)
     logits = outputs["rpn_logits"]
-    # Of two classes, softmax is the logistic function of the difference.
-    wrong = nn.softplus(jnp.where(labels == 1, -logits, logits))
+    # The softmax of two classes is the logistic function of the difference.
+    objectness = nn.softplus(jnp.where(labels == 1, -logits, logits))
     matches = outputs["rpn_matches"][..., None]
     boxes = jnp.take_along_axis(targets.boxes, matches, axis=1)
-    goal = encode(boxes, outputs["anchors"])
-    away = smooth_l1(outputs["rpn_deltas"] - goal, how.beta).sum(axis=-1)
+    errors = outputs["rpn_deltas"] - encode(boxes, outputs["anchors"])
+    box = smooth_l1(errors, config.smooth_l1_beta).sum(axis=-1)
     return {
-        "rpn_objectness": LossSum(jnp.where(labels >= 0, wrong, 0).sum(), sampled),
-        "rpn_box": LossSum(jnp.where(labels == 1, away, 0).sum(), sampled),
+        "rpn_objectness": LossSum(jnp.where(labels >= 0, objectness, 0).sum(), sampled),
+        "rpn_box": LossSum(jnp.where(labels == 1, box, 0).sum(), sampled),
     }

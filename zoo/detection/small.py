@@ -1,7 +1,8 @@
-"""SSD and YOLO for images of 96 x 96, small enough to be trained on a CPU.
+"""Small detectors that can be trained on a CPU.
 
-They are no paper's networks: the heads, losses and decoding are the papers', and below
-them are a few convolutions with batch norm, which begin at random.
+SSD and YOLO for images of 96 x 96, and Faster R-CNN for images of about 100 pixels. No
+paper describes them: the heads, losses and decoding are those of the papers, on top of
+a few convolutions with batch norm. They are trained from scratch.
 """
 
 from collections.abc import Callable
@@ -14,18 +15,26 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_detector_classes, check_images
-from zoo.detection.contract import ClassOutputs
+from zoo.classification.residual import BasicBlock, ResNetBackbone
+from zoo.classification.resnet import INIT as RESNET_INIT
+from zoo.detection import faster_rcnn
+from zoo.detection.fpn import FPN
+from zoo.detection.roi_heads import DenseHead, Predictor
+from zoo.detection.rpn import RPN
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
+from zoo.detection.two_stage import TwoStage
+from zoo.detection.types import ClassOutputs
 from zoo.detection.yolo import YOLO
-from zoo.layers import BatchNorm, Conv, initializer, remat_stage
+from zoo.layers import INITIALIZERS, BatchNorm, Conv, Layer, initializer, remat_stage
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
 
 SIZE = 96
-# Channels of the stages, each of which halves height and width: 48, 24, 12, 6 and 3.
+# Number of channels of each stage. Each halves height and width: 48, 24, 12, 6, 3.
 WIDTHS = (16, 48, 96, 128, 128)
-# Convolutions of each stage. YOLO's cells are 8 x 8 pixels, and see all around them.
+# Number of convolutions of each stage. A cell of YOLO has 8 x 8 pixels, and its
+# receptive field includes its surroundings.
 SSD_DEPTHS = (2, 2, 2, 2, 2)
 YOLO_DEPTHS = (2, 2, 5)
 # Digits on canvases are about 15 to 55 pixels high.
@@ -36,18 +45,25 @@ LEVELS = (
 )
 LAST_SIZE = 72
 PREDICTORS = 2
+PREPROCESS = Preprocess(
+    size=SIZE, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, fit="stretch"
+)
+# Faster R-CNN takes any size; the example is that of `digits_canvas`.
+FASTER_RCNN_PREPROCESS = Preprocess(
+    size=96, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, fit="keep", antialias=False
+)
 
 
-class SmallBackbone(nn.Module):
+class SmallBackbone(Layer):
     """Stages of 3x3 convolutions with batch norm, the first of which has stride 2.
 
     Attributes:
-      network: Its name, for messages.
-      depths: Convolutions of each stage; there are as many stages.
-      widths: Channels of each stage's convolutions.
-      momentum: What batch norm's running averages keep at a step.
-      kernel_init: Initialiser of the convolutions.
-      remat: Recompute each stage's activations in the backward pass.
+      network: Name of the network, for error messages.
+      depths: Number of convolutions of each stage.
+      widths: Number of channels of each stage's convolutions.
+      momentum: Decay rate of batch norm's running averages.
+      kernel_init: Initializer of the kernels.
+      remat: Whether to recompute each stage's activations in the backward pass.
     """
 
     network: str
@@ -56,16 +72,19 @@ class SmallBackbone(nn.Module):
     momentum: float = 0.9
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         check_images(images, self.network, size=SIZE)
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        options = dict(padding=1, use_bias=False, kernel_init=self.kernel_init)
-        conv = partial(Conv, kernel=3, **options, **types)
-        norm = partial(BatchNorm, momentum=self.momentum, **types)
+        conv = partial(
+            Conv,
+            kernel=3,
+            padding=1,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            **self.dtypes,
+        )
+        norm = partial(BatchNorm, momentum=self.momentum, **self.dtypes)
 
         def stage(self, x: Array, i: int) -> dict[str, Array]:
             for j in range(1, self.depths[i - 1] + 1):
@@ -82,28 +101,27 @@ class SmallBackbone(nn.Module):
         return out
 
 
-class GridHead(nn.Module):
-    """YOLO's outputs for each cell of a map, by a 1x1 convolution.
+class GridHead(Layer):
+    """YOLO's outputs for each cell of a feature map, by a 1x1 convolution.
 
     Attributes:
-      num_classes: K.
+      num_classes: Number of classes K.
+      kernel_init: Initializer of the kernel.
     """
 
     num_classes: int
     kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> tuple[dict, dict]:
+        """Computes the outputs that `zoo.detection.yolo.YOLO` describes."""
         ends = (self.num_classes, self.num_classes + PREDICTORS)
         y = Conv(
             ends[1] + 4 * PREDICTORS,
             kernel=1,
             kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
             name="cells",
+            **self.dtypes,
         )(x)
         y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
         classes, confidences, boxes = jnp.split(y, ends, axis=-1)
@@ -112,7 +130,7 @@ class GridHead(nn.Module):
 
     @nn.nowrap
     def class_outputs(self) -> dict[str, ClassOutputs]:
-        """Lists the layer whose outputs have classes, see `ClassOutputs`."""
+        """Returns the class of each output of the layer."""
         classes, rest = np.arange(self.num_classes), np.full(5 * PREDICTORS, -1)
         return {
             "cells": ClassOutputs(np.concatenate([classes, rest]), self.kernel_init)
@@ -130,23 +148,23 @@ def small_detector(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> SSD | YOLO:
-    """Builds a small detector.
+    """Builds a small SSD or YOLO.
 
     Args:
-      variant: A name of `SPECS`.
-      num_classes: Of the objects.
-      widths: Channels of each stage of the backbone.
-      init: Of the backbone, a name of `zoo.layers.INITIALIZERS`.
-      momentum: What batch norm's running averages keep at a step.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: "ssd96_small" or "yolo96_small".
+      num_classes: Number of classes, without background.
+      widths: Number of channels of each stage of the backbone.
+      init: Initializer of the backbone, a key of `zoo.layers.INITIALIZERS`.
+      momentum: Decay rate of batch norm's running averages.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
 
     Raises:
       ValueError: `num_classes` is less than 1, or `init` is unknown.
     """
     check_detector_classes(variant, num_classes)
-    types = dict(dtype=dtype, param_dtype=param_dtype)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     backbone = partial(
         SmallBackbone,
         variant,
@@ -154,22 +172,82 @@ def small_detector(
         momentum=momentum,
         kernel_init=initializer(init),
         remat=remat,
-        **types,
+        **dtypes,
     )
     if variant == "yolo96_small":
-        head = GridHead(num_classes, initializer("gaussian_0.01"), **types)
-        return YOLO(backbone(YOLO_DEPTHS), head, _PREPROCESS)
+        head = GridHead(num_classes, initializer("gaussian_0.01"), **dtypes)
+        return YOLO(backbone(YOLO_DEPTHS), head, PREPROCESS)
     return SSD(
         backbone(SSD_DEPTHS),
-        MultiBoxHead(num_classes, LEVELS, **types),
+        MultiBoxHead(num_classes, LEVELS, **dtypes),
         last_size=LAST_SIZE,
         max_side=None,
-        preprocess=_PREPROCESS,
+        preprocess=PREPROCESS,
+    )
+
+
+def faster_rcnn_small(
+    *,
+    num_classes: int,
+    init: str = "he_fan_out",
+    momentum: float = 0.9,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> TwoStage:
+    """Builds a small Faster R-CNN with a feature pyramid.
+
+    Args:
+      num_classes: Number of classes, without background.
+      init: Initializer of the backbone's convolutions, a key of
+        `zoo.layers.INITIALIZERS`.
+      momentum: Decay rate of batch norm's running averages.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+
+    Raises:
+      ValueError: `num_classes` is less than 1, or an option is unknown.
+    """
+    name = "faster_rcnn_small"
+    check_detector_classes(name, num_classes)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    dense, stages = INITIALIZERS["he_fan_in"], ("stage1", "stage2", "stage3")
+    rpn_config, roi_config = faster_rcnn.CONFIGS[name]
+    return TwoStage(
+        backbone=ResNetBackbone(
+            label=name,
+            block=BasicBlock,
+            blocks=(2, 2, 2),
+            width=32,
+            kernel_init=initializer(init),
+            momentum=momentum,
+            pooled=False,
+            remat=remat,
+            **dtypes,
+        ),
+        neck=FPN(stages, (2, 3, 4), 64, extra=False, **dtypes),
+        rpn=RPN(len(faster_rcnn.ASPECT_RATIOS), 64, **dtypes),
+        box_head=DenseHead(128, faster_rcnn.WINDOW, kernel_init=dense, **dtypes),
+        predictor=Predictor(num_classes, **dtypes),
+        # Regions are pooled from finer levels than they are proposed on.
+        rpn_endpoints=("p3", "p4"),
+        roi_endpoints=("p2", "p3", "p4"),
+        roi_pool=partial(
+            faster_rcnn.pyramid_roi_align,
+            first_level=2,
+            canonical_size=32,
+            canonical_level=3,
+        ),
+        rpn_config=rpn_config,
+        roi_config=roi_config,
+        preprocess=FASTER_RCNN_PREPROCESS,
+        postprocess=faster_rcnn.FPN_POSTPROCESS,
     )
 
 
 def _torch_rules(model: SSD | YOLO) -> tuple[TorchRule, ...]:
-    """Our own names."""
+    """Returns the rules for the names of this zoo; no public weights exist."""
     rules = []
     for i, depth in enumerate(model.backbone.depths, start=1):
         for j in range(1, depth + 1):
@@ -188,11 +266,6 @@ def _torch_rules(model: SSD | YOLO) -> tuple[TorchRule, ...]:
     return tuple(rules)
 
 
-_PREPROCESS = Preprocess(
-    size=SIZE, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, fit="stretch"
-)
-
-
 def _spec(
     name: str, kind: str, loss: str, head_init: str, params: int, macs: int
 ) -> ModelSpec:
@@ -202,7 +275,7 @@ def _spec(
         build=partial(small_detector, variant=name),
         paper=f"none: a small network of this zoo with the head of {kind}",
         num_classes=10,
-        preprocess=_PREPROCESS,
+        preprocess=PREPROCESS,
         params=params,
         macs=macs,
         torch_rules=_torch_rules,
@@ -217,6 +290,25 @@ def _spec(
 
 
 SPECS = (
+    ModelSpec(
+        name="faster_rcnn_small",
+        task="detection",
+        build=faster_rcnn_small,
+        paper=f"none: the parts of {faster_rcnn.FPN_PAPER}",
+        num_classes=10,
+        preprocess=FASTER_RCNN_PREPROCESS,
+        params=1_287_526,
+        macs=133_751_552,
+        torch_rules=faster_rcnn.fpn_rules,
+        loss=faster_rcnn.LOSS,
+        init=f"{RESNET_INIT}; dense layers of variance 2 / fan-in, the "
+        "predictor's normal, std 0.01 (classes) and 0.001 (boxes); biases 0",
+        published=("none: it is for images of about 100 pixels, trained from scratch",),
+        deviations=(
+            "64 channels in each level, 64 proposals, and dense layers of 128 units",
+            "batch norm is trained, as there is no backbone that was trained before",
+        ),
+    ),
     _spec(
         "ssd96_small",
         "SSD (Liu et al. 2016)",

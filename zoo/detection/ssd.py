@@ -1,4 +1,4 @@
-"""SSD's head, default boxes, losses and decoding, on whatever backbone.
+"""SSD: the head, default boxes, losses and decoding, for any backbone.
 
 Reference:
   Liu, Anguelov, Erhan, Szegedy, Reed, Fu, Berg, SSD: Single Shot MultiBox Detector,
@@ -6,15 +6,15 @@ Reference:
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.detection.contract import (
+from zoo.detection.types import (
     Candidates,
     ClassOutputs,
     LossSum,
@@ -22,7 +22,7 @@ from zoo.detection.contract import (
     Targets,
     divide_losses,
 )
-from zoo.layers import INITIALIZERS, Conv
+from zoo.layers import INITIALIZERS, Conv, Layer
 from zoo.ops.anchors import ssd_boxes
 from zoo.ops.box_coding import decode, encode
 from zoo.ops.boxes import clip
@@ -33,26 +33,27 @@ from zoo.spec import Preprocess
 
 Array = jax.Array
 
-# What the authors write as the variances 0.1, 0.1, 0.2, 0.2.
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-# Section 2.2: of matching by IoU, and negatives for each positive.
-POSITIVE_IOU = 0.5
-NEGATIVES = 3.0
-# The authors' code, and torchvision's.
+# The authors' variances 0.1, 0.1, 0.2 and 0.2 as factors of the deltas.
+BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# Section 2.2: IoU threshold of matching, and negatives for each positive.
+FG_IOU_THRESH = 0.5
+NEG_TO_POS_RATIO = 3.0
+# The values of the authors' code and of torchvision.
 POSTPROCESS = Postprocess(
     score_threshold=0.01, iou_threshold=0.45, max_detections=200, max_candidates=400
 )
 
 
 class Level(NamedTuple):
-    """One feature map that is searched for objects.
+    """A feature map and its default boxes.
 
     Attributes:
-      source: Its name among the backbone's endpoints.
-      grid: Its height and width.
-      step: Pixels of the image from one cell to the next.
-      size: Side of the square default box, in pixels.
-      ratios: Of the other default boxes; each is there upright and lying.
+      source: Name of the feature map among the backbone's endpoints.
+      grid: Height and width of the feature map.
+      step: Distance between its cells, in pixels of the image.
+      size: Side length of the square default box, in pixels.
+      ratios: Aspect ratios of the other default boxes. Each has a portrait and a
+        landscape box.
     """
 
     source: str
@@ -63,7 +64,7 @@ class Level(NamedTuple):
 
     @property
     def boxes_per_cell(self) -> int:
-        """Two squares, and two boxes for each ratio."""
+        """The number of default boxes: two squares, and two for each ratio."""
         return 2 + 2 * len(self.ratios)
 
 
@@ -74,9 +75,9 @@ def default_boxes(
     """Makes the default boxes of all levels, float32 [A, 4], xyxy in pixels.
 
     Args:
-      levels: In the order of the head.
-      last_size: What would be the size of one more level.
-      max_side: Longest side that a box may have; None for no limit.
+      levels: The levels, in the order of the head.
+      last_size: Size that one more level would have.
+      max_side: Maximum side length of a box, in pixels; None for no limit.
     """
     return ssd_boxes(
         [(level.grid, level.grid) for level in levels],
@@ -87,22 +88,25 @@ def default_boxes(
     )
 
 
-class MultiBoxHead(nn.Module):
-    """Section 2.1: at each cell of each level, classes and a box for each default box.
+class MultiBoxHead(Layer):
+    """Section 2.1: class logits and deltas for each default box, by 3x3 convolutions.
 
     Attributes:
-      num_classes: Without background, which is the first of the logits.
-      levels: Where to look.
+      num_classes: Number of classes, without background, the first of the logits.
+      levels: The feature maps that are read, and their default boxes.
+      kernel_init: Initializer of the kernels.
     """
 
     num_classes: int
     levels: tuple[Level, ...]
     kernel_init: Callable = INITIALIZERS["glorot"]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: dict[str, Array]) -> dict[str, Array]:
+        """Computes "deltas" [B, A, 4] and "class_logits" [B, A, K + 1]."""
+        conv = partial(
+            Conv, kernel=3, padding=1, kernel_init=self.kernel_init, **self.dtypes
+        )
         out = {}
         for part, name, columns in (
             ("loc", "deltas", 4),
@@ -110,15 +114,10 @@ class MultiBoxHead(nn.Module):
         ):
             levels = []
             for level in self.levels:
-                y = Conv(
-                    level.boxes_per_cell * columns,
-                    kernel=3,
-                    padding=1,
-                    kernel_init=self.kernel_init,
-                    dtype=self.dtype,
-                    param_dtype=self.param_dtype,
-                    name=f"{level.source}_{part}",
-                )(features[level.source])
+                layer = conv(
+                    level.boxes_per_cell * columns, name=f"{level.source}_{part}"
+                )
+                y = layer(features[level.source])
                 # [B, H, W, boxes * columns] -> [B, H * W * boxes, columns]
                 levels.append(y.reshape(y.shape[0], -1, columns))
             y = jnp.concatenate(levels, axis=1)
@@ -127,7 +126,7 @@ class MultiBoxHead(nn.Module):
 
     @nn.nowrap
     def class_outputs(self) -> dict[str, ClassOutputs]:
-        """Lists the layers whose outputs have classes, see `ClassOutputs`."""
+        """Returns the class of each output of the layers for classes."""
         classes = np.arange(-1, self.num_classes)
         return {
             f"{level.source}_conf": ClassOutputs(
@@ -138,18 +137,18 @@ class MultiBoxHead(nn.Module):
 
 
 class SSD(nn.Module):
-    """A detector as `zoo.detection.contract` says.
+    """A detector with one stage, see `zoo.detection.types`.
 
     Its outputs are "deltas" float32 [B, A, 4] of the default boxes, and "class_logits"
-    float32 [B, A, K + 1], of which the first is the background's.
+    float32 [B, A, K + 1], background first.
 
     Attributes:
-      backbone: Returns named endpoints, those of the head's levels among them.
-      head: Of all levels.
+      backbone: Computes named endpoints, including those of the head's levels.
+      head: Computes the outputs from the endpoints.
       last_size: See `default_boxes`.
       max_side: See `default_boxes`.
-      preprocess: What the images must be like.
-      postprocess: What candidates become detections.
+      preprocess: The preprocessing of images.
+      postprocess: The parameters of the conversion from candidates to detections.
     """
 
     backbone: nn.Module
@@ -170,13 +169,13 @@ class SSD(nn.Module):
         return self.head(self.backbone(images, train=train))
 
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """Computes every named activation, in the order of the network."""
+        """Computes the named activations, in the order of the network."""
         features = self.backbone(images, train=train)
         return {**features, **self.head(features)}
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes."""
         return {"head": self.head}
 
     @nn.nowrap
@@ -186,11 +185,11 @@ class SSD(nn.Module):
 
     @nn.nowrap
     def losses(self, outputs: dict[str, Array], targets: Targets) -> dict[str, Array]:
-        """Computes equation 1 in its two parts, "classification" and "box".
+        """Computes the two parts of equation 1, "classification" and "box".
 
-        Both are sums over the batch, divided by the number of matched default boxes,
-        and 0 where there is none. Of the background count the boxes with the largest
-        loss, three for each matched box of an image.
+        Both are sums over the batch, divided by the number of matched default boxes, or
+        0 if there is none. The classification loss of background is that of the boxes
+        with the largest loss, three for each matched box of an image.
         """
         return divide_losses(self.loss_sums(outputs, targets))
 
@@ -198,7 +197,7 @@ class SSD(nn.Module):
     def loss_sums(
         self, outputs: dict[str, Array], targets: Targets
     ) -> dict[str, LossSum]:
-        """Computes the sums of `losses`, and the number of matched default boxes."""
+        """Computes the losses as sums and the number of matched default boxes."""
         sums = jax.vmap(self._losses_of_image)(
             outputs["class_logits"], outputs["deltas"], *targets[:3]
         )
@@ -213,20 +212,22 @@ class SSD(nn.Module):
         self, logits: Array, deltas: Array, boxes: Array, classes: Array, valid: Array
     ) -> tuple[Array, Array, Array]:
         anchors = jnp.asarray(self.default_boxes())
-        # One slot more, so that there is one to read where there are no objects.
+        # One more slot, so that there is one to index if there are no objects.
         boxes, classes = jnp.pad(boxes, ((0, 1), (0, 0))), jnp.pad(classes, (0, 1))
         valid = jnp.pad(valid, (0, 1))
-        matches = match_bipartite(anchors, boxes, valid, positive=POSITIVE_IOU)
+        matches = match_bipartite(anchors, boxes, valid, positive=FG_IOU_THRESH)
         positive, match = matches >= 0, jnp.maximum(matches, 0)
         labels = jnp.where(positive, classes[match] + 1, 0)
-        right = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        errors = jax.nn.logsumexp(logits, axis=1) - right
-        negative = mine_hard_negatives(errors, positive, ~positive, ratio=NEGATIVES)
-        goal = encode(boxes[match], anchors, weights=WEIGHTS)
-        distances = smooth_l1(deltas - goal).sum(axis=-1)
+        true_logits = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        cross_entropy = jax.nn.logsumexp(logits, axis=1) - true_logits
+        negative = mine_hard_negatives(
+            cross_entropy, positive, ~positive, ratio=NEG_TO_POS_RATIO
+        )
+        expected = encode(boxes[match], anchors, weights=BBOX_REG_WEIGHTS)
+        box_errors = smooth_l1(deltas - expected).sum(axis=-1)
         return (
-            jnp.where(positive | negative, errors, 0).sum(),
-            jnp.where(positive, distances, 0).sum(),
+            jnp.where(positive | negative, cross_entropy, 0).sum(),
+            jnp.where(positive, box_errors, 0).sum(),
             positive.sum(),
         )
 
@@ -234,8 +235,10 @@ class SSD(nn.Module):
     def decode(
         self, outputs: dict[str, Array], sizes: Array | None = None
     ) -> Candidates:
-        """Applies the deltas to the default boxes, and the softmax to the logits."""
-        boxes = decode(outputs["deltas"], self.default_boxes()[None], weights=WEIGHTS)
+        """Applies the deltas to the default boxes and the softmax to the logits."""
+        boxes = decode(
+            outputs["deltas"], self.default_boxes()[None], weights=BBOX_REG_WEIGHTS
+        )
         if sizes is None:
             height, width, _ = self.preprocess.shape
             boxes = clip(boxes, height, width)

@@ -1,28 +1,54 @@
-"""SSD on VGG-16: the networks for 300 x 300 and for 512 x 512 pixels.
+"""SSD on VGG-16, for images of 300 x 300 and of 512 x 512 pixels.
 
 Reference:
   Liu, Anguelov, Erhan, Szegedy, Reed, Fu, Berg, SSD: Single Shot MultiBox Detector,
-  2016, section 3; the authors' Caffe, examples/ssd.
+  2016, section 3 and figure 2; the authors' Caffe, examples/ssd.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from zoo.checks import check_detector_classes
-from zoo.classification.vgg import WIDTHS
+from zoo.checks import check_detector_classes, check_images
+from zoo.classification.vgg import CONFIGS, WIDTHS
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
-from zoo.detection.ssd_backbone import BLOCKS, DENSE, EXTRAS, MEAN, SSDVGGBackbone
-from zoo.layers import initializer
+from zoo.layers import Conv, Layer, initializer, per_channel, remat_stage
+from zoo.ops.pooling import max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
+
+Array = jax.Array
 
 PAPER = (
     "Liu, Anguelov, Erhan, Szegedy, Reed, Fu, Berg: SSD: Single Shot MultiBox "
     "Detector, 2016, section 3"
 )
-# Of each level: grid, step, and whether it has the ratios 3 and 1/3 besides 2 and 1/2.
+BLOCKS = CONFIGS["D"]
+DENSE = 1024  # Number of channels of fc6 and fc7, which are convolutions here.
+MEAN = (0.48235, 0.45882, 0.40784)  # The mean color, in units of the full range.
+
+# The layers after fc7 in figure 2 and the authors' code: pairs of a 1x1 convolution and
+# a larger one, as (channels, channels, kernel, stride, padding).
+EXTRAS = {
+    300: (
+        (256, 512, 3, 2, 1),
+        (128, 256, 3, 2, 1),
+        (128, 256, 3, 1, 0),
+        (128, 256, 3, 1, 0),
+    ),
+    512: (
+        (256, 512, 3, 2, 1),
+        (128, 256, 3, 2, 1),
+        (128, 256, 3, 2, 1),
+        (128, 256, 3, 2, 1),
+        (128, 256, 4, 1, 1),
+    ),
+}
+# Grid, step, and whether the aspect ratios include 3 and 1/3, for each level.
 GRIDS = {
     300: (
         (38, 8, False),
@@ -42,15 +68,91 @@ GRIDS = {
         (1, 512, False),
     ),
 }
-# Sides of the square default boxes in pixels, and one more (`default_boxes`).
+# Side lengths of the square default boxes in pixels, and the `last_size`.
 SIZES = {
     (300, "voc"): (30, 60, 111, 162, 213, 264, 315),
     (300, "coco"): (21, 45, 99, 153, 207, 261, 315),
     (512, "voc"): (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6),
     (512, "coco"): (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
 }
-# torchvision's are those for COCO, cut off at the size of the image.
+# torchvision's boxes are those for COCO, limited to the size of the image.
 BOXES = ("voc", "coco", "torchvision")
+
+
+class L2Norm(nn.Module):
+    """L2 normalization over channels with a learned scale, section 3.1.
+
+    The parameter is `scale_weight` [C], as in torchvision.
+    """
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.constant(20.0)
+        scale = self.param("scale_weight", init, x.shape[-1:], self.param_dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        squares = jnp.square(wide).sum(axis=-1, keepdims=True)
+        y = wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+        return (y * per_channel(scale, y)).astype(x.dtype)
+
+
+class SSDVGGBackbone(Layer):
+    """VGG-16 with convolutional fc6 and fc7 and additional layers, figure 2.
+
+    The convolutions of VGG-16 have the same paths as in the classifier.
+
+    Attributes:
+      network: Name of the network, for error messages.
+      size: Height and width of the images, a key of `EXTRAS`.
+      widths: Number of channels of each of VGG-16's five blocks.
+      dense: Number of channels of fc6 and fc7.
+      conv_init: Initializer of VGG-16's own convolutions.
+      remat: Whether to recompute each block's activations in the backward pass.
+    """
+
+    network: str
+    size: int
+    widths: tuple[int, ...] = WIDTHS
+    dense: int = DENSE
+    conv_init: Callable = nn.initializers.lecun_normal()
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        check_images(images, self.network, size=self.size)
+        vgg_conv = partial(
+            Conv, kernel=3, padding=1, kernel_init=self.conv_init, **self.dtypes
+        )
+        conv = partial(Conv, kernel_init=initializer("glorot"), **self.dtypes)
+
+        def block(self, x: Array, i: int) -> dict[str, Array]:
+            out = {}
+            for j in range(1, len(BLOCKS[i - 1]) + 1):
+                layer = vgg_conv(self.widths[i - 1], name=f"conv{i}_{j}")
+                x = out[f"conv{i}_{j}"] = nn.relu(layer(x))
+            if i < 5:
+                out[f"pool{i}"] = max_pool(x, 2, 2, ceil=i == 3)
+            else:
+                out["pool5"] = max_pool(x, 3, 1, padding=1)
+            return out
+
+        out, x = {}, images
+        for i in range(1, 6):
+            out |= remat_stage(partial(block, i=i), self.remat)(self, x)
+            x = out[f"pool{i}"]
+            if i == 4:
+                norm = L2Norm(self.param_dtype, name="conv4_3_norm")
+                out["conv4_3_norm"] = norm(out["conv4_3"])
+        fc6 = conv(self.dense, kernel=3, padding=6, dilation=6, name="fc6")
+        x = out["fc6"] = nn.relu(fc6(x))
+        x = out["fc7"] = nn.relu(conv(self.dense, kernel=1, name="fc7")(x))
+        for i, (few, many, window, stride, padding) in enumerate(EXTRAS[self.size], 8):
+            first = conv(few, kernel=1, name=f"conv{i}_1")
+            x = out[f"conv{i}_1"] = nn.relu(first(x))
+            second = conv(many, window, stride, padding, name=f"conv{i}_2")
+            x = out[f"conv{i}_2"] = nn.relu(second(x))
+        return out
 
 
 def ssd_vgg16(
@@ -70,18 +172,18 @@ def ssd_vgg16(
 
     Args:
       size: Height and width of the images, 300 or 512.
-      variant: A name of `SPECS`.
-      num_classes: Without background.
-      widths: Channels of each of VGG-16's five blocks.
-      dense: Channels of fc6 and fc7.
-      boxes: The default boxes: "voc" or "coco" for the authors' for these data sets,
-        "torchvision" for those for COCO with no side longer than the image's. None for
-        "torchvision" in SSD300, whose public weights need them, and "voc" in SSD512.
-      init: Of VGG-16's own convolutions, a name of `zoo.layers.INITIALIZERS`. All other
-        layers begin as the paper's.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: Name of the model, for error messages.
+      num_classes: Number of classes, without background.
+      widths: Number of channels of each of VGG-16's five blocks.
+      dense: Number of channels of fc6 and fc7.
+      boxes: The default boxes: "voc" or "coco" for the authors' boxes for these data
+        sets, "torchvision" for those for COCO, limited to the size of the image. None
+        for "torchvision" in SSD300, as its public weights require, and "voc" in SSD512.
+      init: Initializer of VGG-16's own convolutions, a key of
+        `zoo.layers.INITIALIZERS`. The other layers are initialized as in the paper.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
@@ -91,7 +193,7 @@ def ssd_vgg16(
         boxes = "torchvision" if size == 300 else "voc"
     if boxes not in BOXES:
         raise ValueError(f"{variant}: boxes={boxes!r} must be one of {BOXES}.")
-    types = dict(dtype=dtype, param_dtype=param_dtype)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     *sizes, last = SIZES[size, "voc" if boxes == "voc" else "coco"]
     extras = (f"conv{i}_2" for i in range(8, 8 + len(EXTRAS[size])))
     levels = tuple(
@@ -108,13 +210,79 @@ def ssd_vgg16(
             dense,
             conv_init=initializer(init),
             remat=remat,
-            **types,
+            **dtypes,
         ),
-        head=MultiBoxHead(num_classes, levels, **types),
+        head=MultiBoxHead(num_classes, levels, **dtypes),
         last_size=last,
         max_side=size if boxes == "torchvision" else None,
         preprocess=_preprocess(size),
     )
+
+
+def reduce_vgg16(
+    variables: Mapping[str, Any], preprocess: Preprocess, *, dense: int = DENSE
+) -> dict[str, Any]:
+    """Converts the variables of a VGG-16 classifier to those of SSD's backbone.
+
+    fc6 keeps every third row and column of its 7 x 7 kernel, and fc6 and fc7 keep every
+    fourth channel, or as many as `dense` requires. The first convolution is adapted to
+    the preprocessing of SSD; only the zero padding differs. `zoo.transfer.graft` copies
+    the result into a detector:
+
+        _, vgg, card = zoo.create_with_card("vgg16", weights="imagenet")
+        keep = ["head/**", "backbone/conv4_3_norm/**", "backbone/conv{8,9,10,11}_*/**"]
+        source = reduce_vgg16(vgg, card.preprocess)
+        variables = zoo.transfer.graft(variables, source, keep=keep)
+
+    Args:
+      variables: {"params": ...} of `vgg16`, with or without a head.
+      preprocess: The preprocessing of the classifier, for RGB images.
+      dense: Number of channels of the detector's fc6 and fc7.
+
+    Returns:
+      {"params": {"backbone": ...}}, without a head.
+
+    Raises:
+      ValueError: The variables are not those of `vgg16`, or the images are not RGB.
+
+    Reference:
+      Section 3; the authors start from VGG_ILSVRC_16_layers_fc_reduced.
+    """
+    backbone = dict(variables["params"].get("backbone", {}))
+    conv5_3, fc6, fc7 = (
+        jnp.shape(backbone.get(name, {}).get("kernel"))
+        for name in ("conv5_3", "fc6", "fc7")
+    )
+    channels, wide = (shape[-1] if shape else 0 for shape in (conv5_3, fc7))
+    if (fc6, fc7) != ((49 * channels, wide), (wide, wide)) or wide % dense:
+        raise ValueError(
+            "reduce_vgg16 takes the variables of vgg16, with a multiple of "
+            f"dense={dense} channels in fc6 and fc7, got {[fc6, fc7]}."
+        )
+    step = wide // dense
+    if (preprocess.channels, preprocess.channel_order) != (3, "rgb"):
+        raise ValueError(
+            f"reduce_vgg16: the classifier must take RGB, got {preprocess.channels} "
+            f"channels, {preprocess.channel_order!r}."
+        )
+    first, fc6, fc7 = backbone["conv1_1"], backbone["fc6"], backbone["fc7"]
+    std = jnp.array(preprocess.std, jnp.float32)
+    shift = (jnp.array(MEAN) - jnp.array(preprocess.mean)) / std
+    scale = 1 / 255 / std
+    backbone["conv1_1"] = {
+        "kernel": first["kernel"] * scale[None, None, :, None],
+        "bias": first["bias"] + jnp.einsum("hwio,i->o", first["kernel"], shift),
+    }
+    window = jnp.reshape(fc6["kernel"], (7, 7, channels, wide))
+    backbone["fc6"] = {
+        "kernel": window[::3, ::3, :, ::step],
+        "bias": fc6["bias"][::step],
+    }
+    backbone["fc7"] = {
+        "kernel": fc7["kernel"][None, None, ::step, ::step],
+        "bias": fc7["bias"][::step],
+    }
+    return {"params": {"backbone": backbone}}
 
 
 def _preprocess(size: int) -> Preprocess:
@@ -129,11 +297,11 @@ def _preprocess(size: int) -> Preprocess:
 
 
 def _torch_rules(model: SSD) -> tuple[TorchRule, ...]:
-    """Torchvision's names; for SSD512 those that it would have."""
+    """Returns the rules for torchvision's names; for SSD512 those it would have."""
     rules, index = [], 0
     for i, block in enumerate(BLOCKS, start=1):
         for j in range(1, len(block) + 1):
-            # Behind pool4 another list of layers begins, with this pool.
+            # After pool4 another list of layers starts, with this pool.
             where = "extra.0" if i == 5 else "features"
             key = f"backbone.{where}.{index}"
             rules.append(TorchRule(f"backbone/conv{i}_{j}", key))
@@ -172,9 +340,10 @@ _PUBLISHED = {
     ),
 }
 _DEVIATIONS = (
-    "the colours' order is red, green, blue; the authors' weights take blue first",
-    "the authors begin with a VGG-16 that was trained on ImageNet: `reduce_vgg16` "
-    "makes such a beginning, without it all layers begin at random",
+    "the order of the channels is red, green, blue; the authors' weights take blue "
+    "first",
+    "the authors start from a VGG-16 that was trained on ImageNet: `reduce_vgg16` "
+    "makes such a start, without it all layers are initialized at random",
 )
 
 

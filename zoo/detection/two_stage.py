@@ -1,4 +1,4 @@
-"""Detection in two stages: propose regions, then look at each one.
+"""Detection in two stages: propose regions, then classify and refine each of them.
 
 References:
   Girshick, Fast R-CNN, 2015.
@@ -13,25 +13,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.detection.contract import (
-    Candidates,
-    LossSum,
-    Postprocess,
-    Targets,
-    divide_losses,
-)
-from zoo.detection.roi_head import (
-    Classifying,
+from zoo.detection.roi_heads import (
+    RoIHeadConfig,
     decode_regions,
     roi_loss_sums,
     sample_regions,
 )
 from zoo.detection.rpn import (
-    Proposing,
-    place_anchors,
-    propose,
+    RPNConfig,
+    filter_proposals,
+    grid_anchors,
     rpn_loss_sums,
     sample_anchors,
+)
+from zoo.detection.types import (
+    Candidates,
+    LossSum,
+    Postprocess,
+    Targets,
+    divide_losses,
 )
 from zoo.spec import Preprocess
 
@@ -39,7 +39,7 @@ Array = jax.Array
 
 
 class Proposals(NamedTuple):
-    """Regions of a batch of images that may hold objects.
+    """The proposed regions of a batch of images.
 
     Attributes:
       boxes: float32 [B, R, 4], xyxy in pixels of the network's input.
@@ -51,21 +51,21 @@ class Proposals(NamedTuple):
 
 
 class TwoStage(nn.Module):
-    """Faster R-CNN or, without a region proposal network, Fast R-CNN.
+    """Faster R-CNN, or Fast R-CNN if there is no region proposal network.
 
     Attributes:
-      backbone: From images to a dict of endpoints.
-      neck: From these to a dict of maps, or None.
-      rpn: Reads the maps and scores anchors; None where proposals come from outside.
-      box_head: From regions' maps [R, s, s, C] to features [R, F].
-      predictor: From features to logits and box deltas.
-      maps: Names of the endpoints that the region proposal network reads.
-      pooled: Names of those that regions are cut out of.
-      pool: Cuts regions [R, 4] out of one image's maps.
-      proposing: How the first stage chooses.
-      classifying: How the second one does.
-      preprocess: From pixels to the network's input.
-      postprocess: From candidates to detections.
+      backbone: Computes a dict of endpoints from images.
+      neck: Computes a dict of feature maps from the endpoints, or None.
+      rpn: Computes scores and deltas of anchors; None if proposals are given.
+      box_head: Computes features [R, F] from the feature maps [R, s, s, C] of regions.
+      predictor: Computes logits and box deltas from the features.
+      rpn_endpoints: Names of the endpoints that the region proposal network reads.
+      roi_endpoints: Names of the endpoints that regions are pooled from.
+      roi_pool: Pools regions [R, 4] from the feature maps of one image.
+      rpn_config: The parameters of the first stage, or None.
+      roi_config: The parameters of the second stage.
+      preprocess: The preprocessing of images.
+      postprocess: The parameters of the conversion from candidates to detections.
     """
 
     backbone: nn.Module
@@ -73,11 +73,11 @@ class TwoStage(nn.Module):
     rpn: nn.Module | None
     box_head: nn.Module
     predictor: nn.Module
-    maps: tuple[str, ...]
-    pooled: tuple[str, ...]
-    pool: Callable
-    proposing: Proposing | None
-    classifying: Classifying
+    rpn_endpoints: tuple[str, ...]
+    roi_endpoints: tuple[str, ...]
+    roi_pool: Callable
+    rpn_config: RPNConfig | None
+    roi_config: RoIHeadConfig
     preprocess: Preprocess
     postprocess: Postprocess
 
@@ -89,45 +89,46 @@ class TwoStage(nn.Module):
         targets: Targets | None = None,
         proposals: Proposals | None = None,
     ) -> dict[str, Array]:
-        """Proposes regions, and says what each of them holds.
+        """Proposes regions, and computes class logits and box deltas of each of them.
 
         Args:
           images: float32 [B, H, W, C], preprocessed.
-          sizes: float32 [B, 2], see `zoo.detection.contract`.
-          train: Whether dropout and batch norm are as in training, and as many regions
-            are proposed. It needs `targets`.
-          targets: The objects, where losses are wanted, with `rngs={"sample": key}` or
-            with keys of their own: then the regions are a sample that keys decide on.
-          proposals: Regions from outside, where the network has no stage that proposes
-            them. (Without any it looks at the whole image.)
+          sizes: float32 [B, 2], see `zoo.detection.types`.
+          train: Whether dropout, batch norm and the numbers of proposals are those of
+            training. Needs `targets`.
+          targets: The ground truth, if losses are wanted. Regions are then sampled
+            with `targets.keys` or, without these, with `rngs={"sample": key}`.
+          proposals: Regions of interest, for networks without a region proposal
+            network; None for one region that is the whole image.
 
         Returns:
           "sizes", "rois" [B, R, 4], "roi_valid" [B, R], "class_logits" [B, R, K + 1]
-          with background first, "box_deltas" [B, R, K + 1, 4] and, where there is a
-          first stage, "anchors" [B, A, 4], "rpn_logits" [B, A] and "rpn_deltas"
-          [B, A, 4]. With targets also what `sample_anchors` and `sample_regions` give.
+          with background first, "box_deltas" [B, R, K + 1, 4] and, with a region
+          proposal network, "anchors" [B, A, 4], "rpn_logits" [B, A] and "rpn_deltas"
+          [B, A, 4]. With targets also the results of `sample_anchors` and
+          `sample_regions`.
 
         Raises:
           ValueError: Targets or a key are missing, or `proposals` are given to a
-            network that makes its own.
+            network with a region proposal network.
         """
         self._check(train, targets, proposals)
         batch, *canvas, _ = images.shape
         if sizes is None:
             sizes = jnp.broadcast_to(jnp.array([canvas], jnp.float32), (batch, 2))
-        maps = self._maps(images, train)
+        features = self._features(images, train)
         keys = None
         if targets is not None:
             keys = targets.keys
             if keys is None:
                 keys = jax.random.split(self.make_rng("sample"), batch)
-            # One for the first stage and one for the second.
+            # One key for each stage.
             keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-            targets = _with_a_slot(targets)
+            targets = _pad_empty(targets)
         out = {"sizes": sizes}
         if self.rpn is not None:
-            read = [maps[name] for name in self.maps]
-            first, proposals = self._propose(read, sizes, train, targets, keys, canvas)
+            maps = [features[name] for name in self.rpn_endpoints]
+            first, proposals = self._propose(maps, sizes, train, targets, keys, canvas)
             out |= first
         elif proposals is None:
             corners = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], axis=-1)
@@ -135,25 +136,25 @@ class TwoStage(nn.Module):
         if targets is None:
             out |= {"rois": proposals.boxes, "roi_valid": proposals.valid}
         else:
-            sample = jax.vmap(lambda *args: sample_regions(*args, self.classifying))
+            sample = jax.vmap(lambda *args: sample_regions(*args, self.roi_config))
             out |= sample(keys[1], *proposals, targets)
-        pooled = jax.vmap(self.pool)([maps[n] for n in self.pooled], out["rois"])
+        maps = [features[name] for name in self.roi_endpoints]
+        pooled = jax.vmap(self.roi_pool)(maps, out["rois"])
         shape = pooled.shape[:2]
-        features = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
-        logits, deltas = self.predictor(features)
+        x = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        logits, deltas = self.predictor(x)
         out["class_logits"] = logits.reshape(*shape, *logits.shape[1:])
         out["box_deltas"] = deltas.reshape(*shape, *deltas.shape[1:])
         return out
 
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """Computes every named activation up to the first stage's outputs.
+        """Computes the named activations, including the outputs of the first stage.
 
-        What regions are made of depends on which ones are proposed: those activations
-        are among the outputs of the call itself.
+        Those of the second stage depend on the proposals; `__call__` returns them.
         """
-        out = self._maps(images, train)
+        out = self._features(images, train)
         if self.rpn is not None:
-            logits, deltas = self.rpn([out[name] for name in self.maps])
+            logits, deltas = self.rpn([out[name] for name in self.rpn_endpoints])
             out["rpn_logits"] = jnp.concatenate(logits, axis=1)
             out["rpn_deltas"] = jnp.concatenate(deltas, axis=1)
         return out
@@ -162,18 +163,18 @@ class TwoStage(nn.Module):
     def losses(
         self, outputs: Mapping[str, Array], targets: Targets
     ) -> dict[str, Array]:
-        """Computes the losses, of which training minimises the sum.
+        """Computes the losses, whose sum is minimized.
 
         Args:
-          outputs: Of a call with these targets.
-          targets: The objects.
+          outputs: The outputs of a call with the same targets.
+          targets: The ground truth.
 
         Returns:
-          "rpn_objectness" and "rpn_box", where there is a first stage, "roi_class" and
-          "roi_box": float32 [], 0 where nothing is to be learned.
+          "rpn_objectness" and "rpn_box", with a region proposal network, "roi_class"
+          and "roi_box": float32 []; 0 if nothing is sampled.
 
         Raises:
-          ValueError: The outputs are of a call without targets.
+          ValueError: The outputs are those of a call without targets.
         """
         return divide_losses(self.loss_sums(outputs, targets))
 
@@ -181,36 +182,36 @@ class TwoStage(nn.Module):
     def loss_sums(
         self, outputs: Mapping[str, Array], targets: Targets
     ) -> dict[str, LossSum]:
-        """Computes the sums of `losses`, and the numbers of what is sampled."""
+        """Computes the losses as sums and the numbers of sampled anchors or regions."""
         if "roi_classes" not in outputs:
             raise ValueError(
                 "losses need the outputs of a call with targets=..., got outputs "
                 f"{sorted(outputs)}."
             )
-        first, targets = {}, _with_a_slot(targets)
-        if self.proposing is not None:
-            first = rpn_loss_sums(outputs, targets, self.proposing)
-        return {**first, **roi_loss_sums(outputs, targets, self.classifying)}
+        sums, targets = {}, _pad_empty(targets)
+        if self.rpn_config is not None:
+            sums = rpn_loss_sums(outputs, targets, self.rpn_config)
+        return {**sums, **roi_loss_sums(outputs, targets, self.roi_config)}
 
     @nn.nowrap
     def decode(
         self, outputs: Mapping[str, Array], sizes: Array | None = None
     ) -> Candidates:
-        """Makes candidates of the outputs: a box of each class for each region.
+        """Converts outputs to candidates, with a box of each class for each region.
 
         Args:
-          outputs: Of a call without targets.
-          sizes: float32 [B, 2]; those of the call where None.
+          outputs: The outputs of a call without targets.
+          sizes: float32 [B, 2]; None for those of the call.
         """
         sizes = outputs["sizes"] if sizes is None else sizes
-        return decode_regions(outputs, sizes, self.classifying)
+        return decode_regions(outputs, sizes, self.roi_config)
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes."""
         return {"predictor": self.predictor}
 
-    def _maps(self, images: Array, train: bool) -> dict[str, Array]:
+    def _features(self, images: Array, train: bool) -> dict[str, Array]:
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
                 f"images must be preprocessed floating point, got {images.dtype}; "
@@ -228,12 +229,12 @@ class TwoStage(nn.Module):
         keys: Array | None,
         canvas: tuple[int, int],
     ) -> tuple[dict[str, Array], Proposals]:
-        how = self.proposing
+        config = self.rpn_config
         logits, deltas = self.rpn(maps)
-        levels = place_anchors(maps, canvas, how)
+        levels = grid_anchors(maps, canvas, config)
         anchors = jnp.concatenate(levels)
         boxes, valid = jax.vmap(
-            lambda s, d, size: propose(s, d, levels, size, how, train)
+            lambda s, d, size: filter_proposals(s, d, levels, size, config, train)
         )(logits, deltas, sizes)
         out = {
             "rpn_logits": jnp.concatenate(logits, axis=1),
@@ -242,7 +243,7 @@ class TwoStage(nn.Module):
         }
         if targets is not None:
             out["rpn_labels"], out["rpn_matches"] = jax.vmap(
-                lambda key, b, v, size: sample_anchors(key, anchors, b, v, size, how)
+                lambda key, b, v, size: sample_anchors(key, anchors, b, v, size, config)
             )(keys[0], targets.boxes, targets.valid, sizes)
         return out, Proposals(boxes, valid)
 
@@ -262,8 +263,8 @@ class TwoStage(nn.Module):
             )
 
 
-def _with_a_slot(targets: Targets) -> Targets:
-    """Makes sure that there is a slot to be read, where there is no object at all."""
+def _pad_empty(targets: Targets) -> Targets:
+    """Adds a slot for padding to targets without slots, so that one can be indexed."""
     objects = targets[:3]
     if not targets.valid.shape[1]:
         objects = (jnp.pad(x, [(0, 0), (0, 1), (0, 0)][: x.ndim]) for x in objects)

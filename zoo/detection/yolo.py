@@ -1,51 +1,199 @@
-"""YOLO's losses and decoding, on whatever network says boxes for a grid of cells.
+"""YOLO, version 1: the full network, and the small ones called Fast or tiny.
 
 Reference:
   Redmon, Divvala, Girshick, Farhadi, You Only Look Once: Unified, Real-Time Object
-  Detection, 2016, section 2; detection_layer.c of the authors' Darknet.
+  Detection, 2016, section 2; detection_layer.c, cfg/yolo-tiny.cfg of 2015 and
+  cfg/yolov1-tiny.cfg of the authors' Darknet.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from zoo.detection.contract import (
+from zoo.checks import check_detector_classes, check_images
+from zoo.detection.types import (
     Candidates,
+    ClassOutputs,
     LossSum,
     Postprocess,
     Targets,
     divide_losses,
 )
+from zoo.layers import (
+    BatchNorm,
+    Conv,
+    FullyConnected,
+    Layer,
+    initializer,
+    remat_stage,
+)
 from zoo.ops.boxes import clip, from_cxcywh, iou, to_cxcywh
-from zoo.spec import Preprocess
+from zoo.ops.pooling import max_pool
+from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
 
-# Section 2.2: factors of errors in boxes, and of confidence where there is no object.
-COORDINATES = 5.0
-NO_OBJECT = 0.5
-# Darknet's, where it evaluates; its demonstration shows scores above 0.2 alone.
+PAPER = (
+    "Redmon, Divvala, Girshick, Farhadi: You Only Look Once: Unified, Real-Time Object "
+    "Detection, 2016"
+)
+# Size of the images in pixels, size of the grid, and number of boxes of each cell.
+SIZE, GRID, PREDICTORS = 448, 7, 2
+LEAK = 0.1  # Slope of the leaky ReLU for negative inputs.
+# Section 2.2: factors of the losses of coordinates and of cells without an object.
+LAMBDA_COORD = 5.0
+LAMBDA_NOOBJ = 0.5
+# Darknet's values for evaluation; its demo shows scores above 0.2 only.
 POSTPROCESS = Postprocess(score_threshold=0.001, iou_threshold=0.5, max_detections=200)
+PREPROCESS = Preprocess(
+    size=SIZE,
+    channels=3,
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+    fit="stretch",
+    antialias=False,
+)
+
+# Convolutions (kernel, channels[, stride]) of each stage; 2 x 2 max pools are between.
+FULL = (
+    ((7, 64, 2),),
+    ((3, 192),),
+    ((1, 128), (3, 256), (1, 256), (3, 512)),
+    (*((1, 256), (3, 512)) * 4, (1, 512), (3, 1024)),
+    (
+        *((1, 512), (3, 1024)) * 2,
+        *((3, 1024), (3, 1024, 2)),
+        *((3, 1024), (3, 1024)),
+    ),
+)
+_NARROW = (((3, 16),), ((3, 32),), ((3, 64),), ((3, 128),), ((3, 256),), ((3, 512),))
+TINY = (*_NARROW, ((3, 1024), (3, 1024), (3, 1024)))
+TINY_BN = (*_NARROW, ((3, 1024), (3, 256)))
+
+
+class YOLOBackbone(Layer):
+    """The convolutions of figure 3, each followed by a leaky ReLU.
+
+    Attributes:
+      network: Name of the network, for error messages.
+      stages: Convolutions (kernel, channels[, stride]) of each stage, with 2 x 2 max
+        pools between the stages.
+      batch_norm: Whether each convolution has batch norm instead of a bias.
+      kernel_init: Initializer of the kernels.
+      remat: Whether to recompute each stage's activations in the backward pass.
+    """
+
+    network: str
+    stages: tuple[tuple[tuple[int, ...], ...], ...]
+    batch_norm: bool = False
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        check_images(images, self.network, size=SIZE)
+        conv = partial(
+            Conv,
+            use_bias=not self.batch_norm,
+            kernel_init=self.kernel_init,
+            **self.dtypes,
+        )
+
+        def stage(self, x: Array, number: int, first: int) -> dict[str, Array]:
+            out = {}
+            for i, (kernel, channels, *stride) in enumerate(self.stages[number], first):
+                steps = dict(stride=stride[0] if stride else 1, padding=kernel // 2)
+                x = conv(channels, kernel, name=f"conv{i}", **steps)(x)
+                if self.batch_norm:
+                    x = BatchNorm(name=f"bn{i}", **self.dtypes)(x, train=train)
+                x = out[f"conv{i}"] = nn.leaky_relu(x, LEAK)
+            if number < len(self.stages) - 1:
+                out[f"pool{number + 1}"] = max_pool(x, 2, 2)
+            return out
+
+        out, x, first = {}, images, 1
+        for number, convs in enumerate(self.stages):
+            run = partial(stage, number=number, first=first)
+            out |= remat_stage(run, self.remat)(self, x)
+            x, first = [*out.values()][-1], first + len(convs)
+        return out
+
+
+class YOLOHead(Layer):
+    """Dense layers, the last of which predicts the boxes of all cells.
+
+    Its outputs are in Darknet's order: the classes of all cells, then all confidences,
+    then all boxes.
+
+    Attributes:
+      num_classes: Number of classes K.
+      hidden: Numbers of outputs of the layers before the last. The last of these has a
+        leaky ReLU; the others are linear, as in Darknet's file of Fast YOLO.
+      dropout: Dropout rate before the last layer.
+      kernel_init: Initializer of the kernels.
+    """
+
+    num_classes: int
+    hidden: tuple[int, ...]
+    dropout: float = 0.5
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> tuple[dict, dict]:
+        """Computes named activations, and the outputs described in `YOLO`."""
+        cells, per_cell = GRID**2, self.num_classes + 5 * PREDICTORS
+        options = dict(kernel_init=self.kernel_init, **self.dtypes)
+        features = {}
+        for i, outputs in enumerate((*self.hidden, cells * per_cell), start=1):
+            layer = partial(FullyConnected, window=GRID) if i == 1 else nn.Dense
+            x = layer(outputs, name=f"fc{i}", **options)(x)
+            if i == len(self.hidden):
+                drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+                x = features[f"fc{i}"] = drop(nn.leaky_relu(x, LEAK))
+            elif i < len(self.hidden):
+                features[f"fc{i}"] = x
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        ends = [cells * self.num_classes, cells * (self.num_classes + PREDICTORS)]
+        classes, confidences, boxes = jnp.split(x, ends, axis=1)
+        grid = (x.shape[0], GRID, GRID)
+        return features, {
+            "classes": classes.reshape(*grid, self.num_classes),
+            "confidences": confidences.reshape(*grid, PREDICTORS),
+            "boxes": boxes.reshape(*grid, PREDICTORS, 4),
+        }
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the last layer."""
+        classes = np.tile(np.arange(self.num_classes), GRID**2)
+        rest = np.full(GRID**2 * 5 * PREDICTORS, -1)
+        outputs = ClassOutputs(np.concatenate([classes, rest]), self.kernel_init)
+        return {f"fc{len(self.hidden) + 1}": outputs}
 
 
 class YOLO(nn.Module):
-    """A detector as `zoo.detection.contract` says.
+    """A detector with one stage, see `zoo.detection.types`.
 
-    The image falls into S x S cells, and each says B boxes and what is in the cell. The
-    outputs are
+    The image is divided into S x S cells, each of which predicts P boxes and the
+    classes of its object. The outputs are
 
-    - "classes" float32 [B, S, S, K], how probable each class is if there is an object;
-    - "confidences" float32 [B, S, S, P], the IoU that each of P predictors expects;
-    - "boxes" float32 [B, S, S, P, 4]: the centre's x and y, 0 to 1 within the cell, and
-      the roots of width and height, 0 to 1 of the image.
+    - "classes" float32 [B, S, S, K], the probability of each class given an object;
+    - "confidences" float32 [B, S, S, P], the predicted IoU of each box;
+    - "boxes" float32 [B, S, S, P, 4]: x and y of the center, 0 to 1 within the cell,
+      and the square roots of width and height, 0 to 1 of the image.
 
-    None of them is bounded.
+    No activation function bounds them.
 
     Attributes:
-      backbone: Returns named endpoints.
-      head: From the last of these to further endpoints and the outputs.
-      preprocess: What the images must be like.
-      postprocess: What candidates become detections.
+      backbone: Computes named endpoints.
+      head: Computes further endpoints and the outputs from the last of them.
+      preprocess: The preprocessing of images.
+      postprocess: The parameters of the conversion from candidates to detections.
     """
 
     backbone: nn.Module
@@ -64,7 +212,7 @@ class YOLO(nn.Module):
         return self._run(images, train)[1]
 
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """Computes every named activation, in the order of the network."""
+        """Computes the named activations, in the order of the network."""
         features, outputs = self._run(images, train)
         return {**features, **outputs}
 
@@ -75,18 +223,18 @@ class YOLO(nn.Module):
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes."""
         return {"head": self.head}
 
     @nn.nowrap
     def losses(self, outputs: dict[str, Array], targets: Targets) -> dict[str, Array]:
-        """Computes equation 3 in its parts, each with its factor.
+        """Computes the parts of equation 3, each with its factor.
 
         "coordinates", "confidence_object", "confidence_no_object" and "class" are sums
-        over an image, and means over the batch. (Darknet's gradient is that of half of
-        them.) A cell has one object, the first of those whose centres are in it. Its
-        responsible predictor is that of the largest IoU, or the nearest one where none
-        overlaps, and shall be as confident as its IoU is.
+        over an image and means over the batch. (Darknet's gradients are those of half
+        the loss.) A cell has one object, the first one whose center is in it. The
+        responsible predictor is the one with the largest IoU, or the closest one if
+        none overlaps; the target of its confidence is the IoU.
         """
         return divide_losses(self.loss_sums(outputs, targets))
 
@@ -94,7 +242,7 @@ class YOLO(nn.Module):
     def loss_sums(
         self, outputs: dict[str, Array], targets: Targets
     ) -> dict[str, LossSum]:
-        """Computes the sums of `losses`, and the number of images."""
+        """Computes the losses as sums and the number of images."""
         height, width, _ = self.preprocess.shape
         sides = jnp.array([width, height] * 2, jnp.float32)
         losses = jax.vmap(_losses_of_image)(
@@ -107,7 +255,7 @@ class YOLO(nn.Module):
     def decode(
         self, outputs: dict[str, Array], sizes: Array | None = None
     ) -> Candidates:
-        """Multiplies confidences and classes; boxes are clipped to the image."""
+        """Multiplies confidences by class probabilities, and clips the boxes."""
         height, width, _ = self.preprocess.shape
         batch, classes = outputs["classes"].shape[0], outputs["classes"].shape[-1]
         boxes = from_cxcywh(_to_image(outputs["boxes"])).reshape(batch, -1, 4)
@@ -121,34 +269,34 @@ class YOLO(nn.Module):
         return Candidates(boxes, scores, jnp.ones(boxes.shape[:2], bool))
 
 
-def assign_cells(centres: Array, valid: Array, grid: int) -> Array:
-    """Finds the object of each cell: the first whose centre is in it.
+def assign_cells(centers: Array, valid: Array, grid: int) -> Array:
+    """Finds the object of each cell, the first one whose center is in it.
 
     Args:
-      centres: float [N, 2], x and y, 0 to 1 of the image.
+      centers: float [N, 2], x and y, 0 to 1 of the image.
       valid: bool [N]; False for padding.
-      grid: S.
+      grid: Number of rows and columns S.
 
     Returns:
-      int32 [S, S], rows first: the index of an object, or N where there is none.
+      int32 [S, S], rows first: the index of an object, or N if there is none.
     """
-    count = len(centres)
-    column, row = jnp.clip((centres * grid).astype(jnp.int32), 0, grid - 1).T
+    count = len(centers)
+    column, row = jnp.clip((centers * grid).astype(jnp.int32), 0, grid - 1).T
     index = jnp.where(valid, jnp.arange(count, dtype=jnp.int32), count)
     first = jnp.full((grid, grid), count, jnp.int32)
     return first.at[row, column].min(index)
 
 
 def choose_predictors(predicted: Array, boxes: Array) -> tuple[Array, Array]:
-    """Finds which predictor of a cell is responsible for its object.
+    """Finds the predictor of each cell that is responsible for its object.
 
     Args:
-      predicted: [..., P, 4], centre, width and height, in the image's.
-      boxes: [..., 4], likewise, of the objects.
+      predicted: [..., P, 4], center, width and height, in units of the image.
+      boxes: [..., 4], the same of the objects.
 
     Returns:
-      int32 [...], the predictor of the largest IoU, or where all are 0 that whose four
-      numbers are nearest; and its IoU, float [...].
+      int32 [...], the index of the predictor with the largest IoU or, if all are 0,
+      with the smallest squared distance; and its IoU, float [...].
     """
     overlaps = iou(from_cxcywh(predicted), from_cxcywh(boxes)[..., None, :])
     distances = jnp.square(predicted - boxes[..., None, :]).sum(axis=-1)
@@ -161,7 +309,7 @@ def choose_predictors(predicted: Array, boxes: Array) -> tuple[Array, Array]:
 def _losses_of_image(
     outputs: dict[str, Array], boxes: Array, classes: Array, valid: Array
 ) -> dict[str, Array]:
-    # One slot more, which cells without an object read.
+    # One more slot, which cells without an object index.
     boxes = jnp.pad(jnp.where(valid[:, None], boxes, 0), ((0, 1), (0, 0)))
     classes, valid = jnp.pad(classes, (0, 1)), jnp.pad(valid, (0, 1))
     objects = to_cxcywh(boxes)
@@ -174,37 +322,180 @@ def _losses_of_image(
     responsible = jax.nn.one_hot(best, confidences.shape[-1], dtype=bool)
     responsible &= present[..., None]  # [S, S, P]
 
-    within = objects[..., :2] * grid - _cells(grid)
+    offsets = objects[..., :2] * grid - _cells(grid)
     roots = jnp.sqrt(jnp.maximum(objects[..., 2:], 0))
-    goal = jnp.concatenate([within, roots], axis=-1)[..., None, :]
-    away = jnp.square(outputs["boxes"] - goal).sum(axis=-1)
-    kinds = jax.nn.one_hot(classes[index], outputs["classes"].shape[-1])
-    wrong = jnp.square(outputs["classes"] - kinds).sum(axis=-1)
-    unsure = jnp.square(confidences - overlap[..., None])
+    expected = jnp.concatenate([offsets, roots], axis=-1)[..., None, :]
+    box_errors = jnp.square(outputs["boxes"] - expected).sum(axis=-1)
+    one_hot = jax.nn.one_hot(classes[index], outputs["classes"].shape[-1])
+    class_errors = jnp.square(outputs["classes"] - one_hot).sum(axis=-1)
+    confidence_errors = jnp.square(confidences - overlap[..., None])
 
     def total(mask: Array, errors: Array) -> Array:
         return jnp.where(mask, errors, 0).sum()
 
     return {
-        "coordinates": COORDINATES * total(responsible, away),
-        "confidence_object": total(responsible, unsure),
-        "confidence_no_object": NO_OBJECT * total(~responsible, confidences**2),
-        "class": total(present, wrong),
+        "coordinates": LAMBDA_COORD * total(responsible, box_errors),
+        "confidence_object": total(responsible, confidence_errors),
+        "confidence_no_object": LAMBDA_NOOBJ * total(~responsible, confidences**2),
+        "class": total(present, class_errors),
     }
 
 
 def _to_image(boxes: Array) -> Array:
-    """The boxes [..., S, S, P, 4] of the outputs as centres and sides, in the image's.
+    """Converts boxes [..., S, S, P, 4] of the outputs to cxcywh in units of the image.
 
-    A side's root may be less than 0; the side is not.
+    The root of a side may be negative; the side is not.
     """
     grid = boxes.shape[-3]
     cells = _cells(grid).reshape((1,) * (boxes.ndim - 4) + (grid, grid, 1, 2))
-    centres = (boxes[..., :2] + cells) / grid
-    return jnp.concatenate([centres, jnp.square(boxes[..., 2:])], axis=-1)
+    centers = (boxes[..., :2] + cells) / grid
+    return jnp.concatenate([centers, jnp.square(boxes[..., 2:])], axis=-1)
 
 
 def _cells(grid: int) -> Array:
-    """Column and row of each cell: float32 [S, S, 2]."""
+    """Returns the column and row of each cell: float32 [S, S, 2]."""
     rows, columns = jnp.indices((grid, grid), jnp.float32)
     return jnp.stack([columns, rows], axis=-1)
+
+
+def yolo_v1(
+    *,
+    variant: str,
+    num_classes: int,
+    stages: tuple | None = None,
+    hidden: tuple[int, ...] | None = None,
+    init: str = "he_fan_in",
+    dropout: float = 0.5,
+    remat: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> YOLO:
+    """Builds a network of YOLO's first version.
+
+    Args:
+      variant: Name of the model, one of `SPECS`.
+      num_classes: Number of classes, without background.
+      stages: Convolutions (kernel, channels[, stride]) of each stage, with 2 x 2 max
+        pools between the stages; None for the variant's.
+      hidden: Numbers of outputs of the dense layers before the last; None for the
+        variant's.
+      init: Initializer of all layers, a key of `zoo.layers.INITIALIZERS`.
+      dropout: Dropout rate before the last layer, if there are several dense layers.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+
+    Raises:
+      ValueError: `num_classes` is less than 1, or `init` is unknown.
+    """
+    check_detector_classes(variant, num_classes)
+    row = _NETWORKS[variant]
+    stages = row.stages if stages is None else stages
+    stages = tuple(tuple(map(tuple, stage)) for stage in stages)
+    hidden = row.hidden if hidden is None else tuple(hidden)
+    options = dict(kernel_init=initializer(init), dtype=dtype, param_dtype=param_dtype)
+    return YOLO(
+        backbone=YOLOBackbone(variant, stages, row.batch_norm, remat=remat, **options),
+        head=YOLOHead(num_classes, hidden, dropout, **options),
+        preprocess=PREPROCESS,
+    )
+
+
+def _torch_rules(model: YOLO) -> tuple[TorchRule, ...]:
+    """Returns the rules for names of this zoo, in the order of Darknet's files."""
+    count = sum(len(stage) for stage in model.backbone.stages)
+    channels, last = model.backbone.stages[-1][-1][1], len(model.head.hidden) + 1
+    kinds = ("conv", "bn") if model.backbone.batch_norm else ("conv",)
+    rules = []
+    for i in range(1, count + 1):
+        rules += [TorchRule(f"backbone/{kind}{i}", f"{kind}{i}") for kind in kinds]
+    for i in range(1, last + 1):
+        flatten = (channels, GRID, GRID) if i == 1 else None
+        outputs = (GRID**2, GRID**2 * 5 * PREDICTORS) if i == last else None
+        rules.append(TorchRule(f"head/fc{i}", f"fc{i}", flatten, outputs=outputs))
+    return tuple(rules)
+
+
+class _Network(NamedTuple):
+    """A row of the table of networks; counts are for 20 classes."""
+
+    stages: tuple
+    hidden: tuple[int, ...]
+    batch_norm: bool
+    params: int
+    macs: int
+    source: str
+    published: tuple[str, ...]
+    deviations: tuple[str, ...]
+
+
+_UNTRAINED = (
+    "the authors start from convolutions that were trained on ImageNet at 224 x 224",
+)
+_NETWORKS = {
+    "yolo_v1": _Network(
+        stages=FULL,
+        hidden=(4096,),
+        batch_norm=False,
+        params=271_703_550,
+        macs=20_285_153_280,
+        source="section 2.1 and figure 3",
+        published=(
+            "PASCAL VOC 2007 test mAP 63.4 %, trained on 07+12",
+            "PASCAL VOC 2012 test mAP 57.9 %",
+        ),
+        deviations=_UNTRAINED,
+    ),
+    "yolo_v1_tiny": _Network(
+        stages=TINY,
+        hidden=(256, 4096),
+        batch_norm=False,
+        params=45_089_374,
+        macs=2_418_728_960,
+        source="Fast YOLO of section 2.1, cfg/yolo-tiny.cfg of the authors' Darknet",
+        published=("PASCAL VOC 2007 test mAP 52.7 %, trained on 07+12",),
+        deviations=(
+            "the paper says no more of Fast YOLO than its 9 convolutions: the layers "
+            "are those of the authors' file of 2015",
+            *_UNTRAINED,
+        ),
+    ),
+    "yolo_v1_tiny_bn": _Network(
+        stages=TINY_BN,
+        hidden=(),
+        batch_norm=True,
+        params=27_095_374,
+        macs=1_608_015_360,
+        source="after it, cfg/yolov1-tiny.cfg of the authors' Darknet",
+        published=("none: it is the authors' later network, not the paper's",),
+        deviations=(
+            "8 convolutions with batch norm and one dense layer, as the authors' later "
+            "file has them; the paper has 9 without, and several dense layers",
+        ),
+    ),
+}
+
+
+def _spec(name: str, row: _Network) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        task="detection",
+        build=partial(yolo_v1, variant=name),
+        paper=f"{PAPER}, {row.source}",
+        num_classes=20,
+        preprocess=PREPROCESS,
+        params=row.params,
+        macs=row.macs,
+        torch_rules=_torch_rules,
+        loss="squared errors of boxes, confidences and classes",
+        init="He et al. 2015, normal of variance 2 / fan-in; biases 0",
+        published=row.published,
+        deviations=(
+            *row.deviations,
+            "boxes are clipped to the image before suppression, not after it",
+            "initialized by He et al. 2015; the paper does not say how",
+        ),
+    )
+
+
+SPECS = tuple(_spec(name, row) for name, row in _NETWORKS.items())

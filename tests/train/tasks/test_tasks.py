@@ -17,7 +17,7 @@ from train.tasks import (
     make_pixel_loss,
     make_task,
 )
-from zoo.detection.contract import Candidates, LossSum, Postprocess
+from zoo.detection.types import Candidates, LossSum, Postprocess
 from zoo.ops.losses import segmentation_cross_entropy
 from zoo.spec import Preprocess
 

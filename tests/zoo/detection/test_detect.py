@@ -16,7 +16,7 @@ from tiny_detectors import POSTPROCESS, Bright, draw, facts
 
 import zoo
 from zoo.detect import choose_detections
-from zoo.detection.contract import Candidates, Postprocess
+from zoo.detection.types import Candidates, Postprocess
 
 ROOT = Path(__file__).parents[3]
 

@@ -24,7 +24,7 @@ from faster_rcnn_cases import (
 import zoo
 from zoo import registry
 from zoo.detect import choose_detections
-from zoo.detection.contract import Targets
+from zoo.detection.types import Targets
 from zoo.paths import flatten
 from zoo.summary import list_layers
 from zoo.verify import parity
@@ -118,8 +118,16 @@ def test_a_training_step_is_torchvisions(golden, variables):
     model = zoo.build(NAME)
     # As many as there may be: 100 proposals and 3 objects of an image.
     model = model.clone(
-        proposing=model.proposing._replace(count=(100, 100), sampled=6000, fraction=1),
-        classifying=model.classifying._replace(sampled=103, fraction=1),
+        rpn_config=dataclasses.replace(
+            model.rpn_config,
+            post_nms_top_n_train=100,
+            post_nms_top_n_test=100,
+            batch_size_per_image=6000,
+            positive_fraction=1,
+        ),
+        roi_config=dataclasses.replace(
+            model.roi_config, batch_size_per_image=103, positive_fraction=1
+        ),
     )
     images, sizes = make_batch("landscape")
     targets = as_targets()

@@ -1,16 +1,18 @@
 """Anchors, proposals, samples and pooling by the papers' rules, restated in numpy."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import zoo
-from zoo.detection.contract import Targets
-from zoo.detection.fast_rcnn import pool_regions
-from zoo.detection.faster_rcnn import make_cells
-from zoo.detection.fpn import enlarge
-from zoo.detection.roi_head import Classifying, sample_regions
-from zoo.detection.rpn import RPN, place_anchors, propose, sample_anchors
+from zoo.detection.fast_rcnn import roi_pool
+from zoo.detection.faster_rcnn import pyramid_anchors
+from zoo.detection.fpn import upsample_nearest
+from zoo.detection.roi_heads import RoIHeadConfig, sample_regions
+from zoo.detection.rpn import RPN, filter_proposals, grid_anchors, sample_anchors
+from zoo.detection.types import Targets
 
 RNG = np.random.default_rng(0)
 SIZE = (120, 150)
@@ -32,10 +34,10 @@ def inclusive_iou(a, b):
 
 
 def place(anchors):
-    """How the paper's network proposes, and its anchors on a map of 8 x 10."""
-    how = zoo.build("faster_rcnn_vgg16", anchors=anchors).proposing
-    (placed,) = place_anchors([np.zeros((1, 8, 10, 1))], (128, 160), how)
-    return how, placed
+    """The configuration of the paper's network, and its anchors on a map of 8 x 10."""
+    config = zoo.build("faster_rcnn_vgg16", anchors=anchors).rpn_config
+    (placed,) = grid_anchors([np.zeros((1, 8, 10, 1))], (128, 160), config)
+    return config, placed
 
 
 def test_the_paper_has_nine_anchors_at_each_position():
@@ -64,10 +66,10 @@ def test_the_paper_has_nine_anchors_at_each_position():
 
 
 def test_a_pyramids_anchors_are_torchvisions():
-    how = zoo.build("faster_rcnn_resnet50_fpn").proposing
+    config = zoo.build("faster_rcnn_resnet50_fpn").rpn_config
     maps = [np.zeros((1, 200 // s, 272 // s, 1)) for s in (1, 2, 4, 8)]
     maps.append(np.zeros((1, 13, 17, 1)))
-    levels = place_anchors(maps, (800, 1088), how)
+    levels = grid_anchors(maps, (800, 1088), config)
     assert levels[0][:3].astype(int).tolist() == [
         [-23, -11, 23, 11],
         [-16, -16, 16, 16],
@@ -76,16 +78,18 @@ def test_a_pyramids_anchors_are_torchvisions():
     # 800 / 13 and 1088 / 17, rounded down.
     np.testing.assert_array_equal(levels[4][3] - levels[4][0], [64, 0, 64, 0])
     np.testing.assert_array_equal(levels[4][51] - levels[4][0], [0, 61, 0, 61])
-    assert make_cells([32])[0][1] == (-16, -16, 16, 16)
+    assert pyramid_anchors([32])[0][1] == (-16, -16, 16, 16)
 
 
 def test_labels_of_anchors_follow_the_paper():
-    how, anchors = place("coco")
-    how = how._replace(sampled=10**4, fraction=1)  # all
+    config, anchors = place("coco")
+    config = dataclasses.replace(
+        config, batch_size_per_image=10**4, positive_fraction=1
+    )  # all
     size = np.float32([128, 160])
     boxes = np.float32([[10, 12, 130, 100], [60, 30, 158, 126], [5, 5, 9, 9], [0] * 4])
     valid = np.array([True, True, True, False])
-    labels, matches = jax.jit(lambda *args: sample_anchors(*args, how))(
+    labels, matches = jax.jit(lambda *args: sample_anchors(*args, config))(
         jax.random.key(0), anchors, boxes, valid, size
     )
     last = anchors - np.float32([0, 0, 1, 1])
@@ -108,17 +112,17 @@ def test_labels_of_anchors_follow_the_paper():
 
 
 def test_a_sample_is_256_anchors_half_of_them_positive_at_most():
-    how = zoo.build("faster_rcnn_vgg16").proposing
-    how = how._replace(inside=False)
+    config = zoo.build("faster_rcnn_vgg16").rpn_config
+    config = dataclasses.replace(config, ignore_cross_boundary=False)
     anchors = random_boxes(2000)
     boxes = anchors[:5]
     labels, _ = sample_anchors(
-        jax.random.key(0), anchors, boxes, np.ones(5, bool), np.float32(SIZE), how
+        jax.random.key(0), anchors, boxes, np.ones(5, bool), np.float32(SIZE), config
     )
     assert (labels == 1).sum() <= 128
     assert (labels >= 0).sum() == 256
     none, _ = sample_anchors(
-        jax.random.key(0), anchors, boxes, np.zeros(5, bool), np.float32(SIZE), how
+        jax.random.key(0), anchors, boxes, np.zeros(5, bool), np.float32(SIZE), config
     )
     assert (none == 0).sum() == 256
     assert not (none == 1).any()
@@ -134,19 +138,26 @@ def greedy(boxes, scores, threshold):
 
 def test_proposals_follow_the_authors_code():
     """Boxes that include their last pixel, decoded as by the authors' MATLAB."""
-    how, anchors = place("voc")
-    how = how._replace(best=(60, 90), count=(12, 70))
+    config, anchors = place("voc")
+    pre_nms, post_nms = {False: 60, True: 90}, {False: 12, True: 70}
+    config = dataclasses.replace(
+        config,
+        pre_nms_top_n_test=pre_nms[False],
+        pre_nms_top_n_train=pre_nms[True],
+        post_nms_top_n_test=post_nms[False],
+        post_nms_top_n_train=post_nms[True],
+    )
     size = np.float32([120, 150])
     logits = RNG.normal(size=len(anchors)).astype(np.float32)
     deltas = RNG.normal(scale=0.3, size=(len(anchors), 4)).astype(np.float32)
     run = jax.jit(
-        lambda s, d, z, train: propose([s], [d], [anchors], z, how, train),
+        lambda s, d, z, train: filter_proposals([s], [d], [anchors], z, config, train),
         static_argnums=3,
     )
     for train in (False, True):
         boxes, valid = run(logits, deltas, size, train)
-        assert boxes.shape == (how.count[train], 4)
-        best = np.argsort(-logits, kind="stable")[: how.best[train]]
+        assert boxes.shape == (post_nms[train], 4)
+        best = np.argsort(-logits, kind="stable")[: pre_nms[train]]
         a, d = anchors[best] - np.float32([0, 0, 1, 1]), deltas[best]
         side = a[:, 2:] - a[:, :2] + 1
         centre = a[:, :2] + 0.5 * (side - 1)
@@ -155,7 +166,7 @@ def test_proposals_follow_the_authors_code():
         last = np.clip(last, 0, np.tile(size[::-1], 2) - 1)
         large = (last[:, 2:] - last[:, :2] + 1 >= 16).all(1)
         last, scores = last[large], logits[best][large]
-        kept = greedy(last, scores, 0.7)[: how.count[train]]
+        kept = greedy(last, scores, 0.7)[: post_nms[train]]
         assert valid.sum() == len(kept)
         expected = last[kept] + np.float32([0, 0, 1, 1])
         np.testing.assert_allclose(boxes[valid], expected, rtol=0, atol=2e-4)
@@ -167,8 +178,8 @@ def test_regions_are_sampled_as_in_the_papers():
     targets = Targets(boxes, np.int32([7, 0, 4, 9]), valid)
     regions = np.concatenate([random_boxes(300), boxes[:3] + np.float32(1)])
     usable = np.arange(len(regions)) % 7 > 0
-    how = Classifying(negative=(0.1, 0.5), sampled=64)
-    out = sample_regions(jax.random.key(1), regions, usable, targets, how)
+    config = RoIHeadConfig(bg_iou_thresh=(0.1, 0.5), batch_size_per_image=64)
+    out = sample_regions(jax.random.key(1), regions, usable, targets, config)
     assert out["rois"].shape == (64, 4)
     pool = np.concatenate([regions, boxes])
     allowed = np.concatenate([usable, valid])
@@ -189,7 +200,11 @@ def test_regions_are_sampled_as_in_the_papers():
     positive = (out["roi_classes"] > 0) & out["roi_valid"]
     assert 3 <= positive.sum() <= 16
     none = sample_regions(
-        jax.random.key(1), regions, usable, targets._replace(valid=valid & False), how
+        jax.random.key(1),
+        regions,
+        usable,
+        targets._replace(valid=valid & False),
+        config,
     )
     # Nothing overlaps anything by 0.1, and so nothing is trained.
     assert not none["roi_valid"].any()
@@ -202,7 +217,7 @@ def zoo_iou(a, b):
 def test_regions_are_pooled_as_by_the_authors():
     features = RNG.normal(size=(8, 10, 3)).astype(np.float32)
     boxes = np.float32([[0, 0, 160, 128], [24, 40, 72, 104], [150, 120, 160, 128]])
-    pooled = pool_regions([features], boxes, size=7)
+    pooled = roi_pool([features], boxes, size=7)
     for box, found in zip(boxes, np.asarray(pooled), strict=True):
         x1, y1, x2, y2 = np.floor((box - [0, 0, 1, 1]) / 16 + 0.5).astype(int)
         height, width = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
@@ -224,7 +239,7 @@ def test_regions_are_pooled_as_by_the_authors():
 def test_pairs_of_scores_are_one_difference(cheap_jit):
     """All of "background", then all of "object", as in the authors' files."""
     maps = [RNG.normal(size=(2, 3, 4, 8)).astype(np.float32)]
-    model = RPN(5, 6, pairs=True)
+    model = RPN(5, 6, two_scores=True)
     variables = cheap_jit(model.init)(jax.random.key(0), maps)
     assert variables["params"]["cls_logits"]["kernel"].shape == (1, 1, 6, 10)
     (logits,), (deltas,) = model.apply(variables, maps)
@@ -243,4 +258,4 @@ def test_pairs_of_scores_are_one_difference(cheap_jit):
 def test_enlarging_takes_the_nearest_pixel(small, large):
     x = RNG.normal(size=(1, *small, 2)).astype(np.float32)
     rows, columns = (np.arange(n) * m // n for m, n in zip(small, large, strict=True))
-    np.testing.assert_array_equal(enlarge(x, large), x[:, rows][:, :, columns])
+    np.testing.assert_array_equal(upsample_nearest(x, large), x[:, rows][:, :, columns])

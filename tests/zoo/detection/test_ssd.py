@@ -20,8 +20,8 @@ from torch_nets import TorchNet, check_endpoints, random_variables
 
 import zoo
 from zoo.classification.imagenet import IMAGENET
-from zoo.detection import ssd, ssd_backbone
-from zoo.detection.contract import Targets
+from zoo.detection import ssd, ssd_vgg
+from zoo.detection.types import Targets
 from zoo.paths import flatten
 from zoo.transfer import graft, replace_head
 from zoo.verify import verify
@@ -259,7 +259,7 @@ def test_a_classifier_becomes_the_backbone():
     images = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
     model = zoo.build(NAME, num_classes=5, **NARROW)
     ours = random_variables(model, images, seed=2)
-    source = ssd_backbone.reduce_vgg16(classifier, IMAGENET, dense=8)
+    source = ssd_vgg.reduce_vgg16(classifier, IMAGENET, dense=8)
     keep = ["head/**", "backbone/conv4_3_norm/**", "backbone/conv{8,9,10,11}_*/**"]
     found = graft(ours, source, keep=keep)["params"]["backbone"]
     given = classifier["params"]["backbone"]
@@ -271,19 +271,19 @@ def test_a_classifier_becomes_the_backbone():
     assert found["fc6"]["kernel"][1, 2, 2, 5] == wanted
     assert found["fc7"]["kernel"][0, 0, 3, 2] == given["fc7"]["kernel"][12, 8]
     assert found["fc7"]["bias"][7] == given["fc7"]["bias"][28]
-    # A pixel's colour gives the same by either preprocessing.
-    colour = np.array([10.0, 130, 250]) / 255
+    # A pixel's color gives the same by either preprocessing.
+    color = np.array([10.0, 130, 250]) / 255
 
     def respond(layer, mean, std):
-        x = (colour - mean) / std
+        x = (color - mean) / std
         return np.asarray(layer["kernel"]).sum((0, 1)).T @ x + layer["bias"]
 
     theirs = respond(given["conv1_1"], np.array(IMAGENET.mean), np.array(IMAGENET.std))
-    mine = respond(found["conv1_1"], np.array(ssd_backbone.MEAN), 1 / 255)
+    mine = respond(found["conv1_1"], np.array(ssd_vgg.MEAN), 1 / 255)
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
     for wrong, dense in ((ours, 8), (classifier, 7)):
         with pytest.raises(ValueError, match=rf"vgg16, .*dense={dense} .* got \[\("):
-            ssd_backbone.reduce_vgg16(wrong, IMAGENET, dense=dense)
+            ssd_vgg.reduce_vgg16(wrong, IMAGENET, dense=dense)
 
 
 @pytest.mark.parametrize("name", [NAME, "ssd96_small"])
@@ -309,7 +309,7 @@ def test_a_head_for_other_classes(name):
 
 
 def test_scaled_lengths():
-    norm = ssd_backbone.L2Norm()
+    norm = ssd_vgg.L2Norm()
     x = jnp.array([3.0, 4.0, 0.0, 0.0]).reshape(1, 1, 2, 2)
     variables = norm.init(jax.random.key(0), x)
     y, back = jax.vjp(partial(norm.apply, variables), x)

@@ -7,10 +7,10 @@ import pytest
 from flax import linen as nn
 
 import zoo
-from zoo.detection.contract import Targets
 from zoo.detection.fast_rcnn import VGGTrunk
-from zoo.detection.roi_head import DenseHead
+from zoo.detection.roi_heads import DenseHead
 from zoo.detection.two_stage import Proposals
+from zoo.detection.types import Targets
 
 RNG = np.random.default_rng(0)
 

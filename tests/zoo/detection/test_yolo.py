@@ -10,8 +10,8 @@ from jax import export
 from torch_nets import TorchNet, check_endpoints, random_variables
 
 import zoo
-from zoo.detection import yolo, yolo_v1
-from zoo.detection.contract import Targets
+from zoo.detection import yolo
+from zoo.detection.types import Targets
 from zoo.paths import flatten
 from zoo.transfer import replace_head
 from zoo.weights import from_torch, to_torch
@@ -20,11 +20,10 @@ MODEL = zoo.build("yolo_v1", num_classes=3)
 SIDE, CLASSES = 448, 3
 NARROW_FULL = tuple(
     tuple((window, 2 + i % 3, *stride) for i, (window, _, *stride) in enumerate(stage))
-    for stage in yolo_v1.FULL
+    for stage in yolo.FULL
 )
 NARROW_TINY = tuple(
-    tuple((window, 3 + i) for window, _ in stage)
-    for i, stage in enumerate(yolo_v1.TINY)
+    tuple((window, 3 + i) for window, _ in stage) for i, stage in enumerate(yolo.TINY)
 )
 
 

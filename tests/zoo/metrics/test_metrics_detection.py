@@ -5,7 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
-from zoo.detection.contract import Detections
+from zoo.detection.types import Detections
 from zoo.metrics import coco
 from zoo.metrics import detection as voc
 from zoo.metrics.detection import Objects

@@ -7,7 +7,7 @@ import pytest
 from torch_nets import random_variables
 
 import zoo
-from zoo.detection import yolo_v1
+from zoo.detection import yolo
 from zoo.paths import flatten
 from zoo.weights import read_darknet, save_darknet
 from zoo.weights.darknet import read_header
@@ -18,7 +18,7 @@ WITH_NORM, WITHOUT = "yolo_v1_tiny_bn", "yolo_v1_tiny"
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Makes the layers a few channels wide: files of some kilobytes."""
-    rows = yolo_v1._NETWORKS
+    rows = yolo._NETWORKS
     stages = tuple(((3, 2 + i % 2),) for i in range(6))
     changes = {
         WITHOUT: dict(stages=(*stages, ((3, 4), (3, 2), (3, 3))), hidden=(4, 6)),
