@@ -10,7 +10,7 @@ import numpy as np
 from train.data.annotations import clip_objects, log_dropped_boxes, make_objects
 from train.data.files import Files, split_kind, warn_of_left_out
 from train.data.formats.image_files import FileObjects
-from train.data.formats.xml import LARGEST
+from train.data.formats.xml import MAX_COORDINATE
 from train.data.source import Joined, Source
 
 _USAGE = (
@@ -192,8 +192,10 @@ def _get_side(file: Path, item: dict[str, Any], key: str) -> int:
     if value is None:
         return 0
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= LARGEST:
-        raise _unexpected(file, item, key, f"a number of pixels, 0 to {LARGEST:g}")
+    if not number or not 0 <= value <= MAX_COORDINATE:
+        raise _unexpected(
+            file, item, key, f"a number of pixels, 0 to {MAX_COORDINATE:g}"
+        )
     return int(value)
 
 
@@ -217,7 +219,8 @@ def _boxes(file: Path, annotations: list[dict[str, Any]]) -> np.ndarray:
         values = annotation.get("bbox")
         good = isinstance(values, list) and len(values) == 4
         if not good or not all(
-            isinstance(v, int | float) and -LARGEST <= v <= LARGEST for v in values
+            isinstance(v, int | float) and -MAX_COORDINATE <= v <= MAX_COORDINATE
+            for v in values
         ):
             raise ValueError(
                 f"{file}: annotation {annotation.get('id')} has bbox "
