@@ -5,24 +5,29 @@ logits = jax.jit(model.apply)(variables, images)
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from zoo import cpu, explain, protocols, transfer, weights
-from zoo.api import create, create_with_card, features
+from zoo.api import create, create_with_card
 from zoo.describe import make_describer
 from zoo.detect import make_detector
 from zoo.detection.types import Detections
 from zoo.export import export
+from zoo.features import features
 from zoo.fitting import fit_batch, fit_sides, pad_images
 from zoo.predict import Classification, make_classifier
 from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.regions import make_region_detector, make_region_reader
 from zoo.registry import build, get_spec, list_models, list_options
 from zoo.segment import Segmentation, make_segmenter
-from zoo.summary import describe, list_endpoints, list_layers
+from zoo.summary import Level, describe, list_endpoints, list_layers, list_pyramid
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Classification",
     "Detections",
+    "Level",
     "Segmentation",
     "build",
     "cpu",
@@ -41,6 +46,7 @@ __all__ = [
     "list_layers",
     "list_models",
     "list_options",
+    "list_pyramid",
     "make_classifier",
     "make_describer",
     "make_detector",
@@ -55,8 +61,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # What nobody asks to verify needs no golden files.
-    if name == "verify":
-        return importlib.import_module("zoo.verify")
-    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+if TYPE_CHECKING:
+    from zoo import verify as verify
+else:
+
+    def __getattr__(name: str):
+        # What nobody asks to verify needs no golden files.
+        if name == "verify":
+            return importlib.import_module("zoo.verify")
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from flax import linen as nn
 
 from zoo import weights as weights_io
 from zoo.initialization import init_variables
-from zoo.registry import build, get_spec, unknown
+from zoo.registry import build, get_spec
 from zoo.spec import Card, plain_options
 from zoo.transfer import replace_head
 
@@ -138,31 +137,3 @@ def _move(tree: dict[str, Any]) -> dict[str, Any]:
             # What jax has copied it lets go when Python collects its youngest.
             gc.collect(0)
     return out
-
-
-def features(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-    names: Sequence[str],
-) -> dict[str, jax.Array]:
-    """Computes named endpoints; under `jit`, nothing beyond them is computed.
-
-    Args:
-      model: A network of the zoo.
-      variables: Of the model.
-      images: float32 [B, H, W, C], preprocessed.
-      names: Of the endpoints; `list_endpoints` has them.
-
-    Returns:
-      The activations by name (a dict that `jit` returns is sorted by name).
-
-    Raises:
-      ValueError: An endpoint is unknown.
-    """
-    names = [names] if isinstance(names, str) else [*names]
-    out = model.apply(variables, images, method="endpoints")
-    for name in names:
-        if name not in out:
-            raise ValueError(unknown("endpoint", name, out))
-    return {name: out[name] for name in names}

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -79,3 +79,11 @@ def match_paths(paths: Sequence[str], patterns: str | Sequence[str]) -> set[str]
             )
         selected |= matched
     return selected
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Words the error for an unknown name: the nearest ones, or all there are."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {known}."
+    return f"unknown {kind} {name!r}; {hint}"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from zoo.cpu import jit_inference
 from zoo.preprocess import check_batch, fit_images, normalize
@@ -26,7 +27,7 @@ class Classification(NamedTuple):
 
 def make_classifier(
     model: nn.Module, preprocess: Preprocess, *, top: int = 5
-) -> Callable[[Mapping[str, Any], jax.Array], Classification]:
+) -> Callable[[Mapping[str, Any], ArrayLike], Classification]:
     """Makes the jitted function from uint8 images to classes.
 
     Args:
@@ -60,7 +61,7 @@ def make_classifier(
         scores, classes = jax.lax.top_k(probabilities, k)
         return Classification(classes, scores)
 
-    def classify(variables: Mapping[str, Any], images: jax.Array) -> Classification:
+    def classify(variables: Mapping[str, Any], images: ArrayLike) -> Classification:
         check_batch(images, preprocess)
         return run(variables, images)
 

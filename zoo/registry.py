@@ -1,6 +1,5 @@
 """From a name to what is known of it."""
 
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from zoo.detection import (
     yolo,
 )
 from zoo.face import deepface
+from zoo.paths import unknown as unknown
 from zoo.segmentation import (
     fcn_resnet,
     fcn_vgg,
@@ -138,11 +138,3 @@ def list_options(name: str) -> dict[str, Any]:
     fixed = {"num_classes", *getattr(spec.build, "keywords", {})}
     parameters = inspect.signature(spec.build).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in fixed}
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Words the error for an unknown name: the nearest ones, or all there are."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {known}."
-    return f"unknown {kind} {name!r}; {hint}"

@@ -1,12 +1,14 @@
 """What a network consists of, found from shapes alone: nothing is computed."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.features import collect, features
 from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options
 from zoo.segmentation.segmenter import ConvTransposed
@@ -87,21 +89,143 @@ def _macs(module: nn.Module, kernel: Any, shape: tuple[int, ...]) -> int:
 
 
 def list_endpoints(
-    model: nn.Module, image_shape: tuple[int, int, int]
+    model: str | nn.Module,
+    image_shape: Sequence[int] | None = None,
+    *,
+    names: str | Sequence[str] | None = None,
+    **overrides: Any,
 ) -> dict[str, tuple[int, ...]]:
-    """Lists the endpoints' names and their shapes for one image, in order."""
-    variables = abstract_variables(model, image_shape)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = {}
+    """Lists the endpoints' names and their shapes for one image, in order.
+
+    Args:
+      model: Name of a model, or a network of the zoo.
+      image_shape: (H, W) or (H, W, C) of the images; None for the shape of the model's
+        preprocessing, which a classifier given as a module does not know.
+      names: Patterns of what to list, as `zoo.features` takes them, such as
+        "stage3/block*", or "**" for the outputs of all modules; None for the endpoints
+        alone.
+      **overrides: Options of a model that is given by name, such as `num_classes=0`.
+
+    Raises:
+      ValueError: The model, an option or a name is unknown, or the network does not
+        take images of this shape.
+    """
+    model, shape = _resolve(model, image_shape, overrides)
+    variables = abstract_variables(model, shape)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def run(variables, images):
-        out = model.apply(variables, images, method="endpoints")
+        if names is None:
+            out = collect(model, variables, images, [])
+        else:
+            out = features(model, variables, images, names)
         # Noted while tracing: what jax returns is sorted by name.
         shapes.update({name: value.shape[1:] for name, value in out.items()})
         return out
 
     jax.eval_shape(run, variables, images)
     return shapes
+
+
+class Level(NamedTuple):
+    """One map of a feature pyramid.
+
+    Attributes:
+      name: Name of the endpoint, for `zoo.features`.
+      stride: Pixels of the image to one of the map, from the ratio of their sizes.
+      channels: Number of channels of the map.
+      shape: Height and width of the map for the image it was listed for.
+    """
+
+    name: str
+    stride: int
+    channels: int
+    shape: tuple[int, int]
+
+
+def list_pyramid(
+    model: str | nn.Module,
+    image_shape: Sequence[int] | None = None,
+    **overrides: Any,
+) -> list[Level]:
+    """Lists the feature pyramid of a network: its last map at each stride.
+
+        levels = zoo.list_pyramid("resnet50")
+        maps = zoo.features(model, variables, images, [level.name for level in levels])
+
+    It has the backbone's maps alone, and not what a neck or a decoder makes of them.
+
+    Args:
+      model: Name of a model, or a network of the zoo.
+      image_shape: (H, W) or (H, W, C) of the images; see `list_endpoints`.
+      **overrides: Options of a model that is given by name.
+
+    Returns:
+      The levels, the finest first.
+
+    Raises:
+      ValueError: The model or an option is unknown, or the network does not take images
+        of this shape.
+    """
+    model, shape = _resolve(model, image_shape, overrides)
+    variables = abstract_variables(model, shape)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    maps: dict[str, tuple[int, ...]] = {}
+
+    def run(variables, images):
+        out = model.apply(
+            variables, images, method=lambda m, x: m.backbone(x, train=False)
+        )
+        floats = {k: v for k, v in out.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+        maps.update({name: value.shape[1:] for name, value in floats.items()})
+        return out
+
+    jax.eval_shape(run, variables, images)
+    levels = [Level("", 1, shape[2], shape[:2])]
+    for name, (*size, channels) in maps.items():
+        # By the ratio to the map before: borders that a convolution without padding
+        # takes away are no stride.
+        ratio = round(levels[-1].shape[0] / size[0]) if len(size) == 2 else 0
+        if ratio < 1 or min(size) < 2:
+            continue
+        level = Level(name, ratio * levels[-1].stride, channels, (size[0], size[1]))
+        if ratio == 1:
+            levels.pop()
+        levels.append(level)
+    return [level for level in levels if level.name]
+
+
+def _resolve(
+    model: str | nn.Module,
+    image_shape: Sequence[int] | None,
+    overrides: Mapping[str, Any],
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Builds a model that is given by name, and completes the images' shape."""
+    if isinstance(model, str):
+        pre = get_spec(model).preprocess
+        model = build(model, **overrides)
+        pre = getattr(model, "preprocess", None) or pre
+    elif overrides:
+        raise ValueError(
+            f"options {sorted(overrides)} are for a model given by name, and "
+            f"{type(model).__name__} is a module."
+        )
+    else:
+        pre = getattr(model, "preprocess", None)
+    if image_shape is None:
+        if pre is None:
+            raise ValueError(
+                f"image_shape=None: {type(model).__name__} has no preprocessing that "
+                "says a size; give (H, W, C), or the model's name."
+            )
+        return model, pre.shape
+    shape = tuple(image_shape)
+    if len(shape) == 2 and pre is not None:
+        shape = (*shape, pre.channels)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"image_shape={image_shape} must be (H, W, C), all positive.")
+    return model, shape
 
 
 def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> str:

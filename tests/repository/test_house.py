@@ -31,6 +31,7 @@ FLOORS = {
     "zoo/preprocess": 3,
     "zoo/registry": 4,
     "zoo/transfer": 4,
+    "zoo/features": 1,
     "zoo/predict": 4,
     "zoo/describe": 4,
     "zoo/fitting": 4,

@@ -164,6 +164,73 @@ def test_features_are_the_endpoints(variables, logits):
         zoo.features(MODEL, variables, IMAGES, ["stage4"])
 
 
+def test_features_within_a_stage(variables):
+    found = zoo.features(MODEL, variables, IMAGES, ["stage2/block*", "stage*"])
+    blocks = [f"stage2/block{i + 1}" for i in range(MODEL.backbone.blocks[1])]
+    assert [*found] == [*blocks, "stage1", "stage2", "stage3"]
+    np.testing.assert_array_equal(found[blocks[-1]], found["stage2"])
+    larger = jnp.zeros((1, 48, 40, 3))
+    assert zoo.features(MODEL, variables, larger, blocks[0])[blocks[0]].shape == (
+        *(1, 24, 20),
+        found["stage2"].shape[-1],
+    )
+    with pytest.raises(ValueError, match=r"endpoint 'stage2/block9'; did.*stage2/bl"):
+        zoo.features(MODEL, variables, IMAGES, "stage2/block9")
+
+
+def test_features_in_training_use_the_statistics_of_the_batch(variables):
+    images = 5 * IMAGES + 3
+    found = zoo.features(MODEL, variables, images, "stem/bn", train=True)["stem/bn"]
+    np.testing.assert_allclose(found.mean((0, 1, 2)), 0, atol=1e-4)
+    still = zoo.features(MODEL, variables, images, "stem/bn")["stem/bn"]
+    assert np.abs(still.mean((0, 1, 2))).max() > 0.1
+
+
+def test_endpoints_by_name():
+    assert [*zoo.list_endpoints("lenet5")] == [*zoo.list_endpoints("lenet5", (32, 32))]
+    found = zoo.list_endpoints("resnet18", (64, 96), names=["stage*", "stage2/block1"])
+    assert found == {
+        "stage1": (16, 24, 64),
+        "stage2": (8, 12, 128),
+        "stage3": (4, 6, 256),
+        "stage4": (2, 3, 512),
+        "stage2/block1": (8, 12, 128),
+    }
+    assert "logits" not in zoo.list_endpoints("lenet5", num_classes=0)
+    with pytest.raises(ValueError, match="image_shape=None: Classifier has no"):
+        zoo.list_endpoints(MODEL)
+    with pytest.raises(ValueError, match=r"image_shape=\(64,\) must be"):
+        zoo.list_endpoints("resnet18", (64,))
+    with pytest.raises(ValueError, match=r"'width'.* for a model given by name"):
+        zoo.list_endpoints(MODEL, (32, 32, 3), width=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("alexnet", [("norm1", 4, 96), ("norm2", 8, 256), ("conv5", 16, 256)]),
+        ("resnet18", [("stem", 2, 64), ("stage1", 4, 64), ("stage2", 8, 128)]),
+        ("unet", [("down1", 1, 64), ("down2", 2, 128), ("down3", 4, 256)]),
+        ("segnet_basic", [("conv1", 1, 64), ("conv2", 2, 64), ("conv3", 4, 64)]),
+        ("ssd96_small", [("stage1", 2, 16), ("stage2", 4, 48), ("stage3", 8, 96)]),
+    ],
+)
+def test_the_pyramid_has_the_last_map_of_each_stride(name, levels):
+    found = zoo.list_pyramid(name)
+    assert [level[:3] for level in found[:3]] == levels
+    shapes = zoo.list_endpoints(name)
+    for level in found:
+        assert shapes[level.name] == (*level.shape, level.channels)
+
+
+def test_a_network_without_a_head_gives_its_last_features():
+    model, variables = zoo.create("lenet5", num_classes=0)
+    assert "head" not in variables["params"]
+    images = jnp.zeros((2, 32, 32, 1))
+    (last,) = zoo.features(model, variables, images, "f6").values()
+    np.testing.assert_array_equal(model.apply(variables, images), last)
+
+
 def test_what_nobody_asked_for_is_not_computed(variables):
     def flops(name):
         run = jax.jit(lambda v, x: zoo.features(MODEL, v, x, [name]))
