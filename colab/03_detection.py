@@ -58,10 +58,10 @@ import numpy as np
 import zoo
 from train.configs import get_config
 from train.data import eval_batches, load_dataset
-from train.figures.boxes import class_color, draw_boxes, draw_detections
 from train.history import read_history
 from train.loop import fit
 from train.runs import new_run_dir
+from zoo.figures.boxes import class_color, draw_boxes, draw_detections
 from zoo.metrics import detection as metrics
 from zoo.ops.matching import match_bipartite
 from zoo.ops.nms import nms

@@ -57,10 +57,10 @@ import numpy as np
 import zoo
 from train.configs import get_config
 from train.data import Source, eval_batches, load_dataset
-from train.figures.masks import draw_comparison, draw_overlay, make_palette
 from train.history import read_history
 from train.loop import fit
 from train.runs import new_run_dir
+from zoo.figures.masks import draw_comparison, draw_overlay, make_palette
 from zoo.metrics import segmentation as metrics
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool, repeat_pixels
 

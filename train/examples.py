@@ -8,7 +8,6 @@ import numpy as np
 from train.data import Source, align_source, fit_source
 from train.evaluate import Evaluator
 from train.figures.faces import draw_alignment
-from train.figures.pictures import beside, enlarge
 from train.fit import Result
 from train.report import (
     Boxes,
@@ -26,6 +25,7 @@ from train.report import (
 from train.steps import make_prepare
 from train.tasks.matching import match_objects, overlaps
 from train.tasks.verification import probability
+from zoo.figures.pictures import beside, enlarge
 from zoo.preprocess import crop_centre
 
 MOST = 24  # mistakes, false alarms and misses

@@ -14,9 +14,9 @@ import zoo
 from train.config import load_config
 from train.data import decode_image
 from train.figures import draw_prediction
-from train.figures.boxes import draw_detections
-from train.figures.masks import draw_overlay, make_palette, paletted
 from zoo.cpu import jit_inference
+from zoo.figures.boxes import draw_detections
+from zoo.figures.masks import draw_overlay, make_palette, paletted
 from zoo.spec import Card
 
 

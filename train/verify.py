@@ -13,12 +13,12 @@ from train.data.faces import LANDMARKS_FILE, align_face, read_landmarks
 from train.data.files import Files
 from train.data.landmarks import make_detector
 from train.evaluate import Evaluator
-from train.figures.pictures import beside, enlarge
 from train.history import read_history
 from train.protocols import evaluate_pairs, weighted_chi_squared
 from train.steps import make_mesh, put_replicated
 from train.tasks import Verified, make_task
 from train.tasks.verification import average_templates, probability
+from zoo.figures.pictures import beside, enlarge
 from zoo.preprocess import fit_image
 from zoo.spec import Card
 

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING
 
 from zoo import cpu, explain, protocols, transfer, weights
 from zoo.api import create, create_with_card
+from zoo.classify import Classification, make_classifier
 from zoo.describe import make_describer
 from zoo.detect import make_detector
 from zoo.detection.types import Detections
 from zoo.export import export
 from zoo.features import features
 from zoo.fitting import fit_batch, fit_sides, pad_images
-from zoo.predict import Classification, make_classifier
+from zoo.predict import (
+    BoxPrediction,
+    ClassPrediction,
+    FacePrediction,
+    MaskPrediction,
+    Prediction,
+    Predictor,
+    make_predictor,
+    predict,
+)
 from zoo.preprocess import fit_image, fit_images, normalize
 from zoo.regions import make_region_detector, make_region_reader
 from zoo.registry import build, get_spec, list_models, list_options
@@ -25,9 +35,15 @@ from zoo.summary import Level, describe, list_endpoints, list_layers, list_pyram
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoxPrediction",
+    "ClassPrediction",
     "Classification",
     "Detections",
+    "FacePrediction",
     "Level",
+    "MaskPrediction",
+    "Prediction",
+    "Predictor",
     "Segmentation",
     "build",
     "cpu",
@@ -50,11 +66,13 @@ __all__ = [
     "make_classifier",
     "make_describer",
     "make_detector",
+    "make_predictor",
     "make_region_detector",
     "make_region_reader",
     "make_segmenter",
     "normalize",
     "pad_images",
+    "predict",
     "protocols",
     "transfer",
     "weights",

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from json import dumps
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import tyro
 
 import zoo
+from zoo.predict import list_images
 from zoo.registry import unknown
 from zoo.summary import describe_weights
 
@@ -34,7 +36,8 @@ def list_(pattern: tyro.conf.Positional[str] = "*", *, task: str | None = None) 
         spec = zoo.get_spec(name)
         pre = spec.preprocess
         size = "x".join(map(str, pre.shape))
-        weights = ", ".join(w.name for w in spec.weights) or "-"
+        known = (*spec.weights, *zoo.weights.list_trained(name))
+        weights = ", ".join(w.name for w in known) or "-"
         rows.append((name, f"{spec.params:,}", f"{spec.macs:,}", size, weights))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for name, params, macs, size, weights in rows:
@@ -57,16 +60,20 @@ def describe(
 
 
 def weights(pattern: tyro.conf.Positional[str] = "*", *, fetch: bool = False) -> None:
-    """Lists published weights: source, licence, accuracy, input, URL, hash, file.
+    """Lists weights: source, licence, accuracy, input, URL, hash, file.
 
     Args:
       pattern: Shell pattern of models, such as 'resnet*'.
-      fetch: Download those that are not kept yet.
+      fetch: Download those that are published and not kept yet.
     """
     models = zoo.list_models(pattern)
     published = [(name, w) for name in models for w in zoo.get_spec(name).weights]
-    if not published:
-        raise ValueError(f"no model that matches {pattern!r} has published weights.")
+    carried = [(name, w) for name in models for w in zoo.weights.list_trained(name)]
+    if not published and not carried:
+        raise ValueError(f"no model that matches {pattern!r} has weights.")
+    for name, one in carried:
+        lines = describe_weights(name, one)
+        print(f"{name} {lines[0]}", *lines[1:], sep="\n")
     for name, one in published:
         path = zoo.weights.fetch(one) if fetch else zoo.weights.cache_path(one)
         kept = "kept" if path.exists() else "will be kept"
@@ -93,6 +100,54 @@ def verify(
     print(certificate)
     if not certificate.passed:
         sys.exit(1)
+
+
+def predict(
+    images: tyro.conf.Positional[tuple[str, ...]],
+    *,
+    model: str,
+    weights: str | None = None,
+    out: Path | None = None,
+    json: bool = False,
+    top: int = 5,
+    score_threshold: float = 0.3,
+) -> None:
+    """Says what is in images: classes, objects, parts of a mask, or descriptors.
+
+    Args:
+      images: Files, folders, and patterns in quotes such as 'photos/*.jpg'.
+      model: Name of a model; or a run's folder, or a file that says its model.
+      weights: Of a model that is given by name: as for convert.
+      out: Folder for pictures of what was found; none are written if not given.
+      json: Print one line of JSON for each image.
+      top: Number of classes that a classifier names.
+      score_threshold: Of detectors: score below which boxes are left out, 0 to 1.
+    """
+    paths = list_images(images)
+    predict = zoo.make_predictor(
+        model, weights=weights, top=top, score_threshold=score_threshold
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    failed, written = 0, []
+    for path in paths:
+        try:
+            found = predict(path)
+        except (ValueError, OSError) as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        said = dumps(found.to_json()) if json else str(found)
+        if out is not None:
+            # Two folders may have a file of the same name.
+            same = sum(name == path.stem for name in written)
+            file = out / f"{path.stem}{f'-{same}' if same else ''}.png"
+            written.append(path.stem)
+            found.save(file)
+            said += "" if json else f"  ({file})"
+        print(said)
+    if failed:
+        sys.exit(f"error: {failed} of {len(paths)} images could not be read.")
 
 
 def convert(
@@ -213,6 +268,7 @@ COMMANDS = {
     "list": list_,
     "describe": describe,
     "weights": weights,
+    "predict": predict,
     "verify": verify,
     "convert": convert,
     "export": export,

@@ -13,6 +13,7 @@ from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options
 from zoo.segmentation.segmenter import ConvTransposed
 from zoo.spec import Preprocess, Weights
+from zoo.weights.trained import list_trained
 
 
 class Layer(NamedTuple):
@@ -265,7 +266,11 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
         "endpoints": [", ".join(f"{k} {_dims(v)}" for k, v in endpoints.items())],
         "options": [", ".join(f"{k}={v}" for k, v in options.items())],
         "published": spec.published,
-        "weights": [x for w in spec.weights for x in describe_weights(name, w)],
+        "weights": [
+            line
+            for weights in (*spec.weights, *list_trained(name))
+            for line in describe_weights(name, weights)
+        ],
         "deviations": spec.deviations,
     }
     lines = [name, "=" * len(name)]
@@ -276,11 +281,11 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
 
 
 def describe_weights(name: str, weights: Weights) -> list[str]:
-    """Describes published weights of a model, line by line, the first with their name.
+    """Describes weights of a model, line by line, the first with their name.
 
     Args:
-      name: Of the model.
-      weights: One of its published weights.
+      name: Name of the model.
+      weights: Published weights, or weights that the package carries.
     """
     classes = weights.class_names
     digits = len(weights.sha256)
@@ -291,7 +296,7 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
         f"  input  {_input(weights.preprocess or get_spec(name).preprocess)}",
         f"  {len(classes)} classes, {classes[0]!r} to {classes[-1]!r}",
         *(f"  with   {option}={value!r}" for option, value in weights.options),
-        f"  {weights.url}",
+        f"  {weights.url or 'in this package: ' + weights.file}",
         f"  sha256 {weights.sha256}{short}",
     ]
 

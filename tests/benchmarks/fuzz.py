@@ -39,9 +39,9 @@ from train.config import load_config, save_config
 from train.configs import get_config
 from train.data import fit_source, load_dataset
 from train.data.checks import find_problems
-from train.data.decode import decode_image, decode_mask, read_orientation
 from train.data.formats.image_folder import find_layout
 from train.history import read_history
+from zoo.decode import decode_image, decode_mask, read_orientation
 from zoo.spec import Preprocess
 
 LIMIT = 30.0  # seconds for a case

@@ -28,7 +28,8 @@ def model_table(task: str) -> str:
         authors, year = spec.paper.split(":")[0], re.findall(r"\d{4}", spec.paper)[-1]
         paper = "the zoo's own" if authors == "none" else f"{authors}, {year}"
         weights = "; ".join(
-            f"`{w.name}`: {w.accuracy.partition(' of ')[0]}" for w in spec.weights
+            f"`{w.name}`: {w.accuracy.partition(' of ')[0]}"
+            for w in (*spec.weights, *zoo.weights.list_trained(name))
         )
         rows.append(
             f"| `{name}` | {paper} | {spec.params:,} | {spec.macs:,} | "

@@ -9,7 +9,7 @@ from PIL import Image
 import zoo
 from train import regions
 from train.data.proposals import remember, selective_search
-from train.figures.boxes import draw_detections
+from zoo.figures.boxes import draw_detections
 
 NAMES = ("bright", "dark")
 BOX = (

@@ -9,8 +9,8 @@ from tiny_runs import run_command, write_images
 import zoo
 from train.data import array_source, fit_source
 from train.figures.maps import draw_classes, draw_grid, draw_heat, draw_projection
-from train.figures.pictures import to_pil
 from train.visualize import Network, write_visualization
+from zoo.figures.pictures import to_pil
 
 CLASSES = ("ring", "dot")
 

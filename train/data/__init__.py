@@ -8,7 +8,6 @@ from train.data.box_transforms import parse_geometry
 from train.data.checks import find_problems
 from train.data.crops import parse_crop
 from train.data.datasets import load_dataset
-from train.data.decode import BadImage, decode_image
 from train.data.faces import FaceSource, align_source, choose_alignment
 from train.data.pipeline import epoch_order, eval_batches, train_stream
 from train.data.preprocess import (
@@ -18,6 +17,7 @@ from train.data.preprocess import (
     skip_bad_images,
 )
 from train.data.source import Source, Subset, array_source
+from zoo.decode import BadImage, decode_image
 
 __all__ = [
     "BadImage",

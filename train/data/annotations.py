@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.decode import BadImage
 from train.data.source import Example
+from zoo.decode import BadImage
 
 logger = logging.getLogger(__name__)
 

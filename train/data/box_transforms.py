@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from train.data.annotations import IGNORED, clip_boxes, has_area
-from train.data.decode import MAX_PIXELS
 from train.data.preprocess import blank_image, mean_color, resize_mask
 from train.data.rng import RandomStream
 from train.data.source import Example
+from zoo.decode import MAX_PIXELS
 from zoo.metrics.detection import overlaps
 from zoo.ops.augment import parse_call
 from zoo.preprocess import resize_image

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from train.data.annotations import IGNORED, UnknownValues, explain_values
-from train.data.decode import BadImage
 from train.data.formats.image_files import FileMasks
 from train.data.preprocess import FittedSource, TooManyObjects
 from train.data.source import Example, Source, Subset, map_in_threads
+from zoo.decode import BadImage
 
 EXAMINED = 64  # images that are read, evenly spread over the set
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.data.decode import check_color, check_orientation
 from train.data.formats.coco import open_coco
 from train.data.formats.faces import open_lfw, open_orl, open_people, open_ytf
 from train.data.formats.image_folder import open_folder
 from train.data.formats.masks import open_masks
 from train.data.formats.voc import open_voc, open_voc_masks
 from train.data.source import Source, nearest, select
+from zoo.decode import check_color, check_orientation
 
 # What stands before the colon -> the task, and the function that opens the path.
 FORMATS = {

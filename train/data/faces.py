@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from train.data.decode import decode_image
 from train.data.files import Files
 from train.data.rng import RandomStream
 from train.data.source import Source
+from zoo.decode import decode_image
 from zoo.face.alignment import COUNTS, align
 from zoo.face.verification import UNKNOWN, FaceSet, Pairs
 from zoo.spec import Preprocess

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from train.data.decode import SUFFIXES, BadImage, looks_like_image
+from zoo.decode import SUFFIXES, BadImage, looks_like_image
 
 # A zip member that is larger than this once unpacked is refused.
 MAX_MEMBER_BYTES = 256 * 2**20

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from train.data.decode import BadImage, decode_image
 from train.data.faces import LANDMARKS_FILE, read_landmarks, write_landmarks
 from train.data.files import Files, split_images
+from zoo.decode import BadImage, decode_image
 
 MODEL = "shape_predictor_68_face_landmarks.dat"
 # dlib's own limit is 0; a picture of a face may be one with less.

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from train.data.annotations import IGNORED, Objects, clip_boxes
-from train.data.decode import BadImage
 from train.data.source import Example, Source, Subset, map_in_threads
+from zoo.decode import BadImage
 from zoo.fitting import fit_sides
 from zoo.preprocess import crop_centre, fit_image, scaled_size
 from zoo.spec import Preprocess

@@ -1,7 +1,7 @@
 """Drawings: curves and heat maps as SVG, pictures as PNG."""
 
 from train.figures.charts import STYLE, Series, draw_confusion, line_chart
-from train.figures.pictures import draw_prediction, png_uri, to_pil
+from zoo.figures.pictures import draw_prediction, png_uri, to_pil
 
 __all__ = [
     "STYLE",

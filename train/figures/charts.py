@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from train.figures.pictures import HIT, MISS, png_uri
+from zoo.figures.pictures import HIT, MISS, png_uri
 
 COLORS = 5  # series colours that the style sheet knows; further ones are dashed
 WIDTH, HEIGHT = 480, 270  # close to the size on screen, so text keeps its size

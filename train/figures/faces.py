@@ -4,9 +4,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from train.figures.pictures import beside, enlarge, to_pil
 from zoo.face.alignment import align_2d, camera_pose, fit_face, to_uint8, warp_face
 from zoo.face.reference import find_triangles
+from zoo.figures.pictures import beside, enlarge, to_pil
 
 SIDE = 200
 DOT, LINE = (0, 158, 115), (255, 255, 255)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from train.figures.pictures import to_pil
+from zoo.figures.pictures import to_pil
 
 GREY = (128, 128, 128)
 GAP = 4  # pixels between the cells of a grid

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from train.figures import Series, line_chart
-from train.figures.boxes import cut_around, draw_boxes, draw_detections
-from train.figures.pictures import MISS, beside
 from train.report.parts import (
     NONE,
     Card,
@@ -20,6 +18,8 @@ from train.report.parts import (
     picture_card,
     text,
 )
+from zoo.figures.boxes import cut_around, draw_boxes, draw_detections
+from zoo.figures.pictures import MISS, beside
 
 WIDE = 820  # pixels of a picture with truth and detections beside each other
 MOST_CURVES = 10

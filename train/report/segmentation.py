@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from train.figures import draw_confusion
-from train.figures.masks import draw_comparison, make_palette
 from train.report.parts import (
     NONE,
     Card,
@@ -19,6 +18,7 @@ from train.report.parts import (
     percent,
     picture_card,
 )
+from zoo.figures.masks import draw_comparison, make_palette
 
 WIDE = 1200  # pixels of a picture with image, truth, prediction and errors
 

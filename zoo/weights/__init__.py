@@ -11,6 +11,7 @@ from zoo.weights.download import cache_path, fetch
 from zoo.weights.files import load_safetensors, read_state_dict, save_safetensors
 from zoo.weights.loading import Loaded, convert, load
 from zoo.weights.torch_format import from_torch, to_torch
+from zoo.weights.trained import list_trained
 
 __all__ = [
     "Loaded",
@@ -18,6 +19,7 @@ __all__ = [
     "convert",
     "fetch",
     "from_torch",
+    "list_trained",
     "load",
     "load_safetensors",
     "read_card",

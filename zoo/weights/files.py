@@ -31,6 +31,7 @@ LAYOUTS = ("zoo", "torch")
 _COLLECTIONS = ("params/", "batch_stats/")
 _CARD_KEY = "zoo"
 _SUM_KEY = "zoo_crc32"
+_SCALE = ":scale"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -167,12 +168,24 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
             f"checksum than {_SUM_KEY}={expected[:20]!r} in its metadata. (A tool that "
             "changes arrays should drop that entry.)"
         )
+    arrays = _dequantize(arrays)
     if _CARD_KEY not in metadata:
         return arrays, None
     try:
         return arrays, Card.from_json(json.loads(metadata[_CARD_KEY]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its card cannot be read: {error}") from error
+
+
+def _dequantize(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Multiplies int8 kernels by their scales, which have ":scale" in their names."""
+    scales = {key: arrays.pop(key) for key in [*arrays] if key.endswith(_SCALE)}
+    for key, scale in scales.items():
+        name = key.removesuffix(_SCALE)
+        if name not in arrays or arrays[name].dtype != np.int8:
+            raise ValueError(f"{key} is the scale of an int8 array that is not there.")
+        arrays[name] = arrays[name] * scale
+    return arrays
 
 
 def _sum(arrays: Mapping[str, np.ndarray], card: str) -> str:

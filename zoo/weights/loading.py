@@ -26,6 +26,7 @@ from zoo.weights.files import (
 )
 from zoo.weights.fit import expected_shapes, require_fit, warn_not_finite
 from zoo.weights.torch_format import build_for, count_classes, move_from_torch
+from zoo.weights.trained import find_trained, list_trained
 
 # They say how to compute or to train, not what the parameters mean.
 FREE_OPTIONS = (
@@ -54,12 +55,12 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
 
     Args:
       name: Of the model.
-      source: A name of published weights, which are downloaded once; or the path of a
-        .safetensors file (ours, or with PyTorch's names), of a .pt, .pth, .th, .bin or
-        .ckpt file, of Darknet's .weights, of a run folder, of one of its checkpoints,
-        or of any orbax checkpoint of a tree with "params" and, where the network has
-        batch norm, "batch_stats". A name goes before a path; write "./cifar10" for a
-        file called as published weights are.
+      source: A name of published weights, which are downloaded once, or of weights that
+        the package carries; or the path of a .safetensors file (ours, or with PyTorch's
+        names), of a .pt, .pth, .th, .bin or .ckpt file, of Darknet's .weights, of a run
+        folder, of one of its checkpoints, or of any orbax checkpoint of a tree with
+        "params" and, where the network has batch norm, "batch_stats". A name goes
+        before a path; write "./cifar10" for a file called as published weights are.
       **overrides: Options of the model, and `num_classes`. A source with a card says
         itself which it was made with. `dtype` and other options that do not change what
         the parameters mean may differ from the card's.
@@ -206,13 +207,18 @@ def _find(name: str, source: str | os.PathLike, facts: Weights | None) -> Path:
     if facts is not None:
         # Files may hold more than the network: heads that only training used.
         return fetch(facts, max_bytes=(100 << 20) + 8 * get_spec(name).params)
+    carried = find_trained(name, str(source))
+    if carried is not None:
+        return carried
     try:
         path = Path(source).expanduser()
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"weights={str(source)[:200]!r}: {error}.") from error
     if not exists:
-        published = [weights.name for weights in get_spec(name).weights]
+        published = [
+            weights.name for weights in (*get_spec(name).weights, *list_trained(name))
+        ]
         names = unknown(f"weights of {name}", str(source), published)
         raise ValueError(f"{names} Nor is there a file or folder of that path.")
     return path

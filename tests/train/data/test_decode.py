@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data.decode import BadImage, decode_image
+from zoo.decode import BadImage, decode_image
 
 
 def encode(image: Image.Image, kind: str = "png", **options) -> bytes:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from train.data import BadImage, array_source, fit_source, load_dataset
 from train.data.annotations import make_values
-from train.data.decode import decode_mask
+from zoo.decode import decode_mask
 from zoo.spec import Preprocess
 
 NAMES = ("sky", "road", "car")

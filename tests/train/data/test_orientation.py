@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from train.data import BadImage, decode_image, load_dataset
-from train.data.decode import decode_mask, read_orientation
+from zoo.decode import decode_mask, read_orientation
 
 # Of a view with a white square in its upper left corner, what is stored.
 STORED = {

@@ -5,15 +5,6 @@ import pytest
 from page import Page, old_matplotlib
 from PIL import Image
 
-from train.figures.boxes import class_color, cut_around, draw_boxes, draw_detections
-from train.figures.masks import (
-    CAMVID,
-    CITYSCAPES,
-    draw_comparison,
-    draw_overlay,
-    make_palette,
-    paletted,
-)
 from train.report import (
     Boxes,
     DetectorEvaluation,
@@ -24,6 +15,15 @@ from train.report import (
     write_report,
 )
 from train.tasks.matching import match_objects, overlaps
+from zoo.figures.boxes import class_color, cut_around, draw_boxes, draw_detections
+from zoo.figures.masks import (
+    CAMVID,
+    CITYSCAPES,
+    draw_comparison,
+    draw_overlay,
+    make_palette,
+    paletted,
+)
 
 pytestmark = old_matplotlib
 EVIL = '<b>"x"</b>'

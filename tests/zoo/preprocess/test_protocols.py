@@ -1,5 +1,7 @@
 """What a protocol shows of an image: how often, from where, and at which scale."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +222,26 @@ def test_a_classifier_names_the_most_probable_classes(cheap_jit):
     np.testing.assert_array_equal(found.classes, expected)
     scores = np.take_along_axis(probabilities, expected, 1)
     np.testing.assert_allclose(found.scores, scores, rtol=1e-3)
+
+
+def test_a_classifier_is_compiled_once_for_images_of_all_sizes(caplog):
+    model, variables = zoo.create("lenet5_modern")
+    preprocess = dataclasses.replace(
+        zoo.get_spec("lenet5_modern").preprocess, resize=32
+    )
+    classify = zoo.make_classifier(model, preprocess)
+    image = map_of(50, 40)[..., :1]
+    found = classify(variables, [image, Image.fromarray(image[:40, :, 0])])
+    with jax.log_compiles():
+        alone = classify(variables, [image, map_of(31, 64)[..., :1]])
+        assert "compil" not in caplog.text.lower()
+        jax.jit(lambda x: x + 1)(1.5)
+        assert "compil" in caplog.text.lower()
+    np.testing.assert_allclose(alone.scores[0], found.scores[0], rtol=1e-5)
+    on_device = classify(variables, jax.numpy.asarray(image)[None])
+    np.testing.assert_allclose(on_device.scores[0], found.scores[0], rtol=0.02)
+    with pytest.raises(ValueError, match="images must be one or more"):
+        classify(variables, [])
 
 
 def test_a_classifier_has_no_more_classes_than_there_are():

@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.decode import SUFFIXES, decode_image
 from train.data.files import (
     FILLERS,
     Files,
@@ -18,6 +17,7 @@ from train.data.files import (
     warn_of_left_out,
 )
 from train.data.source import Source
+from zoo.decode import SUFFIXES, decode_image
 
 # Share of the images that is held out for testing where a set comes without splits.
 HELD_OUT = 0.2

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from train.data.annotations import IGNORED, make_values
-from train.data.decode import BadImage, decode_mask
 from train.data.files import (
     NO_IMAGE,
     Files,
@@ -18,6 +17,7 @@ from train.data.files import (
 from train.data.formats.image_files import FileMasks
 from train.data.formats.voc import NAMES_FILE, read_names
 from train.data.source import Source
+from zoo.decode import BadImage, decode_mask
 
 ALONE = "masks without an image"
 

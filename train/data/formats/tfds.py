@@ -19,13 +19,13 @@ from train.data.annotations import (
     segmentation_example,
 )
 from train.data.datasets import FORMATS
-from train.data.decode import decode_image, decode_mask
 from train.data.faces import FaceSource
 from train.data.files import split_kind
 from train.data.formats.cifar import Cifar10Binary, Cifar100Binary
 from train.data.formats.digits import Digits, DigitsCanvas
 from train.data.formats.synthetic_faces import KNOWN, FacesSynthetic, FacesSyntheticTiny
 from train.data.source import Example, Source, check_labels, nearest
+from zoo.decode import decode_image, decode_mask
 from zoo.face.verification import UNKNOWN
 
 _CITYSCAPES = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from train.figures.pictures import INK, enlarge, fit_caption, make_font
+from zoo.figures.pictures import INK, enlarge, fit_caption, make_font
 
 Color = tuple[int, int, int]
 LEAST = 384  # pixels of the longer side, so that captions can be read

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from train.figures.pictures import (
+from zoo.figures.pictures import (
     HIT,
     INK,
     MISS,

@@ -130,10 +130,19 @@ def enlarge(image: np.ndarray, least: int) -> Image.Image:
 
 @functools.cache
 def make_font(size: int = 17) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
-    """Returns the font that comes with matplotlib, and the characters it has."""
-    import matplotlib  # not above: slow, and the page draws without it
-    from matplotlib.ft2font import FT2Font
+    """Returns a font and the characters that it has.
 
+    It is the one that comes with matplotlib where that is installed, which has far more
+    characters than Pillow's own.
+
+    Args:
+      size: Height of the letters, in pixels.
+    """
+    try:
+        import matplotlib  # not above: slow, and not always installed
+        from matplotlib.ft2font import FT2Font
+    except ImportError:
+        return ImageFont.load_default(size), frozenset(range(32, 127))
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size), frozenset(FT2Font(str(path)).get_charmap())
 

@@ -1,0 +1,121 @@
+"""One line from an image file to what is in it, with the weights of the package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import zoo
+from zoo.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def digit():
+    """A seven of the digits, uint8 [40, 40]."""
+    digits = load_digits()
+    seven = digits.images[digits.target == 7][0]
+    return np.asarray(Image.fromarray(np.uint8(seven * 255 / 16)).resize((40, 40)))
+
+
+@pytest.fixture
+def files(tmp_path, digit):
+    """A digit that lies on its side, whose EXIF orientation says so, and others."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(digit)).save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "more").mkdir()
+    Image.fromarray(digit).convert("RGBA").save(tmp_path / "more" / "turned.png")
+    (tmp_path / "more" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_classes_of_a_file(files, digit):
+    found = zoo.predict("lenet5", files / "turned.jpg", weights="digits", top=2)
+    assert found.image.shape == (40, 40, 1)  # upright
+    assert (np.abs(found.image[..., 0].astype(int) - digit) < 60).all()
+    assert (found.labels[0], len(found.labels), found.scores[0] > 0.5) == ("7", 2, True)
+    assert str(found).startswith(f"{files / 'turned.jpg'}: 7 ")
+    assert json.loads(json.dumps(found.to_json()))["labels"] == found.labels
+    with Image.open(found.save(files / "found.png")) as picture:
+        assert picture.width > 300
+    assert found._repr_png_().startswith(b"\x89PNG")
+
+
+def test_arrays_and_pillow_images_are_files_content(digit):
+    predict = zoo.make_predictor("lenet5", weights="digits")
+    color = np.repeat(digit[..., None], 3, axis=-1)
+    for image in (digit, digit[..., None], color, Image.fromarray(color)):
+        found = predict(image)
+        assert (found.labels[0], found.name) == ("7", "image")
+    for wrong in (digit / 255, np.zeros((3, 3, 3, 3), np.uint8)):
+        with pytest.raises(ValueError, match="image must be a path, a Pillow image"):
+            predict(wrong)
+
+
+def test_boxes_of_a_canvas(digit):
+    canvas = np.full((120, 100, 3), 90, np.uint8)
+    canvas[30:70, 20:60] = np.maximum(digit[..., None], 90)
+    found = zoo.predict("ssd96_small", canvas, weights="digits_canvas")
+    best = found.boxes[0]
+    assert (found.labels[0], found.boxes.shape[1]) == ("7", 4)
+    np.testing.assert_allclose(best, [24, 30, 56, 70], atol=12)
+    assert found.to_json()["objects"][0]["label"] == "7"
+    assert found.words().startswith("1 x ")
+
+
+def test_a_descriptor():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    found = zoo.predict("deepface_small", image, weights="faces_synthetic")
+    np.testing.assert_allclose(np.linalg.norm(found.descriptor), 1, rtol=1e-5)
+    assert found.draw().size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "weights", "message"),
+    [
+        ("lenet5", None, r"weights=None: lenet5 needs weights .* one of \['digits'\]"),
+        ("lenet6", None, r"unknown model 'lenet6'; did you mean lenet5"),
+        ("lenet5", "digit", r"unknown weights of lenet5 'digit'; did you mean digits"),
+        ("rcnn_alexnet", "x", "rcnn_alexnet reads regions"),
+    ],
+)
+def test_what_cannot_be_loaded(arguments, weights, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.make_predictor(arguments, weights=weights)
+
+
+def test_a_file_that_says_its_model(tmp_path, digit):
+    path = tmp_path / "my.safetensors"
+    zoo.weights.convert("lenet5", "digits", path)
+    assert zoo.predict(path, digit).labels[0] == "7"
+    with pytest.raises(ValueError, match=r"weights='digits': .* has weights of"):
+        zoo.predict(path, digit, weights="digits")
+
+
+def test_the_command_reads_folders_and_patterns(files, capsys):
+    options = ["--model", "lenet5", "--weights", "digits", "--top", "1"]
+    pattern = str(files / "*.jpg")
+    out = files / "out"
+    main(["predict", str(files / "more"), pattern, *options, "--out", str(out)])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1][:2] for line in said] == ["7 ", "7 "]
+    assert {p.name for p in out.iterdir()} == {"turned.png", "turned-1.png"}
+    (files / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(SystemExit, match="1 of 2 images could not be read"):
+        main(["predict", str(files / "broken.png"), pattern, *options, "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["labels"] == ["7"]
+    assert "broken.png: cannot be read" in said.err
+    with pytest.raises(FileNotFoundError, match=r"\*\.bmp is no image file, no folder"):
+        main(["predict", str(files / "*.bmp"), *options])
+
+
+def test_predicting_needs_no_trainer(files):
+    code = "import sys, zoo; zoo.predict('lenet5', sys.argv[1], weights='digits')\n"
+    code += "assert not {'train', 'grain', 'matplotlib'} & {*sys.modules}"
+    path = str(files / "turned.jpg")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, path], check=True)

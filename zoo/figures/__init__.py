@@ -1,0 +1,1 @@
+"""Pictures of predictions: bars of classes, boxes, masks."""
