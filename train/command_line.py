@@ -32,6 +32,7 @@ COMMANDS = {
     "landmarks": commands.landmarks,
     "digits_transfer": commands.digits_transfer,
     "rcnn": regions.rcnn,
+    "study": commands.study,
     "visualize": commands.visualize,
 }
 
@@ -60,6 +61,7 @@ def usage() -> str:
         "       canon-zoo train transfer --from RUN_OR_WEIGHTS --dataset D --freeze P",
         "       canon-zoo train digits_transfer    the embedded transfer study",
         "       canon-zoo train rcnn --dataset voc:PATH    R-CNN on a classifier",
+        "       canon-zoo train study NAME         a claim of the lecture; or --list",
         "",
         "--distributed before any of them joins the other processes of a run. Slurm,",
         "Open MPI, Kubernetes and TPUs say themselves who they are; elsewhere set",

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 from tyro.conf import Positional
@@ -425,6 +425,50 @@ def digits_transfer(run_dir: Path | None = None, *, seeds: int = 3) -> None:
     for method, values in accuracy.items():
         print(f"{method:<17}" + "".join(f"{v:>8.1%}" for v in values.mean(axis=1)))
     print(f"The table and the plot are in {run_dir / 'report.html'}.")
+
+
+def study(
+    name: Positional[str] = "",
+    *,
+    scale: Literal["quick", "medium", "full"] = "quick",
+    dataset: str | None = None,
+    steps: int | None = None,
+    run_dir: Path | None = None,
+    list: bool = False,
+) -> None:
+    """Measures a claim of the lecture anew, and writes a page and a result.
+
+    Args:
+      name: Name of the study, or "all" for one page of all.
+      scale: quick: embedded data, at most five minutes on two cores; medium: real data,
+        hours on a CPU; full: the paper's data and sizes.
+      dataset: Data set in place of the study's own, such as imagefolder:PATH.
+      steps: Length of the trainer's runs in place of the study's own.
+      run_dir: Folder of the study; runs/study-NAME-SCALE if not given. What has been
+        measured in it already is not measured again.
+      list: Only list the studies.
+    """
+    from train import studies
+
+    if list or not name:
+        for each in studies.STUDIES.values():
+            print(f"{each.name:<20}{', '.join(each.changes):<20}{each.claim}")
+        return
+    folder = run_dir or Path("runs") / f"study-{name}-{scale}"
+    if name == "all":
+        if dataset or steps:
+            raise ValueError("--dataset and --steps are for one study, not for all.")
+        reports = studies.run_studies(folder, scale=scale)
+    else:
+        found = studies.get_study(name)
+        options = dict(scale=scale, dataset=dataset, steps=steps)
+        reports = [studies.run_study(found, folder, **options)]
+    for done in reports:
+        print(f"{done.study.name}: {done.study.claim}")
+        for band in done.outcome.bands:
+            mark = "holds" if band.holds else "DOES NOT HOLD"
+            print(f"  {band.value:<10.4g} {band.bounds():<16} {mark:<14}{band.what}")
+    print(f"The page is {folder / 'report.html'}.")
 
 
 def _devices() -> str:

@@ -78,6 +78,7 @@ FLOORS = {
     "train/examples": 11,
     "train/runs": 12,
     "train/transfer_study": 13,
+    "train/studies": 13,
     "train/visualize": 13,
     "train/commands": 14,
     "train/command_line": 15,
@@ -93,7 +94,11 @@ OWNERS = {
     "torch": {"zoo/weights": "lazily", "zoo/verify": "lazily"},
     "torchvision": {"zoo/verify": "lazily"},
     "orbax": {"zoo/weights": "lazily", "train/checkpoint": "anywhere"},
-    "matplotlib": {"zoo/figures": "lazily", "train/figures": "lazily"},
+    "matplotlib": {
+        "zoo/figures": "lazily",
+        "train/figures": "lazily",
+        "train/studies": "anywhere",
+    },
     "pycocotools": {"zoo/metrics": "lazily"},
     "sklearn": {
         "train/data": "anywhere",

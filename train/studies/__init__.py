@@ -1,0 +1,53 @@
+"""The lecture's claims as experiments, by name; each file is one of them."""
+
+from pathlib import Path
+
+from train.studies import depth, initialization, sliding_window
+from train.studies.page import write_page
+from train.studies.study import Band, Report, Study, run_study
+from zoo.registry import unknown
+
+__all__ = [
+    "STUDIES",
+    "Band",
+    "Report",
+    "Study",
+    "get_study",
+    "run_studies",
+    "run_study",
+    "write_page",
+]
+
+STUDIES: dict[str, Study] = {
+    module.STUDY.name: module.STUDY
+    for module in (initialization, depth, sliding_window)
+}
+
+
+def get_study(name: str) -> Study:
+    """Returns a study.
+
+    Raises:
+      ValueError: There is none of that name; the message has the nearest names.
+    """
+    if name not in STUDIES:
+        raise ValueError(unknown("study", name, [*STUDIES, "all"]))
+    return STUDIES[name]
+
+
+def run_studies(folder: Path, *, scale: str = "quick") -> list[Report]:
+    """Runs all studies that have a scale, each in a folder of its own.
+
+    Args:
+      folder: Folder for the studies' folders and for `report.html`, the page of all.
+      scale: "smoke", "quick", "medium" or "full".
+    """
+    reports = [
+        run_study(study, folder / name, scale=scale)
+        for name, study in STUDIES.items()
+        if scale in study.scales
+    ]
+    if not reports:
+        raise ValueError(f"--scale {scale}: no study has it.")
+    write_page(folder / "report.html", reports)
+    return reports

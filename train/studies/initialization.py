@@ -1,0 +1,528 @@
+"""Does the initialization decide whether a deep network learns?
+
+python -m train study initialization
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+import zoo
+from train.config import TrainConfig
+from train.studies.drawing import COLORS, draw_spread, format_spread, new_figure
+from train.studies.runner import (
+    Curve,
+    Signal,
+    digits,
+    probe,
+    short_config,
+    train_short,
+)
+from train.studies.study import Band, Job, Outcome, Study, Table
+from zoo.layers import initializer
+
+# The convolutions' initialization: a name of `zoo.layers.INITIALIZERS`.
+INITS = {"He": "he_fan_out", "Glorot": "glorot"}
+NETWORKS = ("relu22", "relu30")
+# The stage whose layers have equal widths: there the paper's products are powers.
+STAGES = {"relu22": "conv4_", "relu30": "conv3_"}
+FACTORS = {"He": 1.0, "Glorot": 0.5}
+# The real networks' inputs of fc1, fc2 and fc3, and the narrow ones' channels there.
+REAL_INPUTS = {"relu22": (32256, 4096, 4096), "relu30": (12800, 4096, 4096)}
+NARROW_DENSE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      draws: Draws of the real networks' weights.
+      images: Images of noise through each.
+      side: Height and width of these images, in pixels.
+      options: Options of the real networks in place of the paper's; none for the
+        paper's.
+      depths: Convolutions of each stage of the narrow networks; None for the paper's.
+      seeds: Seeds of the training runs.
+      steps: Length of each, in steps.
+      depth: Layers of the fully connected networks.
+      networks: The paper's networks.
+      inits: Keys of `INITS`.
+    """
+
+    draws: int
+    images: int
+    side: int
+    options: Mapping[str, Any]
+    depths: tuple[int, ...] | None
+    seeds: tuple[int, ...]
+    steps: int
+    depth: int = 30
+    networks: tuple[str, ...] = NETWORKS
+    inits: tuple[str, ...] = ("He", "Glorot")
+
+
+def run(job: Job) -> Outcome:
+    """Measures signals at the start, and trains."""
+    sizes = job.sizes
+    signals = {
+        (name, init): measure_signals(name, init, sizes)
+        for name in sizes.networks
+        for init in sizes.inits
+    }
+    narrow = {
+        (name, init): [train_narrow(name, init, seed, job) for seed in sizes.seeds]
+        for name in sizes.networks
+        for init in sizes.inits
+    }
+    dense = {
+        (activation, init): [
+            train_dense(activation, init, seed, job) for seed in sizes.seeds
+        ]
+        for activation in ("relu", "tanh")
+        for init in sizes.inits
+    }
+    return Outcome(
+        figures=[
+            (
+                "Second moments of what each convolution puts out at the start "
+                "(forward, left) and of the loss's gradient with respect to it "
+                "(backward, right), relative to the first layer's forward and the "
+                "last layer's backward. Dots are measured in the real networks; "
+                "lines follow from the formula, layer by layer.",
+                draw_signals(signals),
+            ),
+            (
+                "Training error of narrow versions of the paper's 22 and 30 layers "
+                "(its figures 2 and 3). Mean, lowest and highest over the seeds.",
+                draw_curves(narrow, "{}, training error"),
+            ),
+            (
+                f"Training error of {sizes.depth} fully connected layers of 64 units: "
+                "He's initialization is for ReLU, Glorot's for tanh.",
+                draw_curves(dense, "{}, training error"),
+            ),
+        ],
+        tables=[
+            signal_table(signals),
+            curve_table("Narrow networks", narrow),
+            curve_table(f"{sizes.depth} fully connected layers", dense),
+        ],
+        bands=[*signal_bands(signals), *curve_bands(narrow, dense, sizes)],
+        seeds=sizes.seeds,
+        values={
+            "signals": {
+                f"{name}/{init}": {
+                    path: dataclasses.asdict(layer) for path, layer in found.items()
+                }
+                for (name, init), found in signals.items()
+            },
+            "curves": {
+                f"{a}/{b}": [dataclasses.asdict(curve) for curve in curves]
+                for (a, b), curves in {**narrow, **dense}.items()
+            },
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Second moments at a convolution, and what the formulas say of them.
+
+    With k x k taps, C input and D output channels and weights of variance v, given
+    what comes into a layer, E[y^2] = v * (the sum of x^2 over taps and channels), and
+    given the gradient at its output, that at the output of the layer before is half of
+    v * (the sum of its squares over taps and channels), as ReLU lets half pass. Taps on
+    the border of zeros count nothing, which the paper's factors leave out.
+
+    Attributes:
+      output: Measured mean square of the output y.
+      expected_output: By the formula.
+      gradient: Measured mean square of the gradient with respect to y.
+      expected_gradient: By the formula, from the layer above; not a number where a
+        pool is in between, which no formula covers.
+      forward: The paper's factor k^2 C v / 2.
+      backward: The paper's factor k^2 D v / 2.
+    """
+
+    output: float
+    expected_output: float
+    gradient: float
+    expected_gradient: float
+    forward: float
+    backward: float
+
+
+def measure_signals(name: str, init: str, sizes: Sizes) -> dict[str, Layer]:
+    """Measures every convolution of a real network, averaged over draws of weights."""
+    draws = [_measure_draw(name, init, draw, sizes) for draw in range(sizes.draws)]
+    fields = [field.name for field in dataclasses.fields(Layer)]
+    return {
+        path: Layer(
+            *(float(np.mean([getattr(d[path], f) for d in draws])) for f in fields)
+        )
+        for path in draws[0]
+    }
+
+
+def _measure_draw(name: str, init: str, draw: int, sizes: Sizes) -> dict[str, Layer]:
+    keys = jax.random.split(jax.random.key(draw), 3)
+    options = dict(init=INITS[init], dropout=0.0, **sizes.options)
+    model, variables = zoo.create(name, key=keys[0], **options)
+    images = jax.random.normal(keys[1], (sizes.images, sizes.side, sizes.side, 3))
+    labels = jax.random.randint(keys[2], (sizes.images,), 0, 1000)
+    signals = {
+        path.split("/")[-1]: signal
+        for path, signal in probe(model, variables, images, labels).items()
+        if signal.input.ndim == 4
+    }
+    layers, above = {}, None
+    for path, signal in reversed(signals.items()):
+        kernel = variables["params"]["backbone"][path]["kernel"]
+        size, _, inputs, outputs = kernel.shape
+        fan_in, fan_out = size**2 * inputs, size**2 * outputs
+        variance = 2 / fan_out if init == "He" else 2 / (fan_in + fan_out)
+        sum_taps = _make_sum_taps(size, signal)
+        squares = jnp.square(signal.input).sum(-1, keepdims=True)
+        gradients = jnp.square(signal.gradient).sum(-1, keepdims=True)
+        seen, spread = jax.vjp(sum_taps, squares)
+        layers[path] = Layer(
+            output=float(jnp.square(signal.output).mean()),
+            expected_output=variance * float(seen.mean()),
+            gradient=float(jnp.square(signal.gradient).mean()),
+            expected_gradient=(
+                above[1] if above and above[0] == signal.output.shape else float("nan")
+            ),
+            forward=fan_in * variance / 2,
+            backward=fan_out * variance / 2,
+        )
+        received = variance / 2 * float(spread(gradients)[0].mean())
+        above = signal.input.shape, received
+    return dict(reversed(layers.items()))
+
+
+def _make_sum_taps(size: int, signal: Signal):
+    """Makes the sum over a convolution's taps, from a map [B, H, W, 1] to its output.
+
+    Stride and padding follow from the sizes of the maps.
+    """
+    before, after = signal.input.shape[1], signal.output.shape[1]
+    stride = max(1, round(before / after))
+    # The smallest padding that gives the output's size.
+    padding = next(
+        p for p in range(size) if (before + 2 * p - size) // stride + 1 == after
+    )
+    ones = jnp.ones((size, size, 1, 1))
+    return lambda x: jax.lax.conv_general_dilated(
+        x,
+        ones,
+        (stride, stride),
+        ((padding, padding),) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def stage_factor(layers: dict[str, Layer], name: str) -> float:
+    """Returns the factor of the second moment from layer to layer in the last stage."""
+    values = [v.output for path, v in layers.items() if path.startswith(STAGES[name])]
+    return float((values[-1] / values[0]) ** (1 / (len(values) - 1)))
+
+
+def draw_signals(signals):
+    """Draws second moments by layer: a row for each network."""
+    names = [*dict.fromkeys(name for name, _ in signals)]
+    figure, axes = new_figure(2, len(names))
+    for row, name in zip(axes, names, strict=True):
+        for init, color in zip(INITS, COLORS, strict=False):
+            if (name, init) not in signals:
+                continue
+            layers = [*signals[name, init].values()]
+            index = np.arange(1, len(layers) + 1)
+            forward = np.array([layer.output for layer in layers])
+            backward = np.array([layer.gradient for layer in layers])
+            row[0].semilogy(index, forward / forward[0], "o", ms=4, color=color)
+            row[1].semilogy(index, backward / backward[-1], "o", ms=4, color=color)
+            up = np.cumprod([1, *(layer.forward for layer in layers[1:])])
+            down = np.cumprod([1, *(layer.backward for layer in layers[:0:-1])])[::-1]
+            row[0].semilogy(index, up, color=color, lw=1, label=init)
+            row[1].semilogy(index, down, color=color, lw=1, label=init)
+        row[0].set(title=f"{name}, forward", xlabel="convolution")
+        row[1].set(title=f"{name}, backward", xlabel="convolution")
+        row[0].legend(frameon=False)
+    return figure
+
+
+def signal_table(signals) -> Table:
+    """Lists measured and expected second moments of some layers."""
+    rows = []
+    for (name, init), layers in signals.items():
+        paths = [*layers]
+        for path in (*paths[:: max(1, len(paths) // 6)], paths[-1]):
+            layer = layers[path]
+            rows.append(
+                (
+                    f"{name}, {init}",
+                    path,
+                    f"{layer.output:.3g}",
+                    f"{layer.output / layer.expected_output:.3f}",
+                    f"{layer.gradient:.3g}",
+                    f"{layer.gradient / layer.expected_gradient:.3f}",
+                    f"{layer.forward:.3f}, {layer.backward:.3f}",
+                )
+            )
+    header = ("network", "layer", "output", "to formula", "gradient", "to formula")
+    return Table(
+        "Second moments at the start",
+        (*header, "paper's factors"),
+        rows,
+        "To formula: the measured moment divided by the formula's, given what comes "
+        "into the layer; the weights are drawn, so that it is 1 in expectation. nan: a "
+        "pool is above the layer. The paper's factors, forward and backward, leave out "
+        "borders.",
+    )
+
+
+def narrow_config(name: str, init: str, seed: int, sizes: Sizes) -> TrainConfig:
+    """Returns the config of a narrow version of a network of the paper."""
+    widths = {"relu22": (16, 24, 32, 32), "relu30": (16, 24, 32)}[name]
+    options = (f"widths={widths}", f"dense={NARROW_DENSE}", f"init={INITS[init]}")
+    options += (f"depths={sizes.depths}",) if sizes.depths else ()
+    return short_config(
+        name,
+        options=(*options, "dropout=0.0"),
+        batch_size=64,
+        steps=sizes.steps,
+        seed=seed,
+        learning_rate=0.01,
+        momentum=0.9,
+    )
+
+
+def train_narrow(name: str, init: str, seed: int, job: Job) -> Curve:
+    """Trains a narrow network on digits of 32 x 32 pixels."""
+
+    def scale_dense(variables: dict) -> dict:
+        """Keeps the real network's signal in narrower layers of fixed deviation."""
+        params = jax.tree.map(lambda x: x, variables["params"])
+        layers = (params["backbone"]["fc1"], params["backbone"]["fc2"])
+        layers = (*layers, params["head"]["fc3"])
+        for layer, inputs in zip(layers, REAL_INPUTS[name], strict=True):
+            layer["kernel"] *= (inputs / len(layer["kernel"])) ** 0.5
+        return {**variables, "params": params}
+
+    config = narrow_config(name, init, seed, job.sizes)
+    run_name = f"{name}-{init}-seed{seed}"
+    arrays = digits(32, 3)
+    return train_short(config, arrays, job.folder, run_name, change=scale_dense)
+
+
+class Stack(nn.Module):
+    """Fully connected layers of equal width and a linear classifier."""
+
+    depth: int
+    activation: str
+    kernel_init: str
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = images.reshape(len(images), -1)
+        activate = {"relu": nn.relu, "tanh": nn.tanh}[self.activation]
+        for _ in range(self.depth - 1):
+            x = activate(
+                nn.Dense(self.width, kernel_init=initializer(self.kernel_init))(x)
+            )
+        return nn.Dense(10, kernel_init=initializer("glorot"))(x)
+
+
+def train_dense(activation: str, init: str, seed: int, job: Job) -> Curve:
+    """Trains fully connected layers on digits of 8 x 8 pixels."""
+    model = Stack(job.sizes.depth, activation, INITS[init])
+    config = short_config(
+        "lenet5_modern",
+        batch_size=64,
+        steps=job.sizes.steps,
+        seed=seed,
+        learning_rate=0.01,
+        momentum=0.9,
+    )
+    run_name = f"{activation}{job.sizes.depth}-{init}-seed{seed}"
+    return train_short(config, digits(8), job.folder, run_name, model=model)
+
+
+def draw_curves(runs: dict[tuple[str, str], list[Curve]], title: str):
+    """Draws training errors: an axis for each network, a color for each init."""
+    names = [*dict.fromkeys(name for name, _ in runs)]
+    figure, (axes,) = new_figure(len(names), sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        for init, color in zip(INITS, COLORS, strict=False):
+            curves = runs.get((name, init))
+            if not curves:
+                continue
+            errors = [100 * np.array(curve.train_error) for curve in curves]
+            draw_spread(axis, curves[0].step, errors, label=init, color=color)
+        axis.axhline(90, color="black", lw=0.8, ls=":")
+        axis.set(title=title.format(name), xlabel="step", ylim=(0, 100))
+        axis.legend(frameon=False)
+    axes[0].set_ylabel("error (%)")
+    return figure
+
+
+def curve_table(title: str, runs: dict[tuple[str, str], list[Curve]]) -> Table:
+    """Lists what the runs came to."""
+    rows = []
+    for (name, init), curves in runs.items():
+        reached = [curve.steps_to(0.5) for curve in curves]
+        rows.append(
+            (
+                name,
+                init,
+                ", ".join(str(step) for step in reached),
+                format_spread([curve.train_error[-1] for curve in curves]),
+                format_spread([curve.test_error[-1] for curve in curves]),
+            )
+        )
+    header = ("network", "init", "steps until half is right, by seed", "training error")
+    return Table(title, (*header, "test error"), rows)
+
+
+def signal_bands(signals) -> list[Band]:
+    """Says in numbers how the signals follow the formulas."""
+    layers = [layer for found in signals.values() for layer in found.values()]
+    forward = [layer.output / layer.expected_output for layer in layers]
+    backward = [layer.gradient / layer.expected_gradient for layer in layers]
+    drawn = "the formula is exact in expectation over weights; these are draws"
+    bands = [
+        Band(
+            f"outputs' second moments to the formula, mean of {len(forward)} layers",
+            float(np.mean(forward)),
+            0.97,
+            1.03,
+            drawn,
+            "equations 7 and 10: Var[y] = n Var[w] E[x^2]",
+        ),
+        Band(
+            "gradients' second moments to the formula, mean of the layers",
+            float(np.nanmean(backward)),
+            0.95,
+            1.05,
+            drawn,
+            "equations 13 and 14",
+        ),
+    ]
+    for (name, init), found in signals.items():
+        factor = FACTORS[init]
+        bands.append(
+            Band(
+                f"{name}, {init}: factor from layer to layer in the last stage",
+                stage_factor(found, name),
+                0.8 * factor,
+                1.1 * factor,
+                "n Var[w] / 2 of equal widths, less what the border of zeros takes",
+                f"{factor:g}",
+            )
+        )
+    return bands
+
+
+def curve_bands(narrow, dense, sizes: Sizes) -> list[Band]:
+    """Says in numbers what converges, where both initializations were trained."""
+    if {*sizes.inits} != {*INITS} or {*sizes.networks} != {*NETWORKS}:
+        return []
+    error = {
+        key: float(np.mean([curve.train_error[-1] for curve in curves]))
+        for key, curves in {**narrow, **dense}.items()
+    }
+    steps = {
+        init: float(np.mean([curve.steps_to(0.5) for curve in narrow["relu22", init]]))
+        for init in INITS
+    }
+    return [
+        Band(
+            "22 layers: Glorot's steps until half is right, divided by He's",
+            steps["Glorot"] / steps["He"],
+            low=1.0,
+            reason="He's starts reducing the error earlier",
+            published="figure 2: both converge, He's earlier",
+        ),
+        Band(
+            "30 layers, He: training error at the end",
+            error["relu30", "He"],
+            high=0.3,
+            reason="converges",
+            published="figure 3: converges",
+        ),
+        Band(
+            "30 layers, Glorot: training error at the end",
+            error["relu30", "Glorot"],
+            low=0.85,
+            reason="2^-21 of the gradient's second moment arrives below 22 layers: "
+            "it stays at chance, 90 %",
+            published="figure 3: completely stalls",
+        ),
+        Band(
+            "fully connected, ReLU: Glorot's error minus He's",
+            error["relu", "Glorot"] - error["relu", "He"],
+            low=0.2,
+            reason="ReLU halves the second moment, and He's factor 2 makes up for it",
+        ),
+        Band(
+            "fully connected, tanh: He's error minus Glorot's",
+            error["tanh", "He"] - error["tanh", "Glorot"],
+            low=0.0,
+            reason="tanh has slope 1 at 0: He's factor 2 drives it into saturation",
+            published="Glorot and Bengio, table 1: 5 layers of tanh on MNIST, 1.64 % "
+            "with their initialization and 1.76 % with 1 / (3 n)",
+        ),
+    ]
+
+
+STUDY = Study(
+    name="initialization",
+    claim=(
+        "A good initialization converges faster at 22 layers and decides at 30; "
+        "Glorot's is for tanh, He's for ReLU."
+    ),
+    reference=(
+        "He et al., Delving Deep into Rectifiers, 2015, section 2.2, figures 2 and 3; "
+        "Glorot and Bengio, Understanding the difficulty of training deep feedforward "
+        "neural networks, 2010."
+    ),
+    run=run,
+    scales={
+        "smoke": Sizes(
+            draws=1,
+            images=1,
+            side=32,
+            options={"dense": 8, "widths": (8, 8, 8, 8), "depths": (1, 1, 2)},
+            depths=(1, 1, 2),
+            seeds=(0,),
+            steps=2,
+            depth=3,
+            networks=("relu22",),
+            inits=("He",),
+        ),
+        "quick": Sizes(
+            draws=2,
+            images=2,
+            side=224,
+            options={},
+            depths=None,
+            seeds=(0, 1, 2),
+            steps=300,
+        ),
+    },
+    changes={
+        "quick": (
+            "The signals are those of the real networks, on noise. The curves are of "
+            "networks as deep and 16 to 32 channels wide, on the embedded digits, with "
+            "constant rate; the deviations of the dense layers are enlarged so that "
+            "the signal is that of the real ones. The paper trains on ImageNet."
+        ),
+    },
+)

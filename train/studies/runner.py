@@ -1,0 +1,359 @@
+"""Trains the runs of a study: short ones in memory, long ones by the trainer."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+import zoo
+from train.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    parse_options,
+    to_json,
+)
+from train.data.formats.digits import read_digits
+from train.fit import fit, resume_run
+from train.history import read_history
+from train.optim import make_optimizer, make_schedule
+from train.state import TrainState, create_state
+from train.steps import make_train_step
+from train.studies.study import write_json
+from train.tasks import Classification, softmax_cross_entropy
+from zoo.cpu import compiler_options, jit_inference
+
+Array = jax.Array
+
+
+class Arrays(NamedTuple):
+    """Preprocessed images, float32 [N, H, W, C], and their labels, int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """How a run went; each list has one value for each entry of `step`.
+
+    Attributes:
+      step: Steps done.
+      loss: Mean training loss since the entry before; not finite once a run diverged.
+      train_error: Share of the training images of these steps that were wrong.
+      test_error: Share of the test images that are wrong after the step.
+      grad_norm: Norm of the gradient, mean since the entry before.
+    """
+
+    step: list[int]
+    loss: list[float]
+    train_error: list[float]
+    test_error: list[float]
+    grad_norm: list[float]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss became infinite or not a number."""
+        return not math.isfinite(self.loss[-1])
+
+    def steps_to(self, error: float) -> float:
+        """Returns the first step whose training error is at most `error`, or inf."""
+        for step, value in zip(self.step, self.train_error, strict=True):
+            if value <= error:
+                return step
+        return math.inf
+
+
+def digits(side: int, channels: int = 1, train: int | None = None) -> Arrays:
+    """Returns scikit-learn's digits, resized and of mean 0 and deviation 1.
+
+    Args:
+      side: Height and width, in pixels.
+      channels: Number of equal channels.
+      train: Number of training images to keep, the first ones; None for all 1,433.
+    """
+    images, labels, test = read_digits()
+    images = images[..., None].astype(np.float32) / 255
+    shape = (len(images), side, side, 1)
+    images = np.asarray(jax.image.resize(images, shape, "bilinear"))
+    images = (images - images[~test].mean()) / images[~test].std()
+    images = np.repeat(images, channels, axis=-1)
+    labels = labels.astype(np.int32)
+    kept = np.flatnonzero(~test)[:train]
+    return Arrays(images[kept], labels[kept], images[test], labels[test])
+
+
+def short_config(
+    name: str,
+    *,
+    options: tuple[str, ...] = (),
+    batch_size: int,
+    steps: int,
+    seed: int,
+    entries: int = 20,
+    **optim: Any,
+) -> TrainConfig:
+    """Returns the config of a short run on digits.
+
+    Args:
+      name: Registered name of the network.
+      options: Options of the network as name=value.
+      batch_size: Images per step.
+      steps: Length, in steps.
+      seed: Seed of the initialization and of the order of the images.
+      entries: Number of entries in the run's curve.
+      **optim: Fields of `OptimConfig`; a constant rate and no weight decay unless
+        they say otherwise.
+    """
+    return TrainConfig(
+        model=ModelConfig(name, options=options),
+        data=DataConfig("digits", batch_size=batch_size),
+        optim=OptimConfig(**{"schedule": "constant", "weight_decay": 0.0, **optim}),
+        steps=steps,
+        seed=seed,
+        log_every=max(1, steps // entries),
+    )
+
+
+def train_short(
+    config: TrainConfig,
+    arrays: Arrays,
+    folder: Path,
+    name: str,
+    *,
+    model: nn.Module | None = None,
+    change: Callable[[dict], dict] | None = None,
+    frozen: tuple[str, ...] = (),
+) -> Curve:
+    """Trains a classifier on images in memory; a finished run is read from its file.
+
+    Args:
+      config: What to do: model, batch size, optimizer, steps, seed, log_every.
+      arrays: Images.
+      folder: Folder of the study; the curve is kept in `runs/NAME.json` below it.
+      name: Name of the run in its study.
+      model: Network in place of the one that the config names.
+      change: Applied to the initial variables.
+      frozen: Path patterns of parameters that are not trained.
+    """
+    path = folder / "runs" / f"{name}.json"
+    plan = json.loads(json.dumps(to_json(config)))
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["config"] == plan:
+            return read_curve(kept["curve"])
+    curve, _ = train_in_memory(
+        config, arrays, model=model, change=change, frozen=frozen
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"config": plan, "curve": dataclasses.asdict(curve)})
+    return curve
+
+
+def read_curve(values: Mapping[str, list]) -> Curve:
+    """Reads the JSON of a curve, in which null stands for what is not finite."""
+    return Curve(
+        **{k: [math.nan if x is None else x for x in v] for k, v in values.items()}
+    )
+
+
+def train_in_memory(
+    config: TrainConfig,
+    arrays: Arrays,
+    *,
+    model: nn.Module | None = None,
+    change: Callable[[dict], dict] | None = None,
+    frozen: tuple[str, ...] = (),
+    watch: Callable[[int, TrainState], None] | None = None,
+) -> tuple[Curve, dict[str, Any]]:
+    """Trains as `train_short` does, and returns the variables too.
+
+    Args:
+      config: What to do.
+      arrays: Images.
+      model: Network in place of the one that the config names.
+      change: Applied to the initial variables.
+      frozen: Path patterns of parameters that are not trained.
+      watch: Called with the step and the state at the start and at each entry.
+    """
+    key = jax.random.key(config.seed)
+    if model is None:
+        classes = int(arrays.labels.max()) + 1
+        options = parse_options(config.model.options)
+        model, variables = zoo.create(
+            config.model.name, num_classes=classes, key=key, **options
+        )
+    else:
+        variables = jax.jit(model.init)(key, arrays.images[:1])
+    variables = change(variables) if change else variables
+    # The state is donated to the step: what was given is not the caller's any more.
+    variables = jax.tree.map(jnp.copy, variables)
+    schedule = make_schedule(config.optim, config.steps)
+    tx = make_optimizer(config.optim, schedule, variables["params"])
+    state = create_state(variables, tx, frozen=frozen)
+    make = make_train_step(
+        model,
+        Classification(softmax_cross_entropy),
+        tx,
+        schedule=schedule,
+        prepare=lambda key, batch: batch["image"],
+        seed=config.seed,
+        frozen=frozen,
+    )
+    images, labels = jnp.asarray(arrays.images), jnp.asarray(arrays.labels)
+
+    def step_on(state, images, labels, chosen):
+        return make(state, {"image": images[chosen], "label": labels[chosen]})
+
+    step_on = jax.jit(
+        step_on, donate_argnums=0, compiler_options=compiler_options(training=True)
+    )
+    predict = jit_inference(
+        lambda variables, images: model.apply(variables, images).argmax(-1)
+    )
+    curve = Curve([], [], [], [], [])
+    sums: list[Mapping[str, Array]] = []
+    if watch:
+        watch(0, state)
+    for step, chosen in enumerate(_batches(config, len(images)), start=1):
+        state, scalars = step_on(state, images, labels, chosen)
+        sums.append(scalars)
+        if step % config.log_every and step != config.steps:
+            continue
+        mean = {k: float(np.mean([float(s[k]) for s in sums])) for k in scalars}
+        sums.clear()
+        predicted = np.asarray(predict(state.variables(), arrays.test_images))
+        curve.step.append(step)
+        curve.loss.append(mean["loss"])
+        curve.train_error.append(1 - mean["accuracy"])
+        curve.test_error.append(float((predicted != arrays.test_labels).mean()))
+        curve.grad_norm.append(mean["grad_norm"])
+        if watch:
+            watch(step, state)
+        if not math.isfinite(mean["loss"]):
+            break
+    return curve, state.variables()
+
+
+def _batches(config: TrainConfig, count: int):
+    """Yields the images of each step: whole epochs in a random order."""
+    size = config.data.batch_size
+    if size > count:
+        raise ValueError(f"batch_size={size} is more than the {count} images.")
+    rng, order = np.random.default_rng(config.seed), np.zeros(0, int)
+    for _ in range(config.steps):
+        if len(order) < size:
+            order = rng.permutation(count)
+        yield order[:size]
+        order = order[size:]
+
+
+def train_long(config: TrainConfig, folder: Path) -> Curve:
+    """Trains by the trainer: goes on with a run, or reads it where it has finished.
+
+    Args:
+      config: What to do.
+      folder: Folder of the run.
+    """
+    config = dataclasses.replace(config, run_dir=str(folder))
+    if (folder / "config.json").exists():
+        resume_run(folder, config=config)
+    else:
+        fit(config, folder)
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> Curve:
+    """Reads the history of a run of the trainer, one entry for each evaluation."""
+    curve, since = Curve([], [], [], [], []), []
+    for row in read_history(folder):
+        if row["kind"] == "train":
+            since.append(row)
+        elif since:
+            curve.step.append(row["step"])
+            curve.test_error.append(1 - row["accuracy"])
+            curve.loss.append(float(np.mean([r["loss"] for r in since])))
+            accuracy = np.mean([r["accuracy"] for r in since])
+            curve.train_error.append(float(1 - accuracy))
+            curve.grad_norm.append(float(np.mean([r["grad_norm"] for r in since])))
+            since = []
+    return curve
+
+
+class Signal(NamedTuple):
+    """What passes a layer with a kernel, forward and backward.
+
+    Attributes:
+      input: The layer's input.
+      output: Its output, before any activation.
+      gradient: Gradient of the loss with respect to `output`.
+    """
+
+    input: Array
+    output: Array
+    gradient: Array
+
+
+def probe(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    *,
+    train: bool = False,
+) -> dict[str, Signal]:
+    """Reads the signals of every convolution and dense layer, in their order.
+
+    Args:
+      model: A classifier.
+      variables: Variables of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      labels: int32 [B], of the softmax cross-entropy.
+      train: Whether batch norm uses the batch.
+
+    Returns:
+      By the path of the layer.
+    """
+
+    def run(shifts, variables, images, labels):
+        record: dict[str, tuple[Array, Array]] = {}
+
+        def intercept(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            module = context.module
+            if context.method_name != "__call__" or not _has_kernel(module):
+                return out
+            path = "/".join(module.path)
+            out = out + shifts[path] if shifts else out
+            record[path] = (args[0], out)
+            return out
+
+        mutable = ["batch_stats"] if train else []
+        with nn.intercept_methods(intercept):
+            logits, _ = model.apply(variables, images, train=train, mutable=mutable)
+        order[:] = record
+        return softmax_cross_entropy(logits, labels).sum(), record
+
+    order: list[str] = []
+    inputs = variables, images, labels
+    record = jax.eval_shape(lambda *inputs: run({}, *inputs)[1], *inputs)
+    shifts = {
+        path: jnp.zeros(out.shape, out.dtype) for path, (_, out) in record.items()
+    }
+    gradients, record = jax.jit(jax.grad(run, has_aux=True))(shifts, *inputs)
+    return {path: Signal(*record[path], gradients[path]) for path in order}
+
+
+def _has_kernel(module: nn.Module) -> bool:
+    """Whether a module has a kernel of its own, as layers have and blocks have not."""
+    return module.has_variable("params", "kernel")

@@ -1,0 +1,237 @@
+"""What a study is, and what it comes to: figures, tables, and expected bands."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from zoo.registry import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One execution of a study.
+
+    Attributes:
+      scale: A key of `Study.scales`.
+      sizes: Its value: how much is measured at this scale.
+      folder: Folder for the study's runs, figures and page. What has been measured in
+        it already is not measured again.
+      dataset: Data set to use in place of the scale's own, as `--dataset` takes it.
+      steps: Length of the trainer's runs in place of the scale's own, in steps.
+    """
+
+    scale: str
+    sizes: Any
+    folder: Path
+    dataset: str | None = None
+    steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """A number and the interval in which the claim expects it.
+
+    Attributes:
+      what: What is measured.
+      value: The measured number.
+      low: Lower bound; None for none.
+      high: Upper bound; None for none.
+      reason: Why it is expected there.
+      published: The paper's corresponding number.
+    """
+
+    what: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    published: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is within the bounds, which belong to the band."""
+        above = self.low is None or self.value >= self.low
+        below = self.high is None or self.value <= self.high
+        return math.isfinite(self.value) and above and below
+
+    def bounds(self) -> str:
+        """Writes the interval."""
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"≤ {self.high:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+      title: Heading.
+      header: Names of the columns.
+      rows: Cells, shown as `str(cell)`.
+      note: Text below the table.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"table {self.title!r}: a row has {len(row)} cells, the header "
+                    f"{len(self.header)}: {[*row]}."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a study found.
+
+    Attributes:
+      figures: Captions and figures.
+      tables: Measured and published numbers.
+      bands: The claim as numbers.
+      seeds: Seeds over which means and spreads were taken; empty where nothing is
+        random.
+      remarks: Where the claim does not show at this scale, and at which it does.
+      values: Further numbers for the machine-readable result, as JSON takes them.
+    """
+
+    figures: Sequence[tuple[str, Figure]]
+    tables: Sequence[Table]
+    bands: Sequence[Band]
+    seeds: Sequence[int] = ()
+    remarks: Sequence[str] = ()
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A claim as an experiment.
+
+    Attributes:
+      name: Name on the command line.
+      claim: The claim, in one or two sentences.
+      reference: Papers, with the figures and tables that are made anew.
+      run: Measures.
+      scales: How much is measured: "smoke" (seconds, a test of the plumbing), "quick"
+        (embedded data, at most five minutes on two cores), and where the study has
+        them "medium" (real data, hours on a CPU) and "full" (the paper's data and
+        sizes).
+      changes: For each scale but "smoke", what differs from the paper.
+    """
+
+    name: str
+    claim: str
+    reference: str
+    run: Callable[[Job], Outcome]
+    scales: Mapping[str, Any]
+    changes: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A study that was run: what its page and its JSON file are written from."""
+
+    study: Study
+    job: Job
+    outcome: Outcome
+    seconds: float
+    cpu_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as plain JSON values."""
+        outcome = self.outcome
+        versions = ("canon-zoo", "jax", "flax", "optax", "numpy")
+        return {
+            "study": self.study.name,
+            "scale": self.job.scale,
+            "claim": self.study.claim,
+            "reference": self.study.reference,
+            "changes": self.study.changes.get(self.job.scale, ""),
+            "seeds": [*outcome.seeds],
+            "remarks": [*outcome.remarks],
+            "bands": [
+                {**dataclasses.asdict(band), "holds": band.holds}
+                for band in outcome.bands
+            ],
+            "tables": [
+                {
+                    "title": table.title,
+                    "header": [*table.header],
+                    "rows": [[str(cell) for cell in row] for row in table.rows],
+                }
+                for table in outcome.tables
+            ],
+            "values": dict(outcome.values),
+            "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "versions": {name: metadata.version(name) for name in versions},
+        }
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    scale: str = "quick",
+    dataset: str | None = None,
+    steps: int | None = None,
+) -> Report:
+    """Runs a study and writes its page, its figures and its result into a folder.
+
+    Args:
+      study: Study to run.
+      folder: Folder to write `report.html`, `result.json` and `figure-N.png` into;
+        made if it is missing.
+      scale: A key of `study.scales`.
+      dataset: Data set in place of the scale's own.
+      steps: Length of the trainer's runs in place of the scale's own.
+
+    Raises:
+      ValueError: The study has no such scale.
+    """
+    from train.studies.page import write_page
+
+    if scale not in study.scales:
+        raise ValueError(unknown(f"--scale of {study.name}", scale, study.scales))
+    folder.mkdir(parents=True, exist_ok=True)
+    wall, cpu = time.perf_counter(), time.process_time()
+    job = Job(scale, study.scales[scale], folder, dataset, steps)
+    outcome = study.run(job)
+    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    report = Report(study, job, outcome, seconds, cpu_seconds)
+    for i, (_, figure) in enumerate(outcome.figures, start=1):
+        figure.savefig(folder / f"figure-{i}.png", dpi=100)
+    write_json(folder / "result.json", report.to_json())
+    write_page(folder / "report.html", [report])
+    return report
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all; what is not finite becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): finite(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    text = json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
