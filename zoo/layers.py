@@ -1,5 +1,6 @@
 """The few Linen parts that several families share."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +27,24 @@ INITIALIZERS: dict[str, Callable] = {
     "truncated_0.01": nn.initializers.truncated_normal(0.01),
     "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Options that every network has; a family's config adds its own.
+
+    Attributes:
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """The keyword arguments that give a layer its dtypes."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
 def initializer(name: str) -> Callable:

@@ -7,11 +7,9 @@ from typing import Any
 
 from zoo.classification import (
     alexnet,
-    cifar_resnet,
     googlenet,
     he_init,
     lenet,
-    preact_resnet,
     resnet,
     vgg,
     zfnet,
@@ -45,8 +43,6 @@ _FAMILIES = (
     vgg,
     googlenet,
     resnet,
-    preact_resnet,
-    cifar_resnet,
     he_init,
     rcnn,
     fast_rcnn,
@@ -136,5 +132,5 @@ def list_options(name: str) -> dict[str, Any]:
     spec = get_spec(name)
     # What the spec has already fixed is a fact of the model, not an option.
     fixed = {"num_classes", *getattr(spec.build, "keywords", {})}
-    parameters = inspect.signature(spec.build).parameters.values()
+    parameters = inspect.signature(spec.config or spec.build).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in fixed}

@@ -179,6 +179,8 @@ class ModelSpec:
       macs: Exact number of multiply-adds of convolutions and dense layers for one
         image of `preprocess.size`, biases excluded.
       torch_rules: Called with the module; returns the `TorchRule`s of its weights.
+      config: Frozen dataclass whose fields are the options of `build`, which it has as
+        `**options`; None where the options are arguments of `build`.
       weights: Published weights.
       loss: Name of the paper's loss (see `train/tasks.py`).
       aux_losses: Endpoints with logits of their own that training adds to the loss, and
@@ -200,6 +202,7 @@ class ModelSpec:
     params: int
     macs: int
     torch_rules: Callable[[Any], tuple[TorchRule, ...]]
+    config: type | None = None
     weights: tuple[Weights, ...] = ()
     loss: str = "softmax_cross_entropy"
     aux_losses: tuple[tuple[str, float], ...] = ()

@@ -47,14 +47,14 @@ NARROW = {
     ),
     "he_init": dict(widths=(4, 5, 3), depths=(3, 2), dense=24),
     "resnet": dict(width=4),
-    "cifar_resnet": dict(width=4),
-    "preact_resnet": dict(width=4),
     "fcn_vgg": dict(widths=(4, 4, 8, 8, 8), dense=16),
     "ssd_vgg": dict(widths=(4, 5, 6, 7, 3), dense=8),
     "fast_rcnn": dict(widths=(4, 5, 6, 7, 3), dense=16),
 }
 # Networks with the same parts and fewer layers than the registered ones.
-_SHALLOW = {"cifar_resnet20": dict(depth=8), "cifar_resnet164_v2": dict(depth=11)}
+_SHALLOW = {
+    name: dict(blocks=(1, 1, 1)) for name in ("cifar_resnet20", "cifar_resnet164_v2")
+}
 
 
 def narrow(name: str) -> dict[str, Any]:

@@ -14,10 +14,13 @@ import pytest
 from flax.nnx.bridge import variables as bridge
 
 import zoo
-from zoo.classification.cifar_resnet import cifar_resnet
+from zoo.classification.resnet import BasicBlock, resnet
 from zoo.paths import flatten
 
-MODEL = cifar_resnet(depth=8)
+resnet8 = partial(
+    resnet, block=BasicBlock, blocks=(1, 1, 1), small=True, num_classes=10
+)
+MODEL = resnet8()
 IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3])
 FLAX = tuple(int(n) for n in importlib.metadata.version("flax").split(".")[:2])
@@ -289,7 +292,7 @@ def test_optax_fits_four_images(variables):
 
 
 def test_bfloat16_computes_with_float32_parameters(variables, logits):
-    model = cifar_resnet(depth=8, dtype=jnp.bfloat16)
+    model = resnet8(dtype=jnp.bfloat16)
     init = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
     out = jax.jit(lambda v: model.apply(v, IMAGES, method="endpoints"))(variables)
@@ -310,7 +313,7 @@ def test_types_of_parameters_and_logits(name):
 
 
 def test_recomputing_changes_no_number_and_no_path(variables):
-    model = cifar_resnet(depth=8, remat=True)
+    model = resnet8(remat=True)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert jax.tree.structure(shapes) == jax.tree.structure(variables)
 

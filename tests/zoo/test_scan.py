@@ -13,15 +13,15 @@ import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.data import array_source
 from train.experiment import prepare_experiment
-from zoo.classification.cifar_resnet import cifar_resnet
-from zoo.classification.preact_resnet import preact_resnet
+from zoo.classification.resnet import BasicBlock, PreActBottleneck, resnet
 
 # Three blocks in a stage, so that a loop has two.
+small = partial(resnet, blocks=(3, 3, 3), small=True, num_classes=10, width=4)
 BUILDS = {
-    "cifar": partial(cifar_resnet, depth=20, width=4),
+    "cifar": partial(small, block=BasicBlock),
     "imagenet": partial(zoo.build, "resnet18", num_classes=10, width=4),
-    "remat": partial(cifar_resnet, depth=20, width=4, remat=True),
-    "v2": partial(preact_resnet, depth=29, small=True, num_classes=10, width=4),
+    "remat": partial(small, block=BasicBlock, remat=True),
+    "v2": partial(small, block=PreActBottleneck, early_stride=True),
 }
 
 

@@ -1,148 +1,434 @@
-"""Residual networks for ImageNet, and the plain networks they are compared with.
+"""Residual networks for ImageNet and CIFAR-10, and the plain ones beside them.
 
-Reference:
-  He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015.
+References:
+  He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015 ("v1").
+  He, Zhang, Ren, Sun, Identity Mappings in Deep Residual Networks, 2016 ("v2").
 """
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from zoo.checks import check_images
 from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weights
-from zoo.classification.residual import (
-    BasicBlock,
-    Bottleneck,
-    make_classifier,
-    torch_rules,
+from zoo.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    NetworkConfig,
+    initializer,
+    make_head,
 )
-from zoo.layers import Classifier
-from zoo.spec import ModelSpec
+from zoo.ops.pooling import global_average_pool, max_pool
+from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
+
+Array = jax.Array
 
 PAPER = "He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015"
-INIT = "He et al. 2015, normal of variance 2 / (k * k * output channels)"
-ZERO_CHANNELS = (
-    "the paper does not say where option A puts its zero channels: half before and "
-    "half after the input's, as public weights for CIFAR-10 have it"
-)
-LAST_LAYER = (
-    "the paper does not state the last layer's initialisation: normal, std 0.01, as in "
-    "the paper it cites for the convolutions"
-)
+PAPER_V2 = "He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks, 2016"
 
-_DEPTHS = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
-}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetConfig(NetworkConfig):
+    """Options of a residual network.
+
+    Attributes:
+      width: Number of channels of the stem and of the first stage's 3x3 convolutions.
+      shortcut: What is added where a block changes the shape: "A" for the subsampled
+        input between channels of zeros, "B" for a 1x1 convolution; "C" for a 1x1
+        convolution in every block. None for a plain network, which adds nothing.
+      output_stride: Ratio of the image's size to the last map's: 32, 16 or 8. Below 32
+        the last stages are dilated instead of strided, with the same parameters.
+      init: Initializer of the convolutions, a name of `zoo.layers.INITIALIZERS`; None
+        for the paper's.
+      momentum: Decay rate of batch norm's running averages.
+      remat: Whether the backward pass recomputes each block's activations, which takes
+        time and saves memory.
+      scan: Whether the equal blocks of a stage are compiled as one loop, in a time that
+        does not grow with their number; the variables are the same. XLA's CPU runs
+        loops slower (2.4 times, measured on 110 layers). Their batch norm cannot be
+        frozen.
+    """
+
+    width: int = 64
+    shortcut: str | None = "B"
+    output_stride: int = 32
+    init: str | None = None
+    momentum: float = 0.9
+    remat: bool = False
+    scan: bool = False
+
+    def __post_init__(self):
+        if self.shortcut not in ("A", "B", "C", None):
+            raise ValueError(
+                f"shortcut must be 'A', 'B' or 'C', got {self.shortcut!r}."
+            )
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(
+                f"output_stride must be 8, 16 or 32, got {self.output_stride}."
+            )
+        initializer(self.init or "he_fan_out")  # Raises for an unknown name.
+
+    @property
+    def kernel_init(self) -> Callable:
+        """The initializer of the convolutions."""
+        return initializer(self.init or "he_fan_out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CifarConfig(ResNetConfig):
+    """Options of a residual network for images of 32 x 32 pixels."""
+
+    width: int = 16
+    shortcut: str | None = "A"
+
+
+class Block(nn.Module):
+    """A branch of convolutions, added to the block's input, and a ReLU.
+
+    Attributes:
+      features: Number of channels of the 3x3 convolutions.
+      stride: Stride of the block.
+      dilation: Dilation of the 3x3 convolutions.
+      first: Whether it is the network's first block, whose input is rectified already.
+      shortcut: What is added where the shape changes, see `ResNetConfig`.
+      early_stride: Whether a bottleneck's first 1x1 convolution has the stride, as
+        published, and not its 3x3 convolution, as in most public weights ("v1.5").
+      conv: Constructor of the convolutions.
+      norm: Constructor of the batch norms.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: int = 1
+    first: bool = False
+    shortcut: str | None = "B"
+    early_stride: bool = False
+    conv: Callable = Conv
+    norm: Callable = BatchNorm
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self.branch(x, train)
+        if self.shortcut is not None:
+            y = y + self.project(x, y.shape[-1], train)
+        return nn.relu(y)
+
+    def branch(self, x: Array, train: bool) -> Array:
+        """Computes what is added to the input."""
+        raise NotImplementedError
+
+    def project(self, x: Array, features: int, train: bool) -> Array:
+        """Brings the input to the shape of the branch's output."""
+        same = self.stride == 1 and x.shape[-1] == features
+        if same and self.shortcut != "C":
+            return x
+        if self.shortcut == "A":
+            x = x[:, :: self.stride, :: self.stride]
+            extra = features - x.shape[-1]
+            zeros = (extra // 2, extra - extra // 2)
+            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), zeros))
+        x = self.conv(features, 1, stride=self.stride, name="shortcut_conv")(x)
+        return self.norm(name="shortcut_bn")(x, train=train)
+
+    def conv3x3(self, stride: int, name: str) -> nn.Module:
+        """Makes a 3x3 convolution that keeps the size of a map at stride 1."""
+        d = self.dilation
+        return self.conv(
+            self.features, 3, stride=stride, padding=d, dilation=d, name=name
+        )
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; figure 5, left."""
+
+    def branch(self, x: Array, train: bool) -> Array:
+        """Computes what is added to the input."""
+        y = self.conv3x3(self.stride, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv3x3(1, name="conv2")(y)
+        return self.norm(name="bn2")(y, train=train)
+
+
+class Bottleneck(Block):
+    """A 3x3 convolution between two 1x1 convolutions; figure 5, right."""
+
+    def branch(self, x: Array, train: bool) -> Array:
+        """Computes what is added to the input."""
+        strides = (self.stride, 1) if self.early_stride else (1, self.stride)
+        y = self.conv(self.features, 1, stride=strides[0], name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv3x3(strides[1], name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = self.conv(4 * self.features, 1, name="conv3")(y)
+        return self.norm(name="bn3")(y, train=train)
+
+
+class PreActBottleneck(Block):
+    """Batch norm and ReLU before each convolution, and nothing after the addition.
+
+    Where the shape changes, the 1x1 convolution of the shortcut reads the rectified
+    input, as the branch does.
+
+    Reference:
+      The paper of v2, figure 4e.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        def activate(x: Array, name: str) -> Array:
+            return nn.relu(self.norm(name=name)(x, train=train))
+
+        features = 4 * self.features
+        strides = (self.stride, 1) if self.early_stride else (1, self.stride)
+        active = x if self.first else activate(x, "bn1")
+        y = self.conv(self.features, 1, stride=strides[0], name="conv1")(active)
+        y = self.conv3x3(strides[1], name="conv2")(activate(y, "bn2"))
+        y = self.conv(features, 1, name="conv3")(activate(y, "bn3"))
+        if x.shape[-1] != features:
+            project = self.conv(features, 1, stride=self.stride, name="shortcut_conv")
+            x = project(active)
+        return x + y
+
+
+class Stem(nn.Module):
+    """The first convolution and, for ImageNet, the max pool that follows it.
+
+    Attributes:
+      features: Number of channels.
+      small: Whether it is for images of 32 x 32 pixels: a 3x3 convolution without a
+        pool, in place of a 7x7 convolution of stride 2 with one.
+      conv: Constructor of the convolution.
+      norm: Constructor of the batch norm.
+    """
+
+    features: int
+    small: bool
+    conv: Callable
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> dict[str, Array]:
+        kernel, stride = (3, 1) if self.small else (7, 2)
+        x = self.conv(
+            self.features, kernel, stride=stride, padding=kernel // 2, name="conv"
+        )(x)
+        out = {"stem": nn.relu(self.norm(name="bn")(x, train=train))}
+        if not self.small:
+            out["stem_pool"] = max_pool(out["stem"], 3, 2, padding=1)
+        return out
+
+
+class Stage(nn.Module):
+    """Blocks of one width, the first of which may change the resolution.
+
+    Attributes:
+      first: Constructor of the first block.
+      block: Constructor of each other block.
+      blocks: Number of blocks, the first included.
+      scan: Whether the other blocks are compiled as one loop.
+    """
+
+    first: Callable
+    block: Callable
+    blocks: int
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = self.first(name="block1")(x, train)
+        names = [f"block{i + 1}" for i in range(1, self.blocks)]
+        if self.scan and names and not self.is_initializing():
+            return self._loop(names, x, train)
+        for name in names:
+            x = self.block(name=name)(x, train)
+        return x
+
+    def _loop(self, names: list[str], x: Array, train: bool) -> Array:
+        """Runs equal blocks in a loop over their stacked variables."""
+        stacked = {
+            collection: jax.tree.map(lambda *v: jnp.stack(v), *(t[n] for n in names))
+            for collection, t in self.variables.items()
+        }
+        block = self.block(parent=None)
+
+        def body(x: Array, variables: dict) -> tuple[Array, dict]:
+            return block.apply(variables, x, train, mutable=["batch_stats"])
+
+        x, updated = jax.lax.scan(body, x, stacked)
+        if train and self.is_mutable_collection("batch_stats"):
+            for i, name in enumerate(names):
+                stats = jax.tree.map(lambda v, i=i: v[i], updated["batch_stats"])
+                self.put_variable("batch_stats", name, stats)
+        return x
+
+
+class ResNetBackbone(nn.Module):
+    """A stem and stages, each with twice the channels of the one before it.
+
+    Attributes:
+      label: Name of the network in error messages.
+      block: Class of the blocks.
+      blocks: Number of blocks of each stage.
+      config: Options of the network.
+      small: Whether it is for images of 32 x 32 pixels, see `Stem`.
+      stem: Constructor of the stem; called as `Stem` is.
+      early_stride: Which convolution of a bottleneck has the stride, see `Block`.
+      dilate_first: Whether the first block of a dilated stage has the stage's dilation,
+        as in PSPNet, and not that of the stage before it, as in torchvision.
+      pooled: Whether the last endpoint is the mean over the map, for a classifier.
+      epsilon: Value that batch norm adds to the variance.
+      frozen: Whether batch norm is a fixed affine map, see `BatchNorm`.
+    """
+
+    label: str
+    block: type[Block]
+    blocks: tuple[int, ...]
+    config: ResNetConfig = ResNetConfig()
+    small: bool = False
+    stem: Callable = Stem
+    early_stride: bool = False
+    dilate_first: bool = False
+    pooled: bool = True
+    epsilon: float = 1e-5
+    frozen: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        check_images(images, self.label)
+        config = self.config
+        conv = partial(
+            Conv, use_bias=False, kernel_init=config.kernel_init, **config.dtypes
+        )
+        norm = partial(
+            BatchNorm,
+            momentum=config.momentum,
+            epsilon=self.epsilon,
+            frozen=self.frozen,
+            **config.dtypes,
+        )
+        block = partial(
+            nn.remat(self.block, static_argnums=(2,)) if config.remat else self.block,
+            shortcut=config.shortcut,
+            early_stride=self.early_stride,
+            conv=conv,
+            norm=norm,
+        )
+
+        out = self.stem(config.width, self.small, conv, norm, name="stem")(
+            images, train
+        )
+        x = [*out.values()][-1]
+        total_stride, dilation = (1, 1) if self.small else (4, 1)
+        for i, blocks in enumerate(self.blocks):
+            stride, first_dilation = 1 if i == 0 else 2, dilation
+            if stride == 2 and total_stride == config.output_stride:
+                stride, dilation = 1, 2 * dilation
+            if self.dilate_first:
+                first_dilation = dilation
+            total_stride *= stride
+            make = partial(block, config.width * 2**i)
+            first = partial(make, stride=stride, dilation=first_dilation, first=i == 0)
+            others = partial(make, dilation=dilation)
+            name = f"stage{i + 1}"
+            x = out[name] = Stage(first, others, blocks, config.scan, name=name)(
+                x, train
+            )
+        if issubclass(self.block, PreActBottleneck):
+            x = out["final"] = nn.relu(norm(name="final_bn")(x, train=train))
+        if self.pooled:
+            out["pool"] = global_average_pool(x)
+        return out
 
 
 def resnet(
     *,
-    depth: int,
-    early_stride: bool = False,
+    block: type[Block],
+    blocks: tuple[int, ...],
     num_classes: int = 1000,
-    width: int = 64,
-    shortcut: str | None = "B",
-    output_stride: int = 32,
-    init: str | None = None,
-    momentum: float = 0.9,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    remat: bool = False,
-    scan: bool = False,
+    label: str = "resnet",
+    small: bool = False,
+    early_stride: bool = False,
+    **options: Any,
 ) -> Classifier:
-    """Builds a residual or plain network of the paper's table 1.
+    """Builds a residual or plain network.
 
     Args:
-      depth: Weighted layers: 18, 34, 50, 101 or 152.
-      early_stride: Whether the first 1x1 convolution has a bottleneck's stride, as
-        published, and not the 3x3 one, as in most public weights.
-      num_classes: 0 for no head.
-      width: Channels of the stem and of the first stage's 3x3 convolutions.
-      shortcut: "A" (no parameters), "B" (projections where the shape changes), "C"
-        (projections everywhere), or None for a plain network.
-      output_stride: Pixels of the image to one of the last map, 32, 16 or 8: below 32
-        the last stages are dilated instead, with the same parameters.
-      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
-        paper's.
-      momentum: What batch norm's running averages keep at a step.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
-      remat: Trade computation for memory in the backward pass.
-      scan: Compile equal blocks as one loop, in a time that does not grow with their
-        number; the variables are the same. XLA's CPU runs loops slower (2.4 times,
-        measured on 110 layers). Batch norm in them cannot be frozen.
+      block: Class of the blocks.
+      blocks: Number of blocks of each stage.
+      num_classes: Number of classes; 0 for no head.
+      label: Name of the network in error messages.
+      small: Whether it is for images of 32 x 32 pixels.
+      early_stride: Which convolution of a bottleneck has the stride, see `Block`.
+      **options: Fields of `ResNetConfig`, or of `CifarConfig` for small images.
 
     Raises:
-      ValueError: An option is unknown or out of range.
+      ValueError: An option is out of range.
     """
-    if depth not in _DEPTHS:
-        raise ValueError(f"depth must be one of {[*_DEPTHS]}, got {depth}.")
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
-    block, blocks = _DEPTHS[depth]
-    kind, version = "plain" if shortcut is None else "resnet", "_v1" * early_stride
-    return make_classifier(
-        label=f"{kind}{depth}{version}",
-        block=block,
-        blocks=blocks,
-        width=width,
-        shortcut=shortcut,
-        early_stride=early_stride,
-        output_stride=output_stride,
-        num_classes=num_classes,
-        init=init,
-        momentum=momentum,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        scan=scan,
+    config = (CifarConfig if small else ResNetConfig)(**options)
+    backbone = ResNetBackbone(
+        label, block, blocks, config, small=small, early_stride=early_stride
     )
+    return Classifier(backbone, make_head(num_classes, **config.dtypes))
 
 
-_PARAMS = {
-    18: 11_689_512,
-    34: 21_797_672,
-    50: 25_557_032,
-    101: 44_549_160,
-    152: 60_192_808,
+def torch_rules(
+    model: Classifier, *, shortcut: str = "downsample", head: str = "fc"
+) -> tuple[TorchRule, ...]:
+    """Lists the names of torchvision and of most others: conv1, layer1.0.conv1, fc.
+
+    Args:
+      model: A network with a residual backbone.
+      shortcut: Name of the projection in the state dict.
+      head: Name of the last layer in the state dict.
+    """
+    rules = [
+        TorchRule("backbone/stem/conv", "conv1"),
+        TorchRule("backbone/stem/bn", "bn1"),
+        TorchRule("head/fc", head),
+    ]
+    parts = {f"{kind}{i}": f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)}
+    parts |= {"shortcut_conv": f"{shortcut}.0", "shortcut_bn": f"{shortcut}.1"}
+    for stage, blocks in enumerate(model.backbone.blocks, start=1):
+        for block in range(blocks):
+            ours, theirs = f"backbone/stage{stage}/block{block + 1}", f"layer{stage}"
+            for name, key in parts.items():
+                rules.append(TorchRule(f"{ours}/{name}", f"{theirs}.{block}.{key}"))
+    return tuple(rules)
+
+
+INIT = "He et al. 2015, normal of variance 2 / (k * k * output channels)"
+# Block, blocks of each stage, parameters and multiply-adds.
+_NETWORKS = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 11_689_512, 1_814_073_344),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 21_797_672, 3_663_761_408),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 25_557_032, 4_089_184_256),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 44_549_160, 7_801_405_440),
+    "resnet152": (Bottleneck, (3, 8, 36, 3), 60_192_808, 11_513_626_624),
+    "resnet50_v1": (Bottleneck, (3, 4, 6, 3), 25_557_032, 3_857_973_248),
+    "resnet101_v1": (Bottleneck, (3, 4, 23, 3), 44_549_160, 7_570_194_432),
+    "resnet152_v1": (Bottleneck, (3, 8, 36, 3), 60_192_808, 11_282_415_616),
+    "plain18": (BasicBlock, (2, 2, 2, 2), 11_515_688, 1_794_805_760),
+    "plain34": (BasicBlock, (3, 4, 6, 3), 21_623_848, 3_644_493_824),
+    "resnet200_v2": (PreActBottleneck, (3, 24, 36, 3), 64_666_152, 15_007_481_856),
+    "cifar_resnet164_v2": (PreActBottleneck, (18, 18, 18), 1_703_258, 244_500_992),
+    "cifar_resnet1001_v2": (PreActBottleneck, (111,) * 3, 10_327_706, 1_487_849_984),
+    "cifar_resnet20": (BasicBlock, (3, 3, 3), 269_722, 40_551_040),
+    "cifar_resnet32": (BasicBlock, (5, 5, 5), 464_154, 68_862_592),
+    "cifar_resnet44": (BasicBlock, (7, 7, 7), 658_586, 97_174_144),
+    "cifar_resnet56": (BasicBlock, (9, 9, 9), 853_018, 125_485_696),
+    "cifar_resnet110": (BasicBlock, (18, 18, 18), 1_727_962, 252_887_680),
+    "cifar_resnet1202": (BasicBlock, (200, 200, 200), 19_421_274, 2_829_238_912),
 }
-_MACS = {
-    18: 1_814_073_344,
-    34: 3_663_761_408,
-    50: 4_089_184_256,
-    101: 7_801_405_440,
-    152: 11_513_626_624,
-}
-_MACS_V1 = {50: 3_857_973_248, 101: 7_570_194_432, 152: 11_282_415_616}
-_PLAIN = {18: (11_515_688, 1_794_805_760), 34: (21_623_848, 3_644_493_824)}
-# torchvision's first weights and its later ones, which a longer recipe trained.
-_WEIGHTS = {
-    18: [("resnet18-f37072fd.pth", 69.758, 89.078)],
-    34: [("resnet34-b627a593.pth", 73.314, 91.420)],
-    50: [
-        ("resnet50-0676ba61.pth", 76.130, 92.862),
-        ("resnet50-11ad3fa6.pth", 80.858, 95.434),
-    ],
-    101: [
-        ("resnet101-63fe2227.pth", 77.374, 93.546),
-        ("resnet101-cd907fc2.pth", 81.886, 95.780),
-    ],
-    152: [
-        ("resnet152-394f9c45.pth", 78.312, 94.046),
-        ("resnet152-f82ba261.pth", 82.284, 96.002),
-    ],
-}
-# ImageNet validation error in percent, top-1 and top-5: by ten crops (table 3), and
-# by dense evaluation at several scales (table 4).
-_ERRORS = {
-    50: (22.85, 6.71, 20.74, 5.25),
-    101: (21.75, 6.05, 19.87, 4.60),
-    152: (21.43, 5.71, 19.38, 4.49),
-}
+_TABLE_3 = "ImageNet validation error {} % (top-5 {} %), ten crops (table 3)"
+_TABLE_4 = (
+    "ImageNet validation error {} % (top-5 {} %), dense at several scales (table 4)"
+)
 _PUBLISHED = {
     "resnet18": ("ImageNet validation error 27.88 %, shortcut A, ten crops (table 2)",),
     "resnet34": (
@@ -151,94 +437,209 @@ _PUBLISHED = {
         "ImageNet validation error 21.84 % (top-5 5.71 %) with shortcut B, 21.53 % "
         "(5.60 %) with C, dense at several scales (table 4)",
     ),
+    "resnet50": (_TABLE_3.format(22.85, 6.71), _TABLE_4.format(20.74, 5.25)),
+    "resnet101": (_TABLE_3.format(21.75, 6.05), _TABLE_4.format(19.87, 4.6)),
+    "resnet152": (_TABLE_3.format(21.43, 5.71), _TABLE_4.format(19.38, 4.49)),
     "plain18": ("ImageNet validation error 27.94 %, ten crops (table 2)",),
-    "plain34": (
-        "ImageNet validation error 28.54 % (top-5 10.02 %), ten crops (table 3)",
+    "plain34": (_TABLE_3.format(28.54, 10.02),),
+    "resnet200_v2": (
+        "ImageNet validation error 20.7 % (top-5 5.3 %), one crop of 320 x 320 "
+        "(table 5)",
+    ),
+    "cifar_resnet164_v2": ("CIFAR-10 test error 5.46 %, CIFAR-100 24.33 % (table 3)",),
+    "cifar_resnet1001_v2": (
+        "CIFAR-10 test error 4.92 %, CIFAR-100 22.71 % (table 3)",
+        "CIFAR-10 test error 4.62 %, trained with batches of 64 (table 4)",
     ),
 }
+# Table 6: error in percent, by depth.
+_CIFAR_ERRORS = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
+
+# Files of torchvision's weights, and their top-1 and top-5 accuracy in percent. The
+# second file is of a longer training.
+_TORCHVISION = {
+    "resnet18": (("resnet18-f37072fd.pth", 69.758, 89.078),),
+    "resnet34": (("resnet34-b627a593.pth", 73.314, 91.420),),
+    "resnet50": (
+        ("resnet50-0676ba61.pth", 76.130, 92.862),
+        ("resnet50-11ad3fa6.pth", 80.858, 95.434),
+    ),
+    "resnet101": (
+        ("resnet101-63fe2227.pth", 77.374, 93.546),
+        ("resnet101-cd907fc2.pth", 81.886, 95.780),
+    ),
+    "resnet152": (
+        ("resnet152-394f9c45.pth", 78.312, 94.046),
+        ("resnet152-f82ba261.pth", 82.284, 96.002),
+    ),
+}
+# Yerlan Idelbayev's weights: hash, or its published beginning, and error in percent.
+_IDELBAYEV = {
+    20: ("12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8", 8.27),
+    32: ("d509ac18", 7.37),
+    44: ("014dd654", 6.90),
+    56: ("4bfd9763", 6.61),
+    110: ("1d1ed7c2", 6.32),
+    1202: ("f3b1deed", 6.18),
+}
+
+# The mean color of CIFAR-10's training images.
+CIFAR = Preprocess(
+    size=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(1.0, 1.0, 1.0)
+)
+# As in the code that the authors of v2 published.
+CIFAR_V2 = Preprocess(
+    size=32,
+    channels=3,
+    mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
+    std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
+)
+CIFAR10_CLASSES = tuple(
+    "airplane automobile bird cat deer dog frog horse ship truck".split()
+)
+
+_MEAN_COLOR = "mean colour instead of mean image is subtracted from the input"
+_SCALED = "colours are scaled to deviation 1, as the public weights expect them"
+_SCALED_V2 = (
+    "colours are normalised by their mean and deviation, as in the code that was "
+    "published with the paper"
+)
 _FIRST_POOL = (
     "the paper does not say how the first pool treats the borders: padding 1, where "
     "its released models have none and round up"
 )
-_SUBTRACTED = "mean colour instead of mean image is subtracted from the input"
 _LATE_STRIDE = (
     "a bottleneck's 3x3 convolution has the stride, as in the public weights, and not "
     "its first 1x1 one; the published results are of the latter"
 )
-_COLOURS = "colours are scaled to deviation 1, as the public weights expect them"
+_STRIDE_V2 = (
+    "the 3x3 convolutions have the stride, and projections no batch norm: the paper "
+    "does not say, its released Torch model has it so"
+)
+_ZERO_CHANNELS = (
+    "the paper does not say where option A puts its zero channels: half before and "
+    "half after the input's, as public weights for CIFAR-10 have it"
+)
+LAST_LAYER = (
+    "the paper does not state the last layer's initialisation: normal, std 0.01, as in "
+    "the paper it cites for the convolutions"
+)
 
 
-def _resnet(depth: int) -> ModelSpec:
-    weights = [torchvision_weights(*facts) for facts in _WEIGHTS[depth][:1]]
-    for facts in _WEIGHTS[depth][1:]:
-        weights.append(torchvision_weights(*facts, name="imagenet_v2", resize=232))
-    basic = depth in (18, 34)
-    return _spec(
-        name=f"resnet{depth}",
-        build=partial(resnet, depth=depth, early_stride=False),
-        preprocess=IMAGENET,
-        params=_PARAMS[depth],
-        macs=_MACS[depth],
-        weights=tuple(weights),
-        torchvision=f"resnet{depth}",
-        published=_PUBLISHED[f"resnet{depth}"] if basic else _published(depth),
-        deviations=(
-            *(() if basic else (_LATE_STRIDE,)),
-            _COLOURS,
-            _FIRST_POOL,
-            ZERO_CHANNELS,
-            LAST_LAYER,
+def _spec(
+    name: str,
+    *deviations: str,
+    preprocess: Preprocess,
+    paper: str = f"{PAPER}, table 1",
+    published: tuple[str, ...] = (),
+    weights: tuple[Weights, ...] = (),
+    rules: Callable = torch_rules,
+    **options: Any,
+) -> ModelSpec:
+    block, blocks, params, macs = _NETWORKS[name.replace("cifar_plain", "cifar_resnet")]
+    small = len(blocks) == 3
+    latest = {"name": "imagenet_v2", "resize": 232}
+    for facts, kind in zip(_TORCHVISION.get(name, ()), ({}, latest), strict=False):
+        weights += (torchvision_weights(*facts, **kind),)
+    return ModelSpec(
+        name=name,
+        task="classification",
+        build=partial(
+            resnet, label=name, block=block, blocks=blocks, small=small, **options
         ),
-    )
-
-
-def _v1(depth: int) -> ModelSpec:
-    return _spec(
-        name=f"resnet{depth}_v1",
-        build=partial(resnet, depth=depth, early_stride=True),
-        preprocess=MEAN_COLOUR,
-        params=_PARAMS[depth],
-        macs=_MACS_V1[depth],
-        published=_published(depth),
-        deviations=(_SUBTRACTED, _FIRST_POOL, ZERO_CHANNELS, LAST_LAYER),
-    )
-
-
-def _plain(depth: int) -> ModelSpec:
-    params, macs = _PLAIN[depth]
-    return _spec(
-        name=f"plain{depth}",
-        build=partial(resnet, depth=depth, early_stride=False, shortcut=None),
-        preprocess=MEAN_COLOUR,
+        config=CifarConfig if small else ResNetConfig,
+        paper=paper,
+        num_classes=10 if small else 1000,
+        preprocess=preprocess,
         params=params,
         macs=macs,
-        published=_PUBLISHED[f"plain{depth}"],
-        deviations=(_SUBTRACTED, _FIRST_POOL, LAST_LAYER),
-    )
-
-
-def _published(depth: int) -> tuple[str, ...]:
-    ten, ten5, dense, dense5 = _ERRORS[depth]
-    return (
-        f"ImageNet validation error {ten} % (top-5 {ten5} %), ten crops (table 3)",
-        f"ImageNet validation error {dense} % (top-5 {dense5} %), dense at several "
-        "scales (table 4)",
-    )
-
-
-def _spec(**facts: Any) -> ModelSpec:
-    return ModelSpec(
-        task="classification",
-        paper=f"{PAPER}, table 1",
-        num_classes=1000,
-        torch_rules=torch_rules,
+        torch_rules=rules,
+        weights=weights,
+        torchvision=name if name in _TORCHVISION else None,
         init=INIT,
+        published=published or _PUBLISHED[name.removesuffix("_v1")],
+        deviations=(*deviations, LAST_LAYER),
+    )
+
+
+def _imagenet(name: str, *deviations: str) -> ModelSpec:
+    """A network as torchvision has it."""
+    deviations = (*deviations, _SCALED, _FIRST_POOL, _ZERO_CHANNELS)
+    return _spec(name, *deviations, preprocess=IMAGENET)
+
+
+def _imagenet_v1(name: str, *deviations: str, **options: Any) -> ModelSpec:
+    """A network as its paper has it."""
+    deviations = (_MEAN_COLOR, _FIRST_POOL, *deviations)
+    return _spec(name, *deviations, preprocess=MEAN_COLOUR, **options)
+
+
+def _v2(name: str, *deviations: str, preprocess: Preprocess) -> ModelSpec:
+    return _spec(
+        name,
+        _SCALED_V2,
+        *deviations,
+        preprocess=preprocess,
+        paper=f"{PAPER_V2}, section 5 and appendix",
+        rules=lambda model: (
+            *torch_rules(model),
+            TorchRule("backbone/final_bn", "bn_final"),
+        ),
+        early_stride=preprocess.size == 32,
+        shortcut="B",
+        output_stride=32,
+    )
+
+
+def _cifar(kind: str, depth: int) -> ModelSpec:
+    facts = dict(
+        preprocess=CIFAR,
+        paper=f"{PAPER}, section 4.2",
+        rules=partial(torch_rules, shortcut="shortcut", head="linear"),
+        output_stride=32,
+    )
+    if kind == "plain":
+        error = "CIFAR-10 error: curves only (figure 6), above the residual net's"
+        if depth == 110:
+            error = "CIFAR-10 training and test error above 60 % (section 4.2)"
+        name = f"cifar_plain{depth}"
+        return _spec(name, _MEAN_COLOR, published=(error,), shortcut=None, **facts)
+    sha256, error = _IDELBAYEV[depth]
+    weights = Weights(
+        name="cifar10",
+        url=(
+            "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
+            f"pretrained_models/resnet{depth}-{sha256[:8]}.th"
+        ),
+        sha256=sha256,
+        accuracy=f"{100 - error:.2f} % of CIFAR-10's test images",
+        source="Yerlan Idelbayev, Proper ResNet Implementation for CIFAR10/CIFAR100",
+        licence="BSD-2-Clause",
+        preprocess=dataclasses.replace(IMAGENET, size=32, resize=None),
+        class_names=CIFAR10_CLASSES,
+    )
+    return _spec(
+        f"cifar_resnet{depth}",
+        _MEAN_COLOR,
+        _ZERO_CHANNELS,
+        published=(
+            f"CIFAR-10 test error {_CIFAR_ERRORS[depth]} %, single view (table 6)",
+        ),
+        weights=(weights,),
         **facts,
     )
 
 
 SPECS = (
-    *(_resnet(depth) for depth in (18, 34, 50, 101, 152)),
-    *(_v1(depth) for depth in (50, 101, 152)),
-    *(_plain(depth) for depth in (18, 34)),
+    *(_imagenet(name) for name in ("resnet18", "resnet34")),
+    *(_imagenet(f"resnet{depth}", _LATE_STRIDE) for depth in (50, 101, 152)),
+    *(
+        _imagenet_v1(f"resnet{depth}_v1", _ZERO_CHANNELS, early_stride=True)
+        for depth in (50, 101, 152)
+    ),
+    *(_imagenet_v1(f"plain{depth}", shortcut=None) for depth in (18, 34)),
+    _v2("resnet200_v2", _STRIDE_V2, preprocess=IMAGENET),
+    *(_v2(f"cifar_resnet{depth}_v2", preprocess=CIFAR_V2) for depth in (164, 1001)),
+    *(_cifar("resnet", depth) for depth in (20, 32, 44, 56, 110, 1202)),
+    *(_cifar("plain", depth) for depth in (20, 32, 44, 56, 110)),
 )

@@ -19,9 +19,9 @@ import numpy as np
 
 from zoo.checks import check_detector_classes
 from zoo.classification.imagenet import IMAGENET
-from zoo.classification.residual import Bottleneck, ResNetBackbone
-from zoo.classification.residual import torch_rules as backbone_rules
 from zoo.classification.resnet import INIT as RESNET_INIT
+from zoo.classification.resnet import Bottleneck, ResNetBackbone, ResNetConfig
+from zoo.classification.resnet import torch_rules as backbone_rules
 from zoo.classification.vgg import DENSE, WIDTHS
 from zoo.detection import fast_rcnn
 from zoo.detection.coco import CLASS_NAMES
@@ -231,18 +231,18 @@ def faster_rcnn_c4(
     name = "faster_rcnn_resnet101_c4"
     check_detector_classes(name, num_classes)
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    resnet = dict(kernel_init=initializer(init), early_stride=early_stride, **dtypes)
+    resnet_config = ResNetConfig(init=init, remat=remat, **dtypes)
     return TwoStage(
         backbone=ResNetBackbone(
             label=name,
             block=Bottleneck,
             blocks=(3, 4, 23),
+            config=resnet_config,
+            early_stride=early_stride,
             frozen=True,
             pooled=False,
-            remat=remat,
-            **resnet,
         ),
-        box_head=StageHead(512, 3, **resnet),
+        box_head=StageHead(512, 3, early_stride, resnet_config.kernel_init, **dtypes),
         # The last stage halves the resolution.
         roi_pool=partial(fast_rcnn.roi_pool, size=14),
         **_published_parts(name, num_classes, "stage3", anchors, dtypes),
@@ -308,13 +308,10 @@ def faster_rcnn_fpn(
             label=name,
             block=Bottleneck,
             blocks=(3, 4, 6, 3),
-            kernel_init=initializer(init),
+            config=ResNetConfig(init=init, momentum=momentum, remat=remat, **dtypes),
             frozen=frozen,
             epsilon=epsilon,
-            momentum=momentum,
             pooled=False,
-            remat=remat,
-            **dtypes,
         ),
         neck=FPN(("stage1", "stage2", "stage3", "stage4"), (2, 3, 4, 5), **dtypes),
         rpn=RPN(len(ASPECT_RATIOS), **dtypes),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.classification.residual import Bottleneck, Stage
+from zoo.classification.resnet import Bottleneck, Stage
 from zoo.detection.types import Candidates, ClassOutputs, LossSum, Targets
 from zoo.layers import INITIALIZERS, BatchNorm, Conv, FullyConnected, Layer
 from zoo.ops.box_coding import decode, encode
@@ -81,7 +81,7 @@ class StageHead(Layer):
     Attributes:
       features: Number of channels of the 3x3 convolutions.
       blocks: Number of blocks.
-      early_stride: Position of a block's stride, see `zoo.classification.residual`.
+      early_stride: Position of a block's stride, see `zoo.classification.resnet.Block`.
       kernel_init: Initializer of the kernels.
     """
 

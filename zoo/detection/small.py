@@ -15,8 +15,8 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_detector_classes, check_images
-from zoo.classification.residual import BasicBlock, ResNetBackbone
 from zoo.classification.resnet import INIT as RESNET_INIT
+from zoo.classification.resnet import BasicBlock, ResNetBackbone, ResNetConfig
 from zoo.detection import faster_rcnn
 from zoo.detection.fpn import FPN
 from zoo.detection.roi_heads import DenseHead, Predictor
@@ -219,12 +219,10 @@ def faster_rcnn_small(
             label=name,
             block=BasicBlock,
             blocks=(2, 2, 2),
-            width=32,
-            kernel_init=initializer(init),
-            momentum=momentum,
+            config=ResNetConfig(
+                width=32, init=init, momentum=momentum, remat=remat, **dtypes
+            ),
             pooled=False,
-            remat=remat,
-            **dtypes,
         ),
         neck=FPN(stages, (2, 3, 4), 64, extra=False, **dtypes),
         rpn=RPN(len(faster_rcnn.ASPECT_RATIOS), 64, **dtypes),

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from zoo.checks import check_num_classes
-from zoo.classification import residual
+from zoo.classification import resnet
 from zoo.classification.imagenet import IMAGENET
 from zoo.layers import initializer
 from zoo.segmentation.segmenter import ConvHead, Segmenter
@@ -63,20 +63,14 @@ def fcn_resnet(
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
     check_num_classes(num_classes)
     label = f"fcn_resnet{depth}"
     types = dict(momentum=momentum, dtype=dtype, param_dtype=param_dtype)
-    backbone = residual.ResNetBackbone(
-        label=label,
-        block=residual.Bottleneck,
-        blocks=BLOCKS[depth],
-        output_stride=output_stride,
-        pooled=False,
-        kernel_init=initializer(init or "he_fan_out"),
-        remat=remat,
-        **types,
+    config = resnet.ResNetConfig(
+        output_stride=output_stride, init=init, remat=remat, **types
+    )
+    backbone = resnet.ResNetBackbone(
+        label, resnet.Bottleneck, BLOCKS[depth], config, pooled=False
     )
     head = partial(
         ConvHead,
@@ -100,7 +94,7 @@ def fcn_resnet(
 def _torchvision_names(model: Segmenter) -> tuple[TorchRule, ...]:
     rules = [
         dataclasses.replace(rule, key=f"backbone.{rule.key}")
-        for rule in residual.torch_rules(model)
+        for rule in resnet.torch_rules(model)
         if not rule.module.startswith("head/")
     ]
     heads = {"head": "classifier", "aux_head": "aux_classifier"}

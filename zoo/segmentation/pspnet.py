@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.checks import check_num_classes
-from zoo.classification import residual
+from zoo.classification import resnet
 from zoo.classification.imagenet import MEAN_COLOUR
-from zoo.layers import BatchNorm, Conv, initializer
+from zoo.layers import BatchNorm, Conv
 from zoo.ops.pooling import adaptive_avg_pool, max_pool
 from zoo.ops.resize import resize
 from zoo.segmentation.segmenter import ConvHead, Segmenter
@@ -111,22 +111,21 @@ def pspnet(
     """
     check_num_classes(num_classes)
     label = f"pspnet_resnet{depth}"
-    kernel_init = initializer(init or "he_fan_out")
-    types = dict(kernel_init=kernel_init, momentum=momentum)
-    types |= dict(dtype=dtype, param_dtype=param_dtype)
-    backbone = residual.ResNetBackbone(
-        label=label,
-        block=residual.Bottleneck,
-        blocks=BLOCKS[depth],
+    types = dict(momentum=momentum, dtype=dtype, param_dtype=param_dtype)
+    config = resnet.ResNetConfig(output_stride=8, init=init, remat=remat, **types)
+    backbone = resnet.ResNetBackbone(
+        label,
+        resnet.Bottleneck,
+        BLOCKS[depth],
+        config,
         stem=DeepStem,
         early_stride=early_stride,
-        output_stride=8,
         dilate_first=True,
         pooled=False,
-        remat=remat,
-        **types,
     )
-    options = dict(dropout=dropout, align_corners=True, **types)
+    options = dict(
+        dropout=dropout, align_corners=True, kernel_init=config.kernel_init, **types
+    )
     head, aux_head = None, None
     if num_classes:
         head = PyramidHead(num_classes, 512, **options)
@@ -149,7 +148,7 @@ def _semseg_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """Those of hszhao/semseg."""
     rules = [
         rule
-        for rule in residual.torch_rules(model)
+        for rule in resnet.torch_rules(model)
         if rule.module.startswith("backbone/stage")
     ]
     for i, place in enumerate((0, 3, 6), start=1):

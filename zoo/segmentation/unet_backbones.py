@@ -16,10 +16,9 @@ import jax.numpy as jnp
 
 from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
-from zoo.classification.residual import torch_rules
 from zoo.classification.resnet import INIT as RESNET_INIT
 from zoo.classification.resnet import PAPER as RESNET_PAPER
-from zoo.classification.resnet import resnet
+from zoo.classification.resnet import BasicBlock, resnet, torch_rules
 from zoo.layers import Classifier, initializer
 from zoo.segmentation.segmenter import Segmenter
 from zoo.segmentation.unet import INIT, PAPER, SAME
@@ -113,8 +112,15 @@ def unet_resnet34(
       ValueError: An option is unknown or out of range.
     """
     options = dict(init=init, remat=remat, dtype=dtype, param_dtype=param_dtype)
+    resnet34 = resnet(
+        block=BasicBlock,
+        blocks=(3, 4, 6, 3),
+        num_classes=0,
+        momentum=momentum,
+        **options,
+    )
     return unet_on(
-        resnet(depth=34, num_classes=0, momentum=momentum, **options),
+        resnet34,
         reads=("stage4", "stage3", "stage2", "stage1", "stem"),
         num_classes=num_classes,
         label="unet_resnet34",

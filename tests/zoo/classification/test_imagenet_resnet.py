@@ -13,9 +13,12 @@ from torch_nets import (
 )
 
 import zoo
-from zoo.classification.preact_resnet import PreActivationBottleneck
-from zoo.classification.residual import BasicBlock, Bottleneck, make_classifier
-from zoo.classification.resnet import resnet
+from zoo.classification.resnet import (
+    BasicBlock,
+    Bottleneck,
+    PreActBottleneck,
+    resnet,
+)
 from zoo.paths import flatten
 from zoo.summary import abstract_variables, list_endpoints, list_layers
 from zoo.weights import from_torch, to_torch
@@ -37,19 +40,9 @@ ACCURACIES = {
 }
 
 
-def small(block, *, blocks=BLOCKS, width=4, init=None, **options):
+def small(block, *, blocks=BLOCKS, width=4, **options):
     """A network of the ImageNet kind, few and narrow blocks."""
-    return make_classifier(
-        label="small",
-        block=block,
-        blocks=blocks,
-        width=width,
-        num_classes=5,
-        init=init,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        **options,
-    )
+    return resnet(block=block, blocks=blocks, width=width, num_classes=5, **options)
 
 
 def make_pair(kind, output_stride=32, **options):
@@ -131,12 +124,10 @@ def test_where_projections_are():
     assert projections(shortcut="C") == [*every, *changes[1:]]
 
 
-@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreActivationBottleneck])
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreActBottleneck])
 def test_every_block_is_recomputed_and_no_path_changes(block):
-    options = {"preactivation": block is PreActivationBottleneck, "blocks": (2, 1)}
-
     def trace(remat):
-        model = small(block, remat=remat, **options)
+        model = small(block, remat=remat, blocks=(2, 1))
         variables = abstract_variables(model, (8, 8, 3))
         images = jnp.zeros((1, 8, 8, 3))
         return variables, str(jax.make_jaxpr(model.apply)(variables, images))
@@ -161,8 +152,6 @@ def test_impossible_options_are_refused():
         zoo.build("resnet50", output_stride=4)
     with pytest.raises(ValueError, match="shortcut must be 'A', 'B' or 'C', got 'D'"):
         zoo.build("resnet18", shortcut="D")
-    with pytest.raises(ValueError, match=r"depth must be one of .*152\], got 20"):
-        resnet(depth=20)
     with pytest.raises(ValueError, match="unknown option of plain18 'shortcut'"):
         zoo.build("plain18", shortcut="A")
     with pytest.raises(ValueError, match="unknown option of resnet50 'early_stride'"):

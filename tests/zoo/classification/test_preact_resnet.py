@@ -14,8 +14,7 @@ from torch_nets import (
 )
 
 import zoo
-from zoo.classification.preact_resnet import PreActivationBottleneck, preact_resnet
-from zoo.classification.residual import make_classifier
+from zoo.classification.resnet import PreActBottleneck, resnet
 from zoo.paths import flatten
 from zoo.summary import list_layers
 from zoo.weights import from_torch, to_torch
@@ -23,28 +22,16 @@ from zoo.weights import from_torch, to_torch
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 32, 32, 3)).astype(np.float32)
 LABELS = np.array([3, 1])
-TYPES = dict(init=None, dtype=jnp.float32, param_dtype=jnp.float32)
-cifar = partial(preact_resnet, small=True, num_classes=10)
-
-
-def imagenet(blocks=(1, 2, 1, 1), **options):
-    """ResNet-200's arrangement, few and narrow blocks."""
-    return make_classifier(
-        label="small",
-        block=PreActivationBottleneck,
-        blocks=blocks,
-        width=4,
-        preactivation=True,
-        num_classes=5,
-        **TYPES,
-        **options,
-    )
+build = partial(resnet, block=PreActBottleneck)
+cifar = partial(build, small=True, early_stride=True, num_classes=10)
+# ResNet-200's arrangement, few and narrow blocks.
+imagenet = partial(build, blocks=(1, 2, 1, 1), width=4, num_classes=5)
 
 
 def test_cifar_endpoints_are_what_torch_computes(cheap_jit):
     options = dict(blocks=(2, 2, 2), kind="preact", early_stride=True)
     make_net = partial(TorchResNet, **options)
-    check_endpoints(cifar(depth=20), make_net, IMAGES, jit=cheap_jit)
+    check_endpoints(cifar(blocks=(2, 2, 2)), make_net, IMAGES, jit=cheap_jit)
 
 
 def test_imagenet_endpoints_are_what_torch_computes(cheap_jit):
@@ -58,7 +45,9 @@ def test_one_training_step_is_what_torch_computes(cheap_jit):
     options = dict(blocks=(1, 1, 1), kind="preact", early_stride=True)
     make_net = partial(TorchResNet, **options)
     images = IMAGES[:, :16, :16]
-    check_training_step(cifar(depth=11), make_net, images, LABELS, jit=cheap_jit)
+    check_training_step(
+        cifar(blocks=(1, 1, 1)), make_net, images, LABELS, jit=cheap_jit
+    )
 
 
 def test_the_input_goes_through_a_block_untouched(cheap_jit):
@@ -100,7 +89,7 @@ def test_where_batch_norms_and_projections_are():
 
 @pytest.mark.parametrize(
     ("build", "sizes"),
-    [(partial(cifar, depth=11), (16, 16)), (imagenet, (8, 4))],
+    [(partial(cifar, blocks=(1, 1, 1)), (16, 16)), (imagenet, (8, 4))],
     ids=["cifar", "imagenet"],
 )
 def test_which_convolution_has_the_stride(build, sizes):
@@ -124,14 +113,6 @@ def test_pytorch_names_come_back_bit_by_bit():
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-@pytest.mark.parametrize("depth", [2, 12, 111])
-def test_other_depths_are_refused(depth):
-    with pytest.raises(ValueError, match=rf"9n \+ 2 with n >= 1, got {depth}"):
-        cifar(depth=depth)
-    with pytest.raises(ValueError, match=f"depth must be 200, got {depth}"):
-        preact_resnet(depth=depth, small=False, num_classes=10)
-
-
 def test_options():
     expected = {"width", "init", "momentum", "dtype", "param_dtype", "remat", "scan"}
     for name in ("resnet200_v2", "cifar_resnet164_v2"):
@@ -141,10 +122,10 @@ def test_options():
 
 
 def test_the_smallest_images():
-    model = cifar(depth=11)
+    model = cifar(blocks=(1, 1, 1))
     shapes = jax.eval_shape(
         model.init_with_output, jax.random.key(0), jnp.zeros((1, 1, 1, 3))
     )
     assert shapes[0].shape == (1, 10)
-    with pytest.raises(ValueError, match="cifar_resnet11_v2 takes images of 1 x 1 "):
+    with pytest.raises(ValueError, match="resnet takes images of 1 x 1 "):
         model.init(jax.random.key(0), jnp.zeros((1, 0, 1, 3)))

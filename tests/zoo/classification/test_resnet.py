@@ -12,27 +12,28 @@ from torch_nets import (
     check_training_step,
 )
 
-from zoo.classification.cifar_resnet import cifar_resnet
+from zoo.classification.resnet import BasicBlock, resnet
 from zoo.paths import flatten
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 32, 32, 3)).astype(np.float32)
 LABELS = np.array([3, 7])
 NETWORKS = {
-    "resnet14 A": {"depth": 14},
-    "resnet8 B": {"depth": 8, "shortcut": "B"},
-    "resnet8 C": {"depth": 8, "shortcut": "C"},
-    "plain8": {"depth": 8, "shortcut": None},
+    "resnet14 A": {"blocks": (2, 2, 2)},
+    "resnet8 B": {"shortcut": "B"},
+    "resnet8 C": {"shortcut": "C"},
+    "plain8": {"shortcut": None},
 }
+resnet8 = partial(
+    resnet, block=BasicBlock, blocks=(1, 1, 1), small=True, num_classes=10
+)
 
 
 def make_pair(name):
     """The network, and what makes the same in PyTorch."""
     options = NETWORKS[name]
-    blocks = ((options["depth"] - 2) // 6,) * 3
-    shortcut = options.get("shortcut", "A")
-    net = partial(TorchResNet, blocks=blocks, shortcut=shortcut)
-    return cifar_resnet(**options), net
+    net = partial(TorchResNet, **{"blocks": (1, 1, 1), "shortcut": "A", **options})
+    return resnet8(**options), net
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -46,7 +47,7 @@ def test_one_training_step_is_what_torch_computes(name, cheap_jit):
 
 
 def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides(cheap_jit):
-    model = cifar_resnet(depth=8)
+    model = resnet8()
     variables = cheap_jit(model.init)(jax.random.key(0), IMAGES)
     # With the residual branch at zero a block passes on its shortcut.
     block = variables["params"]["backbone"]["stage2"]["block1"]
@@ -59,7 +60,7 @@ def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides(cheap
 
 
 def test_convolutions_start_as_he_et_al_say(cheap_jit):
-    model = cifar_resnet(depth=8, num_classes=100)
+    model = resnet8(num_classes=100)
     variables = cheap_jit(model.init)(jax.random.key(0), IMAGES)
     flat = flatten(variables["params"])
     for path, kernel in flat.items():
@@ -82,31 +83,25 @@ def test_fan_in_and_fan_out_are_not_the_same(cheap_jit):
     images = jnp.zeros((1, 8, 8, 3))
     std = {}
     for init in ("he_fan_out", "he_fan_in"):
-        model = cifar_resnet(depth=8, init=init)
+        model = resnet8(init=init)
         params = cheap_jit(model.init)(jax.random.key(0), images)
         kernel = flatten(params)["params/backbone/stage2/block1/conv1/kernel"]
         std[init] = float(np.std(kernel))
     assert std["he_fan_in"] / std["he_fan_out"] == pytest.approx(2**0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("depth", [2, 7, 9, 18, 34])
-def test_depths_of_other_forms_are_refused(depth):
-    with pytest.raises(ValueError, match=rf"6n \+ 2 with n >= 1, got {depth}"):
-        cifar_resnet(depth=depth)
-
-
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="shortcut must be 'A', 'B' or 'C', got 'D'"):
-        cifar_resnet(depth=8, shortcut="D")
+        resnet8(shortcut="D")
     with pytest.raises(ValueError, match="init='he' is unknown; choose from"):
-        cifar_resnet(depth=8, init="he")
+        resnet8(init="he")
     with pytest.raises(ValueError, match=r"0 \(no head\) or more, got -1"):
-        cifar_resnet(depth=8, num_classes=-1)
+        resnet8(num_classes=-1)
 
 
 @pytest.mark.parametrize("side", [24, 31])
 def test_other_sizes_of_images_are_fine(side):
-    model = cifar_resnet(depth=8)
+    model = resnet8()
     images = jnp.zeros((1, side, side, 3))
     shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     assert shapes[0].shape == (1, 10)

@@ -11,7 +11,7 @@ import pytest
 import zoo
 from zoo import registry
 from zoo.__main__ import main
-from zoo.classification import alexnet, googlenet, residual
+from zoo.classification import alexnet, googlenet, resnet
 from zoo.layers import BatchNorm
 from zoo.ops.convolution import convolve
 from zoo.spec import TorchRule
@@ -59,18 +59,18 @@ def test_another_epsilon_is_found(monkeypatch, cheap_jit):
     def other(**options):
         return BatchNorm(**{**options, "epsilon": 1e-3})
 
-    monkeypatch.setattr(residual, "BatchNorm", other)
+    monkeypatch.setattr(resnet, "BatchNorm", other)
     assert failed(verify(SMALL, jit=cheap_jit))[0] == "stem"
 
 
 @pytest.mark.apart
 def test_zeros_on_another_side_are_found(monkeypatch, cheap_jit):
-    pad = residual.jnp.pad
+    pad = resnet.jnp.pad
 
     def behind(x, widths):
         return pad(x, (*widths[:-1], (0, sum(widths[-1]))))
 
-    monkeypatch.setattr(residual.jnp, "pad", behind)
+    monkeypatch.setattr(resnet.jnp, "pad", behind)
     assert failed(verify(SMALL, jit=cheap_jit))[0] == "stage2"
 
 
@@ -126,12 +126,12 @@ def test_a_biased_variance_is_found(monkeypatch, cheap_jit):
 
 @pytest.mark.apart
 def test_a_gradient_that_stops_is_found(monkeypatch, cheap_jit):
-    shortcut = residual.Block._input
+    shortcut = resnet.Block.project
 
     def stopped(self, *args):
         return jax.lax.stop_gradient(shortcut(self, *args))
 
-    monkeypatch.setattr(residual.Block, "_input", stopped)
+    monkeypatch.setattr(resnet.Block, "project", stopped)
     names = failed(verify(SMALL, training="float32", jit=cheap_jit))
     assert names[0] == "gradients"
     assert not {"loss", "statistics"} & {*names}
