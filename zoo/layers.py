@@ -47,6 +47,28 @@ class NetworkConfig:
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseConfig(NetworkConfig):
+    """Options of the networks that end in dense layers, such as AlexNet and VGG.
+
+    Attributes:
+      dense: Number of channels of each dense layer but the last.
+      init: Initializer of the kernels, a name of `INITIALIZERS`; None for the paper's.
+      dropout: Rate of the dropout at the dense layers.
+      fully_convolutional: Whether the network takes images of any size that is large
+        enough for the dense layers, and averages the logits over all positions at which
+        they fit.
+      remat: Whether the backward pass recomputes the convolutions' activations, which
+        takes time and saves memory.
+    """
+
+    dense: int = 4096
+    init: str | None = None
+    dropout: float = 0.5
+    fully_convolutional: bool = False
+    remat: bool = False
+
+
 def initializer(name: str) -> Callable:
     """Looks up an initialiser of kernels by name.
 
@@ -81,7 +103,7 @@ class Layer(nn.Module, kw_only=True):
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
-class Conv(nn.Module):
+class Conv(Layer):
     """A convolution of [B, H, W, C] with explicit padding.
 
     Its parameters are those of `flax.linen.Conv`: `kernel` [k, k, C / groups, features]
@@ -105,8 +127,6 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -128,7 +148,7 @@ class Conv(nn.Module):
         return y + per_channel(bias.astype(self.dtype), y)
 
 
-class FullyConnected(nn.Module):
+class FullyConnected(Layer):
     """The dense layer that follows a convolutional map, such as fc6.
 
     Attributes:
@@ -145,8 +165,6 @@ class FullyConnected(nn.Module):
     everywhere: bool = False
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -168,7 +186,47 @@ class FullyConnected(nn.Module):
         return y + per_channel(bias.astype(self.dtype), y)
 
 
-class BatchNorm(nn.Module):
+def dense_layers(
+    x: Array,
+    config: DenseConfig,
+    *,
+    window: int,
+    train: bool,
+    dropout_first: bool = False,
+    **options: Any,
+) -> dict[str, Array]:
+    """Adds fc6 and fc7, each with a ReLU and dropout, to the module that calls it.
+
+    Args:
+      x: [B, H, W, C], the last map.
+      config: Options of the network.
+      window: Height and width of the map that fc6 reads, in pixels.
+      train: Whether dropout is active.
+      dropout_first: Whether dropout precedes each layer, as in torchvision's AlexNet,
+        and does not follow it, as in the papers.
+      **options: Initializers and types of both layers.
+
+    Returns:
+      The layers' outputs by name.
+    """
+    drop = partial(nn.Dropout, config.dropout, deterministic=not train)
+    layers = {
+        6: FullyConnected(
+            config.dense, window, config.fully_convolutional, name="fc6", **options
+        ),
+        7: nn.Dense(config.dense, name="fc7", **options),
+    }
+    out = {}
+    for i, layer in layers.items():
+        if dropout_first:
+            x = nn.relu(layer(drop(name=f"drop{i}")(x)))
+        else:
+            x = drop(name=f"drop{i}")(nn.relu(layer(x)))
+        out[f"fc{i}"] = x
+    return out
+
+
+class BatchNorm(Layer):
     """Batch normalisation over all axes but the last.
 
     The batch is normalised by its biased variance, and the running average takes the
@@ -189,8 +247,6 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     axis_name: str | None = None
     frozen: bool = False
 
@@ -238,7 +294,7 @@ class BatchNorm(nn.Module):
         return origin + mean, jnp.maximum(square - jnp.square(mean), 0), count
 
 
-class LocallyConnected(nn.Module):
+class LocallyConnected(Layer):
     """A convolution without padding whose every position has a kernel of its own.
 
     Its parameters are `kernel` [H', W', k, k, C, features] and `bias` [H', W',
@@ -260,8 +316,6 @@ class LocallyConnected(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -291,7 +345,7 @@ class LocallyConnected(nn.Module):
         return self.get_variable("params", "kernel").size
 
 
-class DescriptorLayer(nn.Module):
+class DescriptorLayer(Layer):
     """A dense layer with a ReLU that keeps each output's largest value in training.
 
     A face's descriptor is divided by it, see `zoo.make_describer`. The maximum is a
@@ -310,8 +364,6 @@ class DescriptorLayer(nn.Module):
     keep: float = 0.999
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -328,23 +380,20 @@ class DescriptorLayer(nn.Module):
         return y
 
 
-class LinearHead(nn.Module):
+class LinearHead(Layer):
     """A dense layer from features [B, F] to float32 logits [B, K]."""
 
     num_classes: int
     layer: str = "fc"
     kernel_init: Callable = INITIALIZERS["gaussian_0.01"]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         logits = nn.Dense(
             self.num_classes,
             kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
             name=self.layer,
+            **self.dtypes,
         )(features)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 

@@ -2,8 +2,10 @@
 
 import fnmatch
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from flax.core import FrozenDict
 
 from zoo.classification import (
     alexnet,
@@ -12,7 +14,6 @@ from zoo.classification import (
     lenet,
     resnet,
     vgg,
-    zfnet,
 )
 from zoo.detection import (
     fast_rcnn,
@@ -39,7 +40,6 @@ from zoo.spec import ModelSpec
 _FAMILIES = (
     lenet,
     alexnet,
-    zfnet,
     vgg,
     googlenet,
     resnet,
@@ -112,7 +112,17 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any):
     check_options(name, overrides)
     if num_classes is None:
         num_classes = spec.num_classes
-    return spec.build(num_classes=num_classes, **overrides)
+    options = {option: _hashable(value) for option, value in overrides.items()}
+    return spec.build(num_classes=num_classes, **options)
+
+
+def _hashable(value: Any) -> Any:
+    """Makes tuples of lists, and frozen dicts of dicts, as in the options of a card."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _hashable(item) for key, item in value.items()})
+    return value
 
 
 def check_options(name: str, overrides: Iterable[str]) -> None:

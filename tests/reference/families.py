@@ -36,7 +36,6 @@ def smallest_of_each_family() -> list[str]:
 # No two layers that follow each other have the same width, where they need not.
 NARROW = {
     "alexnet": dict(widths=(4, 6, 8, 10, 4), dense=24),
-    "zfnet": dict(widths=(4, 5, 6, 7, 3), dense=24),
     "vgg": dict(widths=(4, 5, 6, 7, 3), dense=24),
     "googlenet": dict(
         stem=(4, 5, 6),

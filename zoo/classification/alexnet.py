@@ -1,18 +1,18 @@
-"""AlexNet, as published with two groups, and the single column of the public weights.
+"""AlexNet, torchvision's single column of it, and ZFNet.
 
 References:
   Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural
   Networks, 2012. Krizhevsky, One Weird Trick for Parallelizing Convolutional Neural
   Networks, 2014, whose network is, but for its widths, torchvision's.
+  Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.checks import check_images
@@ -20,7 +20,8 @@ from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weigh
 from zoo.layers import (
     Classifier,
     Conv,
-    FullyConnected,
+    DenseConfig,
+    dense_layers,
     initializer,
     make_head,
     remat_stage,
@@ -37,176 +38,193 @@ PAPER = (
 )
 
 
-class AlexNetBackbone(nn.Module):
-    """Section 3.5 and figure 2: five convolutions and two dense layers.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlexNetConfig(DenseConfig):
+    """Options of an AlexNet.
 
     Attributes:
-      widths: Channels of the five convolutions.
-      dense: Channels of fc6 and fc7.
-      fully_convolutional: Read images of any size, see `FullyConnected`.
-      dropout: Rate after fc6 and fc7.
-      remat: Recompute the convolutions' activations in the backward pass.
+      widths: Number of channels of each of the five convolutions; None for the
+        variant's.
     """
 
-    widths: tuple[int, ...] = (96, 256, 384, 384, 256)
-    dense: int = 4096
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    fully_convolutional: bool = False
-    dropout: float = 0.5
-    remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        if self.fully_convolutional:
-            check_images(images, "alexnet", min_size=227)
-        else:
-            check_images(images, "alexnet", size=227)
-        types = dict(
-            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-        ones = nn.initializers.ones
-
-        def convolutions(self, x: Array) -> dict[str, Array]:
-            out, widths = {}, self.widths
-            conv = partial(Conv, **types)
-            x = out["conv1"] = nn.relu(conv(widths[0], 11, stride=4, name="conv1")(x))
-            x = out["norm1"] = local_response_norm(x)
-            x = out["pool1"] = max_pool(x, 3, 2)
-            grouped = partial(conv, groups=2, bias_init=ones)
-            conv2 = grouped(widths[1], 5, padding=2, name="conv2")
-            x = out["conv2"] = nn.relu(conv2(x))
-            x = out["norm2"] = local_response_norm(x)
-            x = out["pool2"] = max_pool(x, 3, 2)
-            x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
-            conv4 = grouped(widths[3], 3, padding=1, name="conv4")
-            x = out["conv4"] = nn.relu(conv4(x))
-            conv5 = grouped(widths[4], 3, padding=1, name="conv5")
-            x = out["conv5"] = nn.relu(conv5(x))
-            out["pool5"] = max_pool(x, 3, 2)
-            return out
-
-        out = remat_stage(convolutions, self.remat)(self, images)
-        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        everywhere, dense = self.fully_convolutional, dict(bias_init=ones, **types)
-        fc6 = FullyConnected(self.dense, 6, everywhere, name="fc6", **dense)
-        x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(out["pool5"])))
-        fc7 = nn.Dense(self.dense, name="fc7", **dense)
-        out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
-        return out
+    widths: tuple[int, ...] | None = None
 
 
-class AlexNetTVBackbone(nn.Module):
-    """torchvision's: one column, no normalisation, dropout before fc6 and fc7.
+def alexnet_convolutions(
+    x: Array, widths: tuple[int, ...], conv: Callable
+) -> dict[str, Array]:
+    """Section 3.5 and figure 2 of AlexNet's paper."""
+    out = {}
+    grouped = partial(conv, groups=2, bias_init=nn.initializers.ones)
+    x = out["conv1"] = nn.relu(conv(widths[0], 11, stride=4, name="conv1")(x))
+    x = out["norm1"] = local_response_norm(x)
+    x = out["pool1"] = max_pool(x, 3, 2)
+    x = out["conv2"] = nn.relu(grouped(widths[1], 5, padding=2, name="conv2")(x))
+    x = out["norm2"] = local_response_norm(x)
+    x = out["pool2"] = max_pool(x, 3, 2)
+    x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
+    x = out["conv4"] = nn.relu(grouped(widths[3], 3, padding=1, name="conv4")(x))
+    x = out["conv5"] = nn.relu(grouped(widths[4], 3, padding=1, name="conv5")(x))
+    out["pool5"] = max_pool(x, 3, 2)
+    return out
+
+
+def torchvision_convolutions(
+    x: Array, widths: tuple[int, ...], conv: Callable
+) -> dict[str, Array]:
+    """The convolutions of torchvision: one column, and no normalization."""
+    out = {}
+    conv1 = conv(widths[0], 11, stride=4, padding=2, name="conv1")
+    x = out["conv1"] = nn.relu(conv1(x))
+    x = out["pool1"] = max_pool(x, 3, 2)
+    x = out["conv2"] = nn.relu(conv(widths[1], 5, padding=2, name="conv2")(x))
+    x = out["pool2"] = max_pool(x, 3, 2)
+    x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
+    x = out["conv4"] = nn.relu(conv(widths[3], 3, padding=1, name="conv4")(x))
+    x = out["conv5"] = nn.relu(conv(widths[4], 3, padding=1, name="conv5")(x))
+    out["pool5"] = max_pool(x, 3, 2)
+    return out
+
+
+def zfnet_convolutions(
+    x: Array, widths: tuple[int, ...], conv: Callable
+) -> dict[str, Array]:
+    """Figure 3 of ZFNet's paper: no groups, and a finer first layer."""
+    out = {}
+    # Maps of 110 and 26 pixels become 55 and 13 if the last window crosses the border.
+    pool = partial(max_pool, window=3, stride=2, ceil=True)
+    conv1 = conv(widths[0], 7, stride=2, padding=1, name="conv1")
+    x = out["conv1"] = nn.relu(conv1(x))
+    x = out["pool1"] = pool(x)
+    x = out["norm1"] = local_response_norm(x)
+    x = out["conv2"] = nn.relu(conv(widths[1], 5, stride=2, name="conv2")(x))
+    x = out["pool2"] = pool(x)
+    x = out["norm2"] = local_response_norm(x)
+    x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
+    x = out["conv4"] = nn.relu(conv(widths[3], 3, padding=1, name="conv4")(x))
+    x = out["conv5"] = nn.relu(conv(widths[4], 3, padding=1, name="conv5")(x))
+    out["pool5"] = pool(x)
+    return out
+
+
+class Variant(NamedTuple):
+    """What distinguishes the networks of this family.
 
     Attributes:
-      widths: Channels of the five convolutions.
-      dense: Channels of fc6 and fc7.
-      fully_convolutional: Read images of any size, see `FullyConnected`.
-      dropout: Rate before fc6 and fc7.
-      remat: Recompute the convolutions' activations in the backward pass.
+      convolutions: Function from images, widths and the constructor of convolutions to
+        the endpoints up to pool5.
+      widths: Number of channels of each of the five convolutions.
+      init: Name of the initializer of the kernels.
+      size: Height and width of the images, in pixels.
+      min_size: Height and width of the smallest images that make a map of 6 x 6.
+      dense_bias: Initial value of the biases of fc6 and fc7.
+      dropout_first: Whether dropout precedes fc6 and fc7 and does not follow them.
     """
 
-    widths: tuple[int, ...] = (64, 192, 384, 256, 256)
-    dense: int = 4096
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    fully_convolutional: bool = False
-    dropout: float = 0.5
-    remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        if self.fully_convolutional:
-            check_images(images, "alexnet_tv", min_size=223)
-        else:
-            check_images(images, "alexnet_tv", size=224)
-        types = dict(
-            kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-
-        def convolutions(self, x: Array) -> dict[str, Array]:
-            out, widths = {}, self.widths
-            conv = partial(Conv, **types)
-            conv1 = conv(widths[0], 11, stride=4, padding=2, name="conv1")
-            x = out["conv1"] = nn.relu(conv1(x))
-            x = out["pool1"] = max_pool(x, 3, 2)
-            x = out["conv2"] = nn.relu(conv(widths[1], 5, padding=2, name="conv2")(x))
-            x = out["pool2"] = max_pool(x, 3, 2)
-            for i in (3, 4, 5):
-                layer = conv(widths[i - 1], 3, padding=1, name=f"conv{i}")
-                x = out[f"conv{i}"] = nn.relu(layer(x))
-            out["pool5"] = max_pool(x, 3, 2)
-            return out
-
-        out = remat_stage(convolutions, self.remat)(self, images)
-        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        everywhere = self.fully_convolutional
-        fc6 = FullyConnected(self.dense, 6, everywhere, name="fc6", **types)
-        x = drop(name="drop6")(out["pool5"])
-        x = out["fc6"] = nn.relu(fc6(x))
-        x = drop(name="drop7")(x)
-        out["fc7"] = nn.relu(nn.Dense(self.dense, name="fc7", **types)(x))
-        return out
+    convolutions: Callable
+    widths: tuple[int, ...]
+    init: str
+    size: int
+    min_size: int
+    dense_bias: float = 0.0
+    dropout_first: bool = False
 
 
-_VARIANTS = {
-    "alexnet": (AlexNetBackbone, "gaussian_0.01"),
-    "alexnet_tv": (AlexNetTVBackbone, "torch"),
+VARIANTS = {
+    "alexnet": Variant(
+        alexnet_convolutions,
+        (96, 256, 384, 384, 256),
+        "gaussian_0.01",
+        size=227,
+        min_size=227,
+        dense_bias=1.0,
+    ),
+    "alexnet_tv": Variant(
+        torchvision_convolutions,
+        (64, 192, 384, 256, 256),
+        "torch",
+        size=224,
+        min_size=223,
+        dropout_first=True,
+    ),
+    "zfnet": Variant(
+        zfnet_convolutions,
+        (96, 256, 384, 384, 256),
+        "gaussian_0.01",
+        size=224,
+        min_size=207,
+    ),
 }
 
 
-def alexnet(
-    *,
-    variant: str,
-    num_classes: int = 1000,
-    widths: tuple[int, ...] | None = None,
-    dense: int = 4096,
-    init: str | None = None,
-    dropout: float = 0.5,
-    fully_convolutional: bool = False,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Classifier:
+class AlexNetBackbone(nn.Module):
+    """Five convolutions and two dense layers.
+
+    Attributes:
+      label: Name of the variant.
+      widths: Number of channels of each convolution.
+      config: Options of the network.
+    """
+
+    label: str
+    widths: tuple[int, ...]
+    config: AlexNetConfig
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        variant, config = VARIANTS[self.label], self.config
+        if config.fully_convolutional:
+            check_images(images, self.label, min_size=variant.min_size)
+        else:
+            check_images(images, self.label, size=variant.size)
+        options = dict(
+            kernel_init=initializer(config.init or variant.init), **config.dtypes
+        )
+
+        def convolutions(self, x: Array) -> dict[str, Array]:
+            return variant.convolutions(x, self.widths, partial(Conv, **options))
+
+        out = remat_stage(convolutions, config.remat)(self, images)
+        return out | dense_layers(
+            out["pool5"],
+            config,
+            window=6,
+            train=train,
+            dropout_first=variant.dropout_first,
+            bias_init=nn.initializers.constant(variant.dense_bias),
+            **options,
+        )
+
+
+def alexnet(*, variant: str, num_classes: int = 1000, **options: Any) -> Classifier:
     """Builds an AlexNet.
 
     Args:
-      variant: "alexnet" or "alexnet_tv".
-      num_classes: 0 for no head.
-      widths: Channels of the five convolutions; None for the variant's.
-      dense: Channels of fc6 and fc7.
-      init: A name of `zoo.layers.INITIALIZERS`; None for the source's own.
-      dropout: Rate at the dense layers.
-      fully_convolutional: Take images of any size from the usual one on, and average
-        the logits over the positions at which the dense layers fit.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: Name of one of `VARIANTS`.
+      num_classes: Number of classes; 0 for no head.
+      **options: Fields of `AlexNetConfig`.
+
+    Raises:
+      ValueError: An option is out of range.
     """
-    backbone, own_init = _VARIANTS[variant]
-    kernel_init = initializer(init or own_init)
-    types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
-    options = dict(
-        dense=dense,
-        fully_convolutional=fully_convolutional,
-        dropout=dropout,
-        remat=remat,
-        **types,
+    config, facts = AlexNetConfig(**options), VARIANTS[variant]
+    head = make_head(
+        num_classes,
+        layer="fc8",
+        kernel_init=initializer(config.init or facts.init),
+        **config.dtypes,
     )
-    if widths is not None:
-        options["widths"] = tuple(widths)
-    return Classifier(backbone(**options), make_head(num_classes, layer="fc8", **types))
+    backbone = AlexNetBackbone(variant, config.widths or facts.widths, config)
+    return Classifier(backbone, head)
 
 
 def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
-    layers = "conv1 conv2 conv3 conv4 conv5 fc6 fc7".split()
-    rules = [TorchRule(f"backbone/{name}", name) for name in layers if name != "fc6"]
-    channels = model.backbone.widths[-1]
-    fc6 = TorchRule("backbone/fc6", "fc6", flatten=(channels, 6, 6))
-    return (*rules, fc6, TorchRule("head/fc8", "fc8"))
+    layers = "conv1 conv2 conv3 conv4 conv5 fc7".split()
+    return (
+        *(TorchRule(f"backbone/{name}", name) for name in layers),
+        TorchRule("backbone/fc6", "fc6", flatten=(model.backbone.widths[-1], 6, 6)),
+        TorchRule("head/fc8", "fc8"),
+    )
 
 
 def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
@@ -220,13 +238,21 @@ def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
     )
 
 
-SPECS = (
-    ModelSpec(
-        name="alexnet",
+def _spec(name: str, **facts: Any) -> ModelSpec:
+    return ModelSpec(
+        name=name,
         task="classification",
-        build=partial(alexnet, variant="alexnet"),
-        paper=PAPER,
+        build=partial(alexnet, variant=name),
+        config=AlexNetConfig,
         num_classes=1000,
+        **facts,
+    )
+
+
+SPECS = (
+    _spec(
+        "alexnet",
+        paper=PAPER,
         preprocess=dataclasses.replace(MEAN_COLOUR, size=227),
         params=60_965_224,
         macs=724_406_816,
@@ -244,12 +270,9 @@ SPECS = (
             "dropout scales what it keeps in training, and not all outputs in testing",
         ),
     ),
-    ModelSpec(
-        name="alexnet_tv",
-        task="classification",
-        build=partial(alexnet, variant="alexnet_tv"),
+    _spec(
+        "alexnet_tv",
         paper=f"torchvision's AlexNet, after {PAPER}",
-        num_classes=1000,
         preprocess=IMAGENET,
         params=61_100_840,
         macs=714_188_480,
@@ -264,6 +287,32 @@ SPECS = (
             "torchvision also initialises biases, uniformly within 1 / sqrt(fan-in)",
             "images of other sizes are read by fc6 at every place, with "
             "fully_convolutional=True, where torchvision pools them to 6 x 6",
+        ),
+    ),
+    _spec(
+        "zfnet",
+        paper=(
+            "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, "
+            "2014, figure 3"
+        ),
+        preprocess=MEAN_COLOUR,
+        params=62_357_608,
+        macs=1_168_032_896,
+        torch_rules=_caffe_names,
+        init="normal, std 0.01; biases 0",
+        published=(
+            "ILSVRC-2012 validation error 38.4 % (top-5 16.5 %), ten crops (table 2)",
+        ),
+        deviations=(
+            "the paper does not print paddings: 1 in conv1, none in conv2, 1 in the "
+            "others, and pools whose last window reaches over the border, which give "
+            "its sizes",
+            "the paper does not give its contrast normalisation: AlexNet's local "
+            "response normalisation with AlexNet's constants",
+            "the paper sets all weights to 0.01, which is read as their deviation",
+            "the paper's training scales a filter back whose root mean square exceeds "
+            "0.1: not part of the network",
+            "mean colour instead of mean image is subtracted from the input",
         ),
     ),
 )

@@ -8,7 +8,7 @@ Reference:
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,31 @@ from flax.core import FrozenDict
 
 from zoo.checks import check_images
 from zoo.classification.imagenet import MEAN_COLOUR, torchvision_weights
-from zoo.classification.inception import (
-    CONVOLUTIONS,
-    AuxiliaryHead,
-    Inception,
-    make_layers,
-    rectified,
+from zoo.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    LinearHead,
+    NetworkConfig,
+    initializer,
+    make_head,
 )
-from zoo.layers import Classifier, initializer, make_head
 from zoo.ops.normalization import local_response_norm
-from zoo.ops.pooling import global_average_pool, max_pool
+from zoo.ops.pooling import (
+    adaptive_avg_pool,
+    avg_pool,
+    global_average_pool,
+    max_pool,
+)
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
 
 PAPER = "Szegedy et al.: Going Deeper with Convolutions, 2014"
 
-# Table 1: the channels of the first three convolutions, and for each module those of
-# its convolutions.
+# Table 1: the convolutions of an inception module, and the numbers of channels of the
+# first three convolutions and of each module's.
+CONVOLUTIONS = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 STEM = (64, 64, 192)
 MODULES = {
     "3a": (64, 96, 128, 16, 32, 32),
@@ -47,76 +54,211 @@ MODULES = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
+BIAS = nn.initializers.constant(0.2)
 _normalize = partial(local_response_norm, size=5, alpha=1e-4 / 5, beta=0.75, k=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GoogLeNetConfig(NetworkConfig):
+    """Options of a GoogLeNet.
+
+    Attributes:
+      aux: Whether to have the auxiliary heads, whose losses training adds: endpoints
+        "aux1" and "aux2". The paper's read only images of 224 pixels.
+      stem: Number of channels of conv1, conv2_reduce and conv2.
+      modules: Number of channels of each inception module's convolutions by the
+        module's name, in the order of `MODULES`; None for `MODULES`.
+      init: Initializer of the kernels, a name of `zoo.layers.INITIALIZERS`; None for
+        the variant's.
+      dropout: Rate of the dropout before the head; None for the variant's. With 0 the
+        auxiliary heads have none either.
+      momentum: Decay rate of batch norm's running averages.
+      remat: Whether the backward pass recomputes each module's activations, which takes
+        time and saves memory.
+    """
+
+    aux: bool = False
+    stem: tuple[int, ...] = STEM
+    modules: Mapping[str, tuple[int, ...]] | None = None
+    init: str | None = None
+    dropout: float | None = None
+    momentum: float = 0.9
+    remat: bool = False
+
+
+class Variant(NamedTuple):
+    """What distinguishes the paper's network from torchvision's.
+
+    Attributes:
+      batch_norm: Whether batch norm follows every convolution, which then has no bias;
+        else two local response normalizations stand between the first layers.
+      init: Name of the initializer of the kernels.
+      large: Height and width of the windows of the "5x5" convolutions, in pixels.
+      last_pool: Height and width of the window of the last max pool, in pixels.
+      dropout: Rate of the dropout before the head.
+      min_size: Height and width of the smallest images, in pixels.
+      aux_size: Height and width of the images that the auxiliary heads can read, in
+        pixels; None for any.
+    """
+
+    batch_norm: bool
+    init: str
+    large: int
+    last_pool: int
+    dropout: float
+    min_size: int
+    aux_size: int | None
+
+
+VARIANTS = {
+    "googlenet": Variant(False, "caffe_xavier", 5, 3, 0.4, 47, 224),
+    "googlenet_tv": Variant(True, "gaussian_0.01", 3, 2, 0.2, 31, None),
+}
+
+
+def make_unit(
+    *, batch_norm: bool, momentum: float, kernel_init: Callable, **dtypes: Any
+) -> Callable:
+    """Makes the function that adds a convolution, batch norm if wanted, and a ReLU."""
+    conv = partial(Conv, kernel_init=kernel_init, **dtypes)
+    if batch_norm:
+        conv = partial(conv, use_bias=False)
+    else:
+        conv = partial(conv, bias_init=BIAS)
+    norm = partial(BatchNorm, momentum=momentum, epsilon=1e-3, **dtypes)
+
+    def unit(
+        x: Array, features: int, kernel: int, *, name: str, train: bool, stride: int = 1
+    ) -> Array:
+        x = conv(features, kernel, stride=stride, padding=kernel // 2, name=name)(x)
+        if batch_norm:
+            x = norm(name=f"{name}_bn")(x, train=train)
+        return nn.relu(x)
+
+    return unit
+
+
+class Inception(nn.Module):
+    """Figure 2b: 1x1, 3x3 and 5x5 convolutions and a pool, side by side.
+
+    Attributes:
+      widths: Number of channels of each of `CONVOLUTIONS`.
+      large: Height and width of the "5x5" window, in pixels.
+      unit: Function that adds a convolution, see `make_unit`.
+    """
+
+    widths: tuple[int, ...]
+    large: int
+    unit: Callable
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        widths = dict(zip(CONVOLUTIONS, self.widths, strict=True))
+
+        def unit(x: Array, name: str, kernel: int = 1) -> Array:
+            return self.unit(x, widths[name], kernel, name=name, train=train)
+
+        branches = (
+            unit(x, "1x1"),
+            unit(unit(x, "3x3_reduce"), "3x3", 3),
+            unit(unit(x, "5x5_reduce"), "5x5", self.large),
+            unit(max_pool(x, 3, 1, padding=1), "pool_proj"),
+        )
+        return jnp.concatenate(branches, axis=-1)
 
 
 class GoogLeNetBackbone(nn.Module):
     """Table 1: two convolutions, nine inception modules, and the mean of the map.
 
     Attributes:
-      label: The network's name, for errors.
-      stem: Channels of conv1, conv2_reduce and conv2.
-      modules: Channels of each inception module's convolutions, by the module's name.
-      batch_norm: Behind every convolution, which then has no bias, as torchvision has
-        it; else local response normalisation at two places, as published.
-      large: Height and width of the "5x5" windows, in pixels.
-      last_pool: Height and width of the last max pool's window, in pixels.
-      min_size: Smallest height and width of an image into which every window fits.
-      dropout: Rate before the head.
-      remat: Recompute each module's activations in the backward pass.
+      label: Name of the variant.
+      config: Options of the network.
     """
 
     label: str
-    stem: tuple[int, ...]
-    modules: FrozenDict[str, tuple[int, ...]]
-    batch_norm: bool
-    large: int
-    last_pool: int
-    min_size: int
-    dropout: float
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    momentum: float = 0.9
-    remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    config: GoogLeNetConfig
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, self.label, min_size=self.min_size)
-        layers = make_layers(self)
-        unit = partial(rectified, train=train, **layers)
-        module = nn.remat(Inception, static_argnums=(2,)) if self.remat else Inception
+        variant, config = VARIANTS[self.label], self.config
+        check_images(images, self.label, min_size=variant.min_size)
+        make = make_unit(
+            batch_norm=variant.batch_norm,
+            momentum=config.momentum,
+            kernel_init=initializer(config.init or variant.init),
+            **config.dtypes,
+        )
+        unit = partial(make, train=train)
+        module = nn.remat(Inception, static_argnums=(2,)) if config.remat else Inception
 
         out = {}
-        x = out["conv1"] = unit(images, self.stem[0], 7, stride=2, name="conv1")
+        x = out["conv1"] = unit(images, config.stem[0], 7, stride=2, name="conv1")
         x = out["pool1"] = max_pool(x, 3, 2, ceil=True)
-        if not self.batch_norm:
+        if not variant.batch_norm:
             x = out["norm1"] = _normalize(x)
-        x = out["conv2_reduce"] = unit(x, self.stem[1], 1, name="conv2_reduce")
-        x = out["conv2"] = unit(x, self.stem[2], 3, name="conv2")
-        if not self.batch_norm:
+        x = out["conv2_reduce"] = unit(x, config.stem[1], 1, name="conv2_reduce")
+        x = out["conv2"] = unit(x, config.stem[2], 3, name="conv2")
+        if not variant.batch_norm:
             x = out["norm2"] = _normalize(x)
         x = out["pool2"] = max_pool(x, 3, 2, ceil=True)
-        for number, widths in self.modules.items():
+        for number, widths in config.modules.items():
             if number == "4a":
                 x = out["pool3"] = max_pool(x, 3, 2, ceil=True)
             if number == "5a":
-                x = out["pool4"] = max_pool(x, self.last_pool, 2, ceil=True)
+                x = out["pool4"] = max_pool(x, variant.last_pool, 2, ceil=True)
             name = f"inception_{number}"
-            x = out[name] = module(widths, self.large, name=name, **layers)(x, train)
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+            x = out[name] = module(widths, variant.large, make, name=name)(x, train)
+        rate = variant.dropout if config.dropout is None else config.dropout
+        drop = nn.Dropout(rate, deterministic=not train, name="drop")
         out["pool"] = drop(global_average_pool(x))
         return out
+
+
+class AuxiliaryHead(LinearHead):
+    """A classifier that reads a map in the middle of the network.
+
+    Attributes:
+      batch_norm: Whether it is torchvision's, which has batch norm and averages any map
+        to 4 x 4; else the pool has the paper's window of 5x5 and stride of 3.
+      dropout: Rate of the dropout before the last layer.
+      momentum: Decay rate of batch norm's running averages.
+    """
+
+    layer: str = "fc2"
+    batch_norm: bool = False
+    dropout: float = 0.7
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        unit = make_unit(
+            batch_norm=self.batch_norm,
+            momentum=self.momentum,
+            kernel_init=self.kernel_init,
+            **self.dtypes,
+        )
+        x = adaptive_avg_pool(x, 4) if self.batch_norm else avg_pool(x, 5, 3)
+        x = unit(x, 128, 1, name="conv", train=train)
+        fc1 = nn.Dense(
+            1024,
+            kernel_init=self.kernel_init,
+            bias_init=nn.initializers.zeros if self.batch_norm else BIAS,
+            name="fc1",
+            **self.dtypes,
+        )
+        x = nn.relu(fc1(x.reshape(x.shape[0], -1)))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="drop")(x)
+        return super().__call__(x)
 
 
 class GoogLeNet(Classifier):
     """A classifier with the two auxiliary heads of training.
 
     Attributes:
-      aux1: Reads inception_4a.
-      aux2: Reads inception_4d.
-      size: The one height and width of images that the auxiliary heads can read, in
-        pixels; None for any.
+      aux1: Head that reads inception_4a.
+      aux2: Head that reads inception_4d.
+      size: Height and width of the images that the auxiliary heads can read, in pixels;
+        None for any.
     """
 
     aux1: AuxiliaryHead
@@ -138,66 +280,35 @@ class GoogLeNet(Classifier):
         return {**out, "logits": logits}
 
 
-_VARIANTS = {
-    "googlenet": dict(batch_norm=False, large=5, last_pool=3, min_size=47),
-    "googlenet_tv": dict(batch_norm=True, large=3, last_pool=2, min_size=31),
-}
-
-
-def googlenet(
-    *,
-    variant: str,
-    num_classes: int = 1000,
-    aux: bool = False,
-    stem: tuple[int, ...] = STEM,
-    modules: Mapping[str, tuple[int, ...]] | None = None,
-    init: str | None = None,
-    dropout: float | None = None,
-    momentum: float = 0.9,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Classifier:
+def googlenet(*, variant: str, num_classes: int = 1000, **options: Any) -> Classifier:
     """Builds a GoogLeNet.
 
     Args:
-      variant: "googlenet" or "googlenet_tv".
-      num_classes: 0 for no heads, auxiliary ones included.
-      aux: Whether to have the auxiliary heads, whose losses training adds: endpoints
-        "aux1" and "aux2". The paper's read images of 224 pixels alone.
-      stem: Channels of conv1, conv2_reduce and conv2.
-      modules: Channels of each inception module's convolutions, by the module's name,
-        in the order of `MODULES`; None for `MODULES`.
-      init: A name of `zoo.layers.INITIALIZERS`; None for the source's own.
-      dropout: Rate before the head; None for the source's own. With 0 the auxiliary
-        heads have none either.
-      momentum: What batch norm's running averages keep at a step.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: Name of one of `VARIANTS`.
+      num_classes: Number of classes; 0 for no heads, auxiliary ones included.
+      **options: Fields of `GoogLeNetConfig`.
+
+    Raises:
+      ValueError: An option is out of range.
     """
-    facts = _VARIANTS[variant]
-    normed = facts["batch_norm"]
-    kernel_init = initializer(init or ("gaussian_0.01" if normed else "caffe_xavier"))
-    types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
-    backbone = GoogLeNetBackbone(
-        label=variant,
-        stem=tuple(stem),
-        modules=FrozenDict({k: tuple(v) for k, v in (modules or MODULES).items()}),
-        dropout=dropout if dropout is not None else (0.2 if normed else 0.4),
-        momentum=momentum,
-        remat=remat,
-        **facts,
-        **types,
+    facts, config = VARIANTS[variant], GoogLeNetConfig(**options)
+    config = dataclasses.replace(config, modules=FrozenDict(config.modules or MODULES))
+    layers = dict(kernel_init=initializer(config.init or facts.init), **config.dtypes)
+    backbone, head = (
+        GoogLeNetBackbone(variant, config),
+        make_head(num_classes, **layers),
     )
-    head = make_head(num_classes, **types)
-    if head is None or not aux:
+    if head is None or not config.aux:
         return Classifier(backbone, head)
-    options = dict(batch_norm=normed, momentum=momentum, **types)
-    if dropout == 0:
-        options["dropout"] = 0.0
-    aux1, aux2 = (AuxiliaryHead(num_classes, **options) for _ in range(2))
-    return GoogLeNet(backbone, head, aux1, aux2, size=None if normed else 224)
+    aux = partial(
+        AuxiliaryHead,
+        num_classes,
+        batch_norm=facts.batch_norm,
+        dropout=0.0 if config.dropout == 0 else AuxiliaryHead.dropout,
+        momentum=config.momentum,
+        **layers,
+    )
+    return GoogLeNet(backbone, head, aux(), aux(), size=facts.aux_size)
 
 
 def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
@@ -207,7 +318,7 @@ def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
         "backbone/conv2": "conv2/3x3",
         "head/fc": "loss3/classifier",
     }
-    for module in model.backbone.modules:
+    for module in model.backbone.config.modules:
         for name in CONVOLUTIONS:
             names[f"backbone/inception_{module}/{name}"] = f"inception_{module}/{name}"
     rules = [TorchRule(ours, theirs) for ours, theirs in names.items()]
@@ -225,7 +336,7 @@ def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
         "backbone/conv2": "conv3",
     }
     branches = "branch1 branch2.0 branch2.1 branch3.0 branch3.1 branch4.1".split()
-    for module in model.backbone.modules:
+    for module in model.backbone.config.modules:
         for name, branch in zip(CONVOLUTIONS, branches, strict=True):
             names[f"backbone/inception_{module}/{name}"] = f"inception{module}.{branch}"
     rules = [TorchRule("head/fc", "fc")]
@@ -240,7 +351,7 @@ def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
 
 
 def _aux_rule(model: Classifier, aux: str, layer: str, key: str) -> TorchRule:
-    """Where a layer of an auxiliary head is; in no place if the model has no such."""
+    """Makes the rule of a layer of an auxiliary head, which the model may not have."""
     module = f"{aux}/{layer}" if aux in model.heads() else None
     return TorchRule(module, key, flatten=(128, 4, 4) if layer == "fc1" else None)
 
@@ -254,6 +365,7 @@ SPECS = (
         name="googlenet",
         task="classification",
         build=partial(googlenet, variant="googlenet"),
+        config=GoogLeNetConfig,
         paper=f"{PAPER}, table 1",
         num_classes=1000,
         preprocess=MEAN_COLOUR,
@@ -281,6 +393,7 @@ SPECS = (
         name="googlenet_tv",
         task="classification",
         build=partial(googlenet, variant="googlenet_tv"),
+        config=GoogLeNetConfig,
         paper=f"torchvision's GoogLeNet, after {PAPER}",
         num_classes=1000,
         preprocess=_CENTRED,

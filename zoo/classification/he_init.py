@@ -6,6 +6,7 @@ References:
   Neural Networks at Constrained Time Cost, 2014.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from zoo.classification.imagenet import MEAN_COLOUR
 from zoo.layers import (
     Classifier,
     Conv,
+    DenseConfig,
+    Layer,
     initializer,
     make_head,
     per_channel,
@@ -34,14 +37,12 @@ PAPER = (
     "Performance on ImageNet Classification, 2015"
 )
 
-# Channels of fc1 and fc2.
-DENSE = 4096
-# Where every slope of a PReLU begins.
+# Initial value of every slope of a PReLU.
 SLOPE = 0.25
 
 
-class PReLU(nn.Module):
-    """Multiplies what is negative by a learned slope.
+class PReLU(Layer):
+    """Multiplies negative values by a learned slope.
 
     Its parameter is `slope` [C], or [1] where all channels share one.
 
@@ -50,8 +51,6 @@ class PReLU(nn.Module):
     """
 
     shared: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -62,10 +61,10 @@ class PReLU(nn.Module):
         return prelu(x, per_channel(slope, x))
 
 
-# A call by this name in a traced network, which `zoo.explain` looks for.
+# `zoo.explain` looks for calls of this name in a traced network.
 @jax.jit
 def prelu(x: Array, slope: Array) -> Array:
-    """Multiplies what is negative of `x` by slopes that broadcast with it."""
+    """Multiplies the negative values of `x` by slopes that broadcast with it."""
     return jnp.where(x > 0, x, slope * x)
 
 
@@ -73,15 +72,16 @@ class Layout(NamedTuple):
     """The convolutions and the pyramid of a network, of tables 1 and 3.
 
     Attributes:
-      padding: Of the first convolution, 7x7 with stride 2.
-      pool: Window and stride of the pool after it.
-      window: Of all other convolutions.
-      levels: Bins in each direction, for each grid of the pyramid.
+      padding: Padding of the first convolution, 7x7 with stride 2.
+      pool: Window and stride of the pool that follows it.
+      window: Window of all other convolutions.
+      levels: Number of bins in each direction of each grid of the pyramid.
       map_size: Height and width of the pyramid's input for an image of 224 pixels.
       min_size: Height and width of the smallest image that makes a map of one pixel.
-      dense_size: The same for a map of `map_size`.
-      widths: Channels of the first convolution and of each stage's.
-      depths: Convolutions of each stage; all stages but the last end with a 2x2 pool.
+      dense_size: Height and width of the smallest image that makes a map of `map_size`.
+      widths: Number of channels of the first convolution and of each stage's.
+      depths: Number of convolutions of each stage; all stages but the last end with a
+        2x2 pool.
     """
 
     padding: int
@@ -106,46 +106,71 @@ LAYOUTS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeInitConfig(DenseConfig):
+    """Options of a network of the paper.
+
+    `init` is the initializer of the convolutions alone, such as "glorot", with which
+    the paper compares. With `fully_convolutional` the pyramid covers every part of the
+    last map that is as large as an image of 224 pixels makes it, as in the paper's
+    dense tests, and the logits are averaged; without, it covers the whole map once.
+
+    Attributes:
+      activation: "prelu" (a slope for each channel), "prelu_shared" (one for each
+        layer) or "relu".
+      widths: Number of channels of the first convolution and of each stage's; None for
+        the table's.
+      depths: Number of convolutions of each stage; None for the table's.
+    """
+
+    activation: str = "prelu"
+    widths: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        choices = ("relu", "prelu", "prelu_shared")
+        if self.activation not in choices:
+            raise ValueError(
+                f"activation={self.activation!r}; choose from {[*choices]}."
+            )
+
+    @property
+    def kernel_init(self) -> Callable:
+        """The initializer of the convolutions; equation 15 if `init` is None."""
+        if self.init:
+            return initializer(self.init)
+        # Of the backward signal a rectifier passes (1 + slope^2) / 2.
+        slope = 0.0 if self.activation == "relu" else SLOPE
+        gain = 2 / (1 + slope**2)
+        return nn.initializers.variance_scaling(gain, "fan_out", "normal")
+
+
 class HeInitBackbone(nn.Module):
     """Convolutions, a spatial pyramid and two dense layers; images of any size.
 
     Attributes:
-      network: Its name, for messages.
-      layout: Of `LAYOUTS`.
-      dense: Channels of fc1 and fc2.
-      activation: "relu", "prelu" (a slope for each channel) or "prelu_shared" (one for
-        each layer).
-      kernel_init: Of the convolutions.
-      fully_convolutional: Let the pyramid cover each part of the last map that is as
-        large as an image of 224 pixels makes it, and not the whole map once.
-      dropout: Rate after fc1 and fc2.
-      remat: Recompute each stage's activations in the backward pass.
+      label: Name of the network in error messages.
+      layout: Convolutions and pyramid of the network.
+      config: Options of the network.
     """
 
-    network: str
+    label: str
     layout: Layout
-    dense: int = DENSE
-    activation: str = "prelu"
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    fully_convolutional: bool = False
-    dropout: float = 0.5
-    remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    config: HeInitConfig
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        layout, everywhere = self.layout, self.fully_convolutional
+        layout, config = self.layout, self.config
+        everywhere = config.fully_convolutional
         smallest = layout.dense_size if everywhere else layout.min_size
-        check_images(images, self.network, min_size=smallest)
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = partial(Conv, kernel_init=self.kernel_init, **types)
+        check_images(images, self.label, min_size=smallest)
+        conv = partial(Conv, kernel_init=config.kernel_init, **config.dtypes)
 
         def activate(x: Array, layer: str) -> Array:
-            if self.activation == "relu":
+            if config.activation == "relu":
                 return nn.relu(x)
-            shared = self.activation == "prelu_shared"
-            return PReLU(shared, name=f"{layer}_prelu", **types)(x)
+            shared = config.activation == "prelu_shared"
+            return PReLU(shared, name=f"{layer}_prelu", **config.dtypes)(x)
 
         def stem(self, x: Array) -> dict[str, Array]:
             steps = dict(stride=2, padding=layout.padding)
@@ -155,8 +180,8 @@ class HeInitBackbone(nn.Module):
         def stage(self, x: Array, i: int) -> dict[str, Array]:
             out, features = {}, layout.widths[i - 1]
             for j in range(1, layout.depths[i - 2] + 1):
-                # Of two 2x2 convolutions one has a border of zeros and one has none:
-                # together they keep the size.
+                # The 2x2 convolutions have one pixel of padding and none in turn, so
+                # that two of them keep the size.
                 padding = 1 if layout.window == 3 else j % 2
                 name = f"conv{i}_{j}"
                 x = conv(features, layout.window, padding=padding, name=name)(x)
@@ -165,93 +190,51 @@ class HeInitBackbone(nn.Module):
                 out[f"pool{i}"] = max_pool(x, 2, 2)
             return out
 
-        out = remat_stage(stem, self.remat)(self, images)
+        out = remat_stage(stem, config.remat)(self, images)
         for i in range(2, len(layout.depths) + 2):
             x = [*out.values()][-1]
-            out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
+            out |= remat_stage(partial(stage, i=i), config.remat)(self, x)
         x = out["spp"] = spatial_pyramid_pool(
             [*out.values()][-1],
             layout.levels,
             window=layout.map_size if everywhere else None,
         )
         x = x.reshape(*x.shape[:-2], -1)
+        dense = partial(
+            nn.Dense,
+            config.dense,
+            kernel_init=initializer("gaussian_0.01"),
+            **config.dtypes,
+        )
+        drop = partial(nn.Dropout, config.dropout, deterministic=not train)
         for layer in ("fc1", "fc2"):
-            init = initializer("gaussian_0.01")
-            x = nn.Dense(self.dense, kernel_init=init, name=layer, **types)(x)
-            drop = nn.Dropout(
-                self.dropout, deterministic=not train, name=f"{layer}_drop"
-            )
-            x = out[layer] = drop(activate(x, layer))
+            x = activate(dense(name=layer)(x), layer)
+            x = out[layer] = drop(name=f"{layer}_drop")(x)
         return out
 
 
-def he_init(
-    *,
-    variant: str,
-    num_classes: int = 1000,
-    activation: str = "prelu",
-    widths: tuple[int, ...] | None = None,
-    depths: tuple[int, ...] | None = None,
-    dense: int = DENSE,
-    init: str | None = None,
-    dropout: float = 0.5,
-    fully_convolutional: bool = False,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Classifier:
+def he_init(*, variant: str, num_classes: int = 1000, **options: Any) -> Classifier:
     """Builds a network of the paper.
 
     Args:
-      variant: A name of `SPECS`.
-      num_classes: 0 for no head.
-      activation: "prelu" (a slope for each channel), "prelu_shared" (one for each
-        layer) or "relu".
-      widths: Channels of the first convolution and of each stage's; None for the
-        table's.
-      depths: Convolutions of each stage; None for the table's.
-      dense: Channels of fc1 and fc2.
-      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`, such as "glorot",
-        with which the paper compares; None for the paper's.
-      dropout: Rate after the dense layers.
-      fully_convolutional: Average the logits over all parts of the last map that are
-        as large as an image of 224 pixels makes it, as the paper's dense tests do.
-        Without, the pyramid covers the map of an image of any size once.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: Name of one of `SPECS`.
+      num_classes: Number of classes; 0 for no head.
+      **options: Fields of `HeInitConfig`.
 
     Raises:
-      ValueError: `activation` or `init` is unknown.
+      ValueError: An option is out of range.
     """
-    slopes = {"relu": 0.0, "prelu": SLOPE, "prelu_shared": SLOPE}
-    if activation not in slopes:
-        raise ValueError(f"activation={activation!r}; choose from {[*slopes]}.")
-    types = dict(dtype=dtype, param_dtype=param_dtype)
-    # Equation 15, for the backward signal: rectifiers pass (1 + slope^2) / 2 of it.
-    gain = 2 / (1 + slopes[activation] ** 2)
-    own = nn.initializers.variance_scaling(gain, "fan_out", "normal")
-    layout = LAYOUTS[_NETWORKS[variant].layout]
-    backbone = HeInitBackbone(
-        network=variant,
-        layout=layout._replace(
-            widths=tuple(widths or layout.widths), depths=tuple(depths or layout.depths)
-        ),
-        dense=dense,
-        activation=activation,
-        kernel_init=initializer(init) if init else own,
-        fully_convolutional=fully_convolutional,
-        dropout=dropout,
-        remat=remat,
-        **types,
+    layout, config = LAYOUTS[_NETWORKS[variant].layout], HeInitConfig(**options)
+    layout = layout._replace(
+        widths=config.widths or layout.widths, depths=config.depths or layout.depths
     )
     head_init = nn.initializers.normal(0.001)
-    head = make_head(num_classes, layer="fc3", kernel_init=head_init, **types)
-    return Classifier(backbone, head)
+    head = make_head(num_classes, layer="fc3", kernel_init=head_init, **config.dtypes)
+    return Classifier(HeInitBackbone(variant, layout, config), head)
 
 
 def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
-    """The paper's names. The pyramid's bins are side by side behind each channel."""
+    """Lists the paper's names; the bins of a channel stand side by side."""
     net = model.backbone
     stages = enumerate(net.layout.depths, start=2)
     layers = [f"conv{i}_{j + 1}" for i, depth in stages for j in range(depth)]
@@ -262,7 +245,7 @@ def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
         TorchRule(f"backbone/{name}", name, flatten=bins if name == "fc1" else None)
         for name in layers
     ]
-    if net.activation != "relu":
+    if net.config.activation != "relu":
         names = [f"{name}_prelu" for name in layers]
         rules += [TorchRule(f"backbone/{name}", name) for name in names]
     return (*rules, TorchRule("head/fc3", "fc3"))
@@ -318,7 +301,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
     init = "normal of variance 2 / (k * k * output channels)"
     if row.activation == "prelu":
         init = f"{init} / (1 + 0.25^2), slopes {SLOPE}"
-    # A network that is named after its ReLUs has no choice.
+    # The activation of a network that is named after its ReLUs is not an option.
     fixed = {"activation": "relu"} if row.activation == "relu" else {}
     deviations = ["mean colour instead of mean image is subtracted from the input"]
     if small:
@@ -336,6 +319,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         name=name,
         task="classification",
         build=partial(he_init, variant=name, **fixed),
+        config=HeInitConfig,
         paper=f"{PAPER}, {table}",
         num_classes=1000,
         preprocess=MEAN_COLOUR,

@@ -5,7 +5,9 @@ Reference:
   Recognition, Proceedings of the IEEE 86(11), 1998.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +16,15 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_images, check_kernel, check_num_classes
-from zoo.layers import Classifier, Conv, initializer, make_head, per_channel
+from zoo.layers import (
+    Classifier,
+    Conv,
+    Layer,
+    NetworkConfig,
+    initializer,
+    make_head,
+    per_channel,
+)
 from zoo.ops.convolution import convolve
 from zoo.ops.pooling import max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -91,13 +101,11 @@ def lecun_uniform_98(fan_in: int | np.ndarray) -> Callable:
     return init
 
 
-class Convolution(nn.Module):
+class Convolution(Layer):
     """5x5 convolution without padding, over all maps or over those of a table."""
 
     features: int
     table: tuple[tuple[int, ...], ...] | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -120,11 +128,8 @@ class Convolution(nn.Module):
         return y + per_channel(bias, y).astype(self.dtype)
 
 
-class Subsampling(nn.Module):
+class Subsampling(Layer):
     """The sum of each 2x2 patch times a trainable coefficient, plus a bias, per map."""
-
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -139,23 +144,27 @@ class Subsampling(nn.Module):
 
 
 class LeNet5Backbone(nn.Module):
-    """C1 to F6 of the paper's figure 2, from 32x32 grey images to 84 features."""
+    """Figure 2 from C1 to F6, from gray images of 32x32 pixels to 84 features.
 
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    Attributes:
+      config: Options of the network.
+    """
+
+    config: NetworkConfig
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         check_images(images, "lenet5", size=32)
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        conv = partial(Convolution, **self.config.dtypes)
+        subsample = partial(Subsampling, **self.config.dtypes)
         out = {}
-        x = out["c1"] = squash(Convolution(6, name="c1", **types)(images))
-        x = out["s2"] = squash(Subsampling(name="s2", **types)(x))
-        x = out["c3"] = squash(Convolution(16, C3_TABLE, name="c3", **types)(x))
-        x = out["s4"] = squash(Subsampling(name="s4", **types)(x))
-        x = out["c5"] = squash(Convolution(120, name="c5", **types)(x))
-        init = lecun_uniform_98(120)
-        f6 = nn.Dense(84, kernel_init=init, bias_init=init, name="f6", **types)
+        x = out["c1"] = squash(conv(6, name="c1")(images))
+        x = out["s2"] = squash(subsample(name="s2")(x))
+        x = out["c3"] = squash(conv(16, C3_TABLE, name="c3")(x))
+        x = out["s4"] = squash(subsample(name="s4")(x))
+        x = out["c5"] = squash(conv(120, name="c5")(x))
+        init = dict(kernel_init=lecun_uniform_98(120), bias_init=lecun_uniform_98(120))
+        f6 = nn.Dense(84, name="f6", **init, **self.config.dtypes)
         out["f6"] = squash(f6(x.reshape(x.shape[0], -1)))
         return out
 
@@ -176,73 +185,71 @@ class RBFHead(nn.Module):
         return 84 * self.num_classes
 
 
-def lenet5(
-    *, num_classes: int = 10, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
-) -> Classifier:
-    """Builds LeNet-5 as published; 32x32 grey images, RBF outputs.
+def lenet5(*, num_classes: int = 10, **options: Any) -> Classifier:
+    """Builds LeNet-5 as published: gray images of 32x32 pixels, RBF outputs.
 
     Args:
-      num_classes: 0 for no head.
-      dtype: Of the computation up to F6.
-      param_dtype: Of the parameters.
+      num_classes: Number of classes; 0 for no head.
+      **options: Fields of `NetworkConfig`; the head computes in float32.
     """
     check_num_classes(num_classes)
     head = RBFHead(num_classes) if num_classes else None
-    return Classifier(LeNet5Backbone(dtype=dtype, param_dtype=param_dtype), head)
+    return Classifier(LeNet5Backbone(NetworkConfig(**options)), head)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModernConfig(NetworkConfig):
+    """Options of the modern form.
+
+    Attributes:
+      init: Initializer of the kernels, a name of `zoo.layers.INITIALIZERS`.
+    """
+
+    init: str = "caffe_xavier"
 
 
 class LeNet5ModernBackbone(nn.Module):
-    """Two convolutions with max pooling and a dense layer, for 28x28 images."""
+    """Two convolutions with max pooling and a dense layer, for images of 28x28 pixels.
 
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    Attributes:
+      config: Options of the network.
+    """
+
+    config: ModernConfig
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         check_images(images, "lenet5_modern", size=28)
-        types = dict(
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        options = dict(kernel_init=initializer(self.config.init), **self.config.dtypes)
         out = {}
-        x = Conv(20, 5, name="conv1", **types)(images)
-        out["conv1"] = x
+        x = out["conv1"] = Conv(20, 5, name="conv1", **options)(images)
         x = out["pool1"] = max_pool(x, 2, 2)
-        x = out["conv2"] = Conv(50, 5, name="conv2", **types)(x)
+        x = out["conv2"] = Conv(50, 5, name="conv2", **options)(x)
         x = out["pool2"] = max_pool(x, 2, 2)
-        x = nn.Dense(500, name="ip1", **types)(x.reshape(x.shape[0], -1))
+        x = nn.Dense(500, name="ip1", **options)(x.reshape(x.shape[0], -1))
         out["ip1"] = nn.relu(x)
         return out
 
 
-def lenet5_modern(
-    *,
-    num_classes: int = 10,
-    init: str = "caffe_xavier",
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Classifier:
-    """Builds the LeNet of Caffe's MNIST example; 28x28 grey images, softmax.
+def lenet5_modern(*, num_classes: int = 10, **options: Any) -> Classifier:
+    """Builds the LeNet of Caffe's MNIST example: gray images of 28x28 pixels, softmax.
 
     Args:
-      num_classes: 0 for no head.
-      init: A name of `zoo.layers.INITIALIZERS`.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      num_classes: Number of classes; 0 for no head.
+      **options: Fields of `ModernConfig`.
+
+    Raises:
+      ValueError: An option is out of range.
     """
-    kernel_init = initializer(init)
-    types = dict(kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype)
-    head = make_head(num_classes, layer="ip2", **types)
-    return Classifier(LeNet5ModernBackbone(**types), head)
+    config = ModernConfig(**options)
+    kernel_init = initializer(config.init)
+    head = make_head(num_classes, layer="ip2", kernel_init=kernel_init, **config.dtypes)
+    return Classifier(LeNet5ModernBackbone(config), head)
 
 
-def _same_names(*modules: str) -> Callable[[Classifier], tuple[TorchRule, ...]]:
-    def rules(model: Classifier) -> tuple[TorchRule, ...]:
-        return tuple(TorchRule(m, m.rsplit("/", 1)[-1]) for m in modules)
-
-    return rules
+def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
+    layers = "c1 s2 c3 s4 c5 f6".split()
+    return tuple(TorchRule(f"backbone/{name}", name) for name in layers)
 
 
 def _modern_torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
@@ -259,6 +266,7 @@ SPECS = (
         name="lenet5",
         task="classification",
         build=lenet5,
+        config=NetworkConfig,
         paper=PAPER,
         num_classes=10,
         # Background -0.1, foreground 1.175 (section II.B).
@@ -267,9 +275,7 @@ SPECS = (
         ),
         params=60_000,
         macs=326_520,
-        torch_rules=_same_names(
-            *(f"backbone/{n}" for n in "c1 s2 c3 s4 c5 f6".split())
-        ),
+        torch_rules=_torch_rules,
         loss="lenet_map",
         init="uniform within +-2.4 / fan-in",
         published=(
@@ -287,6 +293,7 @@ SPECS = (
         name="lenet5_modern",
         task="classification",
         build=lenet5_modern,
+        config=ModernConfig,
         paper="Caffe's MNIST example, after " + PAPER,
         num_classes=10,
         preprocess=Preprocess(size=28, channels=1, mean=(0.0,), std=(256 / 255,)),

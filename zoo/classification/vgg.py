@@ -5,12 +5,11 @@ Reference:
   Recognition, 2014.
 """
 
-from collections.abc import Callable
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.checks import check_images
@@ -19,7 +18,8 @@ from zoo.layers import (
     BatchNorm,
     Classifier,
     Conv,
-    FullyConnected,
+    DenseConfig,
+    dense_layers,
     initializer,
     make_head,
     remat_stage,
@@ -44,60 +44,62 @@ CONFIGS = {
     "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
 }
-# Channels of fc6 and fc7.
+# Number of channels of fc6 and fc7.
 DENSE = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VGGConfig(DenseConfig):
+    """Options of a VGG network.
+
+    Attributes:
+      widths: Number of channels of each block's convolutions.
+    """
+
+    widths: tuple[int, ...] = WIDTHS
 
 
 class VGGBackbone(nn.Module):
     """Section 2: five blocks of convolutions, each with a pool, and two dense layers.
 
     Attributes:
-      network: Its name, for messages.
-      blocks: Of `CONFIGS`.
-      widths: Channels of each block's convolutions.
-      dense: Channels of fc6 and fc7.
+      label: Name of the network in error messages.
+      blocks: Windows of the convolutions of each block, as in `CONFIGS`.
+      config: Options of the network.
       norm: None, "lrn" (after the first convolution) or "batch" (in each one).
-      conv_init: Initialiser of the convolutions.
-      dense_init: Initialiser of the dense layers.
-      fully_convolutional: Read images of any size, see `FullyConnected`.
-      min_size: Smallest height and width, if so.
-      first_padding: Of the first convolution.
+      conv_init: Name of the initializer of the convolutions.
+      dense_init: Name of the initializer of the dense layers.
+      min_size: Height and width of the smallest images of a fully convolutional
+        network, in pixels.
+      first_padding: Padding of the first convolution, in pixels.
       ceil: Whether pools round up, see `max_pool`.
-      dropout: Rate after fc6 and fc7.
-      remat: Recompute each block's activations in the backward pass.
     """
 
-    network: str
+    label: str
     blocks: tuple[tuple[int, ...], ...]
-    widths: tuple[int, ...] = WIDTHS
-    dense: int = DENSE
+    config: VGGConfig = VGGConfig()
     norm: str | None = None
-    conv_init: Callable = nn.initializers.lecun_normal()
-    dense_init: Callable = nn.initializers.lecun_normal()
-    fully_convolutional: bool = False
+    conv_init: str = "gaussian_0.1"
+    dense_init: str = "gaussian_0.1"
     min_size: int = 224
     first_padding: int = 1
     ceil: bool = False
-    dropout: float = 0.5
-    remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        if self.fully_convolutional:
-            check_images(images, self.network, min_size=self.min_size)
+        config = self.config
+        if config.fully_convolutional:
+            check_images(images, self.label, min_size=self.min_size)
         else:
-            check_images(images, self.network, size=224)
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = partial(Conv, kernel_init=self.conv_init, **types)
-        norm = partial(BatchNorm, **types)
+            check_images(images, self.label, size=224)
+        conv = partial(Conv, kernel_init=initializer(self.conv_init), **config.dtypes)
+        norm = partial(BatchNorm, **config.dtypes)
 
         def block(self, x: Array, i: int) -> dict[str, Array]:
             out = {}
             for j, window in enumerate(self.blocks[i - 1], start=1):
                 padding = self.first_padding if i == j == 1 else window // 2
-                layer = partial(conv, self.widths[i - 1], window, padding=padding)
+                layer = partial(conv, config.widths[i - 1], window, padding=padding)
                 x = layer(name=f"conv{i}_{j}")(x)
                 if self.norm == "batch":
                     x = norm(name=f"bn{i}_{j}")(x, train=train)
@@ -109,73 +111,45 @@ class VGGBackbone(nn.Module):
 
         out, x = {}, images
         for i in range(1, 6):
-            out |= remat_stage(partial(block, i=i), self.remat)(self, x)
+            out |= remat_stage(partial(block, i=i), config.remat)(self, x)
             x = out[f"pool{i}"]
-        init = dict(kernel_init=self.dense_init, **types)
-        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        everywhere = self.fully_convolutional
-        fc6 = FullyConnected(self.dense, 7, everywhere, name="fc6", **init)
-        x = out["fc6"] = drop(name="drop6")(nn.relu(fc6(x)))
-        fc7 = nn.Dense(self.dense, name="fc7", **init)
-        out["fc7"] = drop(name="drop7")(nn.relu(fc7(x)))
-        return out
+        options = dict(kernel_init=initializer(self.dense_init), **config.dtypes)
+        return out | dense_layers(x, config, window=7, train=train, **options)
 
 
-def vgg(
-    *,
-    variant: str,
-    num_classes: int = 1000,
-    widths: tuple[int, ...] = WIDTHS,
-    dense: int = DENSE,
-    init: str | None = None,
-    dropout: float = 0.5,
-    fully_convolutional: bool = False,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Classifier:
+def vgg(*, variant: str, num_classes: int = 1000, **options: Any) -> Classifier:
     """Builds a network of table 1, with or without batch norm.
 
     Args:
-      variant: A name of `SPECS`.
-      num_classes: 0 for no head.
-      widths: Channels of each of the five blocks.
-      dense: Channels of fc6 and fc7.
-      init: A name of `zoo.layers.INITIALIZERS`, for all layers; None for the source's.
-      dropout: Rate after the dense layers.
-      fully_convolutional: Take images of any size from 224 on, and average the logits
-        over the positions at which the dense layers fit.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: Name of one of `SPECS`.
+      num_classes: Number of classes; 0 for no head.
+      **options: Fields of `VGGConfig`.
+
+    Raises:
+      ValueError: An option is out of range.
     """
-    row = _NETWORKS[variant]
-    own = ["gaussian_0.1"] * 2
+    row, config = _NETWORKS[variant], VGGConfig(**options)
+    own = ("gaussian_0.1", "gaussian_0.1")
     if row.norm == "batch":
-        own = ["he_fan_out", "gaussian_0.01"]
-    conv_init, dense_init = (initializer(init or name) for name in own)
-    types = dict(dtype=dtype, param_dtype=param_dtype)
+        own = ("he_fan_out", "gaussian_0.01")
+    conv_init, dense_init = (config.init or name for name in own)
     backbone = VGGBackbone(
-        network=variant,
-        blocks=CONFIGS[row.config],
-        widths=tuple(widths),
-        dense=dense,
+        variant,
+        CONFIGS[row.config],
+        config,
         norm=row.norm,
         conv_init=conv_init,
         dense_init=dense_init,
-        fully_convolutional=fully_convolutional,
-        dropout=dropout,
-        remat=remat,
-        **types,
     )
-    head = make_head(num_classes, layer="fc8", kernel_init=dense_init, **types)
+    kernel_init = initializer(dense_init)
+    head = make_head(num_classes, layer="fc8", kernel_init=kernel_init, **config.dtypes)
     return Classifier(backbone, head)
 
 
 def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
-    """Torchvision's names; the paper's for the networks that it has not."""
+    """Lists torchvision's names; the paper's where torchvision has no such network."""
     net, rules, index = model.backbone, [], 0
-    theirs = net.network in _FILES
+    theirs = net.label in _FILES
     for i, block in enumerate(net.blocks, start=1):
         for j in range(1, len(block) + 1):
             # Convolution, batch norm where there is one, ReLU.
@@ -191,14 +165,16 @@ def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
     return (
         *rules,
         # By the names in timm's copies of torchvision's weights, too.
-        TorchRule("backbone/fc6", keys[0], (net.widths[-1], 7, 7), "pre_logits.fc1"),
+        TorchRule(
+            "backbone/fc6", keys[0], (net.config.widths[-1], 7, 7), "pre_logits.fc1"
+        ),
         TorchRule("backbone/fc7", keys[1], alias="pre_logits.fc2"),
         TorchRule("head/fc8", keys[2], alias="head.fc"),
     )
 
 
 class _Network(NamedTuple):
-    """A row of the table of networks: of `CONFIGS`, of `VGGBackbone`, and counts."""
+    """A row of the table of networks: key of `CONFIGS`, norm, and exact counts."""
 
     config: str
     norm: str | None
@@ -289,6 +265,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         name=name,
         task="classification",
         build=partial(vgg, variant=name),
+        config=VGGConfig,
         paper=paper,
         num_classes=1000,
         preprocess=IMAGENET if row.norm == "batch" else MEAN_COLOUR,

@@ -28,7 +28,7 @@ from flax import linen as nn
 
 from zoo.checks import check_num_classes
 from zoo.classification import vgg
-from zoo.layers import Conv, initializer
+from zoo.layers import Conv
 from zoo.ops.bilinear import interpolate
 from zoo.segmentation.segmenter import (
     ClassLayer,
@@ -168,21 +168,23 @@ def fcn_vgg16(
     check_num_classes(num_classes)
     label = f"fcn{stride}s_vgg16"
     types = dict(dtype=dtype, param_dtype=param_dtype)
-    kernel_init = initializer(init or "gaussian_0.1")
-    backbone = vgg.VGGBackbone(
-        network=label,
-        blocks=vgg.CONFIGS["D"],
+    config = vgg.VGGConfig(
         widths=tuple(widths),
         dense=dense,
-        conv_init=kernel_init,
-        dense_init=kernel_init,
         fully_convolutional=True,
-        min_size=1,
-        first_padding=100,
-        ceil=True,
         dropout=dropout,
         remat=remat,
         **types,
+    )
+    backbone = vgg.VGGBackbone(
+        label,
+        vgg.CONFIGS["D"],
+        config,
+        conv_init=init or "gaussian_0.1",
+        dense_init=init or "gaussian_0.1",
+        min_size=1,
+        first_padding=100,
+        ceil=True,
     )
     head = FCNHead(
         num_classes,
@@ -207,7 +209,7 @@ def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
         for i, block in enumerate(vgg.CONFIGS["D"], start=1)
         for j in range(1, len(block) + 1)
     ]
-    channels = model.backbone.widths[-1]
+    channels = model.backbone.config.widths[-1]
     rules = [TorchRule(f"backbone/{name}", name) for name in layers]
     rules += [
         # By the same name where a file keeps them as convolutions.

@@ -9,7 +9,7 @@ import pytest
 from torch_nets import TorchNet, assert_near, check_endpoints
 
 import zoo
-from zoo.classification.inception import AuxiliaryHead
+from zoo.classification.googlenet import AuxiliaryHead
 from zoo.paths import flatten
 from zoo.spec import Card, plain_options
 from zoo.summary import abstract_variables, list_endpoints

@@ -95,7 +95,8 @@ def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
 
 @pytest.mark.apart
 def test_three_by_three_for_five_by_five_is_found(monkeypatch):
-    monkeypatch.setitem(googlenet._VARIANTS["googlenet"], "large", 3)
+    other = googlenet.VARIANTS["googlenet"]._replace(large=3)
+    monkeypatch.setitem(googlenet.VARIANTS, "googlenet", other)
     assert failed(verify("googlenet"))[0] == "inception_3a"
 
 
