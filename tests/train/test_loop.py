@@ -169,7 +169,7 @@ def test_bfloat16_trains_and_opens_as_float32(images, tmp_path):
         np.dtype("float32")
     }
     opened, _ = zoo.create("lenet5_modern", weights=str(tmp_path / "run"))
-    assert opened.backbone.dtype == np.float32
+    assert opened.backbone.config.dtype == np.float32
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ KEYS = {
 
 def build(name, **options):
     spec = zoo.get_spec(name)
-    depth = {"depth": 8} if name == "cifar_resnet20" else {}
-    model = spec.build(num_classes=spec.num_classes, **depth, **options)
+    if name == "cifar_resnet20":
+        options["blocks"] = (1, 1, 1)
+    model = spec.build(num_classes=spec.num_classes, **options)
     return model, (1, *spec.preprocess.shape)
 
 

@@ -161,28 +161,26 @@ class AlexNetBackbone(nn.Module):
     """Five convolutions and two dense layers.
 
     Attributes:
-      label: Name of the variant.
-      widths: Number of channels of each convolution.
-      config: Options of the network.
+      label: Name of the network in error messages.
+      variant: Which network of the family it is.
+      config: Options of the network, of which none is None.
     """
 
     label: str
-    widths: tuple[int, ...]
+    variant: Variant
     config: AlexNetConfig
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        variant, config = VARIANTS[self.label], self.config
+        variant, config = self.variant, self.config
         if config.fully_convolutional:
             check_images(images, self.label, min_size=variant.min_size)
         else:
             check_images(images, self.label, size=variant.size)
-        options = dict(
-            kernel_init=initializer(config.init or variant.init), **config.dtypes
-        )
+        options = dict(kernel_init=initializer(config.init), **config.dtypes)
 
         def convolutions(self, x: Array) -> dict[str, Array]:
-            return variant.convolutions(x, self.widths, partial(Conv, **options))
+            return variant.convolutions(x, config.widths, partial(Conv, **options))
 
         out = remat_stage(convolutions, config.remat)(self, images)
         return out | dense_layers(
@@ -207,29 +205,29 @@ def alexnet(*, variant: str, num_classes: int = 1000, **options: Any) -> Classif
     Raises:
       ValueError: An option is out of range.
     """
-    config, facts = AlexNetConfig(**options), VARIANTS[variant]
-    head = make_head(
-        num_classes,
-        layer="fc8",
-        kernel_init=initializer(config.init or facts.init),
-        **config.dtypes,
+    facts, config = VARIANTS[variant], AlexNetConfig(**options)
+    config = dataclasses.replace(
+        config, widths=config.widths or facts.widths, init=config.init or facts.init
     )
-    backbone = AlexNetBackbone(variant, config.widths or facts.widths, config)
-    return Classifier(backbone, head)
+    kernel_init = initializer(config.init)
+    head = make_head(num_classes, layer="fc8", kernel_init=kernel_init, **config.dtypes)
+    return Classifier(AlexNetBackbone(variant, facts, config), head)
 
 
 def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
     layers = "conv1 conv2 conv3 conv4 conv5 fc7".split()
     return (
         *(TorchRule(f"backbone/{name}", name) for name in layers),
-        TorchRule("backbone/fc6", "fc6", flatten=(model.backbone.widths[-1], 6, 6)),
+        TorchRule(
+            "backbone/fc6", "fc6", flatten=(model.backbone.config.widths[-1], 6, 6)
+        ),
         TorchRule("head/fc8", "fc8"),
     )
 
 
 def _torchvision_names(model: Classifier) -> tuple[TorchRule, ...]:
     convolutions = zip(range(1, 6), (0, 3, 6, 8, 10), strict=True)
-    channels = model.backbone.widths[-1]
+    channels = model.backbone.config.widths[-1]
     return (
         *(TorchRule(f"backbone/conv{i}", f"features.{j}") for i, j in convolutions),
         TorchRule("backbone/fc6", "classifier.1", flatten=(channels, 6, 6)),

@@ -171,21 +171,23 @@ class GoogLeNetBackbone(nn.Module):
     """Table 1: two convolutions, nine inception modules, and the mean of the map.
 
     Attributes:
-      label: Name of the variant.
-      config: Options of the network.
+      label: Name of the network in error messages.
+      variant: Whether it is the paper's network or torchvision's.
+      config: Options of the network, of which none is None.
     """
 
     label: str
+    variant: Variant
     config: GoogLeNetConfig
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        variant, config = VARIANTS[self.label], self.config
+        variant, config = self.variant, self.config
         check_images(images, self.label, min_size=variant.min_size)
         make = make_unit(
             batch_norm=variant.batch_norm,
             momentum=config.momentum,
-            kernel_init=initializer(config.init or variant.init),
+            kernel_init=initializer(config.init),
             **config.dtypes,
         )
         unit = partial(make, train=train)
@@ -208,8 +210,7 @@ class GoogLeNetBackbone(nn.Module):
                 x = out["pool4"] = max_pool(x, variant.last_pool, 2, ceil=True)
             name = f"inception_{number}"
             x = out[name] = module(widths, variant.large, make, name=name)(x, train)
-        rate = variant.dropout if config.dropout is None else config.dropout
-        drop = nn.Dropout(rate, deterministic=not train, name="drop")
+        drop = nn.Dropout(config.dropout, deterministic=not train, name="drop")
         out["pool"] = drop(global_average_pool(x))
         return out
 
@@ -292,12 +293,15 @@ def googlenet(*, variant: str, num_classes: int = 1000, **options: Any) -> Class
       ValueError: An option is out of range.
     """
     facts, config = VARIANTS[variant], GoogLeNetConfig(**options)
-    config = dataclasses.replace(config, modules=FrozenDict(config.modules or MODULES))
-    layers = dict(kernel_init=initializer(config.init or facts.init), **config.dtypes)
-    backbone, head = (
-        GoogLeNetBackbone(variant, config),
-        make_head(num_classes, **layers),
+    config = dataclasses.replace(
+        config,
+        modules=FrozenDict(config.modules or MODULES),
+        init=config.init or facts.init,
+        dropout=facts.dropout if config.dropout is None else config.dropout,
     )
+    layers = dict(kernel_init=initializer(config.init), **config.dtypes)
+    backbone = GoogLeNetBackbone(variant, facts, config)
+    head = make_head(num_classes, **layers)
     if head is None or not config.aux:
         return Classifier(backbone, head)
     aux = partial(

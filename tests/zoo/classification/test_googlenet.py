@@ -153,10 +153,10 @@ def test_dropout_is_active_in_training_alone(cheap_jit):
     assert np.abs(run(0) - run(1)).max() > 0
     np.testing.assert_array_equal(run(0, train=False), run(1, train=False))
     assert zoo.build("googlenet", aux=True).aux1.dropout == 0.7
-    rates = [zoo.build(name).backbone.dropout for name in NAMES]
+    rates = [zoo.build(name).backbone.config.dropout for name in NAMES]
     assert rates == [0.4, 0.2]
     without = zoo.build("googlenet", aux=True, dropout=0.0)
-    assert without.backbone.dropout == 0.0
+    assert without.backbone.config.dropout == 0.0
     assert (without.aux1.dropout, without.aux2.dropout) == (0.0, 0.0)
     assert zoo.build("googlenet", aux=True, dropout=0.3).aux2.dropout == 0.7
 
@@ -169,7 +169,8 @@ def test_the_smallest_images(name, size):
     with pytest.raises(ValueError, match=words):
         list_endpoints(model, (99, size - 1, 3))
     # Nothing smaller fits: the message does not ask for too much.
-    model = model.clone(backbone=model.backbone.clone(min_size=1))
+    variant = model.backbone.variant._replace(min_size=1)
+    model = model.clone(backbone=model.backbone.clone(variant=variant))
     with pytest.raises(ValueError, match="window with padding 0 does not fit into W"):
         list_endpoints(model, (99, size - 1, 3))
 

@@ -122,7 +122,7 @@ def test_dropout_is_active_in_training_alone():
     assert count(False) == 0
     assert count(True) > 0
     assert count(True, dropout=0.0) == 0
-    assert model.backbone.dropout == 0.5
+    assert model.backbone.config.dropout == 0.5
 
 
 @pytest.mark.parametrize(("init", "std"), [(None, 0.01), ("gaussian_0.1", 0.1)])

@@ -162,7 +162,7 @@ def test_a_classifiers_weights_go_straight_in(name, cheap_jit):
     for path, leaf in of_source.items():
         np.testing.assert_array_equal(leaf, of_target[path])
     # The dense layers, turned into convolutions, compute what they did.
-    backbone = model.backbone.clone(first_padding=1, dropout=0.0)
+    backbone = model.backbone.clone(first_padding=1)
     images = np.random.default_rng(2).normal(size=(2, 224, 224, 3)).astype(np.float32)
     params = {"params": grafted["params"]["backbone"]}
     found = cheap_jit(backbone.apply)(params, images)["fc7"]
