@@ -178,9 +178,10 @@ def export(
     batch: str = "b",
     num_classes: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    format: Literal["stablehlo", "onnx"] = "stablehlo",
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
 ) -> None:
-    """Writes inference with its weights as a StableHLO artifact, for jax alone.
+    """Writes inference with its weights: StableHLO for jax alone, or ONNX.
 
     Args:
       name: Of the model.
@@ -190,7 +191,8 @@ def export(
       batch: Images in a call: a number, or a name for any number.
       num_classes: Of the head; the weights' if not given.
       dtype: Of the computation.
-      platforms: Where it is to run, of cpu, cuda, rocm and tpu.
+      format: stablehlo, or onnx, which needs jax2onnx.
+      platforms: Where it is to run, of cpu, cuda, rocm and tpu; ONNX runs on all.
     """
     _, variables, card = zoo.create_with_card(
         name, weights=weights, num_classes=num_classes
@@ -201,11 +203,13 @@ def export(
         batch=batch,
         preprocess=card.preprocess if preprocess else None,
         num_classes=card.num_classes,
+        format=format,
         platforms=platforms,
         **{**card.overrides, "dtype": dtype},
     )
     target.write_bytes(artifact)
-    print(f"wrote {target}; jax.export.deserialize reads its bytes")
+    reader = {"stablehlo": "jax.export.deserialize", "onnx": "onnxruntime"}[format]
+    print(f"wrote {target}; {reader} reads its bytes")
 
 
 def doctor() -> None:

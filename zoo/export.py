@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.detect import make_detector
+from zoo.detection.types import Detections
+from zoo.onnx import to_onnx
 from zoo.paths import flatten
 from zoo.preprocess import normalize
 from zoo.registry import get_spec
@@ -20,6 +22,7 @@ from zoo.spec import Preprocess
 from zoo.weights.fit import expected_shapes, require_fit
 from zoo.weights.torch_format import build_for
 
+FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -30,13 +33,14 @@ def export(
     batch: int | str = "b",
     size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
+    format: str = "stablehlo",
     constants: bool = True,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     num_classes: int | None = None,
     detector: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> bytes:
-    """Writes a network's inference as a StableHLO artifact.
+    """Writes a network's inference as a StableHLO artifact, or as an ONNX model.
 
     Whoever runs it needs `jax` and `flatbuffers`, and not this package:
 
@@ -52,6 +56,12 @@ def export(
 
         found = exported.call(images, sizes)  # "boxes", "scores", "classes", "valid"
 
+    With `format="onnx"`, which needs `canon-zoo[onnx]`, it is a model for ONNX's
+    runtimes; `tests/benchmarks/README.md` lists the networks that were checked:
+
+        session = onnxruntime.InferenceSession(artifact)
+        (logits,) = session.run(None, {"images": images})
+
     Args:
       name: Of the model.
       variables: Of the model; where `constants` is False, shapes and types suffice.
@@ -61,10 +71,12 @@ def export(
       preprocess: None to take float32 images that are preprocessed already; else what
         to do with uint8 images, such as `card.preprocess`. Detectors take uint8
         images in any case.
+      format: "stablehlo" or "onnx".
       constants: Whether the variables are in the artifact, which then is a file as
         large as they are (VGG-16: 550 MB) that lacks nothing. Otherwise it takes some
         kilobytes, compiles faster, and is called with `(variables, images)`.
-      platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu".
+      platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu"; an ONNX model
+        runs on all.
       num_classes: Of the head: as many as the variables have where None, 0 for none.
       detector: Of a detector, options of `zoo.make_detector`.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`.
@@ -73,9 +85,12 @@ def export(
       The serialised `jax.export.Exported` from images [batch, height, width, channels]
       to float32 logits [batch, num_classes]. That of a detector is from these and
       int32 sizes [batch, 2], see `zoo.fit_batch`, to a dict of what `zoo.Detections`
-      has.
+      has. With `format="onnx"` the serialized `onnx.ModelProto` with the inputs
+      "images" and "sizes", and the outputs "logits" or those of `zoo.Detections`.
 
     Raises:
+      ImportError: The format needs a library that is not installed.
+      NotImplementedError: The network has an operation that has no form in ONNX.
       ValueError: The model, an option, the batch or a platform is unknown, the
         variables do not fit, or the model reads regions.
     """
@@ -89,6 +104,10 @@ def export(
         raise ValueError(
             f"platforms must be some of {[*PLATFORMS]}, got {[*platforms]}."
         )
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
+    if format == "onnx" and not constants:
+        raise ValueError("constants=False: an ONNX model has its variables in it.")
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     model = build_for(name, variables, **overrides)
@@ -109,6 +128,20 @@ def export(
     def infer_by_constants(*inputs: jax.Array) -> Any:
         return infer(variables, *inputs)
 
+    if format == "onnx":
+        outputs = Detections._fields if detects else ("logits",)
+
+        def infer_in_order(*inputs: jax.Array) -> list[jax.Array]:
+            found = infer_by_constants(*inputs)
+            return [found[key] for key in outputs] if detects else [found]
+
+        return to_onnx(
+            infer_in_order,
+            inputs,
+            input_names=("images", "sizes")[: len(inputs)],
+            output_names=outputs,
+            name=name,
+        )
     function = jax.jit(infer_by_constants if constants else infer)
     arguments = inputs if constants else (variables, *inputs)
     exported = jax.export.export(function, platforms=[*platforms])(*arguments)

@@ -45,7 +45,8 @@ FLOORS = {
     "zoo/weights": 5,
     "zoo/verify": 6,
     "zoo/api": 6,
-    "zoo/export": 6,
+    "zoo/export": 6.6,
+    "zoo/onnx": 6.5,
     "zoo/regions": 6,
     "zoo/explain": 6,
     "zoo/__init__": 7,
@@ -106,6 +107,7 @@ OWNERS = {
         "train/tasks": "lazily",
         "train/protocols": "anywhere",
     },
+    "jax2onnx": {"zoo/onnx": "lazily"},
     "dlib": {"train/data": "lazily"},
     "cv2": {"train/data": "lazily"},
 }
