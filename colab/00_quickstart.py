@@ -56,9 +56,10 @@ import numpy as np
 import zoo
 from train.configs import get_config
 from train.data import load_dataset
+from train.fit import fit
 from train.history import read_history
-from train.loop import fit
-from train.runs import new_run_dir, report
+from train.run_dir import new_run_dir
+from train.run_report import write_run_report
 
 print(jax.devices())
 if jax.default_backend() == "cpu" and (
@@ -193,7 +194,7 @@ if MODE == "smoke":
         config, epochs=2, eval_every=1, save_every=1, log_every=2
     )
 result = fit(config, new_run_dir("digits_lenet5_modern"), quiet=MODE == "smoke")
-report(result)
+write_run_report(result)
 print(
     f"{result.metrics['accuracy']:.1%} of {result.metrics['count']} test images right "
     f"after {int(result.state.step)} steps"
@@ -369,6 +370,6 @@ HTML(f"<b>report.html</b><br>{frame}")
 # %%
 if MODE == "full":
     cifar = fit(get_config("cifar10_resnet20_short"), new_run_dir("cifar10_resnet20"))
-    report(cifar)
+    write_run_report(cifar)
     show_training(cifar)
     show_confusion(cifar)

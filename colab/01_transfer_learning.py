@@ -59,8 +59,8 @@ from IPython.display import Markdown, display
 import zoo
 from train.data import fit_source, load_dataset, load_resident
 from train.experiment import prepare_experiment
-from train.loop import fit
-from train.runs import new_run_dir
+from train.fit import fit
+from train.run_dir import new_run_dir
 from train.transfer_study import METHODS, PER_CLASS, base_config, transfer_config
 from zoo.paths import flatten
 

@@ -53,8 +53,8 @@ from sklearn.linear_model import LogisticRegression
 import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.data import array_source
-from train.loop import fit
-from train.runs import new_run_dir
+from train.fit import fit
+from train.run_dir import new_run_dir
 
 print(jax.devices())
 if jax.default_backend() == "cpu" and (

@@ -58,9 +58,9 @@ import numpy as np
 import zoo
 from train.configs import get_config
 from train.data import eval_batches, load_dataset
+from train.fit import fit
 from train.history import read_history
-from train.loop import fit
-from train.runs import new_run_dir
+from train.run_dir import new_run_dir
 from zoo.figures.boxes import class_color, draw_boxes, draw_detections
 from zoo.metrics import detection as metrics
 from zoo.ops.matching import match_bipartite
@@ -213,7 +213,7 @@ if MODE == "smoke":
         log_every=7,
     )
 result = fit(config, new_run_dir("digits_detection_ssd"), quiet=MODE == "smoke")
-print(f"{STEPS} steps: {result.experiment.task.say(result.metrics)}")
+print(f"{STEPS} steps: {result.experiment.task.format_metrics(result.metrics)}")
 
 rows = [row for row in read_history(result.run_dir) if row["kind"] == "train"]
 _, axis = plt.subplots(figsize=(6, 3))

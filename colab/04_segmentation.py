@@ -57,9 +57,9 @@ import numpy as np
 import zoo
 from train.configs import get_config
 from train.data import Source, eval_batches, load_dataset
+from train.fit import fit
 from train.history import read_history
-from train.loop import fit
-from train.runs import new_run_dir
+from train.run_dir import new_run_dir
 from zoo.figures.masks import draw_comparison, draw_overlay, make_palette
 from zoo.metrics import segmentation as metrics
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool, repeat_pixels
@@ -157,7 +157,7 @@ result = fit(
     sources=(train_set, test_set),
     quiet=MODE == "smoke",
 )
-print(f"{STEPS} steps: {result.experiment.task.say(result.metrics)}")
+print(f"{STEPS} steps: {result.experiment.task.format_metrics(result.metrics)}")
 
 rows = [row for row in read_history(result.run_dir) if row["kind"] == "train"]
 _, axis = plt.subplots(figsize=(6, 2.6))

@@ -61,8 +61,8 @@ import zoo
 from train.configs import get_config
 from train.data import load_dataset
 from train.figures.faces import draw_alignment
-from train.loop import fit
-from train.runs import new_run_dir
+from train.fit import fit
+from train.run_dir import new_run_dir
 from train.tasks.verification import probability
 from zoo.face.alignment import camera_pose, fit_face
 from zoo.metrics import identification
@@ -130,7 +130,7 @@ for i in (0, 4, 8):
 
 # %%
 result = fit(config, new_run_dir(NAME), quiet=MODE == "smoke")
-print(result.experiment.task.say(result.metrics))
+print(result.experiment.task.format_metrics(result.metrics))
 found = result.evaluated
 
 # %% [markdown]

@@ -57,8 +57,8 @@ import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.data import array_source
 from train.figures.maps import draw_filters, draw_grid, draw_heat, draw_projection
-from train.loop import fit
-from train.runs import new_run_dir
+from train.fit import fit
+from train.run_dir import new_run_dir
 from zoo import explain
 
 print(jax.devices())

@@ -1,6 +1,6 @@
 """The doors of `canon-zoo` and `python -m train`.
 
-What they can do is in `zoo.__main__` and `train.command_line`.
+What they can do is in `zoo.__main__` and `train.cli`.
 """
 
 import sys
@@ -19,7 +19,7 @@ def canon_zoo() -> None:
 def train(arguments: list[str]) -> None:
     """Runs a command of training, or says what is to be installed for it."""
     try:
-        from train.command_line import run
+        from train.cli import run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("train", "zoo"):

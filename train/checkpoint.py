@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
 from train.state import TrainState
-from zoo.spec import Card, headline
+from zoo.spec import Card, primary_metric
 from zoo.weights.checkpoints import check_store
 from zoo.weights.checksums import check_checksums, check_step, write_checksums
 
@@ -92,7 +92,7 @@ class Checkpoints:
         # Orbax logs pages of tracebacks for what it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = checkpoint_managers.BestN(
-            get_metric_fn=lambda m: headline(m) if m else float("-inf"),
+            get_metric_fn=lambda m: primary_metric(m) if m else float("-inf"),
             n=1,
             keep_checkpoints_without_metrics=False,
         )
@@ -103,7 +103,7 @@ class Checkpoints:
             preservation_policy=policy,
             # Not for its choice, which the policy makes: without it orbax does not
             # write the metrics, and the best step is forgotten when a run resumes.
-            best_fn=headline,
+            best_fn=primary_metric,
         )
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, handler_registry=_make_handlers()

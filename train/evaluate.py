@@ -17,7 +17,7 @@ from train.steps import (
     put_batch,
     put_replicated,
 )
-from train.tasks import Evaluated, Task
+from train.task import Evaluated, Task
 from zoo.spec import Preprocess
 
 KEPT_MEGABYTES = 1024  # A set up to this size is decoded once and stays on the device.

@@ -6,29 +6,25 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 import zoo
 from train import optim
-from train.config import TrainConfig, parse_options
+from train.config import DataConfig, TrainConfig, parse_options
 from train.data import (
     Source,
-    align_source,
-    choose_alignment,
     find_problems,
     fit_source,
     load_dataset,
 )
-from train.starting import check_layers, create_model
 from train.state import TrainState, create_state
 from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
-from train.tasks import Task, make_task
+from train.task import Task
+from train.tasks import TASKS
+from train.warm_start import check_layers, create_model
 from zoo.ops import augment
-from zoo.ops.losses import median_frequency_weights
 from zoo.spec import Card, ModelSpec, Preprocess
 
 PACKAGES = ("canon-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -39,17 +35,19 @@ class Experiment:
     """The parts of a run.
 
     Attributes:
-      config: What was asked for.
-      spec: Facts of the network.
+      config: The config of the run.
+      spec: The facts of the network.
       model: The network.
-      variables: It starts from.
-      card: What goes with its variables into checkpoints.
-      train_source: Images to train on.
-      eval_source: Images to evaluate on.
-      train_preprocess: What the network takes in training; in evaluation it is the
+      variables: The variables that training starts from.
+      card: The facts that checkpoints store with the variables.
+      train_source: The images to train on, fitted to the network's input.
+      eval_source: The images to evaluate on, fitted to the network's input.
+      train_preprocess: The network's input in training; that in evaluation is the
         card's.
-      mesh: Devices.
-      task: What it is trained for.
+      mesh: The devices.
+      task: The task that the network is trained for.
+      steps_per_epoch: The number of whole batches in the training set.
+      total_steps: The length of the training, in steps.
     """
 
     config: TrainConfig
@@ -62,16 +60,8 @@ class Experiment:
     train_preprocess: Preprocess
     mesh: Mesh
     task: Task
-
-    @cached_property
-    def steps_per_epoch(self) -> int:
-        """The number of whole batches in the training set."""
-        return len(self.train_source) // self.config.data.batch_size
-
-    @cached_property
-    def total_steps(self) -> int:
-        """The length of the training, in steps."""
-        return self.config.steps or self.config.epochs * self.steps_per_epoch
+    steps_per_epoch: int
+    total_steps: int
 
     @cached_property
     def schedule(self) -> optax.Schedule:
@@ -126,7 +116,7 @@ def prepare_experiment(
     """Opens the data, builds the model and checks that all of it fits together.
 
     Args:
-      config: What was asked for.
+      config: The config of the run.
       sources: Images to train and to evaluate on, such as `array_source` makes them;
         None to open what `config.data` names.
 
@@ -136,64 +126,47 @@ def prepare_experiment(
     """
     data, problems = config.data, _Problems()
     spec = zoo.get_spec(config.model.name)
+    task = TASKS[spec.task]
     mesh = make_mesh()
     with problems:
         check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
     with problems:
-        check_augment(data.augment, spec.task)
+        check_augment(data.augment, task)
     with problems:
         check_layers(config.model)
     if sources is None:
         opened = []
         for split in (data.train_split, data.eval_split):
             with problems:
-                opened.append(open_split(config, split))
+                opened.append(open_split(data, split, spec.task, config.seed))
         sources = tuple(opened)
     if len(sources) < 2:
         problems.raise_any()
-    train_source, eval_source = sources
-    if train_source.class_names != eval_source.class_names:
-        raise ValueError(
-            f"the splits {data.train_split} and {data.eval_split} of {data.dataset} "
-            f"differ in classes: {train_source.class_names}, {eval_source.class_names}."
-        )
-    for source in sources:
-        if source.task != spec.task:
-            raise ValueError(
-                f"{spec.name} is for {spec.task}, and {data.dataset}, split "
-                f"{source.split}, for {source.task}."
-            )
+    check_sources(config, sources)
     if config.optim.freeze and parse_options(config.model.options).get("scan"):
         raise ValueError(
             f"optim.freeze={config.optim.freeze}: with the option scan=True blocks run "
             "as one loop, in which batch norm cannot be frozen; leave it out."
         )
+    class_names = sources[0].class_names
     created, preprocess = None, spec.preprocess
     if not problems.found:
         with problems:
-            created = create_model(config, train_source.class_names)
+            created = create_model(config, class_names)
             preprocess = created[-1].preprocess
-    fitted = fit_preprocess(preprocess, data.fit, data.size)
-    eval_fitted = fit_preprocess(fitted, data.fit, data.eval_size)
-    faces = None
-    if spec.task == "verification":
-        faces = eval_source.face_set()
-        # From here on it is said: what is evaluated must be aligned as in training.
-        align = choose_alignment(train_source, data.align)
-        data = dataclasses.replace(data, align=align)
-        config = dataclasses.replace(config, data=data)
-        sources = [
-            align_source(source, align, pre)
-            for source, pre in zip(sources, (fitted, eval_fitted), strict=True)
-        ]
-    train_source, eval_source = (
+    train_preprocess = fit_preprocess(preprocess, data.fit, data.size)
+    eval_preprocess = fit_preprocess(train_preprocess, data.fit, data.eval_size)
+    preprocesses = train_preprocess, eval_preprocess
+    # From here on the config says what the images decided, such as their alignment.
+    data, prepared = task.prepare_sources(data, sources, preprocesses)
+    config = dataclasses.replace(config, data=data)
+    train_source, eval_source = fitted = [
         fit_source(
             source, pre, on_bad_image=data.on_bad_image, max_boxes=data.max_boxes
         )
-        for source, pre in zip(sources, (fitted, eval_fitted), strict=True)
-    )
-    steps_per_epoch = len(train_source) // data.batch_size
-    if not steps_per_epoch:
+        for source, pre in zip(prepared, preprocesses, strict=True)
+    ]
+    if len(train_source) < data.batch_size:
         problems.found.append(
             f"data.batch_size={data.batch_size} is more than the "
             f"{len(train_source)} images of {train_source.name}, "
@@ -202,13 +175,14 @@ def prepare_experiment(
     # Random crops bring images of any size to that of the network.
     cropped = any(name.split(":")[0] == "random_crop" for name in data.geometry)
     skip = data.on_bad_image == "skip"
-    known = created is not None  # what its images are fitted to
+    known = created is not None  # the size that images are fitted to
     problems.found += find_problems(
         train_source, fitted=known and not cropped, skip=skip
     )
     problems.found += find_problems(eval_source, fitted=known, skip=skip)
     if created is not None:
-        for flag, taken in (("--size", fitted), ("--data.eval-size", eval_fitted)):
+        flags = "--size", "--data.eval-size"
+        for flag, taken in zip(flags, preprocesses, strict=True):
             if taken.shape != spec.preprocess.shape:
                 with problems:
                     check_size(*created[:2], taken, flag)
@@ -216,12 +190,13 @@ def prepare_experiment(
     model, variables, card = created
     card = dataclasses.replace(
         card,
-        preprocess=eval_fitted,
-        class_names=train_source.class_names,
+        preprocess=eval_preprocess,
+        class_names=class_names,
         source=f"trained on {data.dataset}, split {data.train_split}",
         accuracy="",
         versions=versions(),
     )
+    steps_per_epoch = len(train_source) // data.batch_size
     total_steps = config.steps or config.epochs * steps_per_epoch
     config = dataclasses.replace(
         config, optim=optim.scale_warmup(config.optim, total_steps)
@@ -234,24 +209,36 @@ def prepare_experiment(
         card=card,
         train_source=train_source,
         eval_source=eval_source,
-        train_preprocess=fitted,
+        train_preprocess=train_preprocess,
         mesh=mesh,
-        task=make_task(
-            spec,
-            loss=config.optim.loss,
-            aux_loss=config.optim.aux_loss,
-            smoothing=config.optim.label_smoothing,
-            difficult=data.difficult,
-            class_weights=class_weights(config, train_source.source),
-            faces=faces,
-            mirror=data.mirror,
+        task=task.create(
+            spec, config.optim, data, [source.source for source in fitted]
         ),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
     )
     # What patterns, schedules and augmentations refuse, they refuse here.
     _ = experiment.make_step(0), jax.eval_shape(experiment.create_state)
-    image = jax.ShapeDtypeStruct(fitted.shape, "uint8")
+    image = jax.ShapeDtypeStruct(train_preprocess.shape, "uint8")
     jax.eval_shape(augment.compose(data.augment), jax.random.key(0), image)
     return experiment
+
+
+def check_sources(config: TrainConfig, sources: tuple[Source, Source]) -> None:
+    """Raises ValueError where the splits differ, or are for another task."""
+    data, spec = config.data, zoo.get_spec(config.model.name)
+    train, evaluation = (source.class_names for source in sources)
+    if train != evaluation:
+        raise ValueError(
+            f"the splits {data.train_split} and {data.eval_split} of {data.dataset} "
+            f"differ in classes: {train}, {evaluation}."
+        )
+    for source in sources:
+        if source.task != spec.task:
+            raise ValueError(
+                f"{spec.name} is for {spec.task}, and {data.dataset}, split "
+                f"{source.split}, for {source.task}."
+            )
 
 
 class _Problems:
@@ -303,39 +290,25 @@ def check_size(
         raise ValueError(f"{flag} {size}: {error}") from error
 
 
-def check_augment(names: tuple[str, ...], task: str) -> None:
+def check_augment(names: tuple[str, ...], task: type[Task]) -> None:
     """Raises where an augmentation moves pixels, and not the boxes or masks."""
     moving = [n for n in names if n.split(":")[0] in augment.MOVING]
-    if moving and task not in ("classification", "verification"):
+    if moving and task.has_targets_in_place:
         raise ValueError(
-            f"data.augment={moving[0]} moves pixels and not what {task} has beside "
-            "them; data.geometry has what moves both."
+            f"data.augment={moving[0]} moves pixels and not what {task.name} has "
+            "beside them; data.geometry has what moves both."
         )
 
 
-def class_weights(config: TrainConfig, source: Source) -> tuple[float, ...]:
-    """Weighs the classes of a training set's pixels, where the loss asks for it.
+def open_split(data: DataConfig, split: str, task: str, seed: int = 0) -> Source:
+    """Opens one split of a data set; few-shot sampling is for training alone.
 
-    Its images have the size they are stored in: to fit a network, some are to be cut.
+    Args:
+      data: The data set and its options.
+      split: The name of the split.
+      task: The name of the task.
+      seed: The seed of few-shot sampling.
     """
-    losses = (
-        config.optim.loss or zoo.get_spec(config.model.name).loss,
-        config.optim.aux_loss,
-    )
-    if "median_frequency" not in losses:
-        return ()
-    count = len(source.class_names)
-    pixels, of_images = np.zeros((2, count), np.int64)
-    for i in tqdm(range(len(source)), desc="counting pixels", leave=False):
-        found = np.bincount(source[i]["mask"].ravel(), minlength=256)[:count]
-        pixels += found
-        of_images += (found > 0) * found.sum()
-    return tuple(map(float, median_frequency_weights(pixels, of_images)))
-
-
-def open_split(config: TrainConfig, split: str) -> Source:
-    """Opens one split as the config asks for; few-shot sampling is for training."""
-    data = config.data
     few = data.per_class if split == data.train_split else 0
     return load_dataset(
         data.dataset,
@@ -343,9 +316,9 @@ def open_split(config: TrainConfig, split: str) -> Source:
         data_dir=data.data_dir,
         classes=data.classes or None,
         per_class=few or None,
-        seed=config.seed,
+        seed=seed,
         color=None if data.color == "as_stored" else data.color,
-        task=zoo.get_spec(config.model.name).task,
+        task=task,
         ignored=data.ignored,
         values=data.values,
         orientation=data.orientation,

@@ -37,7 +37,7 @@ from train.run_dir import (
 )
 from train.state import TrainState, change_frozen
 from train.steps import make_run_steps, put_replicated, replicated
-from train.tasks import Evaluated
+from train.task import Evaluated
 
 logger = logging.getLogger("train")
 
@@ -223,7 +223,7 @@ def fit(
                 history.log("eval", step, step / steps_per_epoch, found)
                 if not bar.disable:
                     line = f"epoch {step / steps_per_epoch:g}: "
-                    bar.write(line + task.say(found))
+                    bar.write(line + task.format_metrics(found))
             if step == total or (left == 0 and epoch % config.save_every == 0):
                 found = evaluated and evaluated.metrics
                 checkpoints.save(state, step, experiment.card, found, loader.stream)

@@ -1,146 +1,107 @@
-"""What the network of a run says of an image, as words and as pictures."""
+"""A trained network, the images it is shown, and what it says of them."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import linen as nn
 from PIL import Image
 
 import zoo
-from train.config import load_config
+from train.config import TrainConfig, load_config
 from train.data import decode_image
-from train.figures import draw_prediction
-from zoo.cpu import jit_inference
-from zoo.figures.boxes import draw_detections
-from zoo.figures.masks import draw_overlay, make_palette, paletted
 from zoo.spec import Card
 
+COLORS = {1: "grey", 3: "rgb"}  # by the number of a network's channels
 
-class Predicted(NamedTuple):
-    """What was said of an image.
+
+class Prediction(NamedTuple):
+    """What a network says of an image, or of a pair.
 
     Attributes:
-      words: In short.
-      pictures: To be saved, by what is added to the image's name.
+      title: The names of the files.
+      stem: The beginning of the pictures' file names.
+      words: The prediction in short.
+      pictures: The pictures to be saved, by the endings of their file names.
     """
 
+    title: str
+    stem: str
     words: str
     pictures: dict[str, Image.Image]
 
 
-class Predictor(NamedTuple):
-    """A network that says what it sees.
+class TrainedRun(NamedTuple):
+    """The network of a run.
 
     Attributes:
-      color: "rgb" or "grey", what its images must be.
-      predict: From an image uint8 [h, w, C] to what is said of it.
-      upright: Whether files are turned as their EXIF orientation says.
+      run_dir: The folder of the run.
+      model: The network.
+      variables: The network's variables.
+      card: The facts of the variables.
+      config: The config of the run; None where the folder has none.
     """
 
-    color: str
-    predict: Callable[[np.ndarray], Predicted]
-    upright: bool = True
+    run_dir: Path
+    model: nn.Module
+    variables: Any
+    card: Card
+    config: TrainConfig | None
 
-    def read(self, path: Path) -> np.ndarray:
-        """Reads an image file as the network was trained on such files.
-
-        Raises:
-          BadImage: It is no image that can be read.
-        """
-        data = path.read_bytes()
-        return decode_image(data, str(path), color=self.color, upright=self.upright)
-
-    def __call__(self, image: np.ndarray) -> Predicted:
-        """Says what an image shows."""
-        return self.predict(image)
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes, or their numbers."""
+        return self.card.class_names or tuple(map(str, range(self.card.num_classes)))
 
 
-def load_predictor(run_dir: Path, *, score_threshold: float | None = None) -> Predictor:
+def load_run(run_dir: Path) -> TrainedRun:
     """Loads the network of a run.
 
     Args:
-      run_dir: Its folder.
-      score_threshold: Of a detector: what is found has a higher score, 0 to 1. None
-        for the network's own.
+      run_dir: The folder of the run.
 
     Raises:
-      ValueError: There is no run, or the threshold is out of range.
+      ValueError: The folder has no run.
     """
-    model, variables, card = _load(run_dir)
-    names = card.class_names or tuple(map(str, range(card.num_classes)))
-    color = {1: "grey", 3: "rgb"}[card.preprocess.channels]
-    task = zoo.get_spec(card.model).task
-    if task == "detection":
-        predict = _detector(model, variables, card, names, score_threshold)
-    elif task == "segmentation":
-        predict = _segmenter(model, variables, card, names)
-    else:
-        predict = _classifier(model, variables, card, names)
-    # What viewers show, unless the run was told to take images as they are stored.
-    file = run_dir / "config.json"
-    stored = file.exists() and load_config(file).data.orientation == "stored"
-    return Predictor(color, predict, upright=not stored)
-
-
-def _load(run_dir: Path) -> tuple[nn.Module, dict[str, Any], Card]:
     name = zoo.weights.read_card(run_dir).model
-    return zoo.create_with_card(name, weights=str(run_dir))
+    model, variables, card = zoo.create_with_card(name, weights=str(run_dir))
+    file = run_dir / "config.json"
+    config = load_config(file) if file.exists() else None
+    return TrainedRun(run_dir, model, variables, card, config)
 
 
-def _classifier(
-    model: nn.Module, variables: Any, card: Card, names: Sequence[str]
-) -> Callable[[np.ndarray], Predicted]:
-    apply = jit_inference(model.apply)
+def read_image(path: Path, run: TrainedRun) -> np.ndarray:
+    """Reads an image file as the network was trained on such files.
 
-    def predict(image: np.ndarray) -> Predicted:
-        fitted = zoo.fit_image(image, card.preprocess)[None]
-        images = zoo.normalize(jax.numpy.asarray(fitted), card.preprocess)
-        probabilities = np.asarray(jax.nn.softmax(apply(variables, images))[0])
-        best = int(probabilities.argmax())
-        picture = draw_prediction(image, names, probabilities)
-        return Predicted(f"{names[best]} {probabilities[best]:.1%}", {"": picture})
+    Args:
+      path: The file.
+      run: The trained network.
 
-    return predict
+    Returns:
+      uint8 [h, w, C].
 
-
-def _detector(
-    model: nn.Module,
-    variables: Any,
-    card: Card,
-    names: Sequence[str],
-    score_threshold: float | None,
-) -> Callable[[np.ndarray], Predicted]:
-    detect = zoo.make_detector(model, card.preprocess, score_threshold=score_threshold)
-
-    def predict(image: np.ndarray) -> Predicted:
-        found = jax.device_get(detect(variables, *zoo.pad_images([image])))
-        boxes, scores, classes = (values[0][found.valid[0]] for values in found[:3])
-        counts = Counter(names[c] for c in classes)
-        words = ", ".join(f"{count} x {name}" for name, count in counts.items())
-        picture = draw_detections(image, boxes, classes, scores, names, least=640)
-        return Predicted(words or "nothing", {"": picture})
-
-    return predict
+    Raises:
+      BadImage: The file is no image that can be read.
+    """
+    # Upright, as viewers show it, unless the run took images as they are stored.
+    upright = run.config is None or run.config.data.orientation != "stored"
+    color = COLORS[run.card.preprocess.channels]
+    return decode_image(path.read_bytes(), str(path), color=color, upright=upright)
 
 
-def _segmenter(
-    model: nn.Module, variables: Any, card: Card, names: Sequence[str]
-) -> Callable[[np.ndarray], Predicted]:
-    segment, palette = zoo.make_segmenter(model, card.preprocess), make_palette(names)
+def predict_each(
+    run: TrainedRun,
+    paths: Sequence[Path],
+    predict: Callable[[np.ndarray], tuple[str, dict[str, Image.Image]]],
+) -> Iterator[Prediction]:
+    """Yields what a network says of each image on its own.
 
-    def predict(image: np.ndarray) -> Predicted:
-        mask = np.asarray(segment(variables, image[None]).classes[0])
-        classes, counts = np.unique(mask, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:5]
-        words = (f"{names[classes[i]]} {counts[i] / mask.size:.1%}" for i in order)
-        pictures = {
-            "": draw_overlay(image, mask, names, palette),
-            "-mask": paletted(mask, palette),
-        }
-        return Predicted(", ".join(words), pictures)
-
-    return predict
+    Args:
+      run: The trained network.
+      paths: The image files.
+      predict: A function from an image uint8 [h, w, C] to words and pictures.
+    """
+    for path in paths:
+        words, pictures = predict(read_image(path, run))
+        yield Prediction(str(path), path.stem, words, pictures)

@@ -17,7 +17,7 @@ from train.data import Source, load_dataset
 from train.data.proposals import remember, selective_search
 from train.experiment import versions
 from train.rcnn import Propose, fit_head
-from train.runs import new_run_dir
+from train.run_dir import new_run_dir
 from zoo.detection.rcnn import RCNN
 from zoo.figures.boxes import draw_detections
 from zoo.metrics import detection as metrics

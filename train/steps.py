@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train.state import TrainState
-from train.tasks import Task
+from train.task import Task
 from zoo.cpu import compiler_options, jit_inference
 from zoo.preprocess import normalize
 from zoo.spec import Preprocess

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.fit import Result, fit
 from train.report import Section, plot_section, table_section
-from train.runs import report
+from train.run_report import write_run_report
 
 PER_CLASS = (1, 5, 10, 50)
 METHODS = ("frozen features", "fine-tuned", "from scratch")
@@ -105,7 +105,7 @@ def digits_transfer(
         name = f"{method}-{per_class[i]}-{seed}".replace(" ", "-")
         result = fit(config, run_dir / "transfers" / name, quiet=True)
         accuracy[method][i, seed] = result.metrics["accuracy"]
-    report(base, sections(accuracy, per_class))
+    write_run_report(base, sections(accuracy, per_class))
     return base, accuracy
 
 

@@ -1,6 +1,6 @@
 """The command line: canon-zoo COMMAND, one of `COMMANDS`.
 
-`canon-zoo train` is the other command line, of `train.command_line`.
+`canon-zoo train` is the other command line, of `train.cli`.
 """
 
 import importlib.metadata

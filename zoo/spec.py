@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 FITS = ("crop", "stretch", "sides", "keep")
-# The measure of each task by which checkpoints are compared.
-HEADLINES = {
+# The metric of each task by which checkpoints are compared.
+PRIMARY_METRICS = {
     "classification": "accuracy",
     "detection": "ap50",
     "segmentation": "mean_iou",
@@ -213,9 +213,10 @@ class ModelSpec:
     deviations: tuple[str, ...] = ()
 
 
-def headline(metrics: Mapping[str, Any] | None) -> float | None:
-    """The measure of some metrics by which checkpoints are compared, of any task."""
-    found = [metrics[name] for name in HEADLINES.values() if name in (metrics or {})]
+def primary_metric(metrics: Mapping[str, Any] | None) -> float | None:
+    """Returns the metric by which checkpoints are compared, of any task."""
+    metrics = metrics or {}
+    found = [metrics[name] for name in PRIMARY_METRICS.values() if name in metrics]
     return found[0] if found else None
 
 

@@ -23,7 +23,6 @@ from train.config import TrainConfig
 from train.configs import get_config
 from train.data import epoch_order, load_resident
 from train.experiment import Experiment
-from train.runs import run
 from train.steps import (
     data_sharded,
     jit_step,
@@ -286,7 +285,7 @@ def train_cifar10(data_dir: str, folder: Path) -> dict[str, float]:
     config = get_config("cifar10_resnet20")
     data = dataclasses.replace(config.data, data_dir=data_dir)
     run_dir = str(folder / "cifar10")
-    result = run(dataclasses.replace(config, data=data, run_dir=run_dir))
+    result = fit.fit(dataclasses.replace(config, data=data), run_dir)
     return {
         "test_error": 1 - result.metrics["accuracy"],
         "steps": int(result.state.step),

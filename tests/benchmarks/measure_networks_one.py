@@ -1,5 +1,6 @@
 """What is measured of one network, in a process of its own."""
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import zoo
 from train.data.preprocess import MAX_BOXES, fitted_shapes
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
-from train.tasks import make_task
+from train.tasks import make_pixel_loss, make_task
 from zoo.summary import abstract_variables
 from zoo.verify.deterministic import BRANCH_GAIN, fill_all, make_images
 from zoo.weights.torch_format import from_torch, list_torch_shapes
@@ -97,12 +98,15 @@ def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Low
     model = zoo.build(name, **options)
     shape = pre.shape
     balanced = spec.loss == "median_frequency"  # With a weight for each class.
-    weights = (1.0,) * spec.num_classes if balanced else ()
+    task = make_task(spec)
+    if balanced:
+        loss = make_pixel_loss(spec.loss, (1.0,) * spec.num_classes)
+        task = dataclasses.replace(task, loss=loss)
     schedule = optax.constant_schedule(0.1)
     tx = optax.sgd(schedule, momentum=0.9)
     step = make_train_step(
         model,
-        make_task(spec, class_weights=weights),
+        task,
         tx,
         schedule=schedule,
         prepare=make_prepare(pre, None),

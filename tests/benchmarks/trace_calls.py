@@ -41,7 +41,7 @@ class Trace:
 def main(arguments: list[str]) -> None:
     """Runs a command of the trainer and prints what it called."""
     # What an import computes, such as the specs, does not count.
-    import train.command_line
+    import train.cli
     from train.__main__ import train
 
     trace = Trace()

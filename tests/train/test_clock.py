@@ -6,9 +6,9 @@ import time
 import pytest
 from tiny_runs import make_config, write_images
 
-from train.loop import fit, resume_run
+from train.fit import fit, resume_run
 from train.run_dir import Clock
-from train.runs import report
+from train.run_report import write_run_report
 
 
 def test_parts_add_up(tmp_path):
@@ -42,6 +42,6 @@ def test_the_report_of_a_resumed_run_has_the_time_of_all_parts(tmp_path):
     again = resume_run(tmp_path / "run", step=2)
     assert again.parts == 2
     assert again.seconds > result.seconds
-    report(again)
+    write_run_report(again)
     assert " in 2 parts" in (tmp_path / "run/report.html").read_text()
     assert resume_run(tmp_path / "run").parts == 2

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny_runs import run_command, write_images
 
+from train.cli import train
 from train.config import TrainConfig, load_config, parse_options, save_config
 from train.configs import CONFIGS, get_config
-from train.runs import run
 
 COMMANDS = (
     "resume",
@@ -189,7 +189,7 @@ def test_tiny_experiments_run(name, tmp_path, tmp_path_factory):
         run_dir=str(tmp_path / "run"),
         data=dataclasses.replace(config.data, data_dir=str(data_dir)),
     )
-    result = run(config, name)
+    result = train(config, name)
     assert result.finished
     assert int(result.state.step) == 3
     assert result.metrics["count"] == 364

@@ -20,9 +20,9 @@ from tiny_runs import (
 
 import zoo
 from train.checkpoint import CheckpointError, list_steps
+from train.fit import fit, resume_run
 from train.history import read_history
-from train.loop import fit, resume_run
-from train.runs import new_run_dir
+from train.run_dir import new_run_dir
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import make_config, write_images
 
 from train.data import Subset, array_source, load_dataset
-from train.loop import fit, resume_run
+from train.fit import fit, resume_run
 from train.run_dir import check_fingerprints, save_fingerprints
 
 

@@ -17,9 +17,9 @@ from tiny_runs import (
 import zoo
 from train.checkpoint import Checkpoints
 from train.config import ModelConfig, load_config
+from train.fit import NonFiniteLossError, fit, resume_run
 from train.history import History, read_history
-from train.loop import NonFiniteLossError, fit, resume_run
-from train.runs import report
+from train.run_report import write_run_report
 from train.transfer_study import digits_transfer
 
 
@@ -199,7 +199,7 @@ def test_a_signal_stops_after_a_step_and_saves(config, tmp_path):
     assert result.evaluated is None
     with pytest.raises(ValueError, match=f"stopped after step {step} and has no"):
         result.metrics  # noqa: B018
-    text = report(result).read_text()
+    text = write_run_report(result).read_text()
     assert f"{step} of {result.experiment.total_steps}" in text
     assert "Confusion matrix" not in text
 

@@ -22,18 +22,18 @@ from tiny_runs import (
 
 from train.checkpoint import CheckpointError, Checkpoints
 from train.config import ModelConfig, load_config
-from train.loop import fit, resume_run
+from train.fit import fit, resume_run
 
 # Trains as its arguments say, and kills itself as if the power had gone: after a step
 # is logged, or while a checkpoint is being written.
 VICTIM = """
 import os, signal, sys, threading
 from pathlib import Path
-from train.runs import use_compilation_cache
+from train.cli import use_compilation_cache
 from train.checkpoint import Checkpoints
 from train.config import load_config
 from train.history import History
-from train.loop import fit
+from train.fit import fit
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

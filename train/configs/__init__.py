@@ -19,6 +19,8 @@ from train.configs import (
     imagenet_vgg,
     segmentation,
 )
+from train.predict import COLORS
+from train.tasks import TASKS
 from zoo.registry import get_spec, unknown
 
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
@@ -91,25 +93,12 @@ def tiny(config: TrainConfig) -> TrainConfig:
     """Shrinks an experiment to three small steps on digits: a test of its plumbing."""
     spec = get_spec(config.model.name)
     preprocess = spec.preprocess
-    # Of the large images of ImageNet's networks a few are enough.
-    few = preprocess.size > 64
-    changes = {
-        "dataset": "digits",
-        "eval_split": "test[:16]" if few else "test",
-        "color": {1: "grey", 3: "rgb"}[preprocess.channels],
-        "per_class": 2,
-        "batch_size": 8,
-        "eval_batch_size": 16 if few else 72,
-        "workers": 0,
-    }
-    if spec.task != "classification":
-        changes |= {"dataset": "digits_canvas", "per_class": 0, "classes": ()}
-        changes |= {"train_split": "train[:8]", "eval_split": "test[:4]"}
-        changes |= {"batch_size": 2, "eval_batch_size": 2, "ignored": ()}
-    if spec.task == "verification":
-        changes |= {"dataset": "faces_synthetic_tiny", "train_split": "train"}
-        changes |= {"eval_split": "test"}
-    data = dataclasses.replace(config.data, **changes)
+    data = dataclasses.replace(
+        config.data,
+        color=COLORS[preprocess.channels],
+        workers=0,
+        **TASKS[spec.task].tiny_data(preprocess),
+    )
     model = dataclasses.replace(config.model, layers=())
     optim = dataclasses.replace(config.optim, warmup_steps=0)
     return dataclasses.replace(

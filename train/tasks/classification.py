@@ -1,18 +1,29 @@
 """One class for each image."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
-from train.tasks.task import apply_and_compare
+import zoo
+from train.config import DataConfig, OptimConfig
+from train.data import Source
+from train.figures import draw_prediction
+from train.predict import Prediction, TrainedRun, predict_each
+from train.report import confidence_interval
+from train.task import Task, apply_and_compare
+from zoo import protocols
+from zoo.cpu import jit_inference
 from zoo.metrics import classification as metrics
 from zoo.ops.losses import lenet_map_loss
 from zoo.registry import unknown
+from zoo.spec import PRIMARY_METRICS, ModelSpec, Preprocess
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -85,11 +96,11 @@ class Classified(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Gives each image a class. A batch has `label` int32 [B].
 
     Attributes:
-      loss: From logits and labels to losses [B].
+      loss: A function from logits and labels to losses [B].
       aux_losses: Endpoints with logits of their own and the factor of each one's loss,
         see `ModelSpec`; those that the network does not have are left out.
     """
@@ -97,6 +108,35 @@ class Classification:
     loss: Loss
     aux_losses: Sequence[tuple[str, float]] = ()
     name = "classification"
+    primary_metric = PRIMARY_METRICS[name]
+    has_targets_in_place = False
+    eval_batch_size = 512
+    evaluate_options = frozenset({"scales"})
+
+    @classmethod
+    def create(
+        cls,
+        spec: ModelSpec,
+        optim: OptimConfig,
+        data: DataConfig,
+        sources: Sequence[Source] = (),
+    ) -> "Classification":
+        """Creates the task of a classifier."""
+        check_no_aux_loss(spec, optim)
+        loss = make_loss(optim.loss or spec.loss, smoothing=optim.label_smoothing)
+        return cls(loss, spec.aux_losses)
+
+    @classmethod
+    def tiny_data(cls, preprocess: Preprocess) -> dict[str, Any]:
+        """Takes two digits of each class."""
+        few = preprocess.size > 64  # Of large images a few are enough.
+        return {
+            "dataset": "digits",
+            "eval_split": "test[:16]" if few else "test",
+            "per_class": 2,
+            "batch_size": 8,
+            "eval_batch_size": 16 if few else 72,
+        }
 
     def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the mean of the losses, the accuracy, and new batch statistics."""
@@ -112,12 +152,8 @@ class Classification:
         hits = logits.argmax(-1) == labels
         return losses.mean(), {"accuracy": hits.mean()}, statistics
 
-    def counts(self, model, variables, images, batch, rngs):
-        """Counts nothing: the loss is the mean of those of the images."""
-        return {}
-
     def empty(self, num_classes: int) -> metrics.State:
-        """Returns the sums before any image."""
+        """Returns the metric's state before any image."""
         return metrics.empty(num_classes)
 
     def evaluate(self, model, variables, images, state, batch):
@@ -139,9 +175,67 @@ class Classification:
         found = metrics.compute(state)
         return Classified(found, np.asarray(state.confusion), Predictions(**each))
 
-    def say(self, metrics: dict[str, float]) -> str:
-        """Says the accuracy and the loss."""
+    def format_metrics(self, metrics: Mapping[str, float]) -> str:
+        """Formats the accuracy and the loss."""
         return (
             f"{metrics['accuracy']:.2%} right, {metrics['correct']} of "
             f"{metrics['count']} images, loss {metrics['loss']:.4f}"
         )
+
+    @classmethod
+    def choose_protocol(
+        cls, name: str, scales: tuple[int, ...], model: str
+    ) -> protocols.Protocol | None:
+        """Chooses a published protocol; None for the center crop at its own scale."""
+        protocol = protocols.get_protocol(name, scales)
+        return None if protocol == protocols.get_protocol("center_crop") else protocol
+
+    def summarize(self, evaluated: Classified, protocol: str) -> Iterator[str]:
+        """Yields the accuracies with their intervals, and the loss."""
+        found, count = evaluated.metrics, protocols.get_protocol(protocol).count
+        views = "one view" if count == 1 else f"{count} views"
+        yield f"  protocol  {protocol}, {views} of each image"
+        yield f"  top-1     {_format_share(found['correct'], found['count'])}"
+        if "top5" in found:
+            hits = round(found["top5"] * found["count"])
+            yield f"  top-5     {_format_share(hits, found['count'])}"
+        yield f"  loss      {found['loss']:.4f}"
+
+    @classmethod
+    def predict(
+        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
+    ) -> Iterator[Prediction]:
+        """Yields the most probable class of each image."""
+        apply, card = jit_inference(run.model.apply), run.card
+        names = run.class_names
+
+        def predict(image: np.ndarray) -> tuple[str, dict[str, Image.Image]]:
+            fitted = zoo.fit_image(image, card.preprocess)[None]
+            images = zoo.normalize(jnp.asarray(fitted), card.preprocess)
+            probabilities = np.asarray(jax.nn.softmax(apply(run.variables, images))[0])
+            best = int(probabilities.argmax())
+            picture = draw_prediction(image, names, probabilities)
+            return f"{names[best]} {probabilities[best]:.1%}", {"": picture}
+
+        return predict_each(run, paths, predict)
+
+
+def check_no_aux_loss(spec: ModelSpec, optim: OptimConfig) -> None:
+    """Raises ValueError where a loss is asked for that only pixels have."""
+    if optim.aux_loss:
+        raise ValueError(
+            f"aux_loss={optim.aux_loss!r} is of pixels; {spec.name} is for {spec.task}."
+        )
+
+
+def check_no_smoothing(spec: ModelSpec, optim: OptimConfig) -> None:
+    """Raises ValueError where label smoothing is asked for of another task."""
+    if optim.label_smoothing:
+        raise ValueError(
+            f"label smoothing is for classifiers; {spec.name} is for {spec.task}."
+        )
+
+
+def _format_share(count: int, total: int) -> str:
+    low, high = confidence_interval(count, total)
+    return f"{count / total:.2%} ({count} of {total}), {low:.2%} to {high:.2%} at 95 %"

@@ -1,18 +1,30 @@
 """Boxes with classes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+import zoo
+from train.config import DataConfig, OptimConfig
+from train.data import Source
+from train.predict import Prediction, TrainedRun, predict_each
+from train.task import Task, format_rows
+from train.tasks.classification import check_no_aux_loss, check_no_smoothing
 from zoo.detect import choose_detections
 from zoo.detection.types import Detections, Targets, divide_losses
+from zoo.figures.boxes import draw_detections
 from zoo.fitting import scale_boxes
+from zoo.metrics import coco
 from zoo.metrics import detection as metrics
 from zoo.metrics.detection import Objects
+from zoo.spec import PRIMARY_METRICS, ModelSpec
 
 
 class Detected(NamedTuple):
@@ -36,7 +48,7 @@ class Detected(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection:
+class Detection(Task):
     """Finds objects. A batch has boxes with classes, and the sizes of its images.
 
     Attributes:
@@ -46,6 +58,29 @@ class Detection:
 
     difficult: bool = False
     name = "detection"
+    primary_metric = PRIMARY_METRICS[name]
+
+    @classmethod
+    def create(
+        cls,
+        spec: ModelSpec,
+        optim: OptimConfig,
+        data: DataConfig,
+        sources: Sequence[Source] = (),
+    ) -> "Detection":
+        """Creates the task of a detector, which has losses of its own."""
+        check_no_smoothing(spec, optim)
+        check_no_aux_loss(spec, optim)
+        if spec.reads_regions:
+            raise ValueError(
+                f"{spec.name} reads regions, and a data set has none; `canon-zoo train "
+                "rcnn` fits an R-CNN to proposals of its own."
+            )
+        if optim.loss:
+            raise ValueError(
+                f"{spec.name} has losses of its own, and not {optim.loss!r}."
+            )
+        return cls(data.difficult)
 
     def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the sum of the network's losses, each of them, new statistics."""
@@ -82,7 +117,7 @@ class Detection:
         return sums, updated.get("batch_stats", {})
 
     def empty(self, num_classes: int) -> tuple[()]:
-        """Returns no sums: what is found in each image is kept."""
+        """Returns no state: the detections of each image are kept."""
         return ()
 
     def evaluate(self, model, variables, images, state, batch):
@@ -130,9 +165,37 @@ class Detection:
             found["ap50"] = float("nan")
         return Detected(found, precision, curves, detections, objects)
 
-    def say(self, metrics: dict[str, float]) -> str:
-        """Says the average precision."""
+    def format_metrics(self, metrics: Mapping[str, float]) -> str:
+        """Formats the average precision."""
         return (
             f"AP50 {metrics['ap50']:.2%}, {metrics['objects']} objects in "
             f"{metrics['images']} images"
         )
+
+    def summarize(self, evaluated: Detected, protocol: str) -> Iterator[str]:
+        """Yields the metrics, and those of COCO."""
+        state = coco.empty(len(evaluated.precision))
+        state = coco.update(state, evaluated.detections, evaluated.objects)
+        found = coco.compute(state)
+        more = {f"coco_{name}": found[name] for name in coco.NAMES}
+        return format_rows({**evaluated.metrics, **more})
+
+    @classmethod
+    def predict(
+        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
+    ) -> Iterator[Prediction]:
+        """Yields the number of objects of each class in each image."""
+        names = run.class_names
+        detect = zoo.make_detector(
+            run.model, run.card.preprocess, score_threshold=score_threshold
+        )
+
+        def predict(image: np.ndarray) -> tuple[str, dict[str, Image.Image]]:
+            found = jax.device_get(detect(run.variables, *zoo.pad_images([image])))
+            boxes, scores, classes = (values[0][found.valid[0]] for values in found[:3])
+            counts = Counter(names[c] for c in classes)
+            words = ", ".join(f"{count} x {name}" for name, count in counts.items())
+            picture = draw_detections(image, boxes, classes, scores, names, least=640)
+            return words or "nothing", {"": picture}
+
+        return predict_each(run, paths, predict)

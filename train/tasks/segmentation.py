@@ -2,19 +2,33 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
-from train.tasks.task import apply_and_compare
+import zoo
+from train.config import DataConfig, OptimConfig
+from train.data import Source
+from train.predict import Prediction, TrainedRun, predict_each
+from train.task import Task, apply_and_compare
+from train.tasks.classification import check_no_smoothing
+from zoo.figures.masks import draw_overlay, make_palette, paletted
 from zoo.metrics import segmentation as metrics
-from zoo.ops.losses import bootstrapped_cross_entropy, segmentation_cross_entropy
+from zoo.ops.losses import (
+    bootstrapped_cross_entropy,
+    median_frequency_weights,
+    segmentation_cross_entropy,
+)
 from zoo.preprocess import crop_centre
 from zoo.registry import unknown
+from zoo.spec import PRIMARY_METRICS, ModelSpec
 
 # From logits [B, H, W, K] and masks [B, H, W] to losses [B].
 PixelLoss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -91,23 +105,53 @@ class Segmented(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Task):
     """Gives each pixel a class. A batch has `mask` uint8 [B, H, W], 255 is ignored.
 
     Of a network whose logits are smaller than its images, which has no padding, the
     masks' centres count.
 
     Attributes:
-      loss: From logits and masks to losses [B].
+      loss: A function from logits and masks to losses [B].
       aux_losses: Endpoints with logits of their own and the factor of each one's loss,
         see `ModelSpec`; those that the network does not have are left out.
-      aux_loss: Like `loss`, for those; None for the same.
+      aux_loss: The function for those logits; None for `loss`.
     """
 
     loss: PixelLoss
     aux_losses: Sequence[tuple[str, float]] = ()
     aux_loss: PixelLoss | None = None
     name = "segmentation"
+    primary_metric = PRIMARY_METRICS[name]
+
+    @classmethod
+    def create(
+        cls,
+        spec: ModelSpec,
+        optim: OptimConfig,
+        data: DataConfig,
+        sources: Sequence[Source] = (),
+    ) -> "Segmentation":
+        """Creates the task of a segmentation network.
+
+        The loss median_frequency weighs classes by the first source's pixels; without
+        a source to train on, all weigh the same.
+        """
+        check_no_smoothing(spec, optim)
+        if optim.aux_loss and not spec.aux_losses:
+            raise ValueError(
+                f"aux_loss={optim.aux_loss!r} is of auxiliary scores, which "
+                f"{spec.name} has not."
+            )
+        names, weights = [optim.loss or spec.loss, optim.aux_loss], ()
+        if "median_frequency" in names:
+            if len(sources) > 1:
+                weights = count_class_weights(sources[0])
+            else:
+                plain = "softmax_cross_entropy"
+                names = [plain if n == "median_frequency" else n for n in names]
+        loss, aux = (make_pixel_loss(n, weights) if n else None for n in names)
+        return cls(loss, spec.aux_losses, aux)
 
     def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
@@ -139,7 +183,7 @@ class Segmentation:
         return {"pixels": (mask != IGNORED).sum().astype(jnp.float32)}
 
     def empty(self, num_classes: int) -> metrics.State:
-        """Returns the sums before any image."""
+        """Returns the metric's state before any image."""
         return metrics.empty(num_classes)
 
     def evaluate(self, model, variables, images, state, batch):
@@ -160,13 +204,52 @@ class Segmentation:
         classes = {name: found.pop(name) for name in ("iou", "accuracies")}
         return Segmented(found, classes, metrics.confusion_matrix(state), each["right"])
 
-    def say(self, metrics: dict[str, float]) -> str:
-        """Says the mean intersection over union, and the accuracies."""
+    def format_metrics(self, metrics: Mapping[str, float]) -> str:
+        """Formats the mean intersection over union, the accuracy and the loss."""
         return (
             f"mean IoU {metrics['mean_iou']:.2%} of {metrics['images']} images, "
             f"{metrics['pixel_accuracy']:.2%} of the pixels right, "
             f"loss {metrics['loss']:.4f}"
         )
+
+    @classmethod
+    def predict(
+        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
+    ) -> Iterator[Prediction]:
+        """Yields the largest classes of each image, and its mask."""
+        names = run.class_names
+        segment = zoo.make_segmenter(run.model, run.card.preprocess)
+        palette = make_palette(names)
+
+        def predict(image: np.ndarray) -> tuple[str, dict[str, Image.Image]]:
+            mask = np.asarray(segment(run.variables, image[None]).classes[0])
+            classes, counts = np.unique(mask, return_counts=True)
+            order = np.argsort(-counts, kind="stable")[:5]
+            words = (f"{names[classes[i]]} {counts[i] / mask.size:.1%}" for i in order)
+            pictures = {
+                "": draw_overlay(image, mask, names, palette),
+                "-mask": paletted(mask, palette),
+            }
+            return ", ".join(words), pictures
+
+        return predict_each(run, paths, predict)
+
+
+def count_class_weights(source: Source) -> tuple[float, ...]:
+    """Weighs classes by the median of their frequencies in a set's pixels.
+
+    Images have the size they are stored in: to fit a network, some are to be cropped.
+
+    Args:
+      source: The images, with their masks.
+    """
+    count = len(source.class_names)
+    pixels, of_images = np.zeros((2, count), np.int64)
+    for i in tqdm(range(len(source)), desc="counting pixels", leave=False):
+        found = np.bincount(source[i]["mask"].ravel(), minlength=256)[:count]
+        pixels += found
+        of_images += (found > 0) * found.sum()
+    return tuple(map(float, median_frequency_weights(pixels, of_images)))
 
 
 def crop_mask(mask: jax.Array, logits: jax.Array) -> jax.Array:

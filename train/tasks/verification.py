@@ -1,24 +1,41 @@
 """Which person is it, and are two faces of one person."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from train.tasks.classification import Loss
-from train.tasks.task import apply_and_compare
+import zoo
+from train.config import DataConfig, OptimConfig
+from train.data import Source, align_source, choose_alignment
+from train.data.faces import LANDMARKS_FILE, align_face, read_landmarks
+from train.data.files import Files
+from train.data.landmarks import make_detector
+from train.history import read_history
+from train.predict import Prediction, TrainedRun, read_image
+from train.task import Task, apply_and_compare, format_rows
+from train.tasks.classification import Loss, check_no_aux_loss, make_loss
+from train.tasks.pair_protocols import evaluate_pairs, weighted_chi_squared
 from zoo.face.verification import (
     UNKNOWN,
     FaceSet,
     feature_maximum,
     normalize_features,
 )
+from zoo.figures.pictures import beside, enlarge
 from zoo.metrics import identification
 from zoo.metrics import verification as metrics
+from zoo.preprocess import fit_image
+from zoo.registry import unknown
+from zoo.spec import PRIMARY_METRICS, Card, ModelSpec, Preprocess
 
 FAR = 0.01  # of the open-set identification
+PROTOCOLS = ("center_crop", "lfw")
 
 
 class Verified(NamedTuple):
@@ -50,14 +67,14 @@ class Verified(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Verification:
+class Verification(Task):
     """Tells people apart in training, and compares descriptors of faces.
 
     A batch has `label` int32 [B], -1 for people who are not trained on.
 
     Attributes:
-      loss: From logits and labels to losses [B].
-      faces: What an evaluation must know of its set; not needed in training.
+      loss: A function from logits and labels to losses [B].
+      faces: The people and the pairs of the evaluated set; not needed in training.
       mirror: Whether a descriptor is the mean over the face and its mirror image.
     """
 
@@ -65,6 +82,49 @@ class Verification:
     faces: FaceSet | None = None
     mirror: bool = False
     name = "verification"
+    primary_metric = PRIMARY_METRICS[name]
+    has_targets_in_place = False
+    eval_batch_size = 64
+    evaluate_options = frozenset({"align", "mirror"})
+    predict_arguments = "A.png B.png"
+
+    @classmethod
+    def create(
+        cls,
+        spec: ModelSpec,
+        optim: OptimConfig,
+        data: DataConfig,
+        sources: Sequence[Source] = (),
+    ) -> "Verification":
+        """Creates the task of a face network; the last source has the pairs."""
+        check_no_aux_loss(spec, optim)
+        loss = make_loss(optim.loss or spec.loss, smoothing=optim.label_smoothing)
+        faces = sources[-1].face_set() if sources else None
+        return cls(loss, faces, data.mirror)
+
+    @classmethod
+    def prepare_sources(
+        cls,
+        data: DataConfig,
+        sources: Sequence[Source],
+        preprocesses: Sequence[Preprocess],
+    ) -> tuple[DataConfig, Sequence[Source]]:
+        """Aligns the faces, all of them in the way that the first source allows."""
+        align = choose_alignment(sources[0], data.align)
+        aligned = [
+            align_source(source, align, preprocess)
+            for source, preprocess in zip(sources, preprocesses, strict=True)
+        ]
+        return dataclasses.replace(data, align=align), aligned
+
+    @classmethod
+    def tiny_data(cls, preprocess: Preprocess) -> dict[str, Any]:
+        """Takes the few faces that are drawn."""
+        return super().tiny_data(preprocess) | {
+            "dataset": "faces_synthetic_tiny",
+            "train_split": "train",
+            "eval_split": "test",
+        }
 
     def objective(self, model, variables, images, batch, rngs, counts=None):
         """Returns the mean of the losses, the accuracy, and new batch statistics."""
@@ -79,10 +139,6 @@ class Verification:
         )
         hits = logits.argmax(-1) == labels
         return losses.mean(), {"identification": hits.mean()}, statistics
-
-    def counts(self, model, variables, images, batch, rngs):
-        """Counts nothing: the loss is the mean of those of the images."""
-        return {}
 
     def empty(self, num_classes: int) -> jax.Array:
         """Returns the number of images before any."""
@@ -117,8 +173,8 @@ class Verification:
             numbers["loss"] = float(each["loss"][held_out].mean())
         return found._replace(metrics=found.metrics | numbers)
 
-    def say(self, metrics: dict[str, float]) -> str:
-        """Says the accuracies."""
+    def format_metrics(self, metrics: Mapping[str, float]) -> str:
+        """Formats the accuracies."""
         parts = [
             f"verification {metrics['verification_accuracy']:.2%} +- "
             f"{metrics['standard_error']:.2%} of {metrics['pairs']:,} pairs"
@@ -128,6 +184,104 @@ class Verification:
         if "rank1" in metrics:
             parts.append(f"rank 1 {metrics['rank1']:.2%}")
         return ", ".join(parts)
+
+    @classmethod
+    def choose_protocol(cls, name: str, scales: tuple[int, ...], model: str) -> None:
+        """Checks the name: faces are compared in pairs, one view of each."""
+        if name not in PROTOCOLS:
+            raise ValueError(unknown("protocol", name, PROTOCOLS))
+
+    @classmethod
+    def check_source(
+        cls, source: Source, card: Card, protocol: str, where: str, weights: str
+    ) -> None:
+        """Checks that there are pairs, if "lfw" asks for them; people may be others."""
+        if protocol == "lfw" and source.pairs is None:
+            raise ValueError(
+                f"--protocol lfw needs the pairs of a list, and {where} has none; open "
+                "lfw:PATH with its pairs.txt, split test."
+            )
+
+    def summarize(self, evaluated: Verified, protocol: str) -> Iterator[str]:
+        """Yields the metrics, and those of each group.
+
+        With the protocol "lfw" also those of its restricted setting: chi-squared with
+        weights that are fitted to the other folds' pairs.
+        """
+        yield from format_rows(evaluated.metrics)
+        pairs = evaluated.faces.pairs
+        if protocol == "lfw" and len(np.unique(pairs.fold)) > 1:
+            values, templates = evaluated.descriptors, evaluated.faces.templates
+            if templates is not None:
+                values = average_templates(values, templates)
+            learned = evaluate_pairs(weighted_chi_squared, values, pairs)
+            yield (
+                f"  weighted chi-squared    {learned['accuracy']:.4f} +- "
+                f"{learned['standard_error']:.4f}, auc {learned['auc']:.4f} "
+                "(restricted)"
+            )
+        for name, count, accuracy in evaluated.groups:
+            yield f"  group {name:<16}  {accuracy:.4f} of {count:,} pairs"
+
+    @classmethod
+    def predict(
+        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
+    ) -> Iterator[Prediction]:
+        """Yields whether two photographs are of one person, with both aligned.
+
+        Landmarks come from `landmarks.csv` in the folder of a photograph, or from dlib.
+
+        Raises:
+          ValueError: There are not two images, the run has not been evaluated, or a
+            face has no landmarks.
+        """
+        if len(paths) != 2:
+            raise ValueError(f"name two photographs to compare, got {len(paths)}.")
+        rows = [row for row in read_history(run.run_dir) if "threshold" in row]
+        if not rows or run.config is None:
+            raise ValueError(
+                f"{run.run_dir} has no evaluation, and so no threshold yet."
+            )
+        measured, data = rows[-1], run.config.data
+        crops = [
+            _crop_face(read_image(path, run), path, data.align, run.card.preprocess)
+            for path in paths
+        ]
+        describe = zoo.make_describer(run.model, run.card.preprocess, flip=data.mirror)
+        first, second = np.asarray(describe(run.variables, np.stack(crops)), np.float64)
+        score = float(first @ second)
+        same = score > measured["threshold"]
+        pictures: list[Image.Image] = [enlarge(crop, 256) for crop in crops]
+        words = (
+            f"{'the same person' if same else 'two people'}, probability of the same "
+            f"{probability(score, measured):.1%} (score {score:.3f}, threshold "
+            f"{measured['threshold']:.3f})"
+        )
+        yield Prediction(
+            f"{paths[0]} and {paths[1]}",
+            f"{paths[0].stem}-{paths[1].stem}",
+            words,
+            {"": beside(pictures, [path.name[:28] for path in paths])},
+        )
+
+
+def _crop_face(
+    image: np.ndarray, path: Path, align: str, preprocess: Preprocess
+) -> np.ndarray:
+    landmarks = read_landmarks(Files(path.parent)).get(path.name)
+    if align == "none":
+        return fit_image(image, preprocess)
+    if landmarks is None:
+        try:
+            landmarks = make_detector()(image)
+        except ImportError as error:
+            raise ValueError(
+                f"{path} has no landmarks: {path.parent / LANDMARKS_FILE} must have a "
+                f"line for it, or {error}"
+            ) from error
+        if landmarks is None:
+            raise ValueError(f"{path}: no face was found.")
+    return align_face(image, landmarks, align, preprocess.size)
 
 
 def evaluate_descriptors(descriptors: np.ndarray, faces: FaceSet) -> Verified:

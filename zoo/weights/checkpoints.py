@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.spec import Card, headline
+from zoo.spec import Card, primary_metric
 from zoo.transfer import merge
 from zoo.weights.checksums import check_checksums, check_step
 
@@ -127,7 +127,7 @@ def _choose(root: Path, steps: list[int]) -> int:
             continue
         try:
             check_checksums(file.parent)
-            found[step] = headline(_read_json(file))
+            found[step] = primary_metric(_read_json(file))
         except ValueError as error:
             logger.warning("step %d has no part in the choice: %s", step, error)
     known = [step for step in steps if found.get(step) is not None]

@@ -32,9 +32,9 @@ from train.configs import get_config
 from train.data import load_dataset, parse_crop
 from train.data.crops import draw_numbers
 from train.experiment import prepare_experiment
+from train.fit import fit, resume_run
 from train.loaders import make_loader
-from train.loop import fit, resume_run
-from train.starting import create_model, take_layers
+from train.warm_start import create_model, take_layers
 from zoo.layers import Classifier, Conv, make_head
 from zoo.preprocess import fit_image
 from zoo.registry import _SPECS
@@ -275,7 +275,7 @@ file, folder, port, index = sys.argv[1:]
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
 from train.config import load_config
-from train.loop import fit
+from train.fit import fit
 fit(load_config(Path(file)), folder, quiet=True)
 """
 

@@ -21,7 +21,7 @@ from train.experiment import check_augment, fit_preprocess, open_split
 from train.optim import frozen_paths, make_optimizer, make_schedule, parse_rates
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
-from train.tasks import make_task
+from train.tasks import TASKS, make_task
 from zoo.ops import augment
 from zoo.paths import flatten, match_paths
 from zoo.summary import abstract_variables
@@ -105,7 +105,7 @@ def folder(tmp_path_factory):
 
 def load_batch(config, preprocess, folder):
     """One batch of two images as the training sees it, and the names of the classes."""
-    data = config.data
+    data, task = config.data, zoo.get_spec(config.model.name).task
     if data.dataset == "cityscapes":  # Its archives cannot be made here.
         height, width, _ = preprocess.shape
         return 19, {
@@ -114,10 +114,9 @@ def load_batch(config, preprocess, folder):
             "size": np.full((2, 2), (height, width), np.int32),
             "index": np.arange(2, dtype=np.int32),
         }
-    changed = dataclasses.replace(data, data_dir=str(folder))
-    config = dataclasses.replace(config, data=changed)
-    open_split(config, data.eval_split)
-    source = open_split(config, data.train_split)
+    data = dataclasses.replace(data, data_dir=str(folder))
+    open_split(data, data.eval_split, task)
+    source = open_split(data, data.train_split, task)
     fitted = fit_source(source, preprocess, max_boxes=data.max_boxes)
     stream = iter(
         train_stream(
@@ -151,7 +150,7 @@ def test_recipes_can_be_traced_on_their_data(name, folder):
     preprocess = fit_preprocess(spec.preprocess, data.fit, data.size)
     fit_preprocess(preprocess, data.fit, data.eval_size)
     parse_geometry(data.geometry, preprocess, task=spec.task, seed=0)
-    check_augment(data.augment, spec.task)
+    check_augment(data.augment, TASKS[spec.task])
     classes, batch = load_batch(config, preprocess, folder)
     assert batch["image"].shape == (2, *preprocess.shape)
 
@@ -163,12 +162,7 @@ def test_recipes_can_be_traced_on_their_data(name, folder):
     frozen = frozen_paths(config.optim, params, 0)
     schedule = make_schedule(config.optim, config.steps or 1000 * config.epochs)
     tx = make_optimizer(config.optim, schedule, params)
-    task = make_task(
-        spec,
-        loss=config.optim.loss,
-        difficult=data.difficult,
-        class_weights=(1.0,) * classes,
-    )
+    task = make_task(spec, config.optim, data)
     step = make_train_step(
         module,
         task,

@@ -13,8 +13,9 @@ from tiny_runs import flat, run_command
 import zoo
 from train.config import ModelConfig, load_config
 from train.configs import get_config
-from train.experiment import class_weights, open_split, prepare_experiment
-from train.starting import create_model, read_other
+from train.experiment import open_split, prepare_experiment
+from train.tasks.segmentation import count_class_weights
+from train.warm_start import create_model, read_other
 
 pytestmark = old_matplotlib
 BOX = (
@@ -118,7 +119,7 @@ def test_a_detector_is_evaluated_again(detector):
     assert "coco ap75" in out
     code, _, err = run_command("evaluate", run_dir, "--protocol", "ten_crop")
     assert code == 1
-    assert "are for classifiers; yolo96_small is for detection." in err
+    assert "--protocol ten_crop is not for yolo96_small, whose task is detection" in err
 
 
 def test_a_detector_draws_what_it_finds(detector, folder, tmp_path):
@@ -171,12 +172,15 @@ def test_pixels_are_counted_of_images_that_are_to_be_cut(folder):
     )
     optim = dataclasses.replace(base.optim, loss="median_frequency")
     config = dataclasses.replace(base, data=data, optim=optim)
-    prepare_experiment(config)
+    task = prepare_experiment(config).task
     square = 40**2 / 96**2
     np.testing.assert_allclose(
-        class_weights(config, open_split(config, "train")),
+        count_class_weights(open_split(data, "train", "segmentation")),
         [0.5 / (1 - square), 0.5 / square],
         rtol=1e-6,
+    )
+    assert task.loss.keywords["class_weights"] == count_class_weights(
+        open_split(data, "train", "segmentation")
     )
 
 

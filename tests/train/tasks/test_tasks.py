@@ -7,11 +7,13 @@ import pytest
 from flax import linen as nn
 
 import zoo
+from train.config import DataConfig, OptimConfig
 from train.data import Source
 from train.evaluate import Evaluator
 from train.experiment import check_augment, fit_preprocess
 from train.steps import make_mesh, make_prepare
 from train.tasks import (
+    TASKS,
     Detection,
     Segmentation,
     make_pixel_loss,
@@ -286,23 +288,23 @@ def test_losses_of_pixels_by_name():
 def test_options_that_do_not_fit_the_task_are_refused():
     detector = zoo.get_spec("ssd96_small")
     with pytest.raises(ValueError, match="has losses of its own, and not 'x'"):
-        make_task(detector, loss="x")
+        make_task(detector, OptimConfig(loss="x"))
     with pytest.raises(ValueError, match="aux_loss='x' is of pixels; ssd96_small is"):
-        make_task(detector, aux_loss="x")
+        make_task(detector, OptimConfig(aux_loss="x"))
     with pytest.raises(ValueError, match="auxiliary scores, which segnet has not"):
-        make_task(zoo.get_spec("segnet"), aux_loss="median_frequency")
+        make_task(zoo.get_spec("segnet"), OptimConfig(aux_loss="median_frequency"))
     with pytest.raises(ValueError, match="label smoothing is for classifiers"):
-        make_task(detector, smoothing=0.1)
-    assert make_task(detector, difficult=True) == Detection(True)
+        make_task(detector, OptimConfig(label_smoothing=0.1))
+    assert make_task(detector, data=DataConfig("", difficult=True)) == Detection(True)
     for name in ("rcnn_vgg16", "fast_rcnn_vgg16"):
         with pytest.raises(
             ValueError, match=f"{name} reads regions, and a data set has"
         ):
             make_task(zoo.get_spec(name))
     with pytest.raises(ValueError, match=r"data.augment=flip moves .* data.geometry"):
-        check_augment(("photometric", "flip"), "detection")
-    check_augment(("photometric",), "segmentation")
-    check_augment(("flip",), "classification")
+        check_augment(("photometric", "flip"), Detection)
+    check_augment(("photometric",), TASKS["segmentation"])
+    check_augment(("flip",), TASKS["classification"])
 
 
 def test_what_an_image_does_not_fill_is_of_the_mean_colour():

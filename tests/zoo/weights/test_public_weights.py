@@ -17,7 +17,7 @@ WEIGHTS, IMAGES = DATA / "resnet20-12fca82f.th", DATA / "cifar10-test.zip"
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="ZOO_TEST_DATA has no public weights")
 def test_public_resnet20_reaches_its_published_accuracy(capsys):
     pytest.importorskip("torch")
-    from train.command_line import main
+    from train.cli import main
 
     main(
         [

@@ -13,9 +13,14 @@ from tiny_runs import run_command
 import zoo
 from train.data import Source, array_source
 from train.evaluate import Evaluator
+from train.multi_crop import (
+    batch_by_shape,
+    check_views,
+    count_views,
+    evaluate_multi_crop,
+)
 from train.steps import make_mesh
 from train.tasks.classification import Classification, softmax_cross_entropy
-from train.views import batch_by_shape, check_views, count_views, evaluate_views
 from zoo.metrics import classification as metrics
 from zoo.protocols import PROTOCOLS, get_protocol
 from zoo.spec import Card, Preprocess
@@ -71,7 +76,7 @@ def variables():
 
 
 def evaluate(variables, source, protocol, batch_size=64, preprocess=PREPROCESS):
-    return evaluate_views(
+    return evaluate_multi_crop(
         Waves(), variables, source, preprocess, protocol, batch_size=batch_size
     )
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from train.data.faces import make_pairs
-from train.protocols import (
+from train.tasks.pair_protocols import (
     ensemble,
     evaluate_pairs,
     fit_chi_squared,

@@ -31,7 +31,7 @@ THREADS = 8
 _COUNTED_AT_ONCE = 1024
 
 
-def evaluate_views(
+def evaluate_multi_crop(
     model: nn.Module,
     variables: Any,
     source: Source,
@@ -97,7 +97,7 @@ def count_views(
       source: The images of all processes.
       preprocess: What the network takes.
       protocol: Which views it is shown.
-      batch_size: See `evaluate_views`.
+      batch_size: See `evaluate_multi_crop`.
       process: Number of the process, and how many there are.
 
     Returns:

@@ -1,9 +1,13 @@
 """The command line: canon-zoo train CONFIG | resume | evaluate | predict | transfer."""
 
+import contextlib
 import dataclasses
+import json
 import logging
 import os
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +15,7 @@ import jax
 import tyro
 from tyro.conf import Positional
 
+import zoo
 from train import commands, regions
 from train.checkpoint import CheckpointError
 from train.config import (
@@ -22,9 +27,12 @@ from train.config import (
 )
 from train.configs import CONFIGS, get_config
 from train.data.pipeline import WorkerError
-from train.fit import NonFiniteLossError
-from train.runs import use_compilation_cache
+from train.fit import NonFiniteLossError, Result, fit, resume_run
+from train.run_dir import new_run_dir
+from train.run_report import write_run_report
 from zoo.registry import unknown
+
+logger = logging.getLogger("train")
 
 COMMANDS = {
     "evaluate": commands.evaluate,
@@ -79,18 +87,18 @@ def main(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print(usage())
     elif name == "resume":
-        commands.resume(*parse_resume(rest, prog))
+        resume(parse_resume(rest, prog))
     elif name in COMMANDS:
         tyro.cli(COMMANDS[name], args=rest, prog=prog)
     elif name == "transfer":
-        text = commands.transfer.__doc__
+        text = transfer.__doc__
         config = tyro.cli(
             TrainConfig, default=TRANSFER, args=rest, prog=prog, description=text
         )
-        commands.transfer(config)
+        transfer(config)
     elif name.removesuffix("_tiny") in CONFIGS:
         config = tyro.cli(TrainConfig, default=get_config(name), args=rest, prog=prog)
-        commands.train(config, name)
+        train(config, name)
     else:
         known = [*CONFIGS, *COMMANDS, "resume", "transfer"]
         raise ValueError(unknown("command or experiment", name, known))
@@ -112,14 +120,12 @@ class Resume:
     """Go on even where the images are not those that the run began with."""
 
 
-def parse_resume(
-    arguments: list[str], prog: str
-) -> tuple[Path, int | None, TrainConfig, bool]:
+def parse_resume(arguments: list[str], prog: str) -> Resume:
     """Reads the arguments of `resume`, whose defaults are those of the run.
 
-    Returns:
-      The run's folder, the step, what to do from there on, and whether the images may
-      have changed.
+    Args:
+      arguments: The arguments of the command.
+      prog: The name of the command, for its help.
 
     Raises:
       ValueError: No run is named, its config cannot be read, or an option is given
@@ -142,7 +148,84 @@ def parse_resume(
         old, new = getattr(before, name), getattr(found.config, name)
         if old != new:
             raise ValueError(f"a run keeps its {name}: {old}, not {new}.")
-    return found.run, found.step, found.config, found.changed_data
+    return found
+
+
+def train(config: TrainConfig, name: str) -> Result:
+    """Trains in a new folder, writes the report, and says what can be done next.
+
+    Args:
+      config: The config of the run; without a `run_dir` the folder is runs/NAME-TIME
+        below the current one.
+      name: The name of the experiment.
+    """
+    if jax.process_count() > 1 and not config.run_dir:
+        raise ValueError("a run of several processes needs --run-dir, the same in all.")
+    devices = jax.devices()
+    print(
+        f"{name}: {config.model.name} on {config.data.dataset}, {len(devices)} x "
+        f"{devices[0].device_kind} ({devices[0].platform})."
+    )
+    run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
+    config = dataclasses.replace(config, run_dir=str(run_dir))
+    try:
+        result = fit(config, run_dir)
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # Where what was asked for was refused, it is empty.
+    write_run_report(result)
+    print(describe_result(result))
+    return result
+
+
+def resume(options: Resume) -> None:
+    """Goes on with an interrupted run, and writes its report."""
+    result = resume_run(
+        options.run,
+        step=options.step,
+        config=options.config,
+        changed_data=options.changed_data,
+    )
+    write_run_report(result)
+    print(describe_result(result))
+
+
+def transfer(config: TrainConfig) -> None:
+    """Trains a network that starts from other weights: --from, --dataset, --freeze."""
+    source = config.model.weights
+    if source is None:
+        raise ValueError("transfer needs --from RUN_OR_WEIGHTS.")
+    if not config.model.name:
+        if not Path(source).is_dir():
+            raise ValueError(f"{source} is no run folder: say --model.name too.")
+        card = zoo.weights.read_card(source)
+        model = dataclasses.replace(config.model, name=card.model)
+        config = dataclasses.replace(config, model=model)
+    train(config, f"transfer-{config.model.name}")
+
+
+def describe_result(result: Result) -> str:
+    """Returns the metrics of a run, its folder and what can be done with it."""
+    run_dir, task = result.run_dir, result.experiment.task
+    run = shlex.quote(str(run_dir))
+    if not result.finished:
+        return (
+            f"Stopped after step {int(result.state.step)}; the state is saved.\n"
+            f"Go on with:  canon-zoo train resume {run}"
+        )
+    split = result.experiment.eval_source.split
+    return (
+        f"{task.format_metrics(result.metrics)} (split {split!r}).\n"
+        f"The run is in {run_dir}; open {run_dir / 'report.html'} in a browser.\n"
+        "Next:\n"
+        f"  canon-zoo train evaluate {run}\n"
+        f"  canon-zoo train predict {run} {task.predict_arguments}\n"
+        f"  canon-zoo train transfer --from {run} --dataset FORMAT:PATH "
+        "--freeze 'backbone/**'\n"
+        "and in Python:\n"
+        f'  zoo.create("{result.experiment.card.model}", '
+        f"weights={json.dumps(str(run_dir), ensure_ascii=False)})"
+    )
 
 
 def join_processes() -> None:
@@ -160,6 +243,29 @@ def join_processes() -> None:
             f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             f"{' and '.join(names)} where no cluster does."
         ) from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled steps between runs, unless jax has been told where already.
+
+    They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; nowhere, which the log says,
+    where that folder cannot be written.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
+        try:
+            cache = cache.expanduser()
+            cache.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache).close()
+        except (OSError, RuntimeError) as error:
+            logger.warning(
+                "compiled steps are not kept: %s. ZOO_CACHE names another folder.",
+                error,
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        # Small steps too: a run of a tiny network is mostly compilation.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run(arguments: list[str]) -> None:
