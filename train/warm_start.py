@@ -1,4 +1,4 @@
-"""What a run starts from: a new network, one that was trained, or parts of another."""
+"""Warm start: a new network, one that was trained, or layers of another."""
 
 import dataclasses
 import logging
@@ -9,10 +9,8 @@ from flax import linen as nn
 
 import zoo
 from train.config import ModelConfig, TrainConfig, parse_options
-from zoo.detection.ssd_vgg import reduce_vgg16
 from zoo.paths import flatten, match_paths
-from zoo.spec import Card
-from zoo.summary import abstract_variables
+from zoo.spec import Card, Preprocess
 from zoo.transfer import graft, replace_head
 
 logger = logging.getLogger("train")
@@ -30,12 +28,19 @@ def check_layers(model: ModelConfig) -> None:
 def create_model(
     config: TrainConfig, class_names: tuple[str, ...]
 ) -> tuple[nn.Module, dict[str, Any], Card]:
-    """Creates the network for these classes, and what it starts from.
+    """Creates the network for these classes, and the variables it starts from.
 
-    Where weights were trained on other classes the head is new; what it knows of the
-    classes that both have, it keeps (of a detector: what does not depend on classes).
-    With `layers` another network gives those alone, and its images' scale and order of
-    colours with them.
+    Where weights were trained on other classes, the head is replaced; it keeps the
+    weights of the classes that both have, and those that depend on no class. With
+    `layers` another network gives those alone, and its images' scale and order of
+    colors with them.
+
+    Args:
+      config: The config of the run.
+      class_names: The names of the classes to train on.
+
+    Returns:
+      The network, its variables and their facts.
 
     Raises:
       ValueError: The model, its options or weights are unknown or do not fit.
@@ -57,18 +62,15 @@ def create_model(
     )
     if layers:
         source, other = read_other(weights)
-        if name.startswith("ssd") and other.model == "vgg16":
-            source = reduce_vgg16(source, other.preprocess)
-        else:
-            card = _take_colors(card, other)
-        if name in ("fast_rcnn_vgg16", "faster_rcnn_vgg16"):
-            source = _move_dense_layers(source)
+        convert = zoo.get_spec(name).from_classifier
+        preprocess = other.preprocess
+        if convert is not None:
+            source, preprocess = convert(source, other)
+        card = _take_colors(card, preprocess)
         variables = take_layers(variables, source, layers)
     known = card.class_names
     if not fresh and (card.num_classes != count or (known and known != class_names)):
         shared = {i: known.index(c) for i, c in enumerate(class_names) if c in known}
-        if zoo.get_spec(name).task == "detection":
-            shared = {}
         logger.warning(
             "%s has %d classes of its own; the head for %d is new, but for the %d that "
             "both have.",
@@ -77,13 +79,7 @@ def create_model(
             count,
             len(shared),
         )
-        if zoo.get_spec(name).task == "detection":
-            options = {**card.overrides, **options}
-            model, variables = _replace_classes(name, variables, count, key, options)
-        else:
-            model, variables = replace_head(
-                model, variables, count, key=key, shared=shared
-            )
+        model, variables = replace_head(model, variables, count, key=key, shared=shared)
     # The type of the computation is a choice of the run, not a fact of the weights.
     overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
     card = dataclasses.replace(card, num_classes=count, overrides=overrides)
@@ -121,37 +117,11 @@ def take_layers(
     return graft(target, source, keep=sorted(others))
 
 
-def _take_colors(card: Card, other: Card) -> Card:
-    """Lets images be scaled as the layers that were taken expect it."""
+def _take_colors(card: Card, preprocess: Preprocess) -> Card:
+    """Lets images be scaled as the layers of another network expect it."""
     names = ("mean", "std", "channel_order")
-    if other.preprocess.channels != card.preprocess.channels:
+    if preprocess.channels != card.preprocess.channels:
         return card
-    colors = {name: getattr(other.preprocess, name) for name in names}
+    colors = {name: getattr(preprocess, name) for name in names}
     preprocess = dataclasses.replace(card.preprocess, **colors)
     return dataclasses.replace(card, preprocess=preprocess)
-
-
-def _move_dense_layers(source: dict[str, Any]) -> dict[str, Any]:
-    """Names a classifier's dense layers as those that look at regions."""
-    params = dict(source["params"])
-    backbone = dict(params.get("backbone", {}))
-    dense = {name: backbone.pop(name) for name in ("fc6", "fc7") if name in backbone}
-    return {**source, "params": {**params, "backbone": backbone, "box_head": dense}}
-
-
-def _replace_classes(
-    name: str,
-    variables: dict[str, Any],
-    count: int,
-    key: jax.Array,
-    options: dict[str, Any],
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Makes those layers new whose shapes depend on the number of classes."""
-    model, fresh = zoo.create(name, num_classes=count, key=key, **options)
-    more = zoo.build(name, num_classes=count + 1, **options)
-    shape = zoo.get_spec(name).preprocess.shape
-    ours, others = (
-        flatten(tree["params"]) for tree in (fresh, abstract_variables(more, shape))
-    )
-    depend = [path for path in ours if ours[path].shape != others[path].shape]
-    return model, graft(fresh, variables, keep=depend)

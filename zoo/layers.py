@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_kernel, check_num_classes
@@ -380,6 +381,23 @@ class DescriptorLayer(Layer):
         return y
 
 
+class ClassOutputs(NamedTuple):
+    """The class of each output of a head's layer, for `zoo.transfer.replace_head`.
+
+    A head has a method `class_outputs()`, which returns them by the layers' names.
+
+    Attributes:
+      classes: int [outputs], 0 to K-1, or -1 for outputs that belong to no class, such
+        as background.
+      kernel_init: Initializer of the layer's kernel.
+      reads_classes: Whether the layer's input channels have these classes, too.
+    """
+
+    classes: np.ndarray
+    kernel_init: Callable
+    reads_classes: bool = False
+
+
 class LinearHead(Layer):
     """A dense layer from features [B, F] to float32 logits [B, K]."""
 
@@ -396,6 +414,12 @@ class LinearHead(Layer):
             **self.dtypes,
         )(features)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output."""
+        classes = np.arange(self.num_classes)
+        return {self.layer: ClassOutputs(classes, self.kernel_init)}
 
 
 class Classifier(nn.Module):

@@ -188,6 +188,9 @@ class ModelSpec:
       torchvision: Name below `torchvision.models` of the function that builds the same
         network, which `zoo.verify` compares with; None where there is none.
       reads_regions: Whether a detector is given the regions that it reads.
+      from_classifier: Converts the variables of a classifier, of which `Card` has the
+        facts, to this network's paths; returns them and the preprocessing that they
+        expect then. None where a classifier has the same paths.
       init: The paper's initialisation, in words.
       published: Published results, each with its protocol.
       deviations: Each way in which this network differs from its paper.
@@ -208,6 +211,7 @@ class ModelSpec:
     aux_losses: tuple[tuple[str, float], ...] = ()
     torchvision: str | None = None
     reads_regions: bool = False
+    from_classifier: Callable[[Any, "Card"], tuple[Any, Preprocess]] | None = None
     init: str = ""
     published: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier, DescriptorLayer, LinearHead
+from zoo.layers import BatchNorm, Classifier, ClassOutputs, DescriptorLayer
 from zoo.paths import flatten, match_paths, unflatten
 
 Tree = Mapping[str, Any]
@@ -179,12 +179,9 @@ def replace_head(
     params = dict(variables["params"])
     for i, (name, head) in enumerate(heads.items()):
         if name in params:
+            layers = before[name].class_outputs(), head.class_outputs()
             part = jax.random.fold_in(key, i)
-            if hasattr(head, "class_outputs"):
-                layers = before[name].class_outputs(), head.class_outputs()
-                params[name] = _renew_outputs(*layers, params[name], part, shared)
-            else:
-                params[name] = _replace_last_layer(head, params[name], part, shared)
+            params[name] = _renew_outputs(*layers, params[name], part, shared)
         elif any(new_class != old_class for new_class, old_class in shared.items()):
             raise ValueError(
                 f"replace_head: shared={shared} moves classes, but the head has no "
@@ -193,71 +190,46 @@ def replace_head(
     return model.clone(**heads, parent=None), {**variables, "params": params}
 
 
-def _replace_last_layer(
-    head: LinearHead, params: Tree, key: jax.Array, shared: Mapping[int, int]
-) -> dict:
-    if hasattr(head, "class_layers"):
-        return _renew_layers(head, params, key, shared)
-    before = params[head.layer]
-    features = jnp.zeros((1, before["kernel"].shape[0]))
-    # What is below the last layer, as in an auxiliary head, is not called here.
-    after = head.init(key, features, method=LinearHead.__call__)["params"][head.layer]
-    if shared:
-        rows, source = jnp.array([*shared]), jnp.array([*shared.values()])
-        for name, leaf in after.items():
-            kept = jnp.asarray(before[name])[..., source]
-            after[name] = leaf.at[..., rows].set(kept)
-    return {**params, head.layer: after}
-
-
-def _renew_layers(
-    head: nn.Module, params: Tree, key: jax.Array, shared: Mapping[int, int]
-) -> dict:
-    """The same for a head in which several layers have classes."""
-    params, number = dict(params), head.num_classes
-    rows, source = np.array([[*shared], [*shared.values()]], int)
-    for i, (name, layer) in enumerate(head.class_layers().items()):
-        old = {kind: jnp.asarray(leaf) for kind, leaf in params[name].items()}
-        kernel = old["kernel"]
-        inputs = number if layer.reads_classes else kernel.shape[-2]
-        shape = (*kernel.shape[:-2], inputs, number)
-        part = jax.random.fold_in(key, i)
-        new = {"kernel": layer.kernel_init(part, shape, kernel.dtype)}
-        to, of = (rows, source)
-        if layer.reads_classes:
-            to, of = (rows[:, None], rows), (source[:, None], source)
-            new["kernel"] = new["kernel"].at[..., *to].set(kernel[..., *of])
-        else:
-            new["kernel"] = new["kernel"].at[..., to].set(kernel[..., of])
-        if "bias" in old:
-            bias = jnp.zeros(number, old["bias"].dtype)
-            new["bias"] = bias.at[rows].set(old["bias"][source])
-        params[name] = new
-    return params
-
-
 def _renew_outputs(
-    before: Mapping, after: Mapping, params: Tree, key: jax.Array, shared: Mapping
+    before: Mapping[str, ClassOutputs],
+    after: Mapping[str, ClassOutputs],
+    params: Tree,
+    key: jax.Array,
+    shared: Mapping[int, int],
 ) -> dict:
-    """The same for a detector's head, which has outputs without a class as well.
+    """Draws the layers of a head whose outputs have classes anew.
 
-    These keep their weights. `before` and `after` say whose the outputs are.
+    Args:
+      before: The old head's `class_outputs()`.
+      after: Those of the new head.
+      params: The parameters of the old head.
+      key: A random key.
+      shared: The new numbers of the classes whose weights are kept, and the old ones.
+
+    Returns:
+      The parameters of the new head. Outputs without a class keep theirs.
     """
     params = dict(params)
     for i, (name, layer) in enumerate(after.items()):
         old = {kind: jnp.asarray(leaf) for kind, leaf in params[name].items()}
-        new = {
-            kind: jnp.zeros((*leaf.shape[:-1], len(layer.classes)), leaf.dtype)
-            for kind, leaf in old.items()
-        }
-        kernel = new["kernel"]
-        part = jax.random.fold_in(key, i)
-        new["kernel"] = layer.kernel_init(part, kernel.shape, kernel.dtype)
+        rows, columns = [], []
         for new_class, old_class in {-1: -1, **shared}.items():
-            (to,) = np.nonzero(layer.classes == new_class)
-            (of,) = np.nonzero(before[name].classes == old_class)
-            for kind, leaf in old.items():
-                new[kind] = new[kind].at[..., to].set(leaf[..., of])
+            rows += [*np.flatnonzero(layer.classes == new_class)]
+            columns += [*np.flatnonzero(before[name].classes == old_class)]
+        to, of = np.array(rows, int), np.array(columns, int)
+        outputs, new = len(layer.classes), {}
+        for kind, leaf in old.items():
+            if kind == "kernel":
+                inputs = outputs if layer.reads_classes else leaf.shape[-2]
+                shape = (*leaf.shape[:-2], inputs, outputs)
+                drawn = layer.kernel_init(jax.random.fold_in(key, i), shape, leaf.dtype)
+            else:
+                drawn = jnp.zeros((*leaf.shape[:-1], outputs), leaf.dtype)
+            if kind == "kernel" and layer.reads_classes:
+                kept = leaf[..., of[:, None], of]
+                new[kind] = drawn.at[..., to[:, None], to].set(kept)
+            else:
+                new[kind] = drawn.at[..., to].set(leaf[..., of])
         params[name] = new
     return params
 

@@ -8,7 +8,7 @@ Reference:
   Girshick, Fast R-CNN, 2015.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from zoo.detection.types import Postprocess
 from zoo.layers import Conv, Layer, initializer, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.roi import roi_max_pool
-from zoo.spec import ModelSpec, Preprocess, TorchRule
+from zoo.spec import Card, ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
 
@@ -179,6 +179,25 @@ def _torch_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     return (*trunk_rules(model), *predictor_rules())
 
 
+def from_classifier(
+    variables: Mapping[str, Any], card: Card
+) -> tuple[dict[str, Any], Preprocess]:
+    """Moves the dense layers of a classifier to the head that reads regions.
+
+    Args:
+      variables: {"params": ...} of a classifier with fc6 and fc7.
+      card: The facts of the variables.
+
+    Returns:
+      The variables, and the preprocessing that they expect.
+    """
+    params = dict(variables["params"])
+    backbone = dict(params.get("backbone", {}))
+    dense = {name: backbone.pop(name) for name in ("fc6", "fc7") if name in backbone}
+    params |= {"backbone": backbone, "box_head": dense}
+    return {**variables, "params": params}, card.preprocess
+
+
 SPECS = (
     ModelSpec(
         name="fast_rcnn_vgg16",
@@ -190,6 +209,7 @@ SPECS = (
         params=134_690_729,
         macs=183_869_263_872 + 119_967_744,
         torch_rules=_torch_rules,
+        from_classifier=from_classifier,
         loss="roi_class + roi_box",
         reads_regions=True,
         init=INIT,

@@ -414,6 +414,7 @@ SPECS = (
         params=137_078_239,
         macs=225_573_931_008,
         torch_rules=_vgg_rules,
+        from_classifier=fast_rcnn.from_classifier,
         loss=LOSS,
         init=fast_rcnn.INIT,
         published=(

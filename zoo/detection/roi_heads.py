@@ -15,8 +15,15 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.classification.resnet import Bottleneck, Stage
-from zoo.detection.types import Candidates, ClassOutputs, LossSum, Targets
-from zoo.layers import INITIALIZERS, BatchNorm, Conv, FullyConnected, Layer
+from zoo.detection.types import Candidates, LossSum, Targets
+from zoo.layers import (
+    INITIALIZERS,
+    BatchNorm,
+    ClassOutputs,
+    Conv,
+    FullyConnected,
+    Layer,
+)
 from zoo.ops.box_coding import decode, encode
 from zoo.ops.boxes import clip
 from zoo.ops.losses import smooth_l1

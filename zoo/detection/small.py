@@ -23,9 +23,16 @@ from zoo.detection.roi_heads import DenseHead, Predictor
 from zoo.detection.rpn import RPN
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
 from zoo.detection.two_stage import TwoStage
-from zoo.detection.types import ClassOutputs
 from zoo.detection.yolo import YOLO
-from zoo.layers import INITIALIZERS, BatchNorm, Conv, Layer, initializer, remat_stage
+from zoo.layers import (
+    INITIALIZERS,
+    BatchNorm,
+    ClassOutputs,
+    Conv,
+    Layer,
+    initializer,
+    remat_stage,
+)
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array

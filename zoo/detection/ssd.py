@@ -14,15 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.detection.types import (
-    Candidates,
-    ClassOutputs,
-    LossSum,
-    Postprocess,
-    Targets,
-    divide_losses,
-)
-from zoo.layers import INITIALIZERS, Conv, Layer
+from zoo.detection.types import Candidates, LossSum, Postprocess, Targets, divide_losses
+from zoo.layers import INITIALIZERS, ClassOutputs, Conv, Layer
 from zoo.ops.anchors import ssd_boxes
 from zoo.ops.box_coding import decode, encode
 from zoo.ops.boxes import clip

@@ -19,7 +19,7 @@ from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
 from zoo.layers import Conv, Layer, initializer, per_channel, remat_stage
 from zoo.ops.pooling import max_pool
-from zoo.spec import ModelSpec, Preprocess, TorchRule, Weights
+from zoo.spec import Card, ModelSpec, Preprocess, TorchRule, Weights
 
 Array = jax.Array
 
@@ -219,6 +219,23 @@ def ssd_vgg16(
     )
 
 
+def from_classifier(
+    variables: Mapping[str, Any], card: Card
+) -> tuple[Mapping[str, Any], Preprocess]:
+    """Converts the variables of a classifier, where it is VGG-16.
+
+    Args:
+      variables: {"params": ...} of the classifier.
+      card: The facts of the variables.
+
+    Returns:
+      The variables, and the preprocessing that they expect.
+    """
+    if card.model != "vgg16":
+        return variables, card.preprocess
+    return reduce_vgg16(variables, card.preprocess), _preprocess(300)
+
+
 def reduce_vgg16(
     variables: Mapping[str, Any], preprocess: Preprocess, *, dense: int = DENSE
 ) -> dict[str, Any]:
@@ -359,6 +376,7 @@ def _spec(size: int, num_classes: int, params: int, macs: int, **facts) -> Model
         params=params,
         macs=macs,
         torch_rules=_torch_rules,
+        from_classifier=from_classifier,
         loss="multibox: softmax cross-entropy with hard negatives, smooth L1",
         init=(
             "VGG-16's convolutions He et al. 2015, normal of variance 2 / (k * k * "

@@ -24,12 +24,11 @@ A detector is a Linen module with the fields `preprocess` (`zoo.spec.Preprocess`
 `Detections`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 
@@ -117,16 +116,3 @@ class Postprocess(NamedTuple):
     max_detections: int
     max_candidates: int | None = None
     min_size: float = 0.0
-
-
-class ClassOutputs(NamedTuple):
-    """The class of each output of a layer, for `zoo.transfer.replace_head`.
-
-    Attributes:
-      classes: int [outputs], 0 to K-1, or -1 for outputs that belong to no class, such
-        as background.
-      kernel_init: Initializer of the layer's kernel.
-    """
-
-    classes: np.ndarray
-    kernel_init: Callable

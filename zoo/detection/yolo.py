@@ -16,16 +16,10 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_detector_classes, check_images
-from zoo.detection.types import (
-    Candidates,
-    ClassOutputs,
-    LossSum,
-    Postprocess,
-    Targets,
-    divide_losses,
-)
+from zoo.detection.types import Candidates, LossSum, Postprocess, Targets, divide_losses
 from zoo.layers import (
     BatchNorm,
+    ClassOutputs,
     Conv,
     FullyConnected,
     Layer,

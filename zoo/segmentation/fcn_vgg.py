@@ -24,14 +24,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_num_classes
 from zoo.classification import vgg
-from zoo.layers import Conv
+from zoo.layers import ClassOutputs, Conv
 from zoo.ops.bilinear import interpolate
 from zoo.segmentation.segmenter import (
-    ClassLayer,
     ConvTransposed,
     Segmenter,
     Size,
@@ -117,13 +117,12 @@ class FCNHead(nn.Module):
         return layer(x, size)
 
     @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the layers that have classes."""
         scores = ["score_fr", *(f"score_{pool}" for _, pool, _ in SKIPS[self.stride])]
-        return {
-            **{name: ClassLayer(self.score_init) for name in scores},
-            **{name: ClassLayer(bilinear, reads_classes=True) for name in self.learnt},
-        }
+        score = ClassOutputs(np.arange(self.num_classes), self.score_init)
+        learnt = score._replace(kernel_init=bilinear, reads_classes=True)
+        return dict.fromkeys(scores, score) | dict.fromkeys(self.learnt, learnt)
 
 
 def fcn_vgg16(

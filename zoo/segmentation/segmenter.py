@@ -1,7 +1,7 @@
 """What segmentation networks share: their shape, heads, transposed convolutions."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_images, check_kernel
-from zoo.layers import BatchNorm, Conv, per_channel
+from zoo.layers import BatchNorm, ClassOutputs, Conv, per_channel
 from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
 from zoo.ops.resize import resize
@@ -87,18 +87,6 @@ class Segmenter(nn.Module):
         return {name: head for name, head in found.items() if head is not None}
 
 
-class ClassLayer(NamedTuple):
-    """A layer of a head that has classes, for `zoo.transfer.replace_head`.
-
-    Attributes:
-      kernel_init: Initialiser of its kernel.
-      reads_classes: Whether its input channels are classes, too.
-    """
-
-    kernel_init: Callable
-    reads_classes: bool = False
-
-
 class ConvHead(nn.Module):
     """A 3x3 convolution with batch norm and dropout, and a score for each class.
 
@@ -155,9 +143,9 @@ class ConvHead(nn.Module):
         return {}
 
     @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
-        return {"score": ClassLayer(self.score_init)}
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the layers that have classes."""
+        return {"score": ClassOutputs(np.arange(self.num_classes), self.score_init)}
 
 
 class ScoreHead(nn.Module):
@@ -187,9 +175,9 @@ class ScoreHead(nn.Module):
         return {"logits": x}
 
     @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
-        return {"score": ClassLayer(self.kernel_init)}
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the layers that have classes."""
+        return {"score": ClassOutputs(np.arange(self.num_classes), self.kernel_init)}
 
 
 class ConvTransposed(nn.Module):

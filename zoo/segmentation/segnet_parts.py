@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Conv, remat_stage
+from zoo.layers import BatchNorm, ClassOutputs, Conv, remat_stage
 from zoo.ops.normalization import local_response_norm
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool
-from zoo.segmentation.segmenter import ClassLayer, Size, widen
+from zoo.segmentation.segmenter import Size, widen
 
 Array = jax.Array
 
@@ -139,9 +140,10 @@ class SegNetDecoder(nn.Module):
         return out
 
     @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
-        return {self.table.classifier[0]: ClassLayer(self.kernel_init)}
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the layers that have classes."""
+        classes = np.arange(self.num_classes)
+        return {self.table.classifier[0]: ClassOutputs(classes, self.kernel_init)}
 
 
 def _make_conv(module: nn.Module, window: int, features: int, name: str) -> Conv:

@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Conv, remat_stage
+from zoo.layers import BatchNorm, ClassOutputs, Conv, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.resize import resize
 from zoo.ops.unpooling import repeat_pixels
-from zoo.segmentation.segmenter import ClassLayer, ConvTransposed, Size, widen
+from zoo.segmentation.segmenter import ConvTransposed, Size, widen
 
 Array = jax.Array
 
@@ -198,9 +199,9 @@ class UNetHead(nn.Module):
         return out
 
     @nn.nowrap
-    def class_layers(self) -> dict[str, ClassLayer]:
-        """Lists the layers that have classes."""
-        return {"score": ClassLayer(self.kernel_init)}
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the layers that have classes."""
+        return {"score": ClassOutputs(np.arange(self.num_classes), self.kernel_init)}
 
 
 def _fit(x: Array, size: Size, name: str) -> Array:

@@ -277,14 +277,14 @@ def test_logits_are_float32_in_bfloat16(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_class_layers_are_all_that_depend_on_the_number_of_classes(name):
+def test_class_outputs_are_all_that_depend_on_the_number_of_classes(name):
     few, many = heads_of(name, num_classes=3), heads_of(name, num_classes=7)
     assert [*few] == (["head"] if "vgg" in name else ["head", "aux_head"])
     for field, (head, _, params) in few.items():
         others = many[field][2]
         differ = {path for path in params if params[path].shape != others[path].shape}
         layers = {path.split("/")[0] for path in differ}
-        assert layers == {*head.class_layers()}
+        assert layers == {*head.class_outputs()}
 
 
 @pytest.mark.parametrize(
