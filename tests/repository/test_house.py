@@ -77,6 +77,7 @@ FLOORS = {
     "train/run_report": 15,
     "train/regions": 16,
     "train/transfer_study": 16,
+    "train/studies": 16,
     "train/visualize": 16,
     "train/commands": 17,
     "train/cli": 18,
