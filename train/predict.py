@@ -1,6 +1,6 @@
 """A trained network, the images it is shown, and what it says of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from PIL import Image
 import zoo
 from train.config import TrainConfig, load_config
 from train.data import decode_image
+from zoo.predict import wrap_network
 from zoo.spec import Card
 
 COLORS = {1: "grey", 3: "rgb"}  # by the number of a network's channels
@@ -49,11 +50,6 @@ class TrainedRun(NamedTuple):
     card: Card
     config: TrainConfig | None
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The names of the classes, or their numbers."""
-        return self.card.class_names or tuple(map(str, range(self.card.num_classes)))
-
 
 def load_run(run_dir: Path) -> TrainedRun:
     """Loads the network of a run.
@@ -91,17 +87,19 @@ def read_image(path: Path, run: TrainedRun) -> np.ndarray:
 
 
 def predict_each(
-    run: TrainedRun,
-    paths: Sequence[Path],
-    predict: Callable[[np.ndarray], tuple[str, dict[str, Image.Image]]],
+    run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
 ) -> Iterator[Prediction]:
     """Yields what a network says of each image on its own.
 
     Args:
       run: The trained network.
       paths: The image files.
-      predict: A function from an image uint8 [h, w, C] to words and pictures.
+      score_threshold: Of detectors: the lowest score of a detection, 0 to 1; None for
+        the network's own.
     """
+    predict = wrap_network(
+        run.model, run.variables, run.card, score_threshold=score_threshold
+    )
     for path in paths:
-        words, pictures = predict(read_image(path, run))
-        yield Prediction(str(path), path.stem, words, pictures)
+        found = predict(read_image(path, run))
+        yield Prediction(str(path), path.stem, found.words(), found.pictures())

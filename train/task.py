@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from train.config import DataConfig, OptimConfig
 from train.data import Source
-from train.predict import Prediction, TrainedRun
+from train.predict import Prediction, TrainedRun, predict_each
 from zoo import protocols
 from zoo.spec import Card, ModelSpec, Preprocess
 
@@ -262,7 +262,6 @@ class Task(abc.ABC):
         return format_rows(evaluated.metrics)
 
     @classmethod
-    @abc.abstractmethod
     def predict(
         cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
     ) -> Iterator[Prediction]:
@@ -274,6 +273,7 @@ class Task(abc.ABC):
           score_threshold: Of detectors: the lowest score of a detection, 0 to 1; None
             for the network's own.
         """
+        return predict_each(run, paths, score_threshold=score_threshold)
 
 
 def format_rows(metrics: Mapping[str, float]) -> Iterator[str]:

@@ -63,6 +63,10 @@ class Prediction:
         """Returns the prediction as plain JSON values."""
         return {"image": self.name}
 
+    def pictures(self) -> dict[str, Image.Image]:
+        """Draws all there is to draw, by the endings of file names such as "-mask"."""
+        return {"": self.draw()}
+
     def show(self) -> None:
         """Shows the picture in the system's viewer of images."""
         self.draw().show(self.name)
@@ -192,6 +196,10 @@ class MaskPrediction(Prediction):
     def draw_mask(self) -> Image.Image:
         """Draws the mask alone, of mode "P": its pixels are the numbers of classes."""
         return paletted(self.mask, make_palette(self.class_names))
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Draws the mask over the image, and alone."""
+        return {"": self.draw(), "-mask": self.draw_mask()}
 
     def words(self) -> str:
         """Names the classes with the largest parts."""
@@ -329,14 +337,46 @@ def make_predictor(
       ValueError: The model, the weights or an option is unknown or does not fit.
     """
     name, source = _resolve(name_or_run, weights)
-    spec = get_spec(name)
-    if spec.reads_regions:
+    if get_spec(name).reads_regions:
         raise ValueError(
             f"{name} reads regions, which an image file does not have; "
             "zoo.make_region_detector takes them."
         )
     model, variables, card = create_with_card(name, weights=source, **overrides)
-    if spec.task == "classification":
+    return wrap_network(
+        model,
+        variables,
+        card,
+        top=top,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        upright=not _is_stored(Path(name_or_run)),
+    )
+
+
+def wrap_network(
+    model: nn.Module,
+    variables: Any,
+    card: Card,
+    *,
+    top: int = 5,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+    upright: bool = True,
+) -> Predictor:
+    """Makes a predictor of a network that is loaded already.
+
+    Args:
+      model: The network.
+      variables: Variables of the network.
+      card: What the variables expect, see `zoo.create_with_card`.
+      top: See `make_predictor`.
+      score_threshold: See `make_predictor`.
+      max_detections: See `make_predictor`.
+      upright: Whether files are turned as their EXIF orientation says.
+    """
+    task = get_spec(card.model).task
+    if task == "classification":
         classify = make_classifier(model, card.preprocess, top=top)
 
         def predict(image: np.ndarray) -> dict[str, Any]:
@@ -345,7 +385,7 @@ def make_predictor(
             return {"classes": classes, "scores": scores}
 
         kind: type[Prediction] = ClassPrediction
-    elif spec.task == "detection":
+    elif task == "detection":
         options = {"max_detections": max_detections} if max_detections else {}
         detect = make_detector(
             model, card.preprocess, score_threshold=score_threshold, **options
@@ -363,7 +403,7 @@ def make_predictor(
             }
 
         kind = BoxPrediction
-    elif spec.task == "segmentation":
+    elif task == "segmentation":
         segment = make_segmenter(model, card.preprocess)
 
         def predict(image: np.ndarray) -> dict[str, Any]:
@@ -378,7 +418,6 @@ def make_predictor(
             return {"descriptor": np.asarray(describe(variables, image[None])[0])}
 
         kind = FacePrediction
-    upright = not _is_stored(Path(name_or_run))
     return Predictor(model, variables, card, predict, kind, upright=upright)
 
 

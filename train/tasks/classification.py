@@ -2,24 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image
 
-import zoo
 from train.config import DataConfig, OptimConfig
 from train.data import Source
-from train.figures import draw_prediction
-from train.predict import Prediction, TrainedRun, predict_each
 from train.report import confidence_interval
 from train.task import Task, apply_and_compare
 from zoo import protocols
-from zoo.cpu import jit_inference
 from zoo.metrics import classification as metrics
 from zoo.ops.losses import lenet_map_loss
 from zoo.registry import unknown
@@ -200,24 +194,6 @@ class Classification(Task):
             hits = round(found["top5"] * found["count"])
             yield f"  top-5     {_format_share(hits, found['count'])}"
         yield f"  loss      {found['loss']:.4f}"
-
-    @classmethod
-    def predict(
-        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
-    ) -> Iterator[Prediction]:
-        """Yields the most probable class of each image."""
-        apply, card = jit_inference(run.model.apply), run.card
-        names = run.class_names
-
-        def predict(image: np.ndarray) -> tuple[str, dict[str, Image.Image]]:
-            fitted = zoo.fit_image(image, card.preprocess)[None]
-            images = zoo.normalize(jnp.asarray(fitted), card.preprocess)
-            probabilities = np.asarray(jax.nn.softmax(apply(run.variables, images))[0])
-            best = int(probabilities.argmax())
-            picture = draw_prediction(image, names, probabilities)
-            return f"{names[best]} {probabilities[best]:.1%}", {"": picture}
-
-        return predict_each(run, paths, predict)
 
 
 def check_no_aux_loss(spec: ModelSpec, optim: OptimConfig) -> None:

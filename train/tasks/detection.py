@@ -1,25 +1,19 @@
 """Boxes with classes."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-import zoo
 from train.config import DataConfig, OptimConfig
 from train.data import Source
-from train.predict import Prediction, TrainedRun, predict_each
 from train.task import Task, format_rows
 from train.tasks.classification import check_no_aux_loss, check_no_smoothing
 from zoo.detect import choose_detections
 from zoo.detection.types import Detections, Targets, divide_losses
-from zoo.figures.boxes import draw_detections
 from zoo.fitting import scale_boxes
 from zoo.metrics import coco
 from zoo.metrics import detection as metrics
@@ -179,23 +173,3 @@ class Detection(Task):
         found = coco.compute(state)
         more = {f"coco_{name}": found[name] for name in coco.NAMES}
         return format_rows({**evaluated.metrics, **more})
-
-    @classmethod
-    def predict(
-        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
-    ) -> Iterator[Prediction]:
-        """Yields the number of objects of each class in each image."""
-        names = run.class_names
-        detect = zoo.make_detector(
-            run.model, run.card.preprocess, score_threshold=score_threshold
-        )
-
-        def predict(image: np.ndarray) -> tuple[str, dict[str, Image.Image]]:
-            found = jax.device_get(detect(run.variables, *zoo.pad_images([image])))
-            boxes, scores, classes = (values[0][found.valid[0]] for values in found[:3])
-            counts = Counter(names[c] for c in classes)
-            words = ", ".join(f"{count} x {name}" for name, count in counts.items())
-            picture = draw_detections(image, boxes, classes, scores, names, least=640)
-            return words or "nothing", {"": picture}
-
-        return predict_each(run, paths, predict)

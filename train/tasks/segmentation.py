@@ -2,24 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-import zoo
 from train.config import DataConfig, OptimConfig
 from train.data import Source
-from train.predict import Prediction, TrainedRun, predict_each
 from train.task import Task, apply_and_compare
 from train.tasks.classification import check_no_smoothing
-from zoo.figures.masks import draw_overlay, make_palette, paletted
 from zoo.metrics import segmentation as metrics
 from zoo.ops.losses import (
     bootstrapped_cross_entropy,
@@ -211,28 +206,6 @@ class Segmentation(Task):
             f"{metrics['pixel_accuracy']:.2%} of the pixels right, "
             f"loss {metrics['loss']:.4f}"
         )
-
-    @classmethod
-    def predict(
-        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
-    ) -> Iterator[Prediction]:
-        """Yields the largest classes of each image, and its mask."""
-        names = run.class_names
-        segment = zoo.make_segmenter(run.model, run.card.preprocess)
-        palette = make_palette(names)
-
-        def predict(image: np.ndarray) -> tuple[str, dict[str, Image.Image]]:
-            mask = np.asarray(segment(run.variables, image[None]).classes[0])
-            classes, counts = np.unique(mask, return_counts=True)
-            order = np.argsort(-counts, kind="stable")[:5]
-            words = (f"{names[classes[i]]} {counts[i] / mask.size:.1%}" for i in order)
-            pictures = {
-                "": draw_overlay(image, mask, names, palette),
-                "-mask": paletted(mask, palette),
-            }
-            return ", ".join(words), pictures
-
-        return predict_each(run, paths, predict)
 
 
 def count_class_weights(source: Source) -> tuple[float, ...]:
