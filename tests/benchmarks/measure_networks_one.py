@@ -85,18 +85,19 @@ def measure_deviation(name: str, *, images: int = 8) -> float:
     return float(f"{np.abs(rounded - exact).max() / np.abs(exact).max():.3g}")
 
 
-def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Lowered:
-    """Traces the step of `train` with SGD and momentum, from shapes alone.
+def make_training_step(name: str, batch: int, model: Any) -> tuple[Callable, Any, Any]:
+    """Makes the step of `train` with SGD and momentum.
 
     Args:
-      name: Of the network.
+      name: Name of the network whose preprocessing and loss are taken.
       batch: Number of images.
-      **options: Of the network.
+      model: The network.
+
+    Returns:
+      The step, and the shapes of its state and of a batch.
     """
     spec = zoo.get_spec(name)
     pre = spec.preprocess
-    model = zoo.build(name, **options)
-    shape = pre.shape
     balanced = spec.loss == "median_frequency"  # With a weight for each class.
     task = make_task(spec)
     if balanced:
@@ -112,11 +113,23 @@ def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Low
         prepare=make_prepare(pre, None),
         seed=0,
     )
-    variables = abstract_variables(model, shape)
+    variables = abstract_variables(model, pre.shape)
     state = jax.eval_shape(lambda variables: create_state(variables, tx), variables)
     arrays = fitted_shapes(spec.task, pre, MAX_BOXES)
     batch = {k: jax.ShapeDtypeStruct((batch, *s), t) for k, (s, t) in arrays.items()}
-    return jax.jit(step, donate_argnums=0).lower(state, batch)
+    return step, state, batch
+
+
+def lower_training_step(name: str, batch: int, **options: Any) -> jax.stages.Lowered:
+    """Traces a network's step of `train` from shapes alone.
+
+    Args:
+      name: Name of the network.
+      batch: Number of images.
+      **options: Options of the network.
+    """
+    step, *shapes = make_training_step(name, batch, zoo.build(name, **options))
+    return jax.jit(step, donate_argnums=0).lower(*shapes)
 
 
 def measure_training(name: str, batch: int = 8, **options: Any) -> dict[str, float]:
