@@ -11,6 +11,8 @@ import pytest
 CHEAP = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
+    # The older emitters make a third less work for LLVM.
+    "xla_cpu_use_fusion_emitters": False,
 }
 # Broadcasting [B, H, W, C] with [C] is said in the code, or it is a mistake.
 jax.config.update("jax_numpy_rank_promotion", "raise")
