@@ -42,13 +42,13 @@ def create(
         state, metrics = step(state, batch)  # the old state is gone
 
     Args:
-      name: Of the model, one of `list_models()`.
-      weights: None for the paper's initialisation; else a registered name, or the
+      name: Name of the model, one of `list_models()`.
+      weights: None for the paper's initialization; else a registered name, or the
         path of a safetensors or torch file, of a run folder or of a checkpoint.
       num_classes: None for the weights' number or, without weights, the paper's.
         Another number than the weights' gives a new head, and the log says so. 0
         gives no head: the output is the last endpoint.
-      key: For the initialisation; `jax.random.key(0)` where None.
+      key: Key for the initialization; None for `jax.random.key(0)`.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`; `describe`
         lists them.
 
@@ -73,7 +73,7 @@ def create_with_card(
     key: jax.Array | None = None,
     **overrides: Any,
 ) -> tuple[nn.Module, dict, Card]:
-    """Does what `create` does, and returns also what the variables expect.
+    """Creates a model, its variables and their card, as `create` does.
 
     Returns:
       `(module, variables, card)`; the card has the preprocessing and, where they are
@@ -96,7 +96,7 @@ def create_with_card(
         model = build(name, num_classes=num_classes, **overrides)
         pre = spec.preprocess
         options = plain_options(overrides)
-        card = Card(name, num_classes, options, pre, source="initialised")
+        card = Card(name, num_classes, options, pre, source="initialized")
         return model, init_variables(model, key, (1, *pre.shape)), card
 
     loaded = weights_io.load(name, weights, **overrides)
@@ -126,7 +126,7 @@ def create_with_card(
 
 
 def _move(tree: dict[str, Any]) -> dict[str, Any]:
-    """Makes jax's arrays of numpy's, taking these out: never are all held twice."""
+    """Moves the arrays of a tree to the device, one at a time to save memory."""
     out = {}
     for name in [*tree]:
         if isinstance(tree[name], dict):
@@ -134,6 +134,6 @@ def _move(tree: dict[str, Any]) -> dict[str, Any]:
         else:
             # Not jnp.asarray, which copies twice.
             out[name] = jax.block_until_ready(jax.device_put(tree.pop(name)))
-            # What jax has copied it lets go when Python collects its youngest.
+            # jax frees the copied numpy array at the next garbage collection.
             gc.collect(0)
     return out

@@ -17,7 +17,7 @@ from zoo.ops.pooling import global_average_pool
 
 Array = jax.Array
 
-# `normal` is untruncated: jax's `he_normal` cuts at two standard deviations.
+# `normal` is not truncated, as jax's `he_normal` is at two standard deviations.
 INITIALIZERS: dict[str, Callable] = {
     "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
     "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -71,16 +71,17 @@ class DenseConfig(NetworkConfig):
 
 
 def initializer(name: str) -> Callable:
-    """Looks up an initialiser of kernels by name.
+    """Returns the initializer of a name.
 
     Args:
       name: "he_fan_in", "he_fan_out" (He et al. 2015, untruncated normal), "glorot"
         (Glorot and Bengio 2010, uniform), "caffe_xavier" (uniform, by fan-in), "torch"
         (uniform within 1 / sqrt(fan-in)), "gaussian_0.01", "gaussian_0.1" and
-        "truncated_0.01" (normal of that deviation; the last cut at two of them).
+        "truncated_0.01" (normal of that standard deviation; the last one truncated at
+        two standard deviations).
 
     Raises:
-      ValueError: There is none of that name.
+      ValueError: The name is unknown.
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init={name!r} is unknown; choose from {[*INITIALIZERS]}.")
@@ -111,12 +112,12 @@ class Conv(Layer):
     and `bias` [features].
 
     Attributes:
-      features: Output channels.
+      features: Number of output channels.
       kernel: Height and width of the window.
-      stride: Between windows.
-      padding: Zeros on each of the four sides.
-      dilation: Distance between neighbouring taps.
-      groups: Into how many independent parts the channels fall.
+      stride: Step between windows.
+      padding: Number of zeros on each of the four sides.
+      dilation: Distance between neighboring taps.
+      groups: Number of groups of channels that are convolved independently.
     """
 
     features: int
@@ -153,12 +154,12 @@ class FullyConnected(Layer):
     """The dense layer that follows a convolutional map, such as fc6.
 
     Attributes:
-      features: Output channels.
-      window: Height and width of the map that it reads at once, in pixels.
-      everywhere: False for a map of exactly that size, and features [B, features];
-        True to read each window of a larger map, and features [B, H', W', features].
-        The parameters are the same: `kernel` [window * window * C, features], whose
-        rows are in the order height, width, channel, and `bias` [features].
+      features: Number of output channels.
+      window: Height and width of the map that it reads, in pixels.
+      everywhere: Whether it reads every window of a larger map, with the output
+        [B, H', W', features]; else the map has exactly that size, and the output is
+        [B, features]. The parameters are the same: `kernel` [window * window * C,
+        features], with rows in the order height, width, channel, and `bias` [features].
     """
 
     features: int
@@ -228,18 +229,18 @@ def dense_layers(
 
 
 class BatchNorm(Layer):
-    """Batch normalisation over all axes but the last.
+    """Batch normalization over all axes but the last.
 
-    The batch is normalised by its biased variance, and the running average takes the
+    The batch is normalized by its biased variance, and the running average takes the
     unbiased one, as in the paper's algorithm 2 and in PyTorch (Flax's own layer keeps
     the biased one). Statistics are float32 or wider, whatever `dtype` is. Under `jit`
     over a mesh the statistics are those of the whole batch; inside `shard_map` or
     `pmap` give `axis_name`.
 
     Attributes:
-      momentum: What the running averages keep at a step; PyTorch's `1 - momentum`.
-      epsilon: Added to the variance, inside the root.
-      axis_name: Mapped axis over which to average the statistics.
+      momentum: Decay rate of the running averages; PyTorch's `1 - momentum`.
+      epsilon: Value that is added to the variance.
+      axis_name: Name of the mapped axis over which the statistics are averaged.
       frozen: Whether it is a fixed affine map, which training does not change.
 
     Reference:
@@ -285,8 +286,8 @@ class BatchNorm(Layer):
                 f"{'/'.join(self.path)}: batch statistics need more than one value per "
                 f"channel, got the input {list(x.shape)}."
             )
-        # One pass over the map. It is as exact as two, because what is squared is the
-        # difference from the mean of one row, and few deviations large.
+        # One pass over the map. It is as exact as two passes, because the squared
+        # values are differences from the mean of one row, a few deviations at most.
         axes = tuple(range(x.ndim - 1))
         row = x[:, x.shape[1] // 2] if x.ndim > 2 else x
         origin = average(jax.lax.stop_gradient(row).mean(axes[: row.ndim - 1]))
@@ -350,12 +351,12 @@ class DescriptorLayer(Layer):
     """A dense layer with a ReLU that keeps each output's largest value in training.
 
     A face's descriptor is divided by it, see `zoo.make_describer`. The maximum is a
-    batch statistic, `max` [features], of the output before any dropout. As the weights
-    move, old maxima fade.
+    batch statistic, `max` [features], of the output before dropout. It decays, as the
+    weights change in training.
 
     Attributes:
       features: Number of outputs.
-      keep: Factor of the old maximum at each training step.
+      keep: Decay rate of the maximum.
 
     Reference:
       Taigman et al., DeepFace, 2014, section 3, "Normalization".
@@ -423,12 +424,12 @@ class LinearHead(Layer):
 
 
 class Classifier(nn.Module):
-    """A backbone and a head: the shape of every classification network of the zoo.
+    """A backbone and a head, as every classifier of the zoo.
 
     Attributes:
-      backbone: Called with `(images, train=...)`; returns a dict of named endpoints,
-        the last of which is what the head reads.
-      head: From features to logits, or None for a network without classes, whose
+      backbone: Module from `(images, train=...)` to a dict of named endpoints, of which
+        the head reads the last.
+      head: Module from features to logits; None for a network without classes, whose
         output is the last endpoint.
     """
 
@@ -450,8 +451,8 @@ class Classifier(nn.Module):
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
         """Computes every named activation, in the order of the network.
 
-        Where the last features are a map [B, H, W, F], as of a network that reads
-        images of any size by its dense layers, the logits are the mean over the map.
+        If the last features are a map [B, H, W, F], as in a fully convolutional
+        network, the logits are the mean over the map.
         """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
@@ -473,23 +474,23 @@ class Classifier(nn.Module):
 
 
 def make_head(num_classes: int, **options) -> LinearHead | None:
-    """Builds the usual head; none for `num_classes=0`."""
+    """Builds a linear head; None for `num_classes=0`."""
     check_num_classes(num_classes)
     return LinearHead(num_classes, **options) if num_classes else None
 
 
 def remat_stage(stage: Callable, remat: bool) -> Callable:
-    """Lets the backward pass compute a stage's activations again, to save memory.
+    """Makes the backward pass recompute a stage's activations, to save memory.
 
-    On CPUs this alone saves nothing: there XLA finds that the same is computed twice,
-    unless it is compiled with `{"xla_disable_hlo_passes": "cse_barrier_expander"}`.
+    On CPUs this saves memory only if XLA's elimination of common subexpressions is
+    disabled with `{"xla_disable_hlo_passes": "cse_barrier_expander"}`.
 
     Args:
-      stage: From its module and an array to a dict of endpoints.
-      remat: False to leave it as it is.
+      stage: Function from its module and an array to a dict of endpoints.
+      remat: Whether to recompute; False returns `stage`.
 
     Returns:
-      A function like `stage`. (`nn.remat` alone would sort the dict by name.)
+      A function like `stage`; unlike with `nn.remat`, its dict is not sorted by name.
     """
     if not remat:
         return stage

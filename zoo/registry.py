@@ -1,4 +1,4 @@
-"""From a name to what is known of it."""
+"""The registry of networks: from a name to its facts and its module."""
 
 import fnmatch
 import inspect
@@ -87,7 +87,7 @@ def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
 
 
 def get_spec(name: str) -> ModelSpec:
-    """Returns the facts of the model `name`.
+    """Returns the spec of the model `name`.
 
     Raises:
       ValueError: There is no such model; the message has the nearest names.
@@ -101,7 +101,7 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any):
     """Builds the Linen module of the model `name`, without variables.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       num_classes: 0 for no head; None for the paper's number.
       **overrides: Options of the family's builder, such as `dtype` or `shortcut`.
 
@@ -140,7 +140,7 @@ def check_options(name: str, overrides: Iterable[str]) -> None:
 def list_options(name: str) -> dict[str, Any]:
     """Lists the options of a model's builder with their defaults."""
     spec = get_spec(name)
-    # What the spec has already fixed is a fact of the model, not an option.
+    # Arguments that the spec has fixed are facts of the model, not options.
     fixed = {"num_classes", *getattr(spec.build, "keywords", {})}
     parameters = inspect.signature(spec.config or spec.build).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in fixed}

@@ -1,4 +1,4 @@
-"""Frozen facts about networks: what they are called, what they take and promise."""
+"""Frozen facts about networks: names, inputs, counts, published weights, deviations."""
 
 import dataclasses
 import typing
@@ -27,7 +27,7 @@ class Preprocess:
 
     `fit` is one of
 
-    - "crop": the shorter side is resized to `resize` pixels and the centre of `size` x
+    - "crop": the shorter side is resized to `resize` pixels and the center of `size` x
       `size` is cut out: classification.
     - "stretch": height and width are resized to the input's, whatever the image's
       proportions: SSD, YOLO.
@@ -40,7 +40,7 @@ class Preprocess:
     Attributes:
       size: Height, and width too where `width` is None, of the network's input, in
         pixels.
-      channels: 3 for RGB, 1 for grey.
+      channels: 3 for RGB, 1 for gray.
       mean: Per channel, in units of the full range (0 to 1), for RGB in this order.
       std: Per channel, in units of the full range (0 to 1), for RGB in this order.
       resize: Length of the shorter side before the crop, in pixels; `size` if None.
@@ -111,18 +111,18 @@ class Weights:
     """A published set of weights for one network.
 
     Attributes:
-      name: What to pass as `weights=` to `zoo.create`.
-      url: Where the publisher keeps the file.
-      sha256: Hash of the file in hexadecimal digits, or its beginning where the
-        publisher states no more.
-      preprocess: What the weights expect; the model's own where None.
-      accuracy: Published top-1 accuracy in percent, and on what.
-      source: Who trained them.
-      licence: SPDX name.
-      class_names: In the order of the logits.
-      file: What it is called where it is kept; as in the URL where empty.
-      copies: Beginnings of the hashes of other files that hold the same arrays.
-      options: Of the model, with which these weights compute what they should; pairs.
+      name: Name of the weights, the value of `weights=` of `zoo.create`.
+      url: URL of the publisher's file.
+      sha256: Hash of the file in hexadecimal digits, or the prefix of it that the
+        publisher states.
+      preprocess: Preprocessing that the weights expect; None for the model's.
+      accuracy: Published top-1 accuracy in percent, and its data set.
+      source: Name of the publisher.
+      licence: SPDX identifier of the license.
+      class_names: Names of the classes, in the order of the logits.
+      file: Name of the cached file; empty for the URL's.
+      copies: Prefixes of the hashes of other files with the same arrays.
+      options: Options of the model that these weights need, as pairs.
     """
 
     name: str
@@ -166,7 +166,7 @@ class TorchRule:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """One network of the zoo: how to build it and what is known of it.
+    """One network of the zoo: its builder and its facts.
 
     Attributes:
       name: The name under which `zoo.create` finds it.
@@ -182,18 +182,17 @@ class ModelSpec:
       config: Frozen dataclass whose fields are the options of `build`, which it has as
         `**options`; None where the options are arguments of `build`.
       weights: Published weights.
-      loss: Name of the paper's loss (see `train/tasks.py`).
-      aux_losses: Endpoints with logits of their own that training adds to the loss, and
-        the factor of each, where the network was built to have them.
-      torchvision: Name below `torchvision.models` of the function that builds the same
-        network, which `zoo.verify` compares with; None where there is none.
-      reads_regions: Whether a detector is given the regions that it reads.
-      from_classifier: Converts the variables of a classifier, of which `Card` has the
-        facts, to this network's paths; returns them and the preprocessing that they
-        expect then. None where a classifier has the same paths.
-      init: The paper's initialisation, in words.
+      loss: Name of the paper's loss.
+      aux_losses: Names of the auxiliary heads' endpoints and the factors of their
+        losses, for a network that is built with these heads.
+      torchvision: Name in `torchvision.models` of the builder of the same network, for
+        `zoo.verify`; None if there is none.
+      reads_regions: Whether a detector takes region proposals as an input.
+      from_classifier: Function from a classifier's variables and card to the variables
+        of this network and their preprocessing; None if the paths are the same.
+      init: The paper's initialization, in words.
       published: Published results, each with its protocol.
-      deviations: Each way in which this network differs from its paper.
+      deviations: Differences between this network and its paper.
     """
 
     name: str
@@ -225,7 +224,7 @@ def primary_metric(metrics: Mapping[str, Any] | None) -> float | None:
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's options as JSON has them: a type by its name, such as "bfloat16"."""
+    """Converts a model's options to JSON values: a dtype to its name, "bfloat16"."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple | list):
@@ -240,20 +239,20 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What must be known beside the numbers to use a set of variables.
+    """The facts that a set of variables needs to be used.
 
-    It is stored in every checkpoint and exported file.
+    A card is stored in every checkpoint and exported file.
 
     Attributes:
       model: Registered name.
-      num_classes: Of the head.
-      overrides: Options the model was built with, by name; as JSON has them.
-      preprocess: What the variables expect.
-      class_names: In the order of the logits; empty where unknown.
-      source: Where the variables come from, in words.
-      licence: SPDX name, where it is known.
-      accuracy: Published for these variables, and on what; empty where unknown.
-      versions: Of the packages that wrote them.
+      num_classes: Number of classes of the head.
+      overrides: Options of the model by name, as JSON values.
+      preprocess: Preprocessing that the variables expect.
+      class_names: Names of the classes, in the order of the logits; empty if unknown.
+      source: Origin of the variables, in words.
+      licence: SPDX identifier of the license; empty if unknown.
+      accuracy: Published accuracy, and its data set; empty if unknown.
+      versions: Versions of the packages that wrote them.
     """
 
     model: str
@@ -272,7 +271,7 @@ class Card:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Card":
-        """Reads what `to_json` wrote.
+        """Makes a card of the values that `to_json` returned.
 
         Raises:
           ValueError: A field is missing or unknown.
@@ -295,7 +294,7 @@ class Card:
 
 
 def _check_types(cls: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises a TypeError where a field of a card is of another type than stated."""
+    """Raises a TypeError if the value of a field does not have the field's type."""
 
     def is_number(value: Any, kinds: type) -> bool:
         return isinstance(value, kinds) and not isinstance(value, bool)

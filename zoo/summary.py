@@ -1,4 +1,4 @@
-"""What a network consists of, found from shapes alone: nothing is computed."""
+"""Layers, endpoints and counts of networks, from shapes: nothing is computed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class Layer(NamedTuple):
     """One row of the table of layers.
 
     Attributes:
-      path: Of the module, such as "backbone/stage1/block1/conv1".
+      path: Path of the module, such as "backbone/stage1/block1/conv1".
       kind: Name of the module's class.
-      shape: Of the output for one image.
+      shape: Shape of the output for one image.
       params: Number of trainable parameters.
       macs: Multiply-adds of a convolution or dense layer for one image.
     """
@@ -233,7 +233,7 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
     """Describes a model: paper, layers, parameters, MACs, endpoints, weights.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       num_classes: The paper's number where None.
       **overrides: Options as for `zoo.create`.
 
@@ -302,7 +302,7 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
 
 
 def _input(pre: Preprocess) -> str:
-    colours = "grey" if pre.channels == 1 else pre.channel_order.upper()
+    colors = "gray" if pre.channels == 1 else pre.channel_order.upper()
     size = {
         "crop": f" of a shorter side of {pre.resize or pre.size} ({pre.interpolation})",
         "stretch": f" of any proportions ({pre.interpolation})",
@@ -311,7 +311,7 @@ def _input(pre: Preprocess) -> str:
         "keep": ", or of another size: the image's own",
     }[pre.fit]
     return (
-        f"{_dims(pre.shape)} {colours}{size}, mean {_values(pre.mean)}, "
+        f"{_dims(pre.shape)} {colors}{size}, mean {_values(pre.mean)}, "
         f"std {_values(pre.std)} of the full range"
     )
 

@@ -16,17 +16,17 @@ Tree = Mapping[str, Any]
 
 
 def split(params: Tree, frozen: Sequence[str]) -> tuple[dict, dict]:
-    """Splits parameters into what is trained and what is frozen.
+    """Splits parameters into trained and frozen ones.
 
-    Differentiate with respect to the first alone: XLA then drops the backward pass
-    below the lowest trained layer, and the optimizer keeps no slots for the rest.
+    Differentiate with respect to the trained ones only: XLA then removes the backward
+    pass below the lowest trained layer, and the optimizer has no state for the rest.
 
     Args:
       params: Nested dict of arrays.
-      frozen: Path patterns, such as `"backbone/**"`; none for nothing frozen.
+      frozen: Path patterns of the frozen parameters, such as `"backbone/**"`.
 
     Returns:
-      `(trained, frozen)`, nested dicts without each other's leaves.
+      `(trained, frozen)`, two nested dicts.
 
     Raises:
       ValueError: A pattern matches nothing, or every parameter is frozen.
@@ -42,7 +42,7 @@ def split(params: Tree, frozen: Sequence[str]) -> tuple[dict, dict]:
 
 
 def merge(*trees: Tree) -> dict:
-    """Joins nested dicts; where a leaf is in several, the last one's stands."""
+    """Merges nested dicts; of leaves with the same path, the last is kept."""
     return unflatten({k: v for tree in trees for k, v in flatten(tree).items()})
 
 
@@ -54,18 +54,18 @@ def frozen_modules(params: Tree, frozen: Sequence[str]) -> frozenset[str]:
 
 
 def freeze_statistics(modules: frozenset[str]) -> AbstractContextManager:
-    """Within this context, frozen batch norm runs as at inference.
+    """Makes a context in which frozen batch norm runs as at inference.
 
-    It uses its running averages and leaves them as they are, whatever `train` says;
-    frozen descriptor layers leave their maxima.
+    It uses its running averages and does not update them, whatever `train` is; frozen
+    descriptor layers do not update their maxima.
 
     Args:
-      modules: From `frozen_modules`.
+      modules: Paths of the frozen modules, from `frozen_modules`.
     """
 
     def intercept(call, args, kwargs, context):
         module, is_call = context.module, context.method_name == "__call__"
-        # Only what is within a network that runs has a path.
+        # Only the modules of a running network have a path.
         is_norm = isinstance(module, BatchNorm | DescriptorLayer) and is_call
         if is_norm and "/".join(module.path) in modules:
             kwargs = {**kwargs, "train": False}
@@ -86,21 +86,19 @@ def graft(
 
     Args:
       target: Variables to fill: {"params": ..., "batch_stats": ...}.
-      source: Variables to take, in the same form.
-      rename: Prefixes of the source's paths and what they are called in the target,
-        such as `{"backbone": "encoder"}`.
-      keep: Patterns of paths that stay as the target has them, such as `"head/**"`,
-        whatever the source has there.
-      ignore: Patterns of paths that the target has no place for, as the source has
-        them.
+      source: Variables to copy, in the same form.
+      rename: Prefixes of the source's paths and their names in the target, such as
+        `{"backbone": "encoder"}`.
+      keep: Patterns of the target's paths that are not filled, such as `"head/**"`.
+      ignore: Patterns of the source's paths that are not copied.
 
     Returns:
       New variables of the target's structure, in the target's dtypes.
 
     Raises:
-      ValueError: A leaf of the target is not filled, a leaf of the source is not
-        used, or shapes differ, and nobody named it; both sides are listed. Or a
-        pattern or prefix matches nothing, or `rename` gives two leaves one path.
+      ValueError: A leaf of the target is not filled, a leaf of the source is not used,
+        or shapes differ; the message lists both sides. Or a pattern or prefix matches
+        nothing, or `rename` gives two leaves one path.
     """
     ours = _with_collections(target)
     theirs = _with_collections(source)
@@ -138,26 +136,24 @@ def replace_head(
     key: jax.Array,
     shared: Mapping[int, int] | None = None,
 ) -> tuple[Classifier, dict]:
-    """Exchanges the layers that have classes for new ones.
+    """Replaces the layers whose outputs are classes by new ones.
 
-    Of several heads, such as auxiliary ones, each one's are exchanged. What a detector
-    says without regard to classes, such as SSD's boxes and the background's scores,
-    keeps its weights.
+    Auxiliary heads are replaced as well. Outputs of a detector that do not depend on
+    the classes, such as SSD's boxes and background scores, keep their weights.
 
     Args:
       model: A network with a head.
-      variables: Of the model; they are left as they are.
-      num_classes: Of the new head.
-      key: For the new head's initialisation.
-      shared: For classes that the new and the old head share, their new number and
-        their old one; their weights are kept.
+      variables: Variables of the model, which are not changed.
+      num_classes: Number of classes of the new head.
+      key: Key for the initialization of the new head.
+      shared: New and old number of each class whose weights are kept.
 
     Returns:
       The model with its new head, and its variables.
 
     Raises:
-      ValueError: The model has no head, or a class number is out of range, or classes
-        shall change their numbers in a head whose codes are fixed.
+      ValueError: The model has no head, a class number is out of range, or `shared`
+        changes the numbers of classes in a head with fixed codes.
     """
     if not model.heads():
         raise ValueError("replace_head: the model has no head; create it with one.")
@@ -237,17 +233,16 @@ def _renew_outputs(
 def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:
     """Adapts the first convolution to images with another number of channels.
 
-    For fewer channels the kernel's input planes are summed, for more they are repeated
-    in turn and scaled: an image whose channels are equal keeps its response, so that a
-    grey image gives what it gave as an RGB image.
+    For fewer channels the kernel's input planes are summed; for more they are repeated
+    in turn and scaled. The response to an image with equal channels stays the same.
 
     Args:
-      variables: Of a model; they are left as they are.
+      variables: Variables of a model, which are not changed.
       layer: Path of the first convolution, such as "backbone/stem/conv".
       channels: New number of input channels.
 
     Raises:
-      ValueError: `layer` is no convolution, or `channels` is not positive.
+      ValueError: `layer` is not a convolution, or `channels` is not positive.
     """
     flat = flatten(variables["params"])
     path = f"{layer}/kernel"

@@ -99,7 +99,7 @@ def run_evaluation(source, images, dtype):
         outputs = source.run(images)
     assert next(network.parameters()).dtype == dtype
     arrays = {k: torchvision_live.to_our_axes(v) for k, v in outputs.items()}
-    return parity.summarise_endpoints(arrays)
+    return parity.summarize_endpoints(arrays)
 
 
 def compute_step(source, images, labels, aux_losses, dtype):
@@ -124,7 +124,7 @@ def compute_step(source, images, labels, aux_losses, dtype):
 
 def run_step(*args):
     step = compute_step(*args)
-    return {k: parity.summarise_parameters(arrays) for k, arrays in step.items()}
+    return {k: parity.summarize_parameters(arrays) for k, arrays in step.items()}
 
 
 def make_golden(name):

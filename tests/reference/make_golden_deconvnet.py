@@ -15,7 +15,7 @@ import restate_deconvnet
 import torch
 
 from zoo.verify import parity
-from zoo.verify.summaries import save_summaries, summarise
+from zoo.verify.summaries import save_summaries, summarize
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = ("alexnet", "zfnet", "vgg16")
@@ -46,7 +46,7 @@ def main(names):
                     for endpoint, _ in layers
                 }
                 maps = {k: v.transpose(0, 2, 3, 1) for k, v in maps.items()}
-                sections[method] = summarise(maps, samples=SAMPLES, sums=SUMS)
+                sections[method] = summarize(maps, samples=SAMPLES, sums=SUMS)
         facts = {
             "source": f"restate_deconvnet.py, torch {torch.__version__}",
             "date": datetime.date.today().isoformat(),

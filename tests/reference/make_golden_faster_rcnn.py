@@ -208,7 +208,7 @@ def save_endpoints():
         ):
             flat = [p.permute(0, 2, 3, 1).reshape(shape).numpy() for p in parts]
             outputs[name] = np.concatenate(flat, axis=1)
-        summaries.append(parity.summarise_endpoints(outputs))
+        summaries.append(parity.summarize_endpoints(outputs))
     exact, single = summaries
     facts = {
         "model": NAME,
@@ -228,7 +228,7 @@ def make_training():
     single, _ = train(torch.float32)
     np.testing.assert_allclose([*single.values()], [*losses.values()], rtol=1e-5)
     order = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-    summary = parity.summarise_parameters(gradients)
+    summary = parity.summarize_parameters(gradients)
     fields = ("largest", "norms", "samples", "sums")
     return {
         "training/losses": np.array([losses[name] for name in order]),

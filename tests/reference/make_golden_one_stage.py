@@ -86,7 +86,7 @@ def make_endpoints():
         outputs["conv4_3_norm"] = to_our_axes(maps[0])
         outputs["deltas"] = heads["bbox_regression"].numpy()
         outputs["class_logits"] = heads["cls_logits"].numpy()
-        summaries.append(parity.summarise_endpoints(outputs))
+        summaries.append(parity.summarize_endpoints(outputs))
     build.cache_clear()
     exact, single = summaries
     facts = {

@@ -38,6 +38,7 @@ class TorchNet:
         bias = self.leaves.get(f"params/{path}/bias")
         padding = (kernel.shape[-1] - 1) // 2 * dilation
         options = dict(stride=stride, padding=padding, dilation=dilation)
+        options["groups"] = x.shape[1] // kernel.shape[1]
         return self.f.conv2d(x, kernel, bias, **options)
 
     def norm(self, x, path, train):

@@ -16,7 +16,7 @@ import jax
 from flax import linen as nn
 
 from zoo.checks import check_images
-from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weights
+from zoo.classification.imagenet import CAFFE_MEAN, IMAGENET, torchvision_weights
 from zoo.layers import (
     Classifier,
     Conv,
@@ -251,7 +251,7 @@ SPECS = (
     _spec(
         "alexnet",
         paper=PAPER,
-        preprocess=dataclasses.replace(MEAN_COLOUR, size=227),
+        preprocess=dataclasses.replace(CAFFE_MEAN, size=227),
         params=60_965_224,
         macs=724_406_816,
         torch_rules=_caffe_names,
@@ -264,7 +264,7 @@ SPECS = (
         deviations=(
             "the paper prints 224 pixels, with which 55 x 55 outputs of conv1 cannot "
             "be had without padding: 227, as in its code",
-            "mean colour instead of mean image is subtracted from the input",
+            "mean color instead of mean image is subtracted from the input",
             "dropout scales what it keeps in training, and not all outputs in testing",
         ),
     ),
@@ -281,8 +281,8 @@ SPECS = (
         published=("ImageNet validation accuracy 56.52 % (top-5 79.07 %), one crop",),
         deviations=(
             "one column of 64, 192, 384, 256 and 256 channels, without groups and "
-            "without normalisation; dropout before fc6 and fc7",
-            "torchvision also initialises biases, uniformly within 1 / sqrt(fan-in)",
+            "without normalization; dropout before fc6 and fc7",
+            "torchvision also initializes biases, uniformly within 1 / sqrt(fan-in)",
             "images of other sizes are read by fc6 at every place, with "
             "fully_convolutional=True, where torchvision pools them to 6 x 6",
         ),
@@ -293,7 +293,7 @@ SPECS = (
             "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, "
             "2014, figure 3"
         ),
-        preprocess=MEAN_COLOUR,
+        preprocess=CAFFE_MEAN,
         params=62_357_608,
         macs=1_168_032_896,
         torch_rules=_caffe_names,
@@ -305,12 +305,12 @@ SPECS = (
             "the paper does not print paddings: 1 in conv1, none in conv2, 1 in the "
             "others, and pools whose last window reaches over the border, which give "
             "its sizes",
-            "the paper does not give its contrast normalisation: AlexNet's local "
-            "response normalisation with AlexNet's constants",
+            "the paper does not give its contrast normalization: AlexNet's local "
+            "response normalization with AlexNet's constants",
             "the paper sets all weights to 0.01, which is read as their deviation",
             "the paper's training scales a filter back whose root mean square exceeds "
             "0.1: not part of the network",
-            "mean colour instead of mean image is subtracted from the input",
+            "mean color instead of mean image is subtracted from the input",
         ),
     ),
 )

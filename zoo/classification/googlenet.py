@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from zoo.checks import check_images
-from zoo.classification.imagenet import MEAN_COLOUR, torchvision_weights
+from zoo.classification.imagenet import CAFFE_MEAN, torchvision_weights
 from zoo.layers import (
     BatchNorm,
     Classifier,
@@ -361,8 +361,10 @@ def _aux_rule(model: Classifier, aux: str, layer: str, key: str) -> TorchRule:
 
 
 _AUX_LOSSES = (("aux1", 0.3), ("aux2", 0.3))
-# torchvision maps an input that has ImageNet's colours to this one.
-_CENTRED = Preprocess(size=224, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, resize=256)
+# torchvision maps an input that has ImageNet's colors to this one.
+_CENTERED = Preprocess(
+    size=224, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, resize=256
+)
 
 SPECS = (
     ModelSpec(
@@ -372,7 +374,7 @@ SPECS = (
         config=GoogLeNetConfig,
         paper=f"{PAPER}, table 1",
         num_classes=1000,
-        preprocess=MEAN_COLOUR,
+        preprocess=CAFFE_MEAN,
         params=6_998_552,
         macs=1_582_671_872,
         torch_rules=_caffe_names,
@@ -385,9 +387,9 @@ SPECS = (
             "144 crops (tables 2 and 3)",
         ),
         deviations=(
-            "the paper does not state the normalisation's constants: those of Caffe's "
+            "the paper does not state the normalization's constants: those of Caffe's "
             "GoogLeNet, over 5 channels, alpha 1e-4 (divided by 5), beta 0.75, k 1",
-            "the paper does not state the initialisation: that of Caffe's GoogLeNet",
+            "the paper does not state the initialization: that of Caffe's GoogLeNet",
             "pools round up, as the paper's sizes of maps demand",
             "images of other sizes end in a mean over their whole map, where the paper "
             "has a 7x7 window",
@@ -400,7 +402,7 @@ SPECS = (
         config=GoogLeNetConfig,
         paper=f"torchvision's GoogLeNet, after {PAPER}",
         num_classes=1000,
-        preprocess=_CENTRED,
+        preprocess=_CENTERED,
         params=6_624_904,
         macs=1_498_376_192,
         torch_rules=_torchvision_names,
@@ -408,7 +410,7 @@ SPECS = (
         weights=(
             dataclasses.replace(
                 torchvision_weights("googlenet-1378be20.pth", 69.778, 89.530),
-                preprocess=_CENTRED,
+                preprocess=_CENTERED,
             ),
         ),
         aux_losses=_AUX_LOSSES,
@@ -416,11 +418,11 @@ SPECS = (
         published=("ImageNet validation accuracy 69.78 % (top-5 89.53 %), one crop",),
         deviations=(
             "batch norm (epsilon 0.001) behind every convolution, which has no bias, "
-            "and no local response normalisation",
+            "and no local response normalization",
             "the 5x5 convolutions are 3x3, the last max pool is 2x2",
             "dropout 0.2 before the head, and auxiliary heads that average any map to "
             "4 x 4; the public weights' auxiliary heads are not trained",
-            "torchvision also initialises the dense layers' biases, uniformly within "
+            "torchvision also initializes the dense layers' biases, uniformly within "
             "1 / sqrt(fan-in)",
         ),
     ),

@@ -1,4 +1,4 @@
-"""The rectifier networks of 14 to 30 layers by which initialisations were studied.
+"""The rectifier networks of 14 to 30 layers by which initializations were studied.
 
 References:
   He, Zhang, Ren, Sun, Delving Deep into Rectifiers: Surpassing Human-Level Performance
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.checks import check_images
-from zoo.classification.imagenet import MEAN_COLOUR
+from zoo.classification.imagenet import CAFFE_MEAN
 from zoo.layers import (
     Classifier,
     Conv,
@@ -273,7 +273,7 @@ _PUBLISHED = {
     "msra_small14": (
         f"{_ERROR} 32.64 % (top-5 12.75 %), ten views",
         f"{_ERROR} 32.71 % (top-5 12.87 %) with shared slopes, 33.82 % (13.34 %) with "
-        "ReLU, 33.90 % (13.44 %) with ReLU and Glorot's initialisation",
+        "ReLU, 33.90 % (13.44 %) with ReLU and Glorot's initialization",
     ),
     "msra_a": (
         f"{_ERROR} 25.59 % (top-5 8.23 %), ten views at scale 256; 26.48 % (8.59 %) "
@@ -285,11 +285,11 @@ _PUBLISHED = {
         f"{_ERROR} 21.59 % (top-5 5.71 %), dense at several scales",
     ),
     "relu22": (
-        "curves only (section 2.2): both initialisations converge, the paper's earlier "
+        "curves only (section 2.2): both initializations converge, the paper's earlier "
         "than Glorot's",
     ),
     "relu30": (
-        f"{_ERROR} 38.56 % (top-5 16.59 %); with Glorot's initialisation it does not "
+        f"{_ERROR} 38.56 % (top-5 16.59 %); with Glorot's initialization it does not "
         "learn (section 2.2)",
     ),
 }
@@ -303,7 +303,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         init = f"{init} / (1 + 0.25^2), slopes {SLOPE}"
     # The activation of a network that is named after its ReLUs is not an option.
     fixed = {"activation": "relu"} if row.activation == "relu" else {}
-    deviations = ["mean colour instead of mean image is subtracted from the input"]
+    deviations = ["mean color instead of mean image is subtracted from the input"]
     if small:
         deviations.append(
             "the paper does not print paddings: none in conv1, and in the 2x2 "
@@ -322,7 +322,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         config=HeInitConfig,
         paper=f"{PAPER}, {table}",
         num_classes=1000,
-        preprocess=MEAN_COLOUR,
+        preprocess=CAFFE_MEAN,
         params=row.params,
         macs=row.macs,
         torch_rules=_torch_rules,

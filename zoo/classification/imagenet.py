@@ -1,4 +1,4 @@
-"""What networks for ImageNet share: preprocessing, classes, PyTorch's weights."""
+"""Preprocessing, class names and torchvision's weights of the ImageNet networks."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.spec import Preprocess, Weights
 
-# torchvision's: the colours' mean and standard deviation over the training set.
+# torchvision's: the colors' mean and standard deviation over the training set.
 IMAGENET = Preprocess(
     size=224,
     channels=3,
@@ -14,8 +14,8 @@ IMAGENET = Preprocess(
     std=(0.229, 0.224, 0.225),
     resize=256,
 )
-# Caffe's and the papers': 0 to 255, the mean colour subtracted.
-MEAN_COLOUR = Preprocess(
+# Caffe's and the papers': values of 0 to 255, minus the mean color.
+CAFFE_MEAN = Preprocess(
     size=224,
     channels=3,
     mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
@@ -23,9 +23,9 @@ MEAN_COLOUR = Preprocess(
     resize=256,
 )
 
-# Copies of torchvision's weights as safetensors, which need no torch to be read: the
-# repository, its commit and the file's hash. (timm has more of them, without a public
-# record of their hashes.)
+# Copies of torchvision's weights as safetensors, which are read without torch: the
+# repository, its commit and the file's hash. (The hashes of timm's other copies are not
+# published.)
 _HUB = {
     "resnet18-f37072fd.pth": (
         "timm/resnet18.tv_in1k",
@@ -52,7 +52,7 @@ _HUB = {
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """The 1,000 classes in the order of every public set of weights."""
+    """Returns the names of the 1,000 classes, in the order of the logits."""
     path = Path(__file__).with_name("imagenet_classes.txt")
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
@@ -60,14 +60,14 @@ def class_names() -> tuple[str, ...]:
 def torchvision_weights(
     file: str, top1: float, top5: float, *, name: str = "imagenet", resize: int = 256
 ) -> Weights:
-    """Describes a file of torchvision's weights, or its copy as safetensors.
+    """Makes the facts of a file of torchvision's weights, or of its safetensors copy.
 
     Args:
-      file: As its publisher names it, with the beginning of its hash at the end.
-      top1: Published accuracy in percent, one centre crop.
-      top5: Published accuracy in percent, one centre crop.
-      name: For `zoo.create`.
-      resize: Shorter side, in pixels, of the images that were evaluated.
+      file: Name of torchvision's file, which ends with the prefix of its hash.
+      top1: Published top-1 accuracy in percent, one center crop.
+      top5: Published top-5 accuracy in percent, one center crop.
+      name: Name of the weights.
+      resize: Length in pixels of the shorter side of the evaluated images.
     """
     published = Weights(
         name=name,
@@ -75,7 +75,7 @@ def torchvision_weights(
         sha256=file.rsplit(".", 1)[0].rsplit("-", 1)[1],
         accuracy=(
             f"{top1:.2f} % (top-5 {top5:.2f} %) of ImageNet's validation images, "
-            "centre crop"
+            "center crop"
         ),
         source="torchvision",
         licence="BSD-3-Clause",
@@ -92,4 +92,18 @@ def torchvision_weights(
         source="torchvision, copied by timm",
         file=f"{repository.partition('/')[2]}-{sha256[:8]}.safetensors",
         copies=(published.sha256,),
+    )
+
+
+def torchvision_versions(*files: tuple[str, float, float]) -> tuple[Weights, ...]:
+    """Makes the facts of the one or two sets of weights of a network.
+
+    Args:
+      *files: File, top-1 and top-5 accuracy, as for `torchvision_weights`, of the first
+        weights and of those of the longer recipe, "imagenet_v2".
+    """
+    versions = ({}, {"name": "imagenet_v2", "resize": 232})
+    return tuple(
+        torchvision_weights(*facts, **version)
+        for facts, version in zip(files, versions, strict=False)
     )

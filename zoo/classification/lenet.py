@@ -74,10 +74,9 @@ _GLYPHS = """
 
 
 def rbf_codes(num_classes: int) -> np.ndarray:
-    """The fixed +-1 target codes of the output layer, float32 [84, num_classes].
+    """Returns the fixed target codes (+-1) of the output layer, [84, num_classes].
 
-    The first ten are the paper's digits; further classes, which the paper drew as
-    other characters, get fixed random codes.
+    The first ten are the paper's digits; further classes have fixed random codes.
     """
     rows = [line.split() for line in _GLYPHS.strip().splitlines()]
     digits = [[c == "#" for row in rows for c in row[digit]] for digit in range(10)]

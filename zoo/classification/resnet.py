@@ -6,6 +6,7 @@ References:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.checks import check_images
-from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weights
+from zoo.classification.imagenet import CAFFE_MEAN, IMAGENET, torchvision_versions
 from zoo.layers import (
     BatchNorm,
     Classifier,
@@ -92,13 +93,17 @@ class Block(nn.Module):
     """A branch of convolutions, added to the block's input, and a ReLU.
 
     Attributes:
-      features: Number of channels of the 3x3 convolutions.
+      features: Number of channels of the 3x3 convolutions; of a bottleneck with other
+        groups than the paper's, a quarter of the number of outputs.
       stride: Stride of the block.
       dilation: Dilation of the 3x3 convolutions.
       first: Whether it is the network's first block, whose input is rectified already.
       shortcut: What is added where the shape changes, see `ResNetConfig`.
       early_stride: Whether a bottleneck's first 1x1 convolution has the stride, as
         published, and not its 3x3 convolution, as in most public weights ("v1.5").
+      groups: Number of groups of a bottleneck's 3x3 convolution.
+      width_per_group: Number of channels of each of these groups where `features` is
+        64; in proportion to `features` elsewhere.
       conv: Constructor of the convolutions.
       norm: Constructor of the batch norms.
     """
@@ -109,6 +114,8 @@ class Block(nn.Module):
     first: bool = False
     shortcut: str | None = "B"
     early_stride: bool = False
+    groups: int = 1
+    width_per_group: int = 64
     conv: Callable = Conv
     norm: Callable = BatchNorm
 
@@ -136,12 +143,10 @@ class Block(nn.Module):
         x = self.conv(features, 1, stride=self.stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_bn")(x, train=train)
 
-    def conv3x3(self, stride: int, name: str) -> nn.Module:
+    def conv3x3(self, features: int, *, stride: int = 1, **options: Any) -> nn.Module:
         """Makes a 3x3 convolution that keeps the size of a map at stride 1."""
         d = self.dilation
-        return self.conv(
-            self.features, 3, stride=stride, padding=d, dilation=d, name=name
-        )
+        return self.conv(features, 3, stride=stride, padding=d, dilation=d, **options)
 
 
 class BasicBlock(Block):
@@ -149,9 +154,9 @@ class BasicBlock(Block):
 
     def branch(self, x: Array, train: bool) -> Array:
         """Computes what is added to the input."""
-        y = self.conv3x3(self.stride, name="conv1")(x)
+        y = self.conv3x3(self.features, stride=self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv3x3(1, name="conv2")(y)
+        y = self.conv3x3(self.features, name="conv2")(y)
         return self.norm(name="bn2")(y, train=train)
 
 
@@ -161,9 +166,11 @@ class Bottleneck(Block):
     def branch(self, x: Array, train: bool) -> Array:
         """Computes what is added to the input."""
         strides = (self.stride, 1) if self.early_stride else (1, self.stride)
-        y = self.conv(self.features, 1, stride=strides[0], name="conv1")(x)
+        width = self.features * self.width_per_group // 64 * self.groups
+        y = self.conv(width, 1, stride=strides[0], name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv3x3(strides[1], name="conv2")(y)
+        conv2 = self.conv3x3(width, stride=strides[1], groups=self.groups, name="conv2")
+        y = conv2(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = self.conv(4 * self.features, 1, name="conv3")(y)
         return self.norm(name="bn3")(y, train=train)
@@ -188,7 +195,8 @@ class PreActBottleneck(Block):
         strides = (self.stride, 1) if self.early_stride else (1, self.stride)
         active = x if self.first else activate(x, "bn1")
         y = self.conv(self.features, 1, stride=strides[0], name="conv1")(active)
-        y = self.conv3x3(strides[1], name="conv2")(activate(y, "bn2"))
+        conv2 = self.conv3x3(self.features, stride=strides[1], name="conv2")
+        y = conv2(activate(y, "bn2"))
         y = self.conv(features, 1, name="conv3")(activate(y, "bn3"))
         if x.shape[-1] != features:
             project = self.conv(features, 1, stride=self.stride, name="shortcut_conv")
@@ -279,6 +287,8 @@ class ResNetBackbone(nn.Module):
       small: Whether it is for images of 32 x 32 pixels, see `Stem`.
       stem: Constructor of the stem; called as `Stem` is.
       early_stride: Which convolution of a bottleneck has the stride, see `Block`.
+      groups: Number of groups of a bottleneck's 3x3 convolutions.
+      width_per_group: Number of channels of each of these groups, see `Block`.
       dilate_first: Whether the first block of a dilated stage has the stage's dilation,
         as in PSPNet, and not that of the stage before it, as in torchvision.
       pooled: Whether the last endpoint is the mean over the map, for a classifier.
@@ -293,6 +303,8 @@ class ResNetBackbone(nn.Module):
     small: bool = False
     stem: Callable = Stem
     early_stride: bool = False
+    groups: int = 1
+    width_per_group: int = 64
     dilate_first: bool = False
     pooled: bool = True
     epsilon: float = 1e-5
@@ -316,6 +328,8 @@ class ResNetBackbone(nn.Module):
             nn.remat(self.block, static_argnums=(2,)) if config.remat else self.block,
             shortcut=config.shortcut,
             early_stride=self.early_stride,
+            groups=self.groups,
+            width_per_group=self.width_per_group,
             conv=conv,
             norm=norm,
         )
@@ -354,6 +368,8 @@ def resnet(
     label: str = "resnet",
     small: bool = False,
     early_stride: bool = False,
+    groups: int = 1,
+    width_per_group: int = 64,
     **options: Any,
 ) -> Classifier:
     """Builds a residual or plain network.
@@ -365,14 +381,28 @@ def resnet(
       label: Name of the network in error messages.
       small: Whether it is for images of 32 x 32 pixels.
       early_stride: Which convolution of a bottleneck has the stride, see `Block`.
+      groups: Number of groups of a bottleneck's 3x3 convolutions.
+      width_per_group: Number of channels of each of these groups, see `Block`.
       **options: Fields of `ResNetConfig`, or of `CifarConfig` for small images.
 
     Raises:
       ValueError: An option is out of range.
     """
     config = (CifarConfig if small else ResNetConfig)(**options)
+    if config.width * width_per_group % 64:
+        raise ValueError(
+            f"width={config.width} leaves no whole number of channels in each group; "
+            f"give a multiple of {64 // math.gcd(64, width_per_group)}."
+        )
     backbone = ResNetBackbone(
-        label, block, blocks, config, small=small, early_stride=early_stride
+        label,
+        block,
+        blocks,
+        config,
+        small=small,
+        early_stride=early_stride,
+        groups=groups,
+        width_per_group=width_per_group,
     )
     return Classifier(backbone, make_head(num_classes, **config.dtypes))
 
@@ -452,9 +482,6 @@ _PUBLISHED = {
         "CIFAR-10 test error 4.62 %, trained with batches of 64 (table 4)",
     ),
 }
-# Table 6: error in percent, by depth.
-_CIFAR_ERRORS = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
-
 # Files of torchvision's weights, and their top-1 and top-5 accuracy in percent. The
 # second file is of a longer training.
 _TORCHVISION = {
@@ -473,21 +500,25 @@ _TORCHVISION = {
         ("resnet152-f82ba261.pth", 82.284, 96.002),
     ),
 }
-# Yerlan Idelbayev's weights: hash, or its published beginning, and error in percent.
-_IDELBAYEV = {
-    20: ("12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8", 8.27),
-    32: ("d509ac18", 7.37),
-    44: ("014dd654", 6.90),
-    56: ("4bfd9763", 6.61),
-    110: ("1d1ed7c2", 6.32),
-    1202: ("f3b1deed", 6.18),
+# Depth: error in percent (table 6); hash, or its published prefix, and error in percent
+# of the weights of Yerlan Idelbayev.
+_CIFAR = {
+    20: (
+        *(8.75, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
+        8.27,
+    ),
+    32: (7.51, "d509ac18", 7.37),
+    44: (7.17, "014dd654", 6.90),
+    56: (6.97, "4bfd9763", 6.61),
+    110: (6.43, "1d1ed7c2", 6.32),
+    1202: (7.93, "f3b1deed", 6.18),
 }
 
 # The mean color of CIFAR-10's training images.
 CIFAR = Preprocess(
     size=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(1.0, 1.0, 1.0)
 )
-# As in the code that the authors of v2 published.
+# The colors in the code of v2's authors.
 CIFAR_V2 = Preprocess(
     size=32,
     channels=3,
@@ -498,10 +529,10 @@ CIFAR10_CLASSES = tuple(
     "airplane automobile bird cat deer dog frog horse ship truck".split()
 )
 
-_MEAN_COLOR = "mean colour instead of mean image is subtracted from the input"
-_SCALED = "colours are scaled to deviation 1, as the public weights expect them"
+_MEAN_COLOR = "mean color instead of mean image is subtracted from the input"
+_SCALED = "colors are scaled to deviation 1, as the public weights expect them"
 _SCALED_V2 = (
-    "colours are normalised by their mean and deviation, as in the code that was "
+    "colors are normalized by their mean and deviation, as in the code that was "
     "published with the paper"
 )
 _FIRST_POOL = (
@@ -516,12 +547,12 @@ _STRIDE_V2 = (
     "the 3x3 convolutions have the stride, and projections no batch norm: the paper "
     "does not say, its released Torch model has it so"
 )
-_ZERO_CHANNELS = (
+ZERO_CHANNELS = (
     "the paper does not say where option A puts its zero channels: half before and "
     "half after the input's, as public weights for CIFAR-10 have it"
 )
 LAST_LAYER = (
-    "the paper does not state the last layer's initialisation: normal, std 0.01, as in "
+    "the paper does not state the last layer's initialization: normal, std 0.01, as in "
     "the paper it cites for the convolutions"
 )
 
@@ -529,18 +560,16 @@ LAST_LAYER = (
 def _spec(
     name: str,
     *deviations: str,
-    preprocess: Preprocess,
+    preprocess: Preprocess = IMAGENET,
     paper: str = f"{PAPER}, table 1",
     published: tuple[str, ...] = (),
     weights: tuple[Weights, ...] = (),
     rules: Callable = torch_rules,
     **options: Any,
 ) -> ModelSpec:
+    """Makes the spec of a row of `_NETWORKS`; the options are arguments of `resnet`."""
     block, blocks, params, macs = _NETWORKS[name.replace("cifar_plain", "cifar_resnet")]
     small = len(blocks) == 3
-    latest = {"name": "imagenet_v2", "resize": 232}
-    for facts, kind in zip(_TORCHVISION.get(name, ()), ({}, latest), strict=False):
-        weights += (torchvision_weights(*facts, **kind),)
     return ModelSpec(
         name=name,
         task="classification",
@@ -554,7 +583,7 @@ def _spec(
         params=params,
         macs=macs,
         torch_rules=rules,
-        weights=weights,
+        weights=weights or torchvision_versions(*_TORCHVISION.get(name, ())),
         torchvision=name if name in _TORCHVISION else None,
         init=INIT,
         published=published or _PUBLISHED[name.removesuffix("_v1")],
@@ -562,49 +591,38 @@ def _spec(
     )
 
 
-def _imagenet(name: str, *deviations: str) -> ModelSpec:
-    """A network as torchvision has it."""
-    deviations = (*deviations, _SCALED, _FIRST_POOL, _ZERO_CHANNELS)
-    return _spec(name, *deviations, preprocess=IMAGENET)
+def _v2_rules(model: Classifier) -> tuple[TorchRule, ...]:
+    return (*torch_rules(model), TorchRule("backbone/final_bn", "bn_final"))
 
 
-def _imagenet_v1(name: str, *deviations: str, **options: Any) -> ModelSpec:
-    """A network as its paper has it."""
-    deviations = (_MEAN_COLOR, _FIRST_POOL, *deviations)
-    return _spec(name, *deviations, preprocess=MEAN_COLOUR, **options)
-
-
-def _v2(name: str, *deviations: str, preprocess: Preprocess) -> ModelSpec:
+def _v2(name: str, *deviations: str, **options: Any) -> ModelSpec:
     return _spec(
         name,
         _SCALED_V2,
         *deviations,
-        preprocess=preprocess,
         paper=f"{PAPER_V2}, section 5 and appendix",
-        rules=lambda model: (
-            *torch_rules(model),
-            TorchRule("backbone/final_bn", "bn_final"),
-        ),
-        early_stride=preprocess.size == 32,
+        rules=_v2_rules,
         shortcut="B",
         output_stride=32,
+        **options,
     )
 
 
-def _cifar(kind: str, depth: int) -> ModelSpec:
-    facts = dict(
+def _cifar(name: str, *deviations: str, **options: Any) -> ModelSpec:
+    return _spec(
+        name,
+        _MEAN_COLOR,
+        *deviations,
         preprocess=CIFAR,
         paper=f"{PAPER}, section 4.2",
         rules=partial(torch_rules, shortcut="shortcut", head="linear"),
         output_stride=32,
+        **options,
     )
-    if kind == "plain":
-        error = "CIFAR-10 error: curves only (figure 6), above the residual net's"
-        if depth == 110:
-            error = "CIFAR-10 training and test error above 60 % (section 4.2)"
-        name = f"cifar_plain{depth}"
-        return _spec(name, _MEAN_COLOR, published=(error,), shortcut=None, **facts)
-    sha256, error = _IDELBAYEV[depth]
+
+
+def _cifar_resnet(depth: int) -> ModelSpec:
+    error, sha256, reproduced = _CIFAR[depth]
     weights = Weights(
         name="cifar10",
         url=(
@@ -612,34 +630,49 @@ def _cifar(kind: str, depth: int) -> ModelSpec:
             f"pretrained_models/resnet{depth}-{sha256[:8]}.th"
         ),
         sha256=sha256,
-        accuracy=f"{100 - error:.2f} % of CIFAR-10's test images",
+        accuracy=f"{100 - reproduced:.2f} % of CIFAR-10's test images",
         source="Yerlan Idelbayev, Proper ResNet Implementation for CIFAR10/CIFAR100",
         licence="BSD-2-Clause",
         preprocess=dataclasses.replace(IMAGENET, size=32, resize=None),
         class_names=CIFAR10_CLASSES,
     )
-    return _spec(
+    return _cifar(
         f"cifar_resnet{depth}",
-        _MEAN_COLOR,
-        _ZERO_CHANNELS,
-        published=(
-            f"CIFAR-10 test error {_CIFAR_ERRORS[depth]} %, single view (table 6)",
-        ),
+        ZERO_CHANNELS,
+        published=(f"CIFAR-10 test error {error} %, single view (table 6)",),
         weights=(weights,),
-        **facts,
     )
 
 
+def _cifar_plain(depth: int) -> ModelSpec:
+    error = "CIFAR-10 error: curves only (figure 6), above the residual net's"
+    if depth == 110:
+        error = "CIFAR-10 training and test error above 60 % (section 4.2)"
+    return _cifar(f"cifar_plain{depth}", published=(error,), shortcut=None)
+
+
+_TORCHVISIONS = (_SCALED, _FIRST_POOL, ZERO_CHANNELS)
+_PAPERS = (_MEAN_COLOR, _FIRST_POOL)
 SPECS = (
-    *(_imagenet(name) for name in ("resnet18", "resnet34")),
-    *(_imagenet(f"resnet{depth}", _LATE_STRIDE) for depth in (50, 101, 152)),
+    *(_spec(name, *_TORCHVISIONS) for name in ("resnet18", "resnet34")),
+    *(_spec(f"resnet{n}", _LATE_STRIDE, *_TORCHVISIONS) for n in (50, 101, 152)),
     *(
-        _imagenet_v1(f"resnet{depth}_v1", _ZERO_CHANNELS, early_stride=True)
+        _spec(
+            f"resnet{depth}_v1",
+            *_PAPERS,
+            ZERO_CHANNELS,
+            preprocess=CAFFE_MEAN,
+            early_stride=True,
+        )
         for depth in (50, 101, 152)
     ),
-    *(_imagenet_v1(f"plain{depth}", shortcut=None) for depth in (18, 34)),
-    _v2("resnet200_v2", _STRIDE_V2, preprocess=IMAGENET),
-    *(_v2(f"cifar_resnet{depth}_v2", preprocess=CIFAR_V2) for depth in (164, 1001)),
-    *(_cifar("resnet", depth) for depth in (20, 32, 44, 56, 110, 1202)),
-    *(_cifar("plain", depth) for depth in (20, 32, 44, 56, 110)),
+    *(
+        _spec(name, *_PAPERS, preprocess=CAFFE_MEAN, shortcut=None)
+        for name in ("plain18", "plain34")
+    ),
+    _v2("resnet200_v2", _STRIDE_V2),
+    _v2("cifar_resnet164_v2", preprocess=CIFAR_V2, early_stride=True),
+    _v2("cifar_resnet1001_v2", preprocess=CIFAR_V2, early_stride=True),
+    *(_cifar_resnet(depth) for depth in _CIFAR),
+    *(_cifar_plain(depth) for depth in (20, 32, 44, 56, 110)),
 )

@@ -13,7 +13,7 @@ import jax
 from flax import linen as nn
 
 from zoo.checks import check_images
-from zoo.classification.imagenet import IMAGENET, MEAN_COLOUR, torchvision_weights
+from zoo.classification.imagenet import CAFFE_MEAN, IMAGENET, torchvision_weights
 from zoo.layers import (
     BatchNorm,
     Classifier,
@@ -254,7 +254,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
             "paper also reports that Glorot's serves all networks (init='glorot')"
         )
         deviations = (
-            "the paper does not print the mean colour: that of its released weights",
+            "the paper does not print the mean color: that of its released weights",
         )
         if row.config != "A":
             deviations += (
@@ -268,7 +268,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         config=VGGConfig,
         paper=paper,
         num_classes=1000,
-        preprocess=IMAGENET if row.norm == "batch" else MEAN_COLOUR,
+        preprocess=IMAGENET if row.norm == "batch" else CAFFE_MEAN,
         params=row.params,
         macs=row.macs,
         torch_rules=_torch_rules,

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from zoo.checks import check_num_classes
 from zoo.classification import resnet
-from zoo.classification.imagenet import MEAN_COLOUR
+from zoo.classification.imagenet import CAFFE_MEAN
 from zoo.layers import BatchNorm, Conv
 from zoo.ops.pooling import adaptive_avg_pool, max_pool
 from zoo.ops.resize import resize
@@ -170,7 +170,7 @@ def _rule(model: Segmenter, module: str, key: str) -> TorchRule:
 
 
 # The paper's sizes of training crops, of its results for Cityscapes.
-_BGR = dataclasses.replace(MEAN_COLOUR, fit="keep", resize=None, channel_order="bgr")
+_BGR = dataclasses.replace(CAFFE_MEAN, fit="keep", resize=None, channel_order="bgr")
 _PREPROCESS = {depth: dataclasses.replace(_BGR, size=713) for depth in BLOCKS}
 # Parameters and multiply-adds.
 _NETWORKS = {

@@ -1,4 +1,4 @@
-"""What a comparison of a network with its source found."""
+"""Certificates: the results of a comparison of a network with its source."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ class Check:
     """One comparison.
 
     Attributes:
-      name: Of an endpoint, or of what a training step computes.
-      shape: Of the array; empty where it is several.
+      name: Name of an endpoint, or of a result of a training step.
+      shape: Shape of the array; empty for several arrays.
       error: Largest difference, relative to the largest magnitude.
-      tolerance: What the error may be.
+      tolerance: Largest error that passes.
     """
 
     name: str
@@ -27,15 +27,15 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What was compared with what, and how near it is.
+    """The results of a comparison.
 
     Attributes:
       model: Name of the network.
-      weights: Where they come from.
-      sha256: Of the file of the weights or, for deterministic ones, of the golden file.
-      reference: What computed the expected values.
-      checks: One for each endpoint, and more.
-      notes: What could not be checked, and what else must be known.
+      weights: Origin of the weights.
+      sha256: Hash of the weights' file or, of deterministic ones, of the golden file.
+      reference: Software that computed the expected values.
+      checks: Comparisons, at least one for each endpoint.
+      notes: Remarks, such as on comparisons that were not possible.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Certificate:
         return all(check.passed for check in self.checks)
 
     def __str__(self) -> str:
-        """Writes the certificate for a person."""
+        """Formats the certificate as text."""
         lines = [
             f"model      {self.model}",
             f"weights    {self.weights}",

@@ -1,8 +1,8 @@
-"""Weights and images that anybody can make again, from their names alone.
+"""Deterministic weights and images, which are derived from names.
 
-A network here and its counterpart elsewhere are filled with the same numbers
-without a file that carries them. Only raw bits and exact arithmetic are used, so that
-no version of numpy and no machine makes other numbers.
+A network and its reference get the same numbers without a file. Only random bits and
+exact arithmetic are used, so that the numbers do not depend on the version of numpy or
+on the machine.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ import numpy as np
 
 from zoo.spec import Preprocess
 
-# Factor of the scales of the last norms of residual branches: without it the signal
-# doubles at every block, and 333 of them leave float32's range.
+# Factor of the scales of the last norms of residual branches. Without it the signal
+# doubles at every block, and 333 blocks exceed the range of float32.
 BRANCH_GAIN = 0.3
 
 
 def random_bytes(name: str, count: int) -> np.ndarray:
-    """Returns uint8 [count], always the same for a name."""
+    """Returns uint8 [count] that depends on the name only."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
     words = np.random.Philox(key=key).random_raw(-(-count // 8))
     return words.astype("<u8", copy=False).view(np.uint8)[:count]
 
 
 def fill(key: str, shape: tuple[int, ...], *, branch_gain: float = 1.0) -> np.ndarray:
-    """Makes the array that a state dict has under a name.
+    """Makes an array of a state dict.
 
     A kernel is uniform with the variance 2 / fan-in, which keeps the size of a signal
     through ReLUs (He et al. 2015). A norm's scale and variance are within 0.5 and 1.5,
@@ -34,9 +34,9 @@ def fill(key: str, shape: tuple[int, ...], *, branch_gain: float = 1.0) -> np.nd
 
     Args:
       key: PyTorch's name, such as "layer1.0.conv1.weight".
-      shape: PyTorch's, so that a kernel has its output channels first.
-      branch_gain: Factor of the scales of "bn2" and "bn3", which end branches that are
-        added to their input; see `BRANCH_GAIN`.
+      shape: PyTorch's shape, with a kernel's output channels first.
+      branch_gain: Factor of the scales of "bn2" and "bn3", the last norms of residual
+        branches; see `BRANCH_GAIN`.
 
     Returns:
       float32 of that shape.
@@ -57,9 +57,9 @@ def fill(key: str, shape: tuple[int, ...], *, branch_gain: float = 1.0) -> np.nd
 
 
 def _uniform(name: str, count: int) -> np.ndarray:
-    """Returns float32 [count] within -1 and 1, of 17 bits: nothing is rounded."""
+    """Returns float32 [count] in -1 to 1, with 17 bits, so that nothing is rounded."""
     unit = random_bytes(name, 2 * count).view("<u2").astype(np.float32)
-    # In place: there are kernels of a hundred million values.
+    # In place, as kernels have up to 10^8 values.
     unit += 0.5
     unit /= 2**15
     unit -= 1
@@ -69,19 +69,19 @@ def _uniform(name: str, count: int) -> np.ndarray:
 def fill_all(
     shapes: Mapping[str, tuple[int, ...]], *, branch_gain: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Makes a whole state dict, of the shapes by name; see `fill`."""
+    """Makes a state dict of given shapes; see `fill`."""
     return {
         key: fill(key, shape, branch_gain=branch_gain) for key, shape in shapes.items()
     }
 
 
 def make_images(preprocess: Preprocess, count: int = 2) -> np.ndarray:
-    """Makes preprocessed images, with a gradient, noise and a border of their own.
+    """Makes preprocessed images of gradients, noise and borders.
 
-    The four sides differ, so that a padding or a crop on the wrong side is seen.
+    The four borders differ, so that padding or cropping on the wrong side is detected.
 
     Args:
-      preprocess: Gives the size, the channels, and what they are normalised with.
+      preprocess: Size, channels and normalization of the images.
       count: Number of images.
 
     Returns:
@@ -95,7 +95,7 @@ def make_images(preprocess: Preprocess, count: int = 2) -> np.ndarray:
     pixels = (waves + noise) // 2
     sides = np.s_[:, :2], np.s_[:, -2:], np.s_[:, :, :2], np.s_[:, :, -2:]
     for side, value in zip(sides, (255, 0, 128, 64), strict=True):
-        # With noise: where all values are equal, it is chance which one a pool takes.
+        # With noise: among equal values, the argmax of a pool is arbitrary.
         pixels[side] = (3 * value + noise[side]) // 4
     normal = (pixels / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
     return normal.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What both sides of a comparison compute: weights, images, endpoints, one step."""
+"""Both sides of a comparison: weights, images, endpoints and a training step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from zoo.registry import build, get_spec, list_options
 from zoo.verify.deterministic import fill_all, make_images, make_labels, make_masks
-from zoo.verify.summaries import Summaries, summarise
+from zoo.verify.summaries import Summaries, summarize
 from zoo.weights.torch_format import from_torch, list_torch_shapes, to_torch
 
 
@@ -22,8 +22,8 @@ def make_example(
 
     Args:
       name: Name of the model.
-      size: Height and width of the images in pixels; those of the model's
-        preprocessing where None.
+      size: Height and width of the images in pixels; None for those of the model's
+        preprocessing.
     """
     spec = get_spec(name)
     pre = spec.preprocess
@@ -38,14 +38,14 @@ def make_example(
 
 
 def training_options(name: str) -> dict[str, Any]:
-    """The options with which a training step is compared: all heads."""
+    """Returns the options for the comparison of a training step: all heads."""
     return {"aux": True} if "aux" in list_options(name) else {}
 
 
 def evaluation_options(name: str) -> dict[str, Any]:
-    """The options with which endpoints are compared.
+    """Returns the options for the comparison of endpoints.
 
-    The source's auxiliary heads compute in evaluation, too, but for classifiers.
+    The auxiliary heads of the references compute in evaluation, except classifiers'.
     """
     is_classifier = get_spec(name).task == "classification"
     return {} if is_classifier else training_options(name)
@@ -71,8 +71,8 @@ def compute_endpoints(
     Args:
       name: Name of the model.
       state: Weights by PyTorch's names, of a network with `evaluation_options`.
-      dtype: "float32" or "float64", of everything.
-      jit: Compiles the network.
+      dtype: The dtype of variables and computation, "float32" or "float64".
+      jit: Function that compiles the network.
       size: Height and width of the images, as for `make_example`.
     """
     images, _ = make_example(name, size)
@@ -92,13 +92,13 @@ def compute_step(
     *,
     size: Sequence[int] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Computes what a training step on the deterministic images computes.
+    """Computes a training step on the deterministic images.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       state: Weights by PyTorch's names, with those of auxiliary heads.
-      dtype: "float32" or "float64", of everything.
-      jit: Compiles the step.
+      dtype: The dtype of variables and computation, "float32" or "float64".
+      jit: Function that compiles the step.
       size: Height and width of the images, as for `make_example`.
 
     Returns:
@@ -139,14 +139,14 @@ def compute_step(
     }
 
 
-def summarise_endpoints(arrays: Mapping[str, np.ndarray]) -> Summaries:
-    """Summarises endpoints as golden files have them."""
-    return summarise(arrays, samples=256, sums=8)
+def summarize_endpoints(arrays: Mapping[str, np.ndarray]) -> Summaries:
+    """Summarizes endpoints for a golden file."""
+    return summarize(arrays, samples=256, sums=8)
 
 
-def summarise_parameters(arrays: Mapping[str, np.ndarray]) -> Summaries:
-    """Summarises gradients or statistics as golden files have them, sorted by name."""
-    return summarise(dict(sorted(arrays.items())), samples=8, sums=2)
+def summarize_parameters(arrays: Mapping[str, np.ndarray]) -> Summaries:
+    """Summarizes gradients or statistics for a golden file, sorted by name."""
+    return summarize(dict(sorted(arrays.items())), samples=8, sums=2)
 
 
 def run_endpoints(
@@ -159,11 +159,11 @@ def run_endpoints(
     """Computes the endpoints in evaluation mode.
 
     Args:
-      name: Of the model.
-      variables: Of the model.
+      name: Name of the model.
+      variables: Variables of the model.
       images: [B, H, W, C], preprocessed.
-      options: Of the model, and `num_classes`.
-      jit: Compiles the network.
+      options: Options of the model, and `num_classes`.
+      jit: Function that compiles the network.
     """
     model = build(name, **options)
 
@@ -179,7 +179,7 @@ def _skip_dropout(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
 
 
 def _enable_x64(enable: bool) -> Any:
-    """A context in which arrays may have 64 bits; jax has moved its own."""
+    """Makes a context in which arrays may have 64 bits, in any version of jax."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(enable)
     from jax.experimental import enable_x64

@@ -1,8 +1,8 @@
-"""What a small file keeps of large arrays, so that each of their values is checked.
+"""Summaries of large arrays that fit into small golden files.
 
-Of every array there are some values, at positions that follow from its name, most of
-them on the borders of a map, and a few sums of all its values under signs that follow
-from its name, too: a value that is wrong, wherever it is, changes each of the sums.
+A summary has some values of the array, most of them at the borders of a map, and a few
+sums of all its values with random signs: a wrong value anywhere changes every sum.
+Positions and signs follow from the array's name.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _SIGNS = 1.0 - 2.0 * (np.arange(256)[None] >> np.arange(8)[:, None] & 1)
 
 @dataclasses.dataclass(frozen=True)
 class Summaries:
-    """What is kept of a dict of arrays; each field has an entry for every array.
+    """The summaries of a dict of arrays; each field has an entry for every array.
 
     Attributes:
-      names: Of the arrays.
-      shapes: Of the arrays.
+      names: Names of the arrays.
+      shapes: Shapes of the arrays.
       largest: Largest magnitude, float32 [N].
       norms: Root of the sum of squares, float32 [N].
       samples: Some values, float32 [N, samples].
@@ -45,10 +45,10 @@ class Summaries:
     sums: np.ndarray
 
 
-def summarise(
+def summarize(
     arrays: Mapping[str, np.ndarray], *, samples: int, sums: int
 ) -> Summaries:
-    """Summarises named arrays.
+    """Summarizes named arrays.
 
     Args:
       arrays: Of floating point; maps are [B, H, W, C].
@@ -59,7 +59,7 @@ def summarise(
     values = np.zeros((len(arrays), samples), np.float32)
     totals = np.zeros((len(arrays), sums), np.float32)
     for i, (name, array) in enumerate(arrays.items()):
-        row = _summarise(name, np.asarray(array), samples, sums)
+        row = _summarize(name, np.asarray(array), samples, sums)
         largest[i], norms[i], values[i], totals[i] = row
     shapes = tuple(np.shape(array) for array in arrays.values())
     return Summaries(tuple(arrays), shapes, largest, norms, values, totals)
@@ -135,7 +135,7 @@ def load_summaries(
     return sections, content["facts"]
 
 
-def _summarise(
+def _summarize(
     name: str, array: np.ndarray, samples: int, sums: int
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
     values = array[_positions(name, array.shape, samples)]

@@ -1,4 +1,4 @@
-"""torchvision's own networks, run at the endpoints that they share with ours."""
+"""torchvision's networks, with the outputs at the endpoints of ours."""
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -33,7 +33,7 @@ _FCN = {
     "head_conv": "classifier.2",
     "score": "classifier.4",
 }
-# What networks return beside the outputs of modules, by our names.
+# Entries of the results of networks by our names, besides the outputs of modules.
 _RESULTS = {"aux": "aux", "logits": "out"}
 _GOOGLENET = {
     "conv1": "conv1",
@@ -55,13 +55,13 @@ _HOOKS = {
     "googlenet": _GOOGLENET,
     "fcn": _FCN,
 }
-# Options of the builders in torchvision's modules, beside the number of classes.
+# Options of the builders of torchvision's modules, besides the number of classes.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "vgg": {"init_weights": False},
     "googlenet": {"init_weights": False, "transform_input": False},
     "fcn": {"weights": None, "weights_backbone": None},
 }
-# Which of them says whether there are auxiliary heads.
+# Their option for auxiliary heads.
 _AUX = {"googlenet": "aux_logits", "fcn": "aux_loss"}
 
 
@@ -98,7 +98,7 @@ def build_torchvision(
 
 
 def torchvision_version() -> str:
-    """Names the version, and that of torch.
+    """Returns the versions of torchvision and torch, as text.
 
     Raises:
       ImportError: As for `build_torchvision`.
@@ -123,7 +123,7 @@ def list_hooks(network: Any, *, aux: bool = False) -> dict[str, str]:
 
 
 def load_state(network: Any, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Gives a network of torch weights by name, all that it has and no others.
+    """Loads weights by name into a network of torch, and checks the names.
 
     Raises:
       ValueError: A name is missing or unexpected.
@@ -142,15 +142,16 @@ def load_state(network: Any, state_dict: Mapping[str, np.ndarray]) -> None:
 
 
 def record(network: Any, hooks: Mapping[str, str]) -> tuple[dict[str, Any], Callable]:
-    """Has a network of torch keep the outputs of named modules.
+    """Records the outputs of named modules of a network of torch.
 
     Returns:
-      `(outputs, stop)`: a dict that the next run fills, and what ends the recording.
+      `(outputs, stop)`: a dict that the next run fills, and a function that ends the
+      recording.
     """
     outputs: dict[str, Any] = {}
 
     def keep(name: str) -> Callable:
-        # A copy: the module behind may work in place.
+        # A copy, as the next module may work in place.
         return lambda module, inputs, output: outputs.update({name: output.clone()})
 
     handles = [
@@ -166,7 +167,7 @@ def record(network: Any, hooks: Mapping[str, str]) -> tuple[dict[str, Any], Call
 
 
 def run(network: Any, hooks: Mapping[str, str], images: Any) -> dict[str, Any]:
-    """Runs a network of torch and returns the outputs of named modules and its own."""
+    """Runs a network of torch; returns the outputs of named modules and its own."""
     outputs, stop = record(network, hooks)
     result = network(images)
     stop()
@@ -177,7 +178,7 @@ def run(network: Any, hooks: Mapping[str, str], images: Any) -> dict[str, Any]:
 
 
 def to_our_axes(output: Any) -> np.ndarray:
-    """Brings torch's [B, C, ...] to [B, ..., C], and maps of one pixel to [B, C]."""
+    """Transposes [B, C, ...] to [B, ..., C], and maps of one pixel to [B, C]."""
     array = np.ascontiguousarray(np.moveaxis(output.detach().numpy(), 1, -1))
     return array.reshape(len(array), -1) if array.shape[1:-1] == (1, 1) else array
 
@@ -192,10 +193,10 @@ def run_torchvision(
     """Computes every endpoint in float32 by torchvision's network.
 
     Args:
-      name: Ours, of a network that `has_counterpart`.
-      state_dict: As torchvision has it.
+      name: Name of our model, which `has_counterpart`.
+      state_dict: Weights by torchvision's names.
       images: [B, H, W, C].
-      num_classes: Of the head; None for torchvision's number.
+      num_classes: Number of classes; None for torchvision's.
 
     Raises:
       ImportError: As for `build_torchvision`.
@@ -238,6 +239,6 @@ def _import_models() -> Any:
     try:
         from torchvision import models
     except RuntimeError as error:
-        # Its compiled part and torch are of different builds.
+        # Its extension was compiled for another build of torch.
         raise ImportError(f"torchvision does not work here: {error}") from error
     return models

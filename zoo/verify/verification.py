@@ -1,4 +1,4 @@
-"""Whether a network computes what its source does: `canon-zoo verify`."""
+"""Comparison of a network with its source: `canon-zoo verify`."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ from zoo.verify.parity import (
     deterministic_state,
     evaluation_options,
     run_endpoints,
-    summarise_endpoints,
-    summarise_parameters,
+    summarize_endpoints,
+    summarize_parameters,
     training_options,
 )
 from zoo.verify.summaries import Summaries, load_summaries, measure
@@ -34,13 +34,13 @@ from zoo.weights.loading import FREE_OPTIONS, Loaded, load
 from zoo.weights.torch_format import from_torch, to_torch
 
 TOLERANCE = 1e-5
-# Of a training step in float64: golden files have their values in float32.
+# Tolerance of a training step in float64; golden files have float32 values.
 EXACT = 1e-6
-# Of one in float32: this many times the reference's own error in float32.
+# Tolerance of one in float32, in multiples of the reference's error in float32.
 SLACK = 4
-# Where a ReLU or a max pool is nearer to a tie than float32 can tell, it passes another
-# gradient. A part e of them changes the gradients by about the root of e, on every
-# machine in another way: 1e-3 for e = 1e-6.
+# A ReLU or max pool that is closer to a tie than float32 resolves may pass another
+# gradient. A fraction e of them changes the gradients by about sqrt(e), differently on
+# every machine: by 1e-3 for e = 1e-6.
 TIES = 1e-2
 TRAINING_TYPES = ("float32", "float64")
 GOLDEN = Path(__file__).with_name("golden")
@@ -55,17 +55,16 @@ def verify(
 ) -> Certificate:
     """Compares a network with its source, at every endpoint.
 
-    Without weights, both sides have those of `zoo.verify.deterministic`, and the
-    source's values, and the size and type of the images, are those of the golden file
-    that lies in this package. With
-    weights, they are checked themselves, and torchvision computes its values now.
+    Without weights, both have those of `zoo.verify.deterministic`, and the golden file
+    of this package has the source's values and the size and dtype of the images. With
+    weights, these are checked as well, and torchvision computes the expected values.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       weights: None, or a source as for `load`.
       training: "float32" or "float64" to compare a training step in this type instead,
         with dropout off: loss, gradients and running statistics. Not with weights.
-      jit: Compiles the network.
+      jit: Function that compiles the network.
 
     Raises:
       FileNotFoundError: The network has no golden file.
@@ -92,7 +91,7 @@ def verify(
 
 
 def golden_path(name: str) -> Path:
-    """Where a network's golden file is, whether or not there is one."""
+    """Returns the path of a network's golden file, whether or not it exists."""
     return GOLDEN / f"{name}.npz"
 
 
@@ -138,10 +137,10 @@ def _verify_golden(name: str, training: str | None, jit: Callable) -> Certificat
 def _check_endpoints(
     found: Mapping[str, np.ndarray], expected: Summaries
 ) -> list[Check]:
-    # In the reference's order: what jax returns is sorted by name.
+    # In the reference's order, as jax sorts a dict by name.
     known = [n for n in expected.names if n in found]
     arrays = {n: found[n] for n in [*known, *sorted({*found} - {*known})]}
-    errors = measure(summarise_endpoints(arrays), expected)
+    errors = measure(summarize_endpoints(arrays), expected)
     return [Check(n, arrays[n].shape, error, TOLERANCE) for n, error in errors.items()]
 
 
@@ -153,7 +152,7 @@ def _check_step(
 ) -> list[Check]:
     checks = []
     for section in ("loss", "gradients", "statistics"):
-        summaries = summarise_parameters(found[section])
+        summaries = summarize_parameters(found[section])
         errors = measure(summaries, expected[section], by_layer=section == "gradients")
         tolerance = EXACT
         if dtype == "float32":
@@ -208,7 +207,7 @@ def _verify_weights(
 
 
 def _find_obstacle(name: str, card: Card) -> str:
-    """Says why torchvision cannot compute the network; empty where it can."""
+    """Returns the reason why torchvision cannot compute the network; else ""."""
     usual = list_options(name)
     changed = {
         option: value

@@ -1,4 +1,4 @@
-"""The variables to evaluate out of a training run's checkpoints."""
+"""Reading variables from the checkpoints of a training run, and from orbax's."""
 
 import json
 import logging
@@ -23,8 +23,7 @@ def read_checkpoint(
 ) -> tuple[dict[str, Any], Card, int]:
     """Reads the variables that evaluation used, on any number of devices.
 
-    Where the run kept moving averages, these are the variables; what was frozen has no
-    average and is as it was.
+    These are the moving averages of a run that has some; frozen parameters have none.
 
     Args:
       path: A run folder, its folder `checkpoints`, or the folder of one step in it.
@@ -32,12 +31,11 @@ def read_checkpoint(
         segmentation mean IoU) or, where none was stored, the last one.
 
     Returns:
-      `(variables, card, step)`: numpy arrays, what must be known of them, and the step.
+      `(variables, card, step)`: numpy arrays, their card, and the step.
 
     Raises:
       FileNotFoundError: There is no such folder, no checkpoint in it, or no such step.
-      ValueError: The checkpoint is damaged, as its checksums tell; the message names
-        those that are not.
+      ValueError: The checkpoint is damaged; the message names the undamaged ones.
     """
     root, choices = _list_steps(path)
     if step is None:
@@ -47,7 +45,7 @@ def read_checkpoint(
     try:
         return (*_read_step(root / str(step)), step)
     except Exception as error:
-        # Orbax raises what its parts raise, of every type.
+        # Orbax passes on errors of every type from its dependencies.
         steps = _list_steps(root)[1]
         others = [s for s in steps if s != step and _is_readable(root / str(s))]
         hint = f"undamaged steps: {others}" if others else "no other step is undamaged"
@@ -57,7 +55,7 @@ def read_checkpoint(
 
 
 def read_card(path: str | os.PathLike) -> Card:
-    """Reads the card of what `read_checkpoint` reads, without the variables.
+    """Reads the card of a checkpoint without its variables, see `read_checkpoint`.
 
     Raises:
       FileNotFoundError: See `read_checkpoint`.
@@ -70,11 +68,11 @@ def read_card(path: str | os.PathLike) -> Card:
 
 
 def find_tree(path: Path) -> Path | None:
-    """Finds an orbax checkpoint of a plain tree, which is no run's of `train`.
+    """Finds an orbax checkpoint of a tree that is not of a run of `train`.
 
     Args:
-      path: The checkpoint's folder or, of a checkpoint manager, that of one step or of
-        all steps, of which the last one is taken.
+      path: Folder of the checkpoint, of a step of a checkpoint manager, or of all its
+        steps, for the last one.
     """
     path = path.expanduser().resolve()
     steps = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()]
@@ -98,9 +96,9 @@ def read_tree(folder: Path) -> dict[str, Any]:
 
 
 def _list_steps(path: str | os.PathLike) -> tuple[Path, list[int]]:
-    """Returns the folder of the steps' folders, and those steps that `path` means."""
+    """Returns the folder of the steps' folders, and the steps that `path` refers to."""
     root, own = _find_steps_folder(Path(path).expanduser().resolve())
-    # Orbax gives a step its plain number when it is complete.
+    # Orbax renames the folder of a step to its number when it is complete.
     steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
     if not steps:
         raise FileNotFoundError(
@@ -159,7 +157,7 @@ def _read_step(folder: Path) -> tuple[dict[str, Any], Card]:
 
 
 def _read_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Reads some entries of a saved tree, and leaves others such as the optimizer's.
+    """Reads some entries of a saved tree, without others such as the optimizer's.
 
     Raises:
       ValueError: The tree has no "params".
@@ -175,7 +173,7 @@ def _read_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
             found = [*saved] if isinstance(saved, Mapping) else type(saved).__name__
             raise ValueError(f"a tree with 'params' is expected, got {found}.")
         wanted = {k: saved[k] for k in names if saved.get(k)}
-        # As numpy: the devices that the state was saved from may not be here.
+        # As numpy: the state may have been saved on other devices.
         args = ocp.args.PyTreeRestore(
             item=jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), wanted),
             restore_args=jax.tree.map(
@@ -189,10 +187,9 @@ def _read_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_store(folder: Path) -> None:
-    """Reads every stored value once, one after the other.
+    """Reads every stored value sequentially.
 
-    Orbax reads them at the same time, and when one is damaged, each of the others
-    prints a page of its own.
+    Orbax reads them concurrently, and prints a long message for each if one is damaged.
     """
     import tensorstore
 
@@ -211,6 +208,6 @@ def _is_readable(folder: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error, without the page of settings behind it."""
+    """Returns the first sentence of an error, without tensorstore's settings."""
     text = re.split(r" \[tensorstore_spec|\n", str(error))[0]
     return f"{type(error).__name__}: {text[:500]}"

@@ -1,7 +1,7 @@
-"""Checksums of stored files: a flipped bit is noticed when they are read.
+"""CRC-32 checksums of stored files, by which damage is detected when they are read.
 
-They are CRC-32, as in zip files and PNG: a flipped bit and any damaged stretch of up to
-32 bits change it for certain, other damage in all but one of 4e9 cases.
+A CRC-32 detects every burst error of up to 32 bits, and any other error with a
+probability of 1 - 2^-32.
 """
 
 import json
@@ -31,7 +31,7 @@ def write_checksums(folder: str | os.PathLike) -> None:
     """Writes the sizes and checksums of all files below a folder into it."""
     folder = Path(folder)
     names = _list_files(folder)
-    with ThreadPoolExecutor() as threads:  # Of zlib, which releases Python's lock.
+    with ThreadPoolExecutor() as threads:  # zlib releases the global interpreter lock.
         sums = dict(
             zip(names, threads.map(_sum, map(folder.joinpath, names)), strict=True)
         )
@@ -41,13 +41,13 @@ def write_checksums(folder: str | os.PathLike) -> None:
 
 
 def check_checksums(folder: Path) -> bool:
-    """Compares all files below a folder with what `write_checksums` wrote.
+    """Compares all files below a folder with the checksums of `write_checksums`.
 
     Returns:
       Whether the folder has checksums.
 
     Raises:
-      ValueError: A file is not as it was written; all such files are named.
+      ValueError: Files are damaged; the message names them.
     """
     path = folder / FILE
     if not path.is_file():
@@ -79,11 +79,11 @@ def check_step(folder: Path, items: Iterable[str] | None = None) -> bool:
     """Compares the items of a saved step with their checksums.
 
     Args:
-      folder: Of the step.
+      folder: Folder of the step.
       items: Names of the items, such as "state"; None for all.
 
     Returns:
-      Whether there are checksums; those of earlier versions have none.
+      Whether there are checksums; steps of earlier versions have none.
 
     Raises:
       ValueError: An item is damaged, or is the only one without checksums.

@@ -1,8 +1,8 @@
-"""Darknet's weights files: all numbers of a network in a row, without names.
+"""Darknet's weights files: the parameters of a network in order, without names.
 
-A file begins with its version, three int32, and the number of images that were seen.
-Then follow the layers in the network's order, each as float32: bias, with batch norm
-its scale, mean and variance, and last the kernel, whose axes are those of PyTorch's.
+A file starts with its version (three int32) and the number of training images. The
+layers follow in the network's order as float32: bias, scale, mean and variance of a
+layer with batch norm, and the kernel, whose axes are in PyTorch's order.
 
 Reference:
   Redmon, Darknet: Open Source Neural Networks in C; load_weights_upto in parser.c.
@@ -20,20 +20,20 @@ from zoo.weights.files import write_whole
 from zoo.weights.torch_format import count_classes, list_torch_shapes, to_torch
 
 SUFFIX = ".weights"
-# The networks that Darknet has; others are never in this order.
+# The networks that Darknet has.
 NETWORKS = ("yolo_v1", "yolo_v1_tiny", "yolo_v1_tiny_bn")
-# Of what is written. From 0.2 on the number of images is int64, before int32.
+# The version that is written. The number of images is int64 since 0.2, else int32.
 _VERSION = (0, 2, 0)
 
 
 class Header(NamedTuple):
-    """How a file begins.
+    """The header of a file.
 
     Attributes:
-      seen: Images that the network was trained on.
-      transposed: Whether dense kernels are [in, out]: in files older than versions,
-        which begin with the learning rate, momentum and decay.
-      size: Of the header, in bytes.
+      seen: Number of images that the network was trained on.
+      transposed: Whether dense kernels are [in, out]: in old files without a version,
+        which start with the learning rate, momentum and decay.
+      size: Size of the header, in bytes.
     """
 
     seen: int
@@ -47,18 +47,18 @@ def read_darknet(
     """Reads a weights file by the order of a network's layers.
 
     Args:
-      name: Of the model, one of `NETWORKS`.
-      path: Of the file.
-      **overrides: Options of the model, and `num_classes`: the paper's where it is not
-        given, for a file does not tell.
+      name: Name of the model, one of `NETWORKS`.
+      path: Path of the file.
+      **overrides: Options of the model, and `num_classes`, which the file does not
+        have: the paper's if it is not given.
 
     Returns:
       float32 arrays by the names of a state dict, which `from_torch` takes.
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: Darknet has no such network, or the file holds less or more numbers
-        than the network.
+      ValueError: Darknet has no such network, or the file does not have as many
+        numbers as the network.
     """
     shapes = _list_shapes(name, overrides)
     path = Path(path).expanduser()
@@ -94,13 +94,13 @@ def save_darknet(
     seen: int = 0,
     **overrides: Any,
 ) -> None:
-    """Writes variables as Darknet reads them, the inverse of loading such a file.
+    """Writes variables in Darknet's format; the inverse of `read_darknet`.
 
     Args:
-      name: Of the model, one of `NETWORKS`.
-      path: Ends in .weights; its folder is made where it does not exist.
+      name: Name of the model, one of `NETWORKS`.
+      path: Path that ends in .weights; its folder is created if needed.
       variables: {"params": ..., "batch_stats": ...} of arrays.
-      seen: Images that the network was trained on, 0 or more.
+      seen: Number of images that the network was trained on.
       **overrides: Options of the model, and `num_classes`: the variables' where it is
         not given.
 
@@ -127,7 +127,7 @@ def save_darknet(
 
 
 def read_header(path: str | os.PathLike) -> Header:
-    """Reads how a weights file begins.
+    """Reads the header of a weights file.
 
     Raises:
       ValueError: The file is shorter than a header.
@@ -137,7 +137,7 @@ def read_header(path: str | os.PathLike) -> Header:
     if len(start) < 16:
         raise ValueError(f"{path} is no weights file of Darknet: {len(start)} bytes.")
     major, minor, _, seen = np.frombuffer(start[:16], "<i4").tolist()
-    # As integers, a learning rate and a momentum are above any version.
+    # The bits of a learning rate, read as an integer, exceed any version.
     old = major > 1000 or minor > 1000
     if old or 10 * major + minor < 2:
         return Header(seen, old, 16)
@@ -155,12 +155,12 @@ def _check_network(name: str) -> None:
 
 
 def _list_shapes(name: str, overrides: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The arrays of a state dict in the order of the file."""
+    """Lists the arrays of a state dict in the order of the file."""
     _check_network(name)
     shapes, layers = list_torch_shapes(name, **overrides), []
     for rule in get_spec(name).torch_rules(build(name, **overrides)):
         if f"{rule.key}.running_mean" in shapes:
-            # Batch norm has the bias of the convolution, which is before it.
+            # The bias of batch norm precedes the kernel of the convolution before it.
             kinds = ("bias", "weight", "running_mean", "running_var")
             layers[-1] = [f"{rule.key}.{kind}" for kind in kinds] + layers[-1]
         else:

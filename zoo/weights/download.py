@@ -1,4 +1,4 @@
-"""Published weights: from their URL into a folder of verified files."""
+"""Download of published weights into a cache of verified files."""
 
 import contextlib
 import errno
@@ -25,27 +25,27 @@ logger = logging.getLogger("zoo")
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
-# A server that sends less than this in a minute has stalled.
+# A connection that transfers less than this in a minute has stalled.
 _LEAST_BYTES = 1 << 16
 # Larger than any published file of one network.
 MAX_BYTES = 4 << 30
 _ATTEMPTS = 4
-_PAUSE_SECONDS = 1  # before the second attempt, and twice as long before each next one
-# Request timeout, too many requests, and a server that is not well.
+_PAUSE_SECONDS = 1  # before the second attempt; doubled before each further one
+# HTTP statuses after which another attempt may succeed.
 _PASSING = (408, 429, 500, 502, 503, 504)
 _RANGE_NOT_SATISFIABLE = 416
 
 
 class _Interrupted(ConnectionError):
-    """What may go well when it is tried again."""
+    """A failure after which another attempt may succeed."""
 
 
 class _CannotContinue(_Interrupted):
-    """What may go well when it is tried from the beginning."""
+    """A failure after which an attempt from the start may succeed."""
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to another place of the web."""
+    """Follows redirects to http and https only."""
 
     def redirect_request(self, request, file, code, message, headers, url):
         if urllib.parse.urlparse(url).scheme not in ("http", "https"):
@@ -62,23 +62,23 @@ def fetch(
     cache_dir: str | os.PathLike | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Path:
-    """Returns the path of the weights' file, downloaded where it is not there yet.
+    """Returns the path of the weights' file, which is downloaded if it is not cached.
 
-    Its hash is checked each time. A download that is cut is tried again some times, and
-    by a later call, and goes on where it ended if the server can. Where several
-    processes want the same file one of them downloads it and the others wait.
+    The hash is checked at each call. An interrupted download is retried, by a later
+    call as well, and resumed if the server supports it. If several processes need the
+    same file, one of them downloads it and the others wait.
 
     Args:
-      weights: What to fetch.
-      cache_dir: Where files are kept; None for the folder that the environment variable
-        ZOO_CACHE names or, without it, ~/.cache/canon-zoo/weights.
-      max_bytes: Size of a file that is too large to be the right one.
+      weights: The weights to fetch.
+      cache_dir: Folder of the cache; None for the value of the environment variable
+        ZOO_CACHE or else ~/.cache/canon-zoo/weights.
+      max_bytes: Largest size of the file, in bytes.
 
     Raises:
-      FileNotFoundError: The file is not there, and ZOO_OFFLINE=1 forbids to fetch it.
-      ConnectionError: The download failed; what has come is kept for a later call,
-        unless it is too large.
-      ValueError: What was downloaded has another hash; nothing of it is left.
+      FileNotFoundError: The file is not cached, and ZOO_OFFLINE=1 forbids downloads.
+      ConnectionError: The download failed; the part that was received is kept for a
+        later call, unless it is too large.
+      ValueError: The downloaded file has another hash; it is removed.
       OSError: The file cannot be written; nothing of it is left.
     """
     if len(weights.sha256) < 8:
@@ -99,13 +99,13 @@ def fetch(
     if path.exists():
         logger.warning("%s is not the file that was published; fetching again.", path)
     with _alone(path):
-        if not _is_published(path, weights):  # Else another process was faster.
+        if not _is_published(path, weights):  # Else another process downloaded it.
             _download(weights, path, max_bytes)
     return path
 
 
 def cache_path(weights: Weights, cache_dir: str | os.PathLike | None = None) -> Path:
-    """Says where the weights' file is kept, whether or not it is there yet."""
+    """Returns the path of the weights' file in the cache, whether or not it exists."""
     folder = cache_dir or os.environ.get("ZOO_CACHE") or "~/.cache/canon-zoo/weights"
     name = Path(urllib.parse.unquote(urllib.parse.urlparse(weights.url).path)).name
     try:
@@ -129,7 +129,7 @@ def _is_published(path: Path, weights: Weights) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Lets one process at a time fetch `path`; the system frees it if it is killed."""
+    """Holds the lock of `path`, which the system releases if the process is killed."""
     lock_path = path.with_name(f".{path.name}.lock")
     lock = FileLock(lock_path)
     with _writing(path):
@@ -141,7 +141,7 @@ def _alone(path: Path) -> Iterator[None]:
             lock.acquire()
     try:
         yield
-        # Who waits for it finds the file; who comes later makes another lock.
+        # A waiting process finds the file; a later one creates another lock.
         with contextlib.suppress(OSError):
             lock_path.unlink()
     finally:
@@ -149,10 +149,10 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _download(weights: Weights, path: Path, max_bytes: int) -> None:
-    # Only a download of the same file from the same place may be continued.
+    # Only a download of the same file from the same URL may be resumed.
     origin = hashlib.sha256(f"{weights.url} {weights.sha256}".encode()).hexdigest()
     part = path.with_name(f"{path.name}.{origin[:8]}.part")
-    if not _is_published(part, weights):  # Else it was killed just before the end.
+    if not _is_published(part, weights):  # Else only the renaming is left to do.
         _fill(part, weights.url, path, max_bytes)
     got = file_sha256(part)
     if not got.startswith(weights.sha256):
@@ -165,7 +165,7 @@ def _download(weights: Weights, path: Path, max_bytes: int) -> None:
 
 
 def _fill(part: Path, url: str, path: Path, max_bytes: int) -> None:
-    """Downloads the rest of `part`, in several attempts where the connection breaks."""
+    """Downloads the rest of `part`, with several attempts if the connection breaks."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _continue(part, url, path, max_bytes)
@@ -222,7 +222,7 @@ def _continue(part: Path, url: str, path: Path, max_bytes: int) -> None:
 
 
 def _find_start(response: http.client.HTTPResponse, start: int, url: str) -> int:
-    """Returns the place in the file of the first byte that the server sends."""
+    """Returns the offset in the file of the first byte of the response."""
     if not start or response.status != http.HTTPStatus.PARTIAL_CONTENT:
         return 0
     sent = response.headers.get("Content-Range", "")
@@ -238,8 +238,8 @@ def _read(
     start: int,
     total: int | None,
 ) -> Iterator[bytes]:
-    """Yields the content in pieces, and shows how far it is under `name`."""
-    # A notebook shows a bar, though it is no terminal; None: else only terminals do.
+    """Yields the content in chunks, with a progress bar called `name`."""
+    # None shows the bar in a terminal only, and a notebook is not one.
     disable = False if "ipykernel" in sys.modules else None
     with tqdm(
         desc=name,
@@ -252,7 +252,7 @@ def _read(
         received, since = 0, time.monotonic()
         while True:
             with _receiving(url):
-                # As much as is there: a server may send byte by byte.
+                # `read1` does not wait for a whole chunk from a slow server.
                 chunk = response.read1(_CHUNK)
             if not chunk:
                 return
@@ -269,10 +269,10 @@ def _read(
 
 @contextlib.contextmanager
 def _receiving(url: str) -> Iterator[None]:
-    """Words the errors of the network.
+    """Turns the errors of the network into messages for users.
 
     Raises:
-      ConnectionError: An `_Interrupted` where another attempt may help.
+      ConnectionError: An `_Interrupted` if another attempt may succeed.
     """
     try:
         yield
@@ -286,7 +286,7 @@ def _receiving(url: str) -> Iterator[None]:
     except urllib.error.URLError as error:
         raise ConnectionError(f"{url} cannot be reached: {error.reason}.") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if type(error) is ConnectionError:  # Of a redirect, which says all.
+        if type(error) is ConnectionError:  # A refused redirect.
             raise
         reason = str(error) or type(error).__name__
         raise _Interrupted(f"{url}: the connection broke: {reason}.") from error
@@ -294,7 +294,7 @@ def _receiving(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: Path, part: Path | None = None) -> Iterator[None]:
-    """Words the errors of the disk, and leaves no part on a full one."""
+    """Turns the errors of the disk into messages, and removes the partial file."""
     try:
         yield
     except ConnectionError:

@@ -39,9 +39,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Args:
       path: A .safetensors file, or a .pt, .pth, .th, .bin or .ckpt file, for which
-        torch must be installed. Of a PyTorch checkpoint with other entries, such as
-        "epoch", the state dict is taken from the first of `WRAPPERS` that it has, or
-        from the only entry that holds tensors; the log says which.
+        torch must be installed. The state dict of a PyTorch checkpoint with other
+        entries, such as "epoch", is its first entry of `WRAPPERS`, or its only entry
+        with tensors; the choice is logged.
 
     Returns:
       Arrays by the file's own names.

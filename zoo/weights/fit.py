@@ -1,4 +1,4 @@
-"""Whether given arrays are those that a network needs: all, no others, same shapes."""
+"""Checks that arrays are exactly those of a network, with the same shapes."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +20,8 @@ def expected_shapes(name: str, module: Any) -> dict[str, tuple[int, ...]]:
     """Lists the variables of a network by path, without computing them.
 
     Args:
-      name: Of the model, whose preprocessing tells the size of the images.
-      module: The model, as `zoo.registry.build` makes it.
+      name: Name of the model, whose preprocessing has the size of the images.
+      module: The model, built by `zoo.registry.build`.
 
     Returns:
       Shapes by path, such as {"params/backbone/stem/conv/kernel": (3, 3, 3, 16)}.
@@ -40,14 +40,13 @@ def require_fit(
     """Checks that `given` fills `needed` exactly.
 
     Args:
-      what: Begins the error: whose arrays these are, and for which network.
+      what: Start of the error message: the origin of the arrays, and the network.
       needed: Shapes by name.
       given: Arrays by name.
 
     Raises:
       ValueError: An array is missing, unexpected, of another shape or not of floating
-        point; one message lists all of them, and says where the names are those of
-        other networks.
+        point. The message lists all of them, and the networks that have these names.
     """
     both = [key for key in needed if key in given]
     problems = {
@@ -76,7 +75,7 @@ def require_fit(
 
 
 def guess_models(names: Iterable[str]) -> list[str]:
-    """Names the networks that have the modules of these arrays, and fewest beside them.
+    """Lists the networks that have the modules of these arrays and fewest others.
 
     Args:
       names: Paths such as "params/backbone/conv1/kernel" or PyTorch's names.
@@ -97,7 +96,7 @@ def guess_models(names: Iterable[str]) -> list[str]:
 
 
 def warn_not_finite(what: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Logs which arrays hold numbers that are NaN or infinite, and how many."""
+    """Logs the arrays with values that are NaN or infinite, and the number of these."""
     bad = {
         name: array.size - int(np.isfinite(array).sum())
         for name, array in arrays.items()

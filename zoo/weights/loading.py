@@ -1,4 +1,4 @@
-"""From a model's name and a source of weights to variables that fit the model."""
+"""Loading: from a model's name and a source of weights to the model's variables."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ from zoo.weights.fit import expected_shapes, require_fit, warn_not_finite
 from zoo.weights.torch_format import build_for, count_classes, move_from_torch
 from zoo.weights.trained import find_trained, list_trained
 
-# They say how to compute or to train, not what the parameters mean.
+# Options of the computation and of the training, which do not change the parameters.
 FREE_OPTIONS = (
     *("dtype", "param_dtype", "remat", "init", "momentum", "dropout"),
     *("fully_convolutional", "output_stride"),
@@ -37,12 +37,12 @@ FREE_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Variables, and what must be known to use them.
+    """Variables, their card and their model.
 
     Attributes:
       variables: {"params": ..., "batch_stats": ...} of numpy arrays.
-      card: Their model, its options, preprocessing, class names and origin.
-      model: The module that they fit.
+      card: Model, options, preprocessing, class names and origin of the variables.
+      model: The module of the variables.
     """
 
     variables: dict[str, Any]
@@ -51,23 +51,23 @@ class Loaded:
 
 
 def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
-    """Loads the variables of a model from wherever they are.
+    """Loads the variables of a model.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       source: A name of published weights, which are downloaded once, or of weights that
         the package carries; or the path of a .safetensors file (ours, or with PyTorch's
         names), of a .pt, .pth, .th, .bin or .ckpt file, of Darknet's .weights, of a run
         folder, of one of its checkpoints, or of any orbax checkpoint of a tree with
         "params" and, where the network has batch norm, "batch_stats". A name goes
         before a path; write "./cifar10" for a file called as published weights are.
-      **overrides: Options of the model, and `num_classes`. A source with a card says
-        itself which it was made with. `dtype` and other options that do not change what
-        the parameters mean may differ from the card's.
+      **overrides: Options of the model, and `num_classes`; the card of a source has its
+        own. `dtype` and other options that do not change the parameters may differ from
+        the card's.
 
     Returns:
-      Variables in the types that the model creates: whatever type the source has,
-      parameters are `param_dtype`, float32 by default, and batch statistics float32.
+      Variables in the model's dtypes, whatever the source's are: parameters are
+      `param_dtype`, float32 by default, and batch statistics float32.
 
     Raises:
       FileNotFoundError: A folder has no checkpoint, or a download is forbidden.
@@ -86,7 +86,7 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
 
 
 def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) -> Loaded:
-    """Does what `load` does, and leaves the arrays in the source's types."""
+    """Loads variables as `load` does, in the dtypes of the source."""
     check_options(name, overrides)
     facts = {w.name: w for w in get_spec(name).weights}.get(source)
     options, model = {**dict(facts.options if facts else ()), **overrides}, None
@@ -112,7 +112,7 @@ def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) ->
         return Loaded(variables, card, model)
     except (ValueError, OSError, ImportError):
         raise
-    # What a damaged or foreign file leads to is not always foreseen where it is read.
+    # A damaged file can raise any error in the code that reads it.
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as weights of {name}: {type(error).__name__}: "
@@ -121,12 +121,12 @@ def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) ->
 
 
 def _cast(tree: dict[str, Any], dtype: np.dtype) -> None:
-    """Casts arrays in place, one by one: memory never holds all of them twice."""
+    """Casts the arrays of a tree in place, one at a time to save memory."""
     for key, value in tree.items():
         if isinstance(value, dict):
             _cast(value, dtype)
         elif value.dtype != dtype:
-            # What is too large for the type becomes infinite, which `load` logs.
+            # Values that are too large become infinite, which `load` logs.
             with np.errstate(over="ignore"):
                 tree[key] = value.astype(dtype)
 
@@ -155,7 +155,7 @@ def _fit(
     model: nn.Module,
     options: Mapping[str, Any],
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Gives arrays by our names or PyTorch's to the model, which they must fit."""
+    """Converts arrays with our names or PyTorch's to the variables of the model."""
     if not has_our_names(arrays):
         try:
             return move_from_torch(name, arrays, model, **options)
@@ -185,7 +185,7 @@ def convert(
     """Writes the weights that `load` finds into one safetensors file.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       source: As in `load`.
       target: Path that ends in .safetensors.
       layout: "zoo" or "torch", as in `save_safetensors`.
@@ -203,9 +203,9 @@ def convert(
 
 
 def _find(name: str, source: str | os.PathLike, facts: Weights | None) -> Path:
-    """Finds the file or folder of a source, and fetches what is published."""
+    """Finds the file or folder of a source, and fetches published weights."""
     if facts is not None:
-        # Files may hold more than the network: heads that only training used.
+        # A file may also have the heads that only training used.
         return fetch(facts, max_bytes=(100 << 20) + 8 * get_spec(name).params)
     carried = find_trained(name, str(source))
     if carried is not None:
@@ -255,7 +255,7 @@ def _check_card(
 
 
 def _recognize(name: str, path: Path) -> Weights | None:
-    """Finds what is published of a file by its hash."""
+    """Finds the published weights of a file by its hash."""
     published = get_spec(name).weights if path.is_file() else ()
     digest = file_sha256(path) if published else ""
     matches = [w for w in published if digest.startswith((w.sha256, *w.copies))]
@@ -270,7 +270,7 @@ def _make_card(
     variables: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> Card:
-    """Writes the card of a file that has none, from what is published of it."""
+    """Makes the card of a file that has none, from the facts of published weights."""
     spec = get_spec(name)
     options = {k: v for k, v in overrides.items() if k != "num_classes"}
     options = plain_options(options)

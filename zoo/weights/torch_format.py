@@ -1,4 +1,4 @@
-"""Between a Linen variables dict and the state dict of the same network in PyTorch."""
+"""Conversion between Linen variables and PyTorch state dicts of the same network."""
 
 import dataclasses
 import logging
@@ -28,12 +28,12 @@ _TILE = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """One array of the network, and where PyTorch keeps it.
+    """One array of the network, and its place in a state dict.
 
     Attributes:
-      path: Ours, such as "params/backbone/stem/conv/kernel".
-      shape: Ours.
-      rule: Of the module that it belongs to.
+      path: Path in the variables, such as "params/backbone/stem/conv/kernel".
+      shape: Shape in the variables.
+      rule: Rule of its module.
     """
 
     path: str
@@ -42,7 +42,7 @@ class _Leaf:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether PyTorch has it as a `weight` with its axes in another order."""
+        """Whether it is a `weight` in PyTorch, with the axes in another order."""
         return self.path.endswith("/kernel") and len(self.shape) in (2, 4)
 
     @property
@@ -63,14 +63,14 @@ class _Leaf:
         return (outputs, inputs, *window)
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Brings the array of the state dict into our order of axes."""
+        """Converts the array of a state dict to our order of axes."""
         if self.is_kernel and self.rule.transposed:
             array = array.swapaxes(0, 1)
         if self.is_kernel and self.rule.flatten:
             array = array.reshape(-1, *self.rule.flatten)  # out, C, H, W
         if self.is_kernel:
             array = _inputs_then_outputs(array)
-        # A copy: the result must not change with the caller's tensors.
+        # A copy, so that the result does not share memory with the caller's tensors.
         return _in_c_order(array).reshape(self.shape)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
@@ -97,9 +97,9 @@ def _outputs_then_inputs(array: np.ndarray) -> np.ndarray:
 
 
 def _in_c_order(array: np.ndarray) -> np.ndarray:
-    """Copies an array whose axes were transposed, tile by tile.
+    """Copies a transposed array tile by tile.
 
-    In one go numpy strides through all memory: six times slower for VGG's fc6.
+    A single copy by numpy has no locality: it is six times slower for VGG's fc6.
     """
     if array.ndim < 2:
         return array.copy()
@@ -116,19 +116,18 @@ def _in_c_order(array: np.ndarray) -> np.ndarray:
 def from_torch(
     name: str, state_dict: Mapping[str, Any], **overrides: Any
 ) -> dict[str, Any]:
-    """Converts a PyTorch state dict to variables of the same network here.
+    """Converts a PyTorch state dict to variables of the same network.
 
-    Every tensor must be used and every variable filled; only `num_batches_tracked`,
-    for which batch norm has no use here, and what the network's rules name as unused
-    are dropped. A prefix that all keys share and the network's names do not, such as
-    DataParallel's `module.`, Lightning's `model.` or torch.compile's `_orig_mod.`, is
-    removed, and the log says so.
+    Every tensor must be used and every variable filled, except `num_batches_tracked`
+    and the modules that the network's rules name as unused. A prefix of all keys that
+    the network does not have, such as DataParallel's `module.`, Lightning's `model.` or
+    torch.compile's `_orig_mod.`, is removed and logged.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       state_dict: Tensors or numpy arrays by name.
       **overrides: Options of the model. `num_classes` follows from the head's weights
-        where it is not given.
+        if it is not given.
 
     Returns:
       {"params": ..., "batch_stats": ...} of numpy arrays, in the tensors' dtypes.
@@ -147,9 +146,9 @@ def move_from_torch(
     model: nn.Module | None = None,
     **overrides: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Does what `from_torch` does, and takes each array out of `given` on the way.
+    """Converts arrays as `from_torch` does, and removes each from `given`.
 
-    So memory never holds all of them twice.
+    This saves memory: the arrays are not all held twice.
 
     Args:
       name: Name of the model.
@@ -182,7 +181,7 @@ def move_from_torch(
     for leaf in leaves:
         array = given.get(leaf.key)
         if leaf.key in renamed and len(leaf.torch_shape) == 2 and array.ndim == 4:
-            # A convolution over the whole map is the dense layer behind it.
+            # A convolution over the whole map has the kernel of a dense layer.
             given[leaf.key] = array.reshape(len(array), -1)
     require_fit(
         f"{name}: the state dict does not fit the network{hint}",
@@ -199,7 +198,7 @@ def to_torch(
     """Converts variables to a PyTorch state dict; the inverse of `from_torch`.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       variables: {"params": ..., "batch_stats": ...} of arrays.
       **overrides: Options of the model. `num_classes` follows from the head's
         parameters where it is not given.
@@ -221,10 +220,10 @@ def to_torch(
 
 
 def list_torch_shapes(name: str, **overrides: Any) -> dict[str, tuple[int, ...]]:
-    """Lists what a PyTorch state dict of a network holds: shapes by PyTorch's names.
+    """Lists the shapes of the arrays of a network's state dict, by PyTorch's names.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       **overrides: Options of the model, and `num_classes`.
 
     Raises:
@@ -242,7 +241,7 @@ def build_for(
     model: nn.Module | None = None,
     **overrides: Any,
 ) -> nn.Module:
-    """Builds the module that variables are of.
+    """Builds the module of some variables.
 
     Args:
       name: Name of the model.
@@ -265,7 +264,7 @@ def build_for(
 def count_classes(
     name: str, model: nn.Module, variables: Mapping[str, Any]
 ) -> int | None:
-    """Reads the number of classes off the head's kernel.
+    """Derives the number of classes from the shape of the head's kernel.
 
     Args:
       name: Name of the model.
@@ -281,7 +280,7 @@ def count_classes(
 
 
 def to_numpy(value: Any, key: str) -> np.ndarray:
-    """Reads a tensor as numpy, without importing the package that it comes from.
+    """Converts a tensor to numpy, without importing its package.
 
     Raises:
       ValueError: `value` is not an array of numbers.
@@ -296,7 +295,7 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
                 return value.float().numpy().astype(jnp.bfloat16)
             value = value.numpy()
         except Exception as error:
-            # Sparse, quantized, nested, meta: each raises what its part of torch does.
+            # Sparse, quantized, nested and meta tensors raise different errors.
             raise ValueError(
                 f"{key!r} is no plain tensor but one of {kind}: "
                 f"{str(error).splitlines()[0][:200]}"
@@ -310,10 +309,10 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
 def _remove_prefix(
     name: str, given: dict[str, np.ndarray], rules: Sequence[TorchRule]
 ) -> str:
-    """Takes off what stands before every key of a state dict, if it fits then.
+    """Removes the prefix of all keys without which they are the network's.
 
     Returns:
-      Of a prefix that only some keys have, a hint for the error; else nothing.
+      A hint for the error message if only some keys have the prefix; else "".
     """
     known = {key for rule in rules for key in (rule.key, rule.alias) if key}
     modules = {key.rpartition(".")[0] for key in given}
@@ -341,7 +340,7 @@ def _remove_prefix(
 def _read_classes(
     rules: Sequence[TorchRule], outputs: Mapping[str, tuple[int, ...]]
 ) -> int | None:
-    """Tells the number of classes from the outputs of the head's layers.
+    """Derives the number of classes from the outputs of the head's layers.
 
     Args:
       rules: Rules of the network.
@@ -358,7 +357,7 @@ def _read_classes(
 def _rename_aliases(
     given: dict[str, np.ndarray], rules: Sequence[TorchRule]
 ) -> set[str]:
-    """Gives arrays our rules' names in place of their other ones; returns the new."""
+    """Renames arrays from the rules' aliases to their keys; returns the new names."""
     keys, renamed = {rule.alias: rule.key for rule in rules if rule.alias}, set()
     for name in [*given]:
         module, kind = name.rpartition(".")[::2]

@@ -38,12 +38,41 @@ ENDPOINTS = {
     "inception_4e pool4 inception_5a inception_5b pool logits",
 }
 
+# Top-1 accuracy in percent, written here by hand from torchvision's own list.
+IMAGENET_ACCURACY = {
+    ("alexnet_tv", "imagenet"): 56.52,
+    ("vgg11", "imagenet"): 69.02,
+    ("vgg13", "imagenet"): 69.93,
+    ("vgg16", "imagenet"): 71.59,
+    ("vgg19", "imagenet"): 72.38,
+    ("vgg11_bn", "imagenet"): 70.37,
+    ("vgg13_bn", "imagenet"): 71.59,
+    ("vgg16_bn", "imagenet"): 73.36,
+    ("vgg19_bn", "imagenet"): 74.22,
+    ("googlenet_tv", "imagenet"): 69.78,
+    ("resnet18", "imagenet"): 69.76,
+    ("resnet34", "imagenet"): 73.31,
+    ("resnet50", "imagenet"): 76.13,
+    ("resnet101", "imagenet"): 77.37,
+    ("resnet152", "imagenet"): 78.31,
+    ("resnet50", "imagenet_v2"): 80.86,
+    ("resnet101", "imagenet_v2"): 81.89,
+    ("resnet152", "imagenet_v2"): 82.28,
+}
 
 # Tracing these takes seconds each, and more than a minute together.
 DEEPEST = [
     *("cifar_resnet1202", "cifar_resnet1001_v2", "cifar_resnet164_v2", "resnet200_v2"),
     *("cifar_resnet110", "cifar_plain110", "cifar_resnet56", "cifar_plain56"),
-    *("resnet101", "resnet101_v1", "resnet152", "resnet152_v1", "msra_c", "relu30"),
+    *(
+        "resnext101_32x8d",
+        "resnet101",
+        "resnet101_v1",
+        "resnet152",
+        "resnet152_v1",
+        "msra_c",
+        "relu30",
+    ),
 ]
 NAMES = zoo.list_models(task="classification")
 
@@ -136,6 +165,16 @@ def test_facts_are_complete(name):
     for fact in ("published", "deviations"):
         # A forgotten comma would make one string of the tuple.
         assert isinstance(getattr(spec, fact), tuple), fact
+
+
+def test_every_set_for_imagenet_is_listed_with_its_accuracy():
+    found = {
+        (name, weights.name): float(weights.accuracy.split()[0])
+        for name in NAMES
+        for weights in zoo.get_spec(name).weights
+        if "ImageNet" in weights.accuracy
+    }
+    assert found == IMAGENET_ACCURACY
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])

@@ -157,7 +157,7 @@ def test_a_training_step_is_torchvisions(golden, variables):
     norms = {k for k in state if ".bn" in k or ".downsample.1" in k}
     assert {*state} - norms == {*names}
     assert not any(state[k].any() for k in norms if "running" not in k)
-    found = parity.summarise_parameters({k: np.asarray(state[k]) for k in names})
+    found = parity.summarize_parameters({k: np.asarray(state[k]) for k in names})
     fields = (golden[f"training/{k}"] for k in ("largest", "norms", "samples", "sums"))
     expected = Summaries(found.names, found.shapes, *fields)
     errors = measure(found, expected, by_layer=True)

@@ -9,7 +9,7 @@ import restate_deconvnet
 
 import zoo
 from zoo.verify import parity
-from zoo.verify.summaries import load_summaries, measure, summarise
+from zoo.verify.summaries import load_summaries, measure, summarize
 from zoo.weights.torch_format import from_torch
 
 FOLDER = Path(__file__).parents[2] / "reference" / "golden"
@@ -35,7 +35,7 @@ def test_every_layer_is_as_the_statement_in_torch(name):
                 )
                 for endpoint in expected.names
             }
-            found = summarise(maps, samples=64, sums=8)
+            found = summarize(maps, samples=64, sums=8)
             errors = measure(found, expected)
             assert max(errors.values()) < 1e-5, errors
 

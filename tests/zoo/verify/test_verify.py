@@ -18,7 +18,7 @@ from zoo.spec import TorchRule
 from zoo.verify import Check, verify
 from zoo.verify.deterministic import BRANCH_GAIN, fill, make_images, make_labels
 from zoo.verify.parity import deterministic_state
-from zoo.verify.summaries import load_summaries, measure, save_summaries, summarise
+from zoo.verify.summaries import load_summaries, measure, save_summaries, summarize
 from zoo.verify.torchvision_live import build_torchvision
 from zoo.verify.verification import golden_path
 from zoo.weights import from_torch, save_safetensors
@@ -144,11 +144,11 @@ def test_a_gradient_that_stops_is_found(monkeypatch, cheap_jit):
 def test_one_wrong_value_anywhere_is_found():
     rng = np.random.default_rng(0)
     array = rng.normal(size=(2, 56, 56, 64)).astype(np.float32)
-    good = summarise({"map": array}, samples=4, sums=8)
+    good = summarize({"map": array}, samples=4, sums=8)
     for place in rng.integers(array.size, size=20):
         wrong = array.copy()
         wrong.flat[place] += 0.1
-        found = summarise({"map": wrong}, samples=4, sums=8)
+        found = summarize({"map": wrong}, samples=4, sums=8)
         # Its distance, 0.1, in units of the norm.
         expected = 0.1 / np.linalg.norm(array)
         assert measure(found, good)["map"] == pytest.approx(expected, rel=0.3)
@@ -158,7 +158,7 @@ def test_corners_and_edges_are_sampled():
     array = np.zeros((2, 99, 99, 3), np.float32)
     array[:, 1:-1, 1:-1] = 1
     array[:, ::98, ::98] = 2
-    (values,) = summarise({"map": array}, samples=64, sums=1).samples
+    (values,) = summarize({"map": array}, samples=64, sums=1).samples
     counts = [int((values == kind).sum()) for kind in (2, 0, 1)]
     assert counts == pytest.approx([16, 32, 16], abs=4)
 
@@ -166,28 +166,28 @@ def test_corners_and_edges_are_sampled():
 def test_a_gradient_of_zero_is_measured_by_its_layer():
     exact = {"bn.bias": np.full(4, 1e-16), "bn.weight": np.ones(4)}
     rounded = {"bn.bias": np.full(4, 1e-8), "bn.weight": np.ones(4)}
-    found, expected = (summarise(a, samples=4, sums=2) for a in (rounded, exact))
+    found, expected = (summarize(a, samples=4, sums=2) for a in (rounded, exact))
     assert measure(found, expected)["bn.bias"] > 1e7
     assert measure(found, expected, by_layer=True)["bn.bias"] < 2e-8
 
 
 def test_what_is_no_number_is_never_right():
     ones, nan = np.ones(9), np.full(9, np.nan)
-    found = summarise({"x": nan}, samples=2, sums=2)
-    assert measure(found, summarise({"x": ones}, samples=2, sums=2)) == {"x": np.inf}
+    found = summarize({"x": nan}, samples=2, sums=2)
+    assert measure(found, summarize({"x": ones}, samples=2, sums=2)) == {"x": np.inf}
     assert not Check("x", (9,), float("nan"), 1.0).passed
 
 
 def test_other_arrays_are_named():
     arrays = {"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}
     others = {"a": np.ones(3), "c": np.ones(4), "d": np.ones(3)}
-    found, expected = (summarise(a, samples=1, sums=1) for a in (others, arrays))
+    found, expected = (summarize(a, samples=1, sums=1) for a in (others, arrays))
     with pytest.raises(ValueError, match=r"missing \['b'\], unexpected \['d'\].*c is"):
         measure(found, expected)
 
 
 def test_summaries_are_kept_as_they_are(tmp_path):
-    table = summarise({"a": np.arange(9.0), "b.c": np.ones((2, 3))}, samples=3, sums=2)
+    table = summarize({"a": np.arange(9.0), "b.c": np.ones((2, 3))}, samples=3, sums=2)
     save_summaries(tmp_path / "x.npz", {"part": table}, {"model": "some"})
     sections, facts = load_summaries(tmp_path / "x.npz")
     assert facts == {"model": "some"}
