@@ -13,6 +13,7 @@ from zoo.classification import (
     he_init,
     lenet,
     resnet,
+    resnext,
     vgg,
 )
 from zoo.detection import (
@@ -43,6 +44,7 @@ _FAMILIES = (
     vgg,
     googlenet,
     resnet,
+    resnext,
     he_init,
     rcnn,
     fast_rcnn,

@@ -55,9 +55,15 @@ IMAGENET_ACCURACY = {
     ("resnet50", "imagenet"): 76.13,
     ("resnet101", "imagenet"): 77.37,
     ("resnet152", "imagenet"): 78.31,
+    ("resnext50_32x4d", "imagenet"): 77.62,
+    ("resnext101_32x8d", "imagenet"): 79.31,
+    ("wide_resnet50_2", "imagenet"): 78.47,
     ("resnet50", "imagenet_v2"): 80.86,
     ("resnet101", "imagenet_v2"): 81.89,
     ("resnet152", "imagenet_v2"): 82.28,
+    ("resnext50_32x4d", "imagenet_v2"): 81.20,
+    ("resnext101_32x8d", "imagenet_v2"): 82.83,
+    ("wide_resnet50_2", "imagenet_v2"): 81.60,
 }
 
 # Tracing these takes seconds each, and more than a minute together.
