@@ -134,10 +134,10 @@ class Checkpoints:
         """Starts to save; returns when the state is copied and may be donated.
 
         Args:
-          state: At this step.
-          step: Must not be saved yet; a step that is, stays as it is.
-          card: What the variables are.
-          metrics: Of the evaluation at this step, if there was one.
+          state: The state at this step.
+          step: The number of the step; a step that is saved already stays as it is.
+          card: The facts of the variables.
+          metrics: The metrics of the evaluation at this step, if there was one.
           batches: The iterator of a streamed data set, whose position is saved too.
 
         Raises:
@@ -176,8 +176,8 @@ class Checkpoints:
 
         Args:
           like: A state of the same structure, or its shapes.
-          sharding: Of the state that is returned.
-          step: Which one to read.
+          sharding: The sharding of the restored state.
+          step: The step to read.
           batches: The iterator to set to its saved position.
 
         Raises:

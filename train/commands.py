@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 import zoo
 from train import transfer_study
-from train.config import DataConfig, load_config, long, parse_options
+from train.config import COLORS, DataConfig, load_config, long, parse_options
 from train.data import Source, find_problems, fit_source
 from train.data.faces import LANDMARKS_FILE
 from train.data.landmarks import fill_landmarks
@@ -20,7 +20,6 @@ from train.evaluate import Evaluator
 from train.experiment import open_split
 from train.history import format_rate
 from train.multi_crop import evaluate_multi_crop
-from train.predict import COLORS, load_run
 from train.run_dir import new_run_dir
 from train.steps import make_mesh, put_replicated
 from train.tasks import TASKS, make_task
@@ -80,16 +79,16 @@ class EvaluateOptions(NetworkOptions):
     max_boxes: Annotated[int | None, long("max-boxes")] = None
     """Slots for the objects of an image; the run's, else 100."""
     protocol: str = "center_crop"
-    """Of classifiers: views of each image whose probabilities are averaged:
-    center_crop, ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or
-    dense_vgg_384. Of faces: lfw, which demands a set with folds of pairs."""
+    """Views of each image whose probabilities a classifier averages: center_crop,
+    ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or dense_vgg_384. For face
+    networks: lfw, which demands a set with folds of pairs."""
     scales: tuple[int, ...] = ()
     """Lengths of an image's shorter side, in pixels, instead of the protocol's."""
     align: str | None = None
-    """Of faces: auto, none, 2d or 3d; the run's, else auto."""
+    """Alignment of faces: auto, none, 2d or 3d; the run's, else auto."""
     mirror: bool = False
-    """Of faces: average the descriptors of each face and of its mirror image; the
-    run's, else not."""
+    """Average the descriptors of each face and of its mirror image; the run's, else
+    not."""
     batch_size: int | None = None
     """Images per step; views, where the protocol has several of an image. If not given
     the run's, else 512 of classifiers, 64 of face networks and 8 of others."""
@@ -200,7 +199,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         )
     task.check_source(source, card, options.protocol, f"{where},", opened.weights)
     started = time.perf_counter()
-    judge = make_task(spec, data=data, sources=[source])
+    bound_task = make_task(spec, data=data, sources=[source])
     data, (source,) = task.prepare_sources(data, [source], [card.preprocess])
     source = fit_source(
         source, card.preprocess, data.on_bad_image, max_boxes=data.max_boxes
@@ -212,7 +211,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         mesh = make_mesh()
         run = Evaluator(
             opened.model,
-            judge,
+            bound_task,
             source,
             card.preprocess,
             mesh,
@@ -234,7 +233,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         )
     seconds = time.perf_counter() - started
     print(f"{name} ({card.source}) on {where}:")
-    for line in judge.summarize(evaluated, options.protocol):
+    for line in bound_task.summarize(evaluated, options.protocol):
         print(line)
     speed = format_rate(len(source) / seconds)
     print(f"  speed     {speed} images per second, compilation included")
@@ -270,24 +269,23 @@ def predict(
 ) -> None:
     """Shows a run's network images, and draws what it says.
 
-    Of a classifier that is its classes, of a detector boxes with classes and scores. A
-    segmentation network's masks are written, too, in the colors of its data set. A
-    face network compares two photographs: are they of one person?
+    A classifier predicts a class, a detector boxes with classes and scores. The masks
+    of a segmentation network are written, too, in the colors of its data set. A face
+    network compares two photographs: are they of one person?
 
     Args:
       run_dir: Folder of a run.
       images: Files.
       out: Folder for the pictures; RUN/predictions if not given.
-      score_threshold: Of detectors: what is drawn has a higher score, 0 to 1.
+      score_threshold: Lowest score of the detections that are drawn, 0 to 1.
     """
     if not images:
         raise ValueError("name at least one image.")
-    run = load_run(run_dir)
-    task = TASKS[get_spec(run.card.model).task]
+    task = TASKS[get_spec(zoo.weights.read_card(run_dir).model).task]
     out = out or run_dir / "predictions"
     out.mkdir(parents=True, exist_ok=True)
     stems = Counter()
-    for found in task.predict(run, images, score_threshold=score_threshold):
+    for found in task.predict(run_dir, images, score_threshold=score_threshold):
         # Two folders may have a file of the same name.
         number = f"-{stems[found.stem]}" if stems[found.stem] else ""
         stems[found.stem] += 1
@@ -302,7 +300,7 @@ def landmarks(folder: Positional[Path]) -> None:
     """Finds the landmarks of faces in a folder's pictures: landmarks.csv.
 
     Args:
-      folder: With pictures in it or below; the file is written into it.
+      folder: Folder of the pictures, or a folder above; the file is written into it.
     """
     count, missing = fill_landmarks(folder)
     print(f"{folder / LANDMARKS_FILE} has landmarks of {count} pictures.")

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that say all there is to say of a run.
+"""The config of a run, as frozen dataclasses.
 
 Each field is an option of the command line, with its docstring as the help.
 """
@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import cattrs
 import tyro
 from cattrs.gen import make_dict_structure_fn
+
+COLORS = {1: "grey", 3: "rgb"}  # by the number of channels of a network's input
 
 
 def _short(name: str) -> Any:
@@ -32,12 +34,12 @@ class ModelConfig:
     name: str
     """Registered name; `canon-zoo list` has them."""
     weights: Annotated[str | None, _short("from")] = None
-    """Path or registered name of weights to start from; None for the initialisation."""
+    """Path or registered name of weights to start from; None for a new network."""
     layers: tuple[str, ...] = ()
     """Path patterns of what another network, a run or MODEL:WEIGHTS as weights, gives
     this one, such as 'backbone/conv1_1/**'; none where the weights are its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters and statistics stay float32."""
+    """Type of the computation; parameters and statistics stay float32."""
     options: tuple[str, ...] = ()
     """More options of the model as name=value, such as shortcut=B or remat=True."""
 
@@ -59,10 +61,10 @@ class DataConfig:
     """Names of the classes to keep; none for all. Of folders with masks: what their
     values 0, 1, .. stand for."""
     ignored: tuple[int, ...] = ()
-    """Of folders with masks: values of pixels to be ignored, besides 255."""
+    """Values of pixels to be ignored in folders with masks, besides 255."""
     values: tuple[int, ...] = ()
-    """Of folders with masks: the value of each class, such as 0 255; none for their
-    own numbers 0, 1, .."""
+    """Value of each class in folders with masks, such as 0 255; none for the numbers
+    0, 1, .."""
     orientation: Literal["auto", "stored", "upright"] = "auto"
     """Whether images are turned as their EXIF orientation says: upright, or as stored.
     auto turns those of classification; beside boxes and masks it counts them."""
@@ -77,9 +79,9 @@ class DataConfig:
     crop: Annotated[str, _short("crop")] = "center"
     """Training images' part: center, square:256, scale_jitter:256:480, area:0.08:1."""
     align: Annotated[Literal["auto", "none", "2d", "3d"], _short("align")] = "auto"
-    """Of faces: how their landmarks align them; auto: as far as those allow."""
+    """Alignment of faces by their landmarks; auto for the best that those allow."""
     mirror: Annotated[bool, _short("mirror")] = False
-    """Of faces: average what describes each with what describes its mirror image."""
+    """Average the descriptors of each face and of its mirror image."""
     augment: Annotated[tuple[str, ...], _short("augment")] = ()
     """Augmentations in their order, such as pad_crop:4 flip, or pca_color:0.1."""
     geometry: Annotated[tuple[str, ...], _short("geometry")] = ()
@@ -113,7 +115,7 @@ class OptimConfig:
     learning_rate: Annotated[float, _short("learning-rate")] = 0.1
     """Highest learning rate."""
     momentum: float = 0.9
-    """Of sgd; the first moment's decay of adamw."""
+    """Momentum of sgd; decay of the first moment of adamw."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
     weight_decay: Annotated[float, _short("weight-decay")] = 1e-4
@@ -128,13 +130,13 @@ class OptimConfig:
     ] = "constant"
     """How the learning rate falls after warm-up."""
     boundaries: tuple[float, ...] = (0.5, 0.75)
-    """Of the step schedule: fractions of the whole training."""
+    """Boundaries of the step schedule, as fractions of the whole training."""
     factor: float = 0.1
-    """Of the step schedule: what the rate is multiplied by at a boundary."""
+    """Factor of the rate at each boundary of the step schedule."""
     power: float = 0.9
-    """Of the polynomial and the inverse schedule: the exponent."""
+    """Exponent of the polynomial and the inverse schedule."""
     gamma: float = 1e-4
-    """Of the inverse schedule: the rate is divided by (1 + gamma * step) ** power."""
+    """Slope of the inverse schedule: rate / (1 + gamma * step) ** power."""
     warmup_steps: int = 0
     """Length of the warm-up, in steps."""
     warmup_rate: float = 0.0
@@ -149,11 +151,12 @@ class OptimConfig:
     gradient is that of the whole batch, but batch norm sees, and normalizes by, each
     part alone, and dropout is drawn anew for each."""
     loss: str = ""
-    """Of classifiers and pixels softmax_cross_entropy; of pixels median_frequency,
-    background:WEIGHT (of class 0) or bootstrapped_cross_entropy:COUNT (of each image's
-    worst ones); else the network's own."""
+    """Loss of classifiers and segmentation networks: softmax_cross_entropy, or of
+    pixels median_frequency, background:WEIGHT (of class 0) or
+    bootstrapped_cross_entropy:COUNT (of each image's worst ones); the network's own if
+    empty."""
     aux_loss: str = ""
-    """Of auxiliary scores of pixels, as above; else the same as of the others."""
+    """Loss of the auxiliary scores of pixels; that of the others if empty."""
     label_smoothing: float = 0.0
     """Probability that is spread over all classes."""
     ema_decay: float | None = None
@@ -178,7 +181,7 @@ class TrainConfig:
     steps: int = 0
     """Length in steps; 0 for epochs."""
     seed: int = 0
-    """Of the initialisation, the order of the images and the augmentation."""
+    """Seed of the initialization, the order of the images and the augmentation."""
     eval_every: int = 1
     """Epochs between evaluations."""
     save_every: int = 1

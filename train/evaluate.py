@@ -27,14 +27,14 @@ class Evaluator:
     """Evaluates a network's variables on one set, again and again.
 
     Args:
-      model: A network.
-      task: What it is judged by.
-      source: The set.
-      preprocess: What the network takes.
+      model: The network.
+      task: The task, which has the metric.
+      source: The images.
+      preprocess: The network's input.
       mesh: The devices.
-      batch_size: Images per step, over all processes; rounded up to a multiple of the
-        devices, which share each batch.
-      max_boxes: Of detection: slots for the objects of an image.
+      batch_size: The number of images in a step of all processes; rounded up to a
+        multiple of the devices, which share each batch.
+      max_boxes: The number of slots for the objects of an image.
       progress: Whether to show a bar where standard error is a terminal.
     """
 
@@ -65,10 +65,10 @@ class Evaluator:
         """Evaluates.
 
         Args:
-          variables: Of the model, on every device.
+          variables: The model's variables, on every device.
 
         Returns:
-          The metrics, and what else the task keeps.
+          The metrics, and other results of the task.
         """
         names, kept = self.source.class_names, {}
         state = put_replicated(self.task.empty(len(names)), self._mesh)

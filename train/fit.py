@@ -50,18 +50,19 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-      run_dir: Its folder.
-      experiment: Its parts.
-      state: After the last step that was run.
+      run_dir: The folder of the run.
+      experiment: The parts of the run.
+      state: The state after the last step that was run.
       finished: False where a signal ended it; `resume` goes on.
-      evaluated: What the last evaluation found out, by the task; see `train.tasks`.
-        None where a signal ended the run: who sends one does not wait for that.
-      seconds: Wall time of all parts of the run, compilation included.
-      first_step_seconds: From the call of `fit` until the first steps were done.
-      parts: In how many parts it ran, which was resumed one time less.
+      evaluated: The result of the last evaluation; see `train.tasks`. None where a
+        signal ended the run, which then is not evaluated.
+      seconds: The wall time of all parts of the run, compilation included.
+      first_step_seconds: The time from the call of `fit` until the first steps were
+        done.
+      parts: The number of parts: one more than the run was resumed.
     """
 
     run_dir: Path
@@ -75,7 +76,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the last evaluation.
+        """The metrics of the last evaluation.
 
         Raises:
           ValueError: A signal ended the run.
@@ -101,10 +102,10 @@ def fit(
     """Trains, evaluates, logs and saves.
 
     Args:
-      config: What to do.
-      run_dir: Where to write; a new folder unless resuming.
-      resume: Step of the checkpoint to go on from, and 0 for the start where there is
-        none; None for a new run.
+      config: The config of the run.
+      run_dir: The folder of the run; a new one unless resuming.
+      resume: The step of the checkpoint to go on from, and 0 for the start where there
+        is none; None for a new run.
       sources: Images to train and to evaluate on; None to open what the config names.
       quiet: Show no progress bar and no evaluations.
       changed_data: When resuming: go on where the images are not those that the run
@@ -260,12 +261,12 @@ def resume_run(
     """Goes on with a run, to the bit as if it had not been interrupted.
 
     Args:
-      run_dir: Folder that `fit` made.
-      step: Of the checkpoint to go on from; None for the last undamaged one.
-      config: What to do from there on, such as other batches that fit other devices;
+      run_dir: The folder that `fit` made.
+      step: The step of the checkpoint to go on from; None for the last undamaged one.
+      config: The config from there on, such as other batches that fit other devices;
         it replaces the folder's. None for the folder's, with which alone the run is
         the same to the bit.
-      sources: The same that `fit` was given, if it was given any.
+      sources: The images that `fit` was given, if it was given any.
       changed_data: Go on where the images are not those that the run began with.
 
     Raises:

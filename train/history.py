@@ -15,8 +15,8 @@ class History:
     In a run of several processes the first one writes.
 
     Args:
-      run_dir: Where to write.
-      resume_from: Step from which a run goes on; what was logged later is taken back.
+      run_dir: The folder of the run.
+      resume_from: The step from which a run goes on; rows of later steps are removed.
     """
 
     def __init__(self, run_dir: Path, *, resume_from: int | None = None):
@@ -49,9 +49,9 @@ class History:
 
         Args:
           kind: "train" or "eval".
-          step: Steps done.
-          epoch: The same in epochs.
-          values: By name.
+          step: The number of steps done.
+          epoch: The number of epochs done.
+          values: The metrics by name.
         """
         if not self._file:
             return

@@ -47,10 +47,10 @@ def evaluate_multi_crop(
 
     Args:
       model: A classification network.
-      variables: Of the model.
+      variables: The model's variables.
       source: The images, of any size.
-      preprocess: What the network takes.
-      protocol: Which views it is shown.
+      preprocess: The network's input.
+      protocol: The views of each image.
       batch_size: Views of the network's size in a step of one process. There are
         fewer of larger ones, and where views have several shapes, up to twice as many
         shapes of steps are compiled.
@@ -93,11 +93,11 @@ def count_views(
 
     Args:
       model: A classification network.
-      variables: Of the model.
+      variables: The model's variables.
       source: The images of all processes.
-      preprocess: What the network takes.
-      protocol: Which views it is shown.
-      batch_size: See `evaluate_multi_crop`.
+      preprocess: The network's input.
+      protocol: The views of each image.
+      batch_size: The number of views in a step, as in `evaluate_multi_crop`.
       process: Number of the process, and how many there are.
 
     Returns:

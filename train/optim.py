@@ -19,8 +19,8 @@ def scale_warmup(config: OptimConfig, total_steps: int) -> OptimConfig:
     """Shortens a warm-up that is as long as the training to a tenth of it, and says so.
 
     Args:
-      config: `warmup_steps`.
-      total_steps: Length of the training, in steps.
+      config: The constants of the optimizer, `warmup_steps` among them.
+      total_steps: The length of the training, in steps.
     """
     if not 0 < total_steps <= config.warmup_steps:
         return config
@@ -39,8 +39,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Makes the learning rate as a function of the step.
 
     Args:
-      config: `schedule` and what belongs to it.
-      total_steps: Length of the training, in steps, warm-up included.
+      config: The schedule and its constants.
+      total_steps: The length of the training, in steps, warm-up included.
 
     Raises:
       ValueError: The warm-up is as long as the training.
@@ -81,8 +81,8 @@ def make_optimizer(
     """Makes the optimizer of the trained parameters.
 
     Args:
-      config: Kind and constants.
-      schedule: Learning rate by step.
+      config: The optimizer and its constants.
+      schedule: The learning rate by step.
       params: All parameters, or their shapes; the patterns of `config.rates` and
         `config.decay_also` must match some of them.
 
@@ -173,9 +173,9 @@ def frozen_paths(config: OptimConfig, params: Any, epoch: int) -> tuple[str, ...
     """Lists the parameters that are frozen in an epoch.
 
     Args:
-      config: `freeze` and `unfreeze`.
+      config: The patterns `freeze` and `unfreeze`.
       params: All parameters, or their shapes.
-      epoch: Counted from 0.
+      epoch: The epoch, counted from 0.
 
     Raises:
       ValueError: A pattern matches nothing, or an entry is no EPOCH:PATTERN.

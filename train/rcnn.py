@@ -36,7 +36,7 @@ class FitConfig:
     positive_weight: float = 2.0
     """By which an object's cost is multiplied."""
     bias_scale: float = 10.0
-    """Of the constant feature, by which the bias is regularised less."""
+    """Scale of the constant feature, which regularizes the bias less."""
     hard_above: float = -1.0001
     """Margin from which a negative is hard, and kept."""
     easy_below: float = -1.2
@@ -130,12 +130,12 @@ def fit_head(
 
     Args:
       model: The network, with a head for the source's classes.
-      variables: Of the model; those of the head are replaced.
+      variables: The model's variables; those of the head are replaced.
       source: Images with boxes.
-      propose: From an image uint8 [h, w, 3] to proposals [R, 4].
-      preprocess: What the backbone expects; the model's own if None.
+      propose: A function from an image uint8 [h, w, 3] to proposals [R, 4].
+      preprocess: The backbone's input; the model's own if None.
       config: The settings.
-      batch: Regions in a call of the network.
+      batch: The number of regions in a call of the network.
       progress: Whether to show bars.
 
     Returns:

@@ -50,17 +50,18 @@ def rcnn(
 
     Args:
       model: rcnn_vgg16 or rcnn_alexnet.
-      weights: Of its classifier, vgg16 or alexnet: a registered name, a run's folder,
+      weights: Weights of its classifier, vgg16 or alexnet: a registered name, a run's
+        folder,
         or a file.
       dataset: Images with boxes, such as voc:PATH or coco:DIR.
-      train_split: To fit on.
-      eval_split: To evaluate on.
+      train_split: Split to fit on.
+      eval_split: Split to evaluate on.
       data_dir: Where TFDS keeps prepared data sets.
       classes: Names of the classes to keep; none for all.
       orientation: auto, stored or upright: how EXIF orientations are treated.
-      run_dir: Where to write; runs/NAME-TIME if not given.
+      run_dir: Folder of the run; runs/NAME-TIME if not given.
       search: Mode of selective search, fast or quality.
-      max_proposals: Of an image.
+      max_proposals: Largest number of proposals of an image.
       batch_size: Regions in a call of the network.
     """
     spec = zoo.get_spec(model)
@@ -130,8 +131,8 @@ def create_from_classifier(
 
     Args:
       model: Registered name, "rcnn_" and the classifier's.
-      weights: Of the classifier.
-      class_names: Of the objects.
+      weights: The weights of the classifier.
+      class_names: The names of the objects' classes.
 
     Returns:
       The network, its variables, with a head that is not fitted, and their card.
@@ -174,12 +175,12 @@ def evaluate_regions(
 
     Args:
       network: An R-CNN.
-      variables: Of the network.
+      variables: The network's variables.
       source: Images with boxes.
-      propose: From an image to proposals.
-      preprocess: What the variables expect; the network's own if None.
+      propose: A function from an image to proposals.
+      preprocess: The network's input; its own if None.
       batch: Regions in a call of the network.
-      max_proposals: Of an image.
+      max_proposals: Largest number of proposals of an image.
       pictures: Folder for pictures of the first images, of which each shows as many
         detections as there are objects, the surest; None for none.
 

@@ -17,10 +17,10 @@ class TrainState:
     Random numbers are not in it: they follow from the seed and the step.
 
     Attributes:
-      step: int32, steps done.
+      step: int32 [], the number of steps done.
       params: All parameters, frozen ones among them.
       batch_stats: Running averages of batch norm; empty without batch norm.
-      opt_state: The optimizer's slots, of trained parameters alone.
+      opt_state: The optimizer's state of the trained parameters.
       ema: Moving averages {"params": trained ones, "batch_stats": ...}, or None.
     """
 
@@ -58,10 +58,10 @@ def create_state(
     """Creates the state before the first step.
 
     Args:
-      variables: Of the model.
-      tx: Optimizer of the trained parameters.
-      frozen: Paths or path patterns of what is not trained.
-      ema: Whether to keep a moving average of what is trained.
+      variables: The model's variables.
+      tx: The optimizer of the trained parameters.
+      frozen: Paths or path patterns of the parameters that are not trained.
+      ema: Whether to keep a moving average of the trained parameters.
     """
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     trained, _ = split(params, frozen)

@@ -6,14 +6,15 @@ A task is one class below `train/tasks/` and one row of `train.tasks.TASKS`.
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 from flax import linen as nn
+from PIL import Image
 
+import zoo
 from train.config import DataConfig, OptimConfig
 from train.data import Source
-from train.predict import Prediction, TrainedRun, predict_each
 from zoo import protocols
 from zoo.spec import Card, ModelSpec, Preprocess
 
@@ -32,8 +33,24 @@ class Evaluated(Protocol):
     metrics: dict[str, float]
 
 
+class Predicted(NamedTuple):
+    """What a network says of an image, or of a pair.
+
+    Attributes:
+      title: The names of the files.
+      stem: The beginning of the pictures' file names.
+      words: The prediction in short.
+      pictures: The pictures to be saved, by the endings of their file names.
+    """
+
+    title: str
+    stem: str
+    words: str
+    pictures: dict[str, Image.Image]
+
+
 class Task(abc.ABC):
-    """What a network is trained for, and how it is judged.
+    """A loss to train a network on, and the metrics to evaluate it by.
 
     Attributes:
       name: The name of the task, as in `ModelSpec.task`.
@@ -263,17 +280,23 @@ class Task(abc.ABC):
 
     @classmethod
     def predict(
-        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
-    ) -> Iterator[Prediction]:
-        """Yields what a trained network says of image files.
+        cls, run_dir: Path, paths: Sequence[Path], *, score_threshold: float | None
+    ) -> Iterator[Predicted]:
+        """Yields what the network of a run says of image files.
 
         Args:
-          run: The trained network.
+          run_dir: The folder of the run.
           paths: The image files.
-          score_threshold: Of detectors: the lowest score of a detection, 0 to 1; None
-            for the network's own.
+          score_threshold: The lowest score of a detection, 0 to 1; None for the
+            network's own.
+
+        Raises:
+          ValueError: There is no run, or a file is no image that can be read.
         """
-        return predict_each(run, paths, score_threshold=score_threshold)
+        predictor = zoo.make_predictor(run_dir, score_threshold=score_threshold)
+        for path in paths:
+            found = predictor(path)
+            yield Predicted(str(path), path.stem, found.words(), found.pictures())
 
 
 def format_rows(metrics: Mapping[str, float]) -> Iterator[str]:

@@ -48,7 +48,7 @@ def transfer_config(
     Args:
       method: One of `METHODS`.
       per_class: Images of each class.
-      seed: Of the choice of images, and of what is initialised.
+      seed: The seed of the choice of images and of the initialization.
       weights: Run folder of the base network.
       steps: Length of the training, the same for all.
     """

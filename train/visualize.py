@@ -52,9 +52,9 @@ class Network(NamedTuple):
     """A network with what must be known to feed it.
 
     Attributes:
-      model: Its module.
-      variables: Its variables.
-      card: What they expect.
+      model: The network.
+      variables: The network's variables.
+      card: The facts of the variables.
     """
 
     model: nn.Module
@@ -95,12 +95,12 @@ def write_visualization(
     """Writes one self-contained page of what a network sees in a set of images.
 
     Args:
-      network: With its variables.
+      network: The network.
       source: Fitted images, see `train.data.fit_source`.
-      path: Of the page.
+      path: The path of the page.
       title: Heading of the page.
       layers: Names of endpoints; empty for four of its maps.
-      channels: How many channels to show of each layer.
+      channels: The number of channels to show of each layer.
       limit: Most images to look for the strongest activations in, evenly chosen.
       history: The network's variables by step, in their order, where it is shown how
         its features came about.
@@ -159,7 +159,8 @@ def read_steps(run_dir: Path, most: int = 5) -> dict[int, Mapping[str, Any]]:
 
     Args:
       run_dir: Folder of the run.
-      most: How many of them, evenly chosen, the first and the last among them.
+      most: The largest number of checkpoints; they are evenly chosen, the first and
+        the last among them.
 
     Returns:
       The variables by step, in their order.

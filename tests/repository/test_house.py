@@ -59,7 +59,6 @@ FLOORS = {
     "train/figures": 6,
     "train/history": 6,
     "train/checkpoint": 7,
-    "train/predict": 8,
     "train/report": 7,
     "train/run_dir": 7,
     "train/rcnn": 8,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-from train.config import TrainConfig
+from train.config import COLORS, TrainConfig
 from train.configs import (
     cifar10_resnet,
     detection,
@@ -19,7 +19,6 @@ from train.configs import (
     imagenet_vgg,
     segmentation,
 )
-from train.predict import COLORS
 from train.tasks import TASKS
 from zoo.registry import get_spec, unknown
 

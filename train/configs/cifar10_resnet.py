@@ -1,6 +1,6 @@
 """The CIFAR-10 study of the residual networks, with the paper's recipe.
 
-    python -m train cifar10_resnet20
+    canon-zoo train cifar10_resnet20
 
 Batch 128, SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.1 divided by 10
 at half and three quarters of 64,000 steps; images are padded by 4, cropped and flipped.

@@ -1,7 +1,7 @@
 """The papers' recipes for SSD, Faster R-CNN and YOLO, on PASCAL VOC and COCO.
 
-    python -m train voc_ssd300 --dataset voc:VOCdevkit --from vgg16:imagenet
-    python -m train coco_faster_rcnn_fpn --dataset coco:DIR --from resnet50:imagenet
+    canon-zoo train voc_ssd300 --dataset voc:VOCdevkit --from vgg16:imagenet
+    canon-zoo train coco_faster_rcnn_fpn --dataset coco:DIR --from resnet50:imagenet
 
 VOCdevkit is the folder that VOC's archives unpack to, with VOC2007 and VOC2012; DIR has
 annotations/instances_train2017.json and the images in train2017 and val2017. `--from`

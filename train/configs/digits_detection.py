@@ -1,8 +1,8 @@
 """Small detectors of handwritten digits that lie on textured canvases.
 
-    python -m train digits_detection_ssd
-    python -m train digits_detection_faster_rcnn
-    python -m train digits_detection_yolo
+    canon-zoo train digits_detection_ssd
+    canon-zoo train digits_detection_faster_rcnn
+    canon-zoo train digits_detection_yolo
 
 4,000 canvases of 96 x 96 pixels with one to four digits each to train on and 400 to
 evaluate, made from the digits that scikit-learn carries. Their AP50 is 97.8, 95.4 and

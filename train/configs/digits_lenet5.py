@@ -1,8 +1,8 @@
 """LeNet-5 on the 1,797 handwritten digits that scikit-learn carries.
 
-    python -m train digits_lenet5
+    canon-zoo train digits_lenet5
 
-The network, its initialisation and its loss are those of 1998; SGD with momentum
+The network, its initialization and its loss are those of 1998; SGD with momentum
 stands in for the paper's second-order method. About a minute on two CPU cores; at
 least 98 % of the 360 held-out images are right.
 """

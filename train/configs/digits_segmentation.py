@@ -1,6 +1,6 @@
 """A small U-Net on handwritten digits that lie on textured canvases.
 
-    python -m train digits_segmentation_unet
+    canon-zoo train digits_segmentation_unet
 
 4,000 canvases of 96 x 96 pixels to train on and 400 to evaluate, made from the digits
 that scikit-learn carries; a mask says for each pixel which digit it belongs to, or that

@@ -1,6 +1,6 @@
 """DeepFace: a small one on people who do not exist, on ORL, and the paper's.
 
-    python -m train faces_deepface_small
+    canon-zoo train faces_deepface_small
 
 draws 2,176 pictures of 176 people once, and trains on twelve of each of 128 of them,
 aligned in three dimensions. The other 48 are people it never sees: 1,200 pairs of their
@@ -10,24 +10,24 @@ gallery of the first four. After the 1,000 steps 97.8 % +- 0.7 of the pairs are 
 held-out pictures of the people of the training set are given their name. The same
 network is right about 90.4 % +- 1.0 of the pairs where a similarity alone aligns the
 faces, and about 61.9 % +- 1.6 where nothing does: faces turn by up to 40 degrees, tilt
-by up to 20, and are up to 7 of 80 pixels off the centre. (The paper's network on LFW:
+by up to 20, and are up to 7 of 80 pixels off the center. (The paper's network on LFW:
 95.9, 94.3 and 87.9 %.) A descriptor is the mean over a face and its mirror image;
 without the latter 96.6 % +- 0.9 are right. `--align none` trains on faces that are not
 aligned.
 
-    python -m train orl_deepface --dataset orl:DIR
+    canon-zoo train orl_deepface --dataset orl:DIR
 
 trains on five pictures of each of 30 of ORL's 40 people. 900 pairs of the other ten are
 verified: 87.0 % +- 1.2; the other five pictures of the 30 get their name: 94.0 %; and
 of all 40 people the other five are looked for in a gallery of the first five: 91.0 % at
-rank 1. With landmarks (`python -m train landmarks DIR`), from what the drawn faces have
+rank 1. With landmarks (`canon-zoo train landmarks DIR`), from what the drawn faces have
 taught (`--from RUN`) and in 60 epochs of `--learning-rate 1e-3` these become 88.3 % +-
 1.0, 96.7 % and 98.0 %. Minutes on two CPU cores.
 
-    python -m train faces_deepface --dataset imagefolder:DIR
+    canon-zoo train faces_deepface --dataset imagefolder:DIR
 
 is the paper's recipe for a large set: a folder for each person, and landmarks beside
-them (`python -m train landmarks DIR` finds them). On several hosts the same command
+them (`canon-zoo train landmarks DIR` finds them). On several hosts the same command
 runs on each, after `--distributed` and with a `--run-dir` that all of them see.
 
 None of these numbers says anything of other people's faces: accuracy differs between

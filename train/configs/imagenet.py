@@ -1,7 +1,7 @@
 """What the recipes for ImageNet share: its two layouts, and how hosts read it.
 
-    python -m train imagenet_resnet50 --data-dir DIR
-    python -m train imagenet_resnet50 --dataset imagefolder:DIR
+    canon-zoo train imagenet_resnet50 --data-dir DIR
+    canon-zoo train imagenet_resnet50 --dataset imagefolder:DIR
 
 The first reads TFDS's `imagenet2012` as it was prepared in DIR with
 `file_format="array_record"`; the second a folder with train/ and val/, in which each
@@ -21,7 +21,7 @@ def imagenet(crop: str, *augment: str, batch_size: int) -> DataConfig:
     """The 1,281,167 images to train on, and the 50,000 of validation to evaluate.
 
     Args:
-      crop: Part of each image, see `train.data.parse_crop`; evaluation cuts the centre.
+      crop: Part of each image, see `train.data.parse_crop`; evaluation cuts the center.
       *augment: What follows the mirroring that all recipes have.
       batch_size: Images per step, over all devices.
     """

@@ -1,10 +1,10 @@
 """AlexNet of 2012 and the network of the visualisation paper of 2013, on ImageNet.
 
-    python -m train imagenet_alexnet
-    python -m train imagenet_zfnet
+    canon-zoo train imagenet_alexnet
+    canon-zoo train imagenet_zfnet
 
 A random part of the central square of 256 pixels, mirrored half of the time; AlexNet
-adds the colour noise. Batch 128, SGD with momentum 0.9 and weight decay 5e-4, learning
+adds the color noise. Batch 128, SGD with momentum 0.9 and weight decay 5e-4, learning
 rate 0.01 divided by 10 three times, for 90 and 70 epochs. The papers lower the rate
 when the validation error stands still and do not say when that was: here it is after
 each 20 epochs, as in Caffe's AlexNet.
@@ -13,7 +13,7 @@ Validation errors that the papers report, top-1 and top-5, from ten crops: 40.7 
 18.2 % (AlexNet), 38.4 % and 16.5 % (ZFNet). Trained by their authors in five to six
 days on two GTX 580, and in twelve days on one.
 
-Differences: ZFNet takes its parts from the centre and the corners alone, and does not
+Differences: ZFNet takes its parts from the center and the corners alone, and does not
 name a weight decay: it is AlexNet's.
 
 References:

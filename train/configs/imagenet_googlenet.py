@@ -1,7 +1,7 @@
 """GoogLeNet on ImageNet: the paper's recipe as far as it is told, and Caffe's.
 
-    python -m train imagenet_googlenet
-    python -m train imagenet_googlenet_quick
+    canon-zoo train imagenet_googlenet
+    canon-zoo train imagenet_googlenet_quick
 
 The paper tells the parts (8 to 100 % of the area, sides of 3:4 to 4:3), the photometric
 distortions, momentum 0.9, the learning rate (4 % less after each 8 epochs), the
@@ -14,7 +14,7 @@ with the square root of what is left of 2,400,000 steps, on parts of a central s
 Another batch wants another rate in proportion: `--batch-size 256 --learning-rate 0.08`.
 
 Validation errors, top-1 and top-5: 10.07 % top-5 from one crop (the paper, one of its
-seven networks); 31.3 % and 11.1 % from the centre (Caffe's quick solver). The paper
+seven networks); 31.3 % and 11.1 % from the center (Caffe's quick solver). The paper
 estimates a week on a few GPUs of its time.
 
 Differences: resizing is always bilinear, where the paper drew between four ways; Caffe

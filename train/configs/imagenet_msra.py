@@ -1,9 +1,9 @@
-"""The 19-layer PReLU network of the He initialisation paper, on ImageNet.
+"""The 19-layer PReLU network of the He initialization paper, on ImageNet.
 
-    python -m train imagenet_msra_a
+    canon-zoo train imagenet_msra_a
 
 The shorter side is drawn from 256 to 512, a part of 224 is cut out anywhere and
-mirrored half of the time, and colours are shifted. Batch 128, SGD with momentum 0.9 and
+mirrored half of the time, and colors are shifted. Batch 128, SGD with momentum 0.9 and
 weight decay 5e-4, learning rate 0.01, 0.001 and 0.0001 in about 80 epochs; the paper
 lowers it when the error stands still, here after a half and three quarters. The slopes
 are not decayed, nor are biases, of which the paper says nothing.

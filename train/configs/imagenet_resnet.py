@@ -1,10 +1,10 @@
 """Residual networks on ImageNet: as published, and as torchvision trains them.
 
-    python -m train imagenet_resnet50_v1
-    python -m train imagenet_resnet50
+    canon-zoo train imagenet_resnet50_v1
+    canon-zoo train imagenet_resnet50
 
 The paper's: the shorter side is drawn from 256 to 480, a part of 224 is cut out
-anywhere and mirrored half of the time, and colours are shifted; 600,000 steps (120
+anywhere and mirrored half of the time, and colors are shifted; 600,000 steps (120
 epochs) of batch 256, SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.1
 divided by 10 when the error stands still: here after each 30 epochs, where the paper's
 curves drop. torchvision's: 8 to 100 % of the area, sides of 3:4 to 4:3, mirrored half

@@ -1,9 +1,9 @@
 """The papers' recipes for segmentation, on PASCAL VOC, CamVid and Cityscapes.
 
-    python -m train voc_fcn32s --dataset voc_masks:VOCdevkit --from vgg16:imagenet
-    python -m train voc_fcn16s --dataset voc_masks:VOCdevkit --from runs/voc_fcn32s-TIME
-    python -m train camvid_segnet --dataset masks:camvid
-    python -m train cityscapes_pspnet --data-dir DIR --from resnet101:imagenet
+    canon-zoo train voc_fcn32s --dataset voc_masks:VOCdevkit --from vgg16:imagenet
+    canon-zoo train voc_fcn16s --dataset voc_masks:VOCdevkit --from runs/voc_fcn32s-TIME
+    canon-zoo train camvid_segnet --dataset masks:camvid
+    canon-zoo train cityscapes_pspnet --data-dir DIR --from resnet101:imagenet
 
 camvid has SPLIT/images and SPLIT/masks with the values 0 to 10 of SegNet's 11 classes
 and 11 for what is unlabelled; TFDS prepares cityscapes in DIR from its publisher's

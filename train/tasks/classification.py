@@ -62,12 +62,12 @@ def make_loss(name: str, *, smoothing: float = 0.0) -> Loss:
 
 
 class Predictions(NamedTuple):
-    """What the network says of each image of a set, in the set's order.
+    """The prediction for each image of a set, in the set's order.
 
     Attributes:
       predicted: int32 [N], the most probable class.
-      probability: float32 [N], of that class.
-      loss: float32 [N].
+      probability: float32 [N], the probability of that class.
+      loss: float32 [N], the loss.
     """
 
     predicted: np.ndarray
@@ -76,7 +76,7 @@ class Predictions(NamedTuple):
 
 
 class Classified(NamedTuple):
-    """What an evaluation found out.
+    """The result of an evaluation.
 
     Attributes:
       metrics: `count`, `correct`, `accuracy`, `loss` and, from 6 classes on, `top5`.

@@ -22,7 +22,7 @@ from zoo.spec import PRIMARY_METRICS, ModelSpec
 
 
 class Detected(NamedTuple):
-    """What an evaluation found out.
+    """The result of an evaluation.
 
     Attributes:
       metrics: `ap50`, `ap50_voc07`, `images`, `objects` and `detections`. `ap50` is NaN
@@ -30,8 +30,9 @@ class Detected(NamedTuple):
       precision: Average precision at an IoU of 0.5 of each class; None where the set
         has no object of it.
       curves: Recall and precision of each class.
-      detections: Of all images, numpy, in pixels of the images as they are stored.
-      objects: Of all images, likewise.
+      detections: The detections in all images, numpy, in pixels of the images as they
+        are stored.
+      objects: The objects in all images, likewise.
     """
 
     metrics: dict[str, float]

@@ -38,7 +38,7 @@ def evaluate_pairs(protocol: Protocol, values: Any, pairs: Pairs) -> dict[str, f
     Args:
       protocol: One of the functions below.
       values: Arrays [N, ...] of all pictures, in any tree.
-      pairs: What is compared, of two folds or more.
+      pairs: The pairs, of two folds or more.
 
     Returns:
       `accuracy`, the mean over the folds, its `standard_error`, and `auc`, that of all
@@ -91,7 +91,7 @@ def weighted_chi_squared(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray
     Args:
       train: (first, second), descriptors float32 [P, D] to fit to.
       same: bool [P].
-      pairs: The same of those to be scored.
+      pairs: The arrays of the pairs to be scored.
 
     Returns:
       float [P], minus the distances.
@@ -129,7 +129,7 @@ def siamese(
     Args:
       train: (first, second), float32 [P, N], flattened maps that F7 reads.
       same: bool [P].
-      pairs: The same of those to be scored.
+      pairs: The arrays of the pairs to be scored.
       f7: The trained F7's `kernel` and `bias`, from which it starts.
       steps: Number of steps, each with all pairs.
       learning_rate: Rate of Adam.
@@ -167,7 +167,7 @@ def ensemble(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
     Args:
       train: (first, second), for each network descriptors float32 [P, D].
       same: bool [P].
-      pairs: The same of those to be scored.
+      pairs: The arrays of the pairs to be scored.
 
     Returns:
       float [P], distances from the SVM's plane.

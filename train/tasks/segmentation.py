@@ -37,7 +37,7 @@ def make_pixel_loss(name: str, class_weights: tuple[float, ...] = ()) -> PixelLo
       name: "softmax_cross_entropy"; "median_frequency", which weighs the classes;
         "background:WEIGHT", in which pixels of class 0 count WEIGHT and all others 1;
         "bootstrapped_cross_entropy:COUNT", of an image's COUNT worst pixels.
-      class_weights: Of "median_frequency" alone, one for each class.
+      class_weights: The weight of each class, for "median_frequency" alone.
 
     Raises:
       ValueError: The name is unknown, or the weights, weight or count are missing.
@@ -81,12 +81,12 @@ def _background_cross_entropy(logits, mask, *, weight):
 
 
 class Segmented(NamedTuple):
-    """What an evaluation found out.
+    """The result of an evaluation.
 
     Attributes:
       metrics: `mean_iou`, `pixel_accuracy`, `class_accuracy`,
         `frequency_weighted_iou`, `loss`, `images` and `pixels`.
-      classes: The same by class: "iou" and "accuracies", lists of K, None where a
+      classes: The metrics by class: "iou" and "accuracies", lists of K, None where a
         class did not occur.
       confusion: int64 [K, K], pixels; rows are true classes.
       right: float32 [N], of each image the part of its pixels that are right; NaN
@@ -104,7 +104,7 @@ class Segmentation(Task):
     """Gives each pixel a class. A batch has `mask` uint8 [B, H, W], 255 is ignored.
 
     Of a network whose logits are smaller than its images, which has no padding, the
-    masks' centres count.
+    masks' centers count.
 
     Attributes:
       loss: A function from logits and masks to losses [B].
@@ -226,5 +226,5 @@ def count_class_weights(source: Source) -> tuple[float, ...]:
 
 
 def crop_mask(mask: jax.Array, logits: jax.Array) -> jax.Array:
-    """Cuts the centre that the logits [B, h, w, K] are for out of masks [B, H, W]."""
+    """Cuts the center that the logits [B, h, w, K] are for out of masks [B, H, W]."""
     return crop_centre(mask[..., None], *logits.shape[1:3])[..., 0]

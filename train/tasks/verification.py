@@ -11,14 +11,13 @@ import numpy as np
 from PIL import Image
 
 import zoo
-from train.config import DataConfig, OptimConfig
+from train.config import DataConfig, OptimConfig, load_config
 from train.data import Source, align_source, choose_alignment
 from train.data.faces import LANDMARKS_FILE, align_face, read_landmarks
 from train.data.files import Files
 from train.data.landmarks import make_detector
 from train.history import read_history
-from train.predict import Prediction, TrainedRun, read_image
-from train.task import Task, apply_and_compare, format_rows
+from train.task import Predicted, Task, apply_and_compare, format_rows
 from train.tasks.classification import Loss, check_no_aux_loss, make_loss
 from train.tasks.pair_protocols import evaluate_pairs, weighted_chi_squared
 from zoo.face.verification import (
@@ -39,7 +38,7 @@ PROTOCOLS = ("center_crop", "lfw")
 
 
 class Verified(NamedTuple):
-    """What an evaluation found out.
+    """The result of an evaluation.
 
     Attributes:
       metrics: `verification_accuracy`, its `standard_error`, `auc`, `eer`,
@@ -50,11 +49,11 @@ class Verified(NamedTuple):
         probability of a score, see `fit_logit`.
       descriptors: float32 [N, D].
       scores: float64 [P], inner products of the pairs' descriptors.
-      curve: The ROC.
+      curve: The ROC curve.
       cmc: float64, the cumulative match characteristic; empty without gallery.
       groups: For each group its name, number of pairs and accuracy at the thresholds
         of all.
-      faces: What was evaluated.
+      faces: The evaluated people and pairs.
     """
 
     metrics: dict[str, float]
@@ -225,8 +224,8 @@ class Verification(Task):
 
     @classmethod
     def predict(
-        cls, run: TrainedRun, paths: Sequence[Path], *, score_threshold: float | None
-    ) -> Iterator[Prediction]:
+        cls, run_dir: Path, paths: Sequence[Path], *, score_threshold: float | None
+    ) -> Iterator[Predicted]:
         """Yields whether two photographs are of one person, with both aligned.
 
         Landmarks come from `landmarks.csv` in the folder of a photograph, or from dlib.
@@ -237,18 +236,19 @@ class Verification(Task):
         """
         if len(paths) != 2:
             raise ValueError(f"name two photographs to compare, got {len(paths)}.")
-        rows = [row for row in read_history(run.run_dir) if "threshold" in row]
-        if not rows or run.config is None:
-            raise ValueError(
-                f"{run.run_dir} has no evaluation, and so no threshold yet."
-            )
-        measured, data = rows[-1], run.config.data
+        rows = [row for row in read_history(run_dir) if "threshold" in row]
+        if not rows:
+            raise ValueError(f"{run_dir} has no evaluation, and so no threshold yet.")
+        data, measured = load_config(run_dir / "config.json").data, rows[-1]
+        predictor = zoo.make_predictor(run_dir)
+        preprocess = predictor.card.preprocess
         crops = [
-            _crop_face(read_image(path, run), path, data.align, run.card.preprocess)
+            _crop_face(predictor.read(path), path, data.align, preprocess)
             for path in paths
         ]
-        describe = zoo.make_describer(run.model, run.card.preprocess, flip=data.mirror)
-        first, second = np.asarray(describe(run.variables, np.stack(crops)), np.float64)
+        describe = zoo.make_describer(predictor.model, preprocess, flip=data.mirror)
+        described = describe(predictor.variables, np.stack(crops))
+        first, second = np.asarray(described, np.float64)
         score = float(first @ second)
         same = score > measured["threshold"]
         pictures: list[Image.Image] = [enlarge(crop, 256) for crop in crops]
@@ -257,7 +257,7 @@ class Verification(Task):
             f"{probability(score, measured):.1%} (score {score:.3f}, threshold "
             f"{measured['threshold']:.3f})"
         )
-        yield Prediction(
+        yield Predicted(
             f"{paths[0]} and {paths[1]}",
             f"{paths[0].stem}-{paths[1].stem}",
             words,
