@@ -3,7 +3,7 @@
 The function's program is first brought to a form that the library translates: of what
 is computed differently on CPUs it has the other form, and pooling and padding, whose
 translation fails for maps [B, H, W, C] or an unknown B, become slices and
-concatenations.
+concatenations. What depends on the variables alone is computed.
 """
 
 import itertools
@@ -89,9 +89,24 @@ def _evaluate(program: core.Jaxpr, constants: Sequence, arguments: Sequence) -> 
 
     for step in program.eqns:
         operands = [read(variable) for variable in step.invars]
-        results = _step(step, operands, program)
+        if _is_constant(step, operands):
+            with jax.ensure_compile_time_eval():
+                results = bind(step, operands, program)
+        else:
+            results = _step(step, operands, program)
         values.update(zip(step.outvars, results, strict=True))
     return [read(variable) for variable in program.outvars]
+
+
+def _is_constant(step: Any, operands: list) -> bool:
+    """Whether a step is one of the variables alone, and not of the images."""
+    sizes = [size for variable in step.outvars for size in variable.aval.shape]
+    return (
+        bool(operands)
+        and step.primitive.name != "platform_index"
+        and not any(isinstance(operand, jax.core.Tracer) for operand in operands)
+        and all(isinstance(size, int) for size in sizes)
+    )
 
 
 def _step(step: Any, operands: list, program: core.Jaxpr) -> list:
