@@ -125,6 +125,7 @@ def test_any_number_of_devices_takes_the_same_steps(
     np.testing.assert_allclose(logits, again, atol=1e-4)
 
 
+@pytest.mark.apart
 def test_a_batch_that_does_not_divide_is_said_so(images, cache, tmp_path):
     codes, output, run_dir = train(
         tmp_path, images, cache, "--batch-size", "6", devices=4

@@ -99,7 +99,14 @@ def walk(kind, counts, **shape):
     }
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(4, 23), (5, 5), (7, 23)])
+@pytest.mark.parametrize(
+    ("batch_size", "count"),
+    [
+        (4, 23),
+        pytest.param(5, 5, marks=pytest.mark.apart),
+        pytest.param(7, 23, marks=pytest.mark.apart),
+    ],
+)
 def test_all_loaders_take_the_same_steps(batch_size, count):
     whole = count // batch_size
     counts = [whole, whole]

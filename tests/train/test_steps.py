@@ -199,7 +199,9 @@ def test_metrics_are_of_the_step_before_the_update():
 
 
 def test_an_augmented_image_depends_on_seed_step_and_index_alone():
-    prepare = make_prepare(PREPROCESS, augment.compose(("pad_crop:2", "affine")))
+    prepare = jax.jit(
+        make_prepare(PREPROCESS, augment.compose(("pad_crop:2", "affine")))
+    )
     batch, key = make_batch(6), jax.random.key(3)
     images = np.asarray(prepare(key, batch))
     turned = {k: v[::-1] for k, v in batch.items()}

@@ -42,7 +42,7 @@ def assert_same(ours, theirs):
         ("cifar_resnet20", {}),
         ("cifar_resnet20", {"remat": True}),
         ("cifar_resnet20", {"scan": True}),
-        ("unet_small", {}),
+        pytest.param("unet_small", {}, marks=pytest.mark.apart),
     ],
 )
 def test_the_numbers_are_those_of_init(name, options, cheap_jit):

@@ -16,7 +16,7 @@ from train.experiment import prepare_experiment
 from zoo.classification.resnet import BasicBlock, PreActBottleneck, resnet
 
 # Three blocks in a stage, so that a loop has two.
-small = partial(resnet, blocks=(3, 3, 3), small=True, num_classes=10, width=4)
+small = partial(resnet, blocks=(3, 2), small=True, num_classes=10, width=4)
 BUILDS = {
     "cifar": partial(small, block=BasicBlock),
     "imagenet": partial(zoo.build, "resnet18", num_classes=10, width=4),

@@ -135,12 +135,7 @@ def load_batch(config, preprocess, folder):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            n, marks=[pytest.mark.apart] * (n not in ("voc_ssd300", "camvid_unet"))
-        )
-        for n in RECIPES
-    ],
+    [pytest.param(n, marks=[pytest.mark.apart] * (n != "voc_ssd300")) for n in RECIPES],
 )
 def test_recipes_can_be_traced_on_their_data(name, folder):
     config = get_config(name)

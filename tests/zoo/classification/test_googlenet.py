@@ -182,6 +182,7 @@ def test_auxiliary_heads_and_other_sizes():
     assert shapes["aux2"] == (1000,)
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("name", NAMES)
 def test_initialisations(name, cheap_jit):
     model = zoo.build(name, aux=True, modules=MODULES)

@@ -241,6 +241,7 @@ def test_lenet5_modern_starts_as_caffes_xavier(networks):
         assert 0.95 * bound < np.abs(kernel).max() <= bound
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
 def test_gradients_are_finite_and_reach_every_parameter(networks, name):
     spec = zoo.get_spec(name)

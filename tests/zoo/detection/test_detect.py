@@ -79,12 +79,12 @@ RULES = [
 @pytest.mark.parametrize(
     ("rules", "own_boxes", "few"),
     [
-        (RULES[0], False, 2048),
         (RULES[0], True, 50),
         (RULES[1], False, 8),
         (RULES[2], True, 8),
-        (RULES[2], False, 2048),
-        (RULES[3], False, 8),
+        pytest.param(RULES[0], False, 2048, marks=pytest.mark.apart),
+        pytest.param(RULES[2], False, 2048, marks=pytest.mark.apart),
+        pytest.param(RULES[3], False, 8, marks=pytest.mark.apart),
     ],
 )
 def test_detections_are_those_of_the_slow_reference(cheap_jit, rules, own_boxes, few):
@@ -157,7 +157,12 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("fit", "own_boxes"), [("stretch", False), ("sides", True), ("keep", False)]
+    ("fit", "own_boxes"),
+    [
+        ("stretch", False),
+        ("sides", True),
+        pytest.param("keep", False, marks=pytest.mark.apart),
+    ],
 )
 def test_boxes_are_in_pixels_of_the_original_image(cheap_jit, fit, own_boxes):
     preprocess, size, (cell_width, cell_height) = CASES[fit]
@@ -223,6 +228,7 @@ def test_other_sizes_compile_nothing(bright):
     assert len(traced) == 2
 
 
+@pytest.mark.apart
 def test_under_jit_and_vmap(cheap_jit, bright):
     model, variables, images, sizes = bright
     detect = zoo.make_detector(model)
@@ -271,24 +277,21 @@ PARALLEL = """
     variables = {"params": {"scale": jnp.ones(3)}}
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = NamedSharding(mesh, P("data"))
-    # Of the larger images suppression takes the best few candidates first.
-    for side in (64, 128):
-        widths = (90, 80, 70, 60)
-        images = np.stack(
-            [draw((64, w), (64, 96), [(10, 10, 40, 40)]) for w in widths]
-        )
-        sizes = np.int32([(64, w) for w in widths])
-        detect = zoo.make_detector(Bright(facts("sides", resize=side, longest=256)))
-        one = detect(variables, images, sizes)
-        many = detect(
-            jax.device_put(variables, NamedSharding(mesh, P())),
-            jax.device_put(images, spread),
-            jax.device_put(sizes, spread),
-        )
-        assert many.boxes.sharding.is_equivalent_to(spread, 3), many.boxes.sharding
-        assert np.asarray(one.valid).any(axis=1).all()
-        for a, b in zip(one, many, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
+    # So large that suppression takes the best few candidates first.
+    widths = (90, 80, 70, 60)
+    images = np.stack([draw((64, w), (64, 96), [(10, 10, 40, 40)]) for w in widths])
+    sizes = np.int32([(64, w) for w in widths])
+    detect = zoo.make_detector(Bright(facts("sides", resize=128, longest=256)))
+    one = detect(variables, images, sizes)
+    many = detect(
+        jax.device_put(variables, NamedSharding(mesh, P())),
+        jax.device_put(images, spread),
+        jax.device_put(sizes, spread),
+    )
+    assert many.boxes.sharding.is_equivalent_to(spread, 3), many.boxes.sharding
+    assert np.asarray(one.valid).any(axis=1).all()
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
     print("agree on", len(jax.devices()))
 """
 

@@ -140,6 +140,7 @@ def fit(config=CONFIG, images=12):
     return model, fit_head(model, variables, Squares(images), propose, config=config)
 
 
+@pytest.mark.apart
 def test_finds_what_it_was_fitted_on():
     model, variables = fit()
     detect = zoo.make_region_detector(model, batch=32, max_detections=10)

@@ -214,6 +214,7 @@ def test_decoding_by_hand():
     assert small.boxes[0, :, [1, 3]].max() == 100
 
 
+@pytest.mark.apart
 def test_ssd512_is_what_torch_computes(cheap_jit):
     images = np.random.default_rng(0).normal(size=(1, 512, 512, 3)).astype(np.float32)
     model = zoo.build("ssd512_vgg16", num_classes=5, **NARROW)
@@ -286,7 +287,9 @@ def test_a_classifier_becomes_the_backbone():
             ssd_vgg.reduce_vgg16(wrong, IMAGENET, dense=dense)
 
 
-@pytest.mark.parametrize("name", [NAME, "ssd96_small"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(NAME, marks=pytest.mark.apart), "ssd96_small"]
+)
 def test_a_head_for_other_classes(name):
     options = NARROW if name == NAME else {}
     pre = zoo.get_spec(name).preprocess

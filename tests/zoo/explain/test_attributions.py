@@ -73,6 +73,7 @@ def test_grad_cam_by_hand(tiny):
     assert found.max() > 0
 
 
+@pytest.mark.apart
 def test_grad_cam_of_recomputed_and_scanned_networks():
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     maps = []

@@ -87,6 +87,7 @@ def test_nothing_is_cut_off_behind_an_addition(tiny, cheap_jit):
     assert float(jnp.abs(added).max()) > 0.01
 
 
+@pytest.mark.apart
 def test_remat_is_of_each_stage(tiny):
     variables, images = tiny
 

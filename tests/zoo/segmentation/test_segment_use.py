@@ -52,8 +52,13 @@ def test_it_exports():
 
 @pytest.mark.parametrize(
     "name",
-    "fcn32s_vgg16 fcn_resnet50 pspnet_resnet50 unet unet_small unet_resnet34 "
-    "segnet_basic frrn_a".split(),
+    [
+        *("fcn32s_vgg16", "pspnet_resnet50", "unet_small", "segnet_basic"),
+        pytest.param("fcn_resnet50", marks=pytest.mark.apart),
+        pytest.param("unet", marks=pytest.mark.apart),
+        pytest.param("unet_resnet34", marks=pytest.mark.apart),
+        pytest.param("frrn_a", marks=pytest.mark.apart),
+    ],
 )
 def test_networks_of_the_zoo_make_masks_of_any_size(name):
     model = zoo.build(name)

@@ -66,6 +66,7 @@ def test_a_moved_image_has_moved_logits(tiny, cheap_jit):
     assert float(jnp.ptp(a)) > 0.1
 
 
+@pytest.mark.apart
 def test_remat_changes_nothing(tiny, cheap_jit):
     variables, images = tiny
 

@@ -130,10 +130,11 @@ def test_same_size_at_any_size(size):
             ("conv5_2", "conv4_2", "conv3_2", "conv2_1", "conv1_1"),
             WIDTHS[:4],
         ),
-        (
+        pytest.param(
             "googlenet_tv",
             ("inception_5b", "inception_4e", "inception_3b", "conv2", "conv1"),
             WIDTHS,
+            marks=pytest.mark.apart,
         ),
     ],
 )
@@ -192,6 +193,7 @@ def test_a_classifiers_weights_go_in(cheap_jit):
     assert out["logits"].shape == (1, 17, 22, 4)
 
 
+@pytest.mark.apart
 def test_remat_changes_nothing(cheap_jit):
     images = make_images((44, 44), 1)
 

@@ -58,7 +58,10 @@ def check_step(name, size, jit):
     assert np.abs(expected["loss"]["loss"]).max() > 0
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.apart] * n.startswith("unet")) for n in SMALL],
+)
 def test_small_networks(name, cheap_jit):
     check_step(name, SMALL[name], cheap_jit)
 

@@ -100,6 +100,7 @@ def test_three_by_three_for_five_by_five_is_found(monkeypatch):
     assert failed(verify("googlenet"))[0] == "inception_3a"
 
 
+@pytest.mark.apart
 def test_another_momentum_is_found(monkeypatch, cheap_jit):
     build = partial(zoo.get_spec(SMALL).build, momentum=0.1)
     replace_facts(monkeypatch, SMALL, build=build)
