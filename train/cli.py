@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +29,7 @@ from train.data.pipeline import WorkerError
 from train.fit import NonFiniteLossError, Result, fit, resume_run
 from train.run_dir import new_run_dir
 from train.run_report import write_run_report
+from zoo.compilation_cache import use_compilation_cache
 from zoo.registry import unknown
 
 logger = logging.getLogger("train")
@@ -243,29 +243,6 @@ def join_processes() -> None:
             f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             f"{' and '.join(names)} where no cluster does."
         ) from error
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled steps between runs, unless jax has been told where already.
-
-    They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; nowhere, which the log says,
-    where that folder cannot be written.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
-        try:
-            cache = cache.expanduser()
-            cache.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=cache).close()
-        except (OSError, RuntimeError) as error:
-            logger.warning(
-                "compiled steps are not kept: %s. ZOO_CACHE names another folder.",
-                error,
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        # Small steps too: a run of a tiny network is mostly compilation.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run(arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zoo import cpu, explain, protocols, transfer, weights
 from zoo.api import create, create_with_card
 from zoo.classify import Classification, make_classifier
+from zoo.compilation_cache import use_compilation_cache
 from zoo.describe import make_describer
 from zoo.detect import make_detector
 from zoo.detection.types import Detections
@@ -75,6 +76,7 @@ __all__ = [
     "predict",
     "protocols",
     "transfer",
+    "use_compilation_cache",
     "weights",
 ]
 

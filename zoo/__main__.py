@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import tyro
 
 import zoo
+from zoo.compilation_cache import use_compilation_cache
 from zoo.predict import list_images
 from zoo.registry import unknown
 from zoo.summary import describe_weights
@@ -296,6 +297,7 @@ def main(arguments: list[str]) -> None:
 
 def run(arguments: list[str]) -> None:
     """Runs one command, whose end is the program's."""
+    use_compilation_cache()
     try:
         main(arguments)
     # What a user can put right is said in words; anything else is a bug and is shown.
