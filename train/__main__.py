@@ -1,4 +1,4 @@
-"""The doors of `canon-zoo` and `python -m train`.
+"""The entry points of `canon-zoo` and `python -m train`.
 
 What they can do is in `zoo.__main__` and `train.cli`.
 """
@@ -17,7 +17,7 @@ def canon_zoo() -> None:
 
 
 def train(arguments: list[str]) -> None:
-    """Runs a command of training, or says what is to be installed for it."""
+    """Runs a command of the trainer, or names the package to install for it."""
     try:
         from train.cli import run
     except ModuleNotFoundError as error:

@@ -79,7 +79,7 @@ class Checkpoints:
     Each step's folder has the items `state`, `card` (see `zoo.spec.Card`), `data` (the
     position of a streamed data set) and `metrics`, each with checksums of its files. A
     save that is interrupted leaves a temporary folder, which nobody reads. A step whose
-    metrics are damaged is renamed to `damaged-STEP`, and the log says so.
+    metrics are damaged is renamed to `damaged-STEP`, which is logged.
     """
 
     def __init__(self, run_dir: Path):
@@ -158,7 +158,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Waits until what was saved is on the disk.
+        """Waits until all saves are on the disk.
 
         Raises:
           CheckpointError: The save failed.

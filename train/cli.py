@@ -57,7 +57,7 @@ TRANSFER = TrainConfig(
 
 
 def usage() -> str:
-    """Lists the commands and the experiments."""
+    """Returns the list of the commands and the experiments."""
     lines = [
         "usage: canon-zoo train NAME [options]     train one of the experiments below",
         "       canon-zoo train resume RUN         go on with an interrupted run",
@@ -152,7 +152,7 @@ def parse_resume(arguments: list[str], prog: str) -> Resume:
 
 
 def train(config: TrainConfig, name: str) -> Result:
-    """Trains in a new folder, writes the report, and says what can be done next.
+    """Trains in a new folder, writes the report, and prints the result.
 
     Args:
       config: The config of the run; without a `run_dir` the folder is runs/NAME-TIME
@@ -172,7 +172,7 @@ def train(config: TrainConfig, name: str) -> Result:
         result = fit(config, run_dir)
     finally:
         with contextlib.suppress(OSError):
-            run_dir.rmdir()  # Where what was asked for was refused, it is empty.
+            run_dir.rmdir()  # It is empty if the config was refused.
     write_run_report(result)
     print(describe_result(result))
     return result
@@ -229,10 +229,10 @@ def describe_result(result: Result) -> str:
 
 
 def join_processes() -> None:
-    """Makes this process one of several that train together.
+    """Joins the processes that train together.
 
     Raises:
-      ValueError: Nothing says how many there are, or which one this is.
+      ValueError: The number of processes or the number of this one is not known.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     try:
@@ -246,7 +246,7 @@ def join_processes() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Runs a command; its end is the program's."""
+    """Runs a command, and exits with a message where the user made an error."""
     use_compilation_cache()
     # Orbax warns of each save that follows no evaluation.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -255,7 +255,7 @@ def run(arguments: list[str]) -> None:
             join_processes()
             arguments = arguments[1:]
         main(arguments)
-    # What a user can put right is said in words; anything else is a bug and is shown.
+    # Errors that a user can correct are messages; any other one shows its traceback.
     except (
         *(ValueError, OSError, ImportError),
         *(CheckpointError, NonFiniteLossError, WorkerError),

@@ -135,8 +135,8 @@ def open_network(options: NetworkOptions, more: dict[str, Any] | None = None) ->
     """Opens a network and a data set.
 
     Args:
-      options: The network and the data set. What they do not say is as in the run's
-        training, where there is a run.
+      options: The network and the data set. Unset options are as in the training of
+        the run, where there is a run.
       more: Options of the network, unless `options` have them.
 
     Raises:
@@ -267,7 +267,7 @@ def predict(
     out: Path | None = None,
     score_threshold: float = 0.3,
 ) -> None:
-    """Shows a run's network images, and draws what it says.
+    """Predicts with the network of a run, and draws the predictions.
 
     A classifier predicts a class, a detector boxes with classes and scores. The masks
     of a segmentation network are written, too, in the colors of its data set. A face

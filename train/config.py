@@ -66,7 +66,7 @@ class DataConfig:
     """Value of each class in folders with masks, such as 0 255; none for the numbers
     0, 1, .."""
     orientation: Literal["auto", "stored", "upright"] = "auto"
-    """Whether images are turned as their EXIF orientation says: upright, or as stored.
+    """Whether images are turned by their EXIF orientation: upright, or as stored.
     auto turns those of classification; beside boxes and masks it counts them."""
     per_class: Annotated[int, _short("per-class")] = 0
     """Training images of each class to keep; 0 for all."""
@@ -316,7 +316,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Reads what `save_config` wrote, or what was written by hand like it.
+    """Reads a config that `save_config` wrote, or that was written by hand.
 
     Each value has the type of its field; nothing is converted.
 

@@ -1,14 +1,12 @@
-"""From a config to everything a run needs, checked before the first step."""
+"""The parts of a run, made from its config and checked before the first step."""
 
 import dataclasses
 import importlib.metadata
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
-import optax
 from flax import linen as nn
-from jax.sharding import Mesh
 
 import zoo
 from train import optim
@@ -19,95 +17,15 @@ from train.data import (
     fit_source,
     load_dataset,
 )
-from train.state import TrainState, create_state
-from train.steps import Step, check_divides, make_mesh, make_prepare, make_train_step
+from train.run import Experiment
+from train.steps import check_divides, make_mesh
 from train.task import Task
 from train.tasks import TASKS
 from train.warm_start import check_layers, create_model
 from zoo.ops import augment
-from zoo.spec import Card, ModelSpec, Preprocess
+from zoo.spec import Preprocess
 
 PACKAGES = ("canon-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """The parts of a run.
-
-    Attributes:
-      config: The config of the run.
-      spec: The facts of the network.
-      model: The network.
-      variables: The variables that training starts from.
-      card: The facts that checkpoints store with the variables.
-      train_source: The images to train on, fitted to the network's input.
-      eval_source: The images to evaluate on, fitted to the network's input.
-      train_preprocess: The network's input in training; that in evaluation is the
-        card's.
-      mesh: The devices.
-      task: The task that the network is trained for.
-      steps_per_epoch: The number of whole batches in the training set.
-      total_steps: The length of the training, in steps.
-    """
-
-    config: TrainConfig
-    spec: ModelSpec
-    model: nn.Module
-    variables: dict[str, Any]
-    card: Card
-    train_source: Source
-    eval_source: Source
-    train_preprocess: Preprocess
-    mesh: Mesh
-    task: Task
-    steps_per_epoch: int
-    total_steps: int
-
-    @cached_property
-    def schedule(self) -> optax.Schedule:
-        """The learning rate by step."""
-        return optim.make_schedule(self.config.optim, self.total_steps)
-
-    @cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer of the trained parameters."""
-        return optim.make_optimizer(
-            self.config.optim, self.schedule, self.variables["params"]
-        )
-
-    @cached_property
-    def _frozen_from(self) -> dict[int, tuple[str, ...]]:
-        return optim.freeze_schedule(self.config.optim, self.variables["params"])
-
-    def frozen(self, step: int) -> tuple[str, ...]:
-        """Returns the paths of the parameters that are frozen at a step."""
-        epoch = step // self.steps_per_epoch
-        return self._frozen_from[max(e for e in self._frozen_from if e <= epoch)]
-
-    def create_state(self, step: int = 0) -> TrainState:
-        """Creates a state with the structure that it has at a step."""
-        return create_state(
-            self.variables,
-            self.optimizer,
-            frozen=self.frozen(step),
-            ema=self.config.optim.ema_decay is not None,
-        )
-
-    def make_step(self, step: int) -> Step:
-        """Makes the training step as it is at a step."""
-        config = self.config
-        fn = augment.compose(config.data.augment) if config.data.augment else None
-        return make_train_step(
-            self.model,
-            self.task,
-            self.optimizer,
-            schedule=self.schedule,
-            prepare=make_prepare(self.train_preprocess, fn),
-            seed=config.seed,
-            frozen=self.frozen(step),
-            ema_decay=config.optim.ema_decay,
-            accumulate=config.optim.accumulate,
-        )
 
 
 def prepare_experiment(
@@ -122,7 +40,7 @@ def prepare_experiment(
 
     Raises:
       ValueError: Anything in the config is unknown, out of range, or does not fit. What
-        is wrong with the data is said all at once.
+        is wrong with the data is reported all at once.
     """
     data, problems = config.data, _Problems()
     spec = zoo.get_spec(config.model.name)
@@ -157,7 +75,7 @@ def prepare_experiment(
     train_preprocess = fit_preprocess(preprocess, data.fit, data.size)
     eval_preprocess = fit_preprocess(train_preprocess, data.fit, data.eval_size)
     preprocesses = train_preprocess, eval_preprocess
-    # From here on the config says what the images decided, such as their alignment.
+    # The config now has what the images decide, such as their alignment.
     data, prepared = task.prepare_sources(data, sources, preprocesses)
     config = dataclasses.replace(config, data=data)
     train_source, eval_source = fitted = [
@@ -217,7 +135,7 @@ def prepare_experiment(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
-    # What patterns, schedules and augmentations refuse, they refuse here.
+    # Patterns, schedules and augmentations are checked by tracing them here.
     _ = experiment.make_step(0), jax.eval_shape(experiment.create_state)
     image = jax.ShapeDtypeStruct(train_preprocess.shape, "uint8")
     jax.eval_shape(augment.compose(data.augment), jax.random.key(0), image)
@@ -242,9 +160,9 @@ def check_sources(config: TrainConfig, sources: tuple[Source, Source]) -> None:
 
 
 class _Problems:
-    """Collects errors, so that all of them are said at once.
+    """Collects errors, so that all of them are reported at once.
 
-    As a context it takes a ValueError and goes on behind it.
+    As a context manager it catches ValueErrors and keeps their messages.
     """
 
     def __init__(self):
@@ -259,7 +177,7 @@ class _Problems:
         return isinstance(error, ValueError)
 
     def raise_any(self) -> None:
-        """Raises ValueError with all that was found, each thing once."""
+        """Raises ValueError with all messages, each of them once."""
         found = list(dict.fromkeys(self.found))
         if len(found) > 1:
             lines = [f"{i + 1}. {problem}" for i, problem in enumerate(found)]
@@ -271,7 +189,7 @@ class _Problems:
 def fit_preprocess(
     preprocess: Preprocess, fit: str, size: tuple[int, ...]
 ) -> Preprocess:
-    """Changes the way images are fitted, and the input's height and width, if asked."""
+    """Replaces the fit of images and the size of the input, where they are given."""
     changes = {"fit": fit} if fit else {}
     if size:
         changes |= {"size": size[0], "width": size[1]}

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import shlex
 import signal
 import threading
 import time
@@ -26,18 +25,18 @@ from train.checkpoint import (
 from train.config import TrainConfig, load_config, save_config
 from train.data import Source
 from train.evaluate import Evaluator
-from train.experiment import Experiment, prepare_experiment
+from train.experiment import prepare_experiment
 from train.history import History, format_rate
 from train.loaders import make_loader
+from train.run import Result
 from train.run_dir import (
     Clock,
     check_fingerprints,
     create_run_dir,
     lock_run_dir,
 )
-from train.state import TrainState, change_frozen
-from train.steps import make_run_steps, put_replicated, replicated
-from train.task import Evaluated
+from train.state import change_frozen
+from train.steps import RunSteps, make_run_steps, put_replicated, replicated
 
 logger = logging.getLogger("train")
 
@@ -46,48 +45,6 @@ SECONDS_PER_CALL = 1.0  # Between two looks at the losses, the clock and the sig
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The result of a run.
-
-    Attributes:
-      run_dir: The folder of the run.
-      experiment: The parts of the run.
-      state: The state after the last step that was run.
-      finished: False where a signal ended it; `resume` goes on.
-      evaluated: The result of the last evaluation; see `train.tasks`. None where a
-        signal ended the run, which then is not evaluated.
-      seconds: The wall time of all parts of the run, compilation included.
-      first_step_seconds: The time from the call of `fit` until the first steps were
-        done.
-      parts: The number of parts: one more than the run was resumed.
-    """
-
-    run_dir: Path
-    experiment: Experiment
-    state: TrainState
-    finished: bool
-    evaluated: Evaluated | None
-    seconds: float
-    first_step_seconds: float
-    parts: int = 1
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics of the last evaluation.
-
-        Raises:
-          ValueError: A signal ended the run.
-        """
-        if self.evaluated is None:
-            raise ValueError(
-                f"the run in {self.run_dir} was stopped after step "
-                f"{int(self.state.step)} and has no metrics; "
-                f"`canon-zoo train resume {shlex.quote(str(self.run_dir))}` goes on."
-            )
-        return self.evaluated.metrics
 
 
 def fit(
@@ -108,8 +65,8 @@ def fit(
         is none; None for a new run.
       sources: Images to train and to evaluate on; None to open what the config names.
       quiet: Show no progress bar and no evaluations.
-      changed_data: When resuming: go on where the images are not those that the run
-        began with.
+      changed_data: Whether to resume with other images than those that the run began
+        with.
 
     Raises:
       ValueError: The config does not fit together, the folder is not new, another
@@ -119,7 +76,7 @@ def fit(
     """
     started = time.perf_counter()
     run_dir, start = Path(run_dir), resume or 0
-    # 1. Open data and model: what can be refused is refused before anything is written.
+    # 1. Open the data and the model; all checks come before anything is written.
     experiment = prepare_experiment(config, sources)
     mesh, task = experiment.mesh, experiment.task
     steps_per_epoch, total = experiment.steps_per_epoch, experiment.total_steps
@@ -143,6 +100,11 @@ def fit(
         config.data.eval_batch_size,
         max_boxes=config.data.max_boxes,
     )
+
+    def compile_step(step: int) -> RunSteps:
+        train_step = experiment.make_step(step)
+        return make_run_steps(train_step, mesh, loader.data, most=steps_per_epoch)
+
     evaluated = None
     first_step_seconds = 0.0
 
@@ -167,9 +129,7 @@ def fit(
         stopping = stack.enter_context(catch_signals())
         bar = stack.enter_context(_progress(total, start, quiet))
         step, pace = start, 1
-        run_steps = make_run_steps(
-            experiment.make_step(step), mesh, loader.data, most=steps_per_epoch
-        )
+        run_steps = compile_step(step)
 
         while step < total:
             # 3. Run some steps: about a second's, and not past the end of an epoch.
@@ -186,7 +146,7 @@ def fit(
             else:
                 first_step_seconds = time.perf_counter() - started
 
-            # 4. Refuse what is not finite, before it can be saved.
+            # 4. Stop at a loss that is not finite, before it is saved.
             finite = np.isfinite(scalars["loss"]) & np.isfinite(scalars["grad_norm"])
             for i in np.flatnonzero(~finite)[:1]:
                 raise _non_finite(step + i, loader, experiment, checkpoints)
@@ -204,17 +164,15 @@ def fit(
             speed = f"{format_rate(rate)} images/s"
             bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {speed}")
 
-            # 6. At the end of an epoch: thaw what is frozen no longer, with an
-            #    optimizer state that fits; evaluate; save.
+            # 6. At the end of an epoch: unfreeze layers, with an optimizer state that
+            #    fits; evaluate; save.
             epoch, left = divmod(step, steps_per_epoch)
             if left == 0 and experiment.frozen(step) != experiment.frozen(step - 1):
                 state = change_frozen(
                     state, experiment.optimizer, experiment.frozen(step)
                 )
                 state = put_replicated(state, mesh)
-                run_steps = make_run_steps(
-                    experiment.make_step(step), mesh, loader.data, most=steps_per_epoch
-                )
+                run_steps = compile_step(step)
             evaluated = None
             if step == total or (left == 0 and epoch % config.eval_every == 0):
                 evaluated = evaluate(state.eval_variables())
@@ -230,7 +188,7 @@ def fit(
                 checkpoints.save(state, step, experiment.card, found, loader.stream)
                 clock.save()
 
-        # 7. Save where a signal came, and wait for the disk.
+        # 7. Save after a signal, and wait for the disk.
         if step < total:
             checkpoints.save(state, step, experiment.card, None, loader.stream)
             clock.save()

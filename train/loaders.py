@@ -24,7 +24,7 @@ class Loader(Protocol):
     Attributes:
       data: The set's arrays [N, ...] on every device, of which each batch is but the
         places `index` int32 [B] of its images; None where a batch has its arrays.
-      stream: The grain iterator, whose position belongs into a checkpoint; None where
+      stream: The grain iterator, whose position is saved in checkpoints; None where
         the position is the number of the step.
     """
 
@@ -66,7 +66,7 @@ def make_loader(
         position that a checkpoint has of it.
 
     Raises:
-      ValueError: A random crop is asked for of a set that shall be on the device.
+      ValueError: `config` has a random crop for a set that is kept on the device.
     """
     size = resident_bytes(source, preprocess, max_boxes=config.max_boxes)
     still = config.crop == "center" and not config.geometry

@@ -42,8 +42,8 @@ def evaluate_multi_crop(
 ) -> dict[str, float]:
     """Evaluates a network by a protocol, every image once.
 
-    Each process looks at images of its own on devices of its own; what they counted is
-    summed up at the end, see `count_views`.
+    Each process evaluates its own images on its own devices; the counts of all
+    processes are added at the end, see `count_views`.
 
     Args:
       model: A classification network.
@@ -89,7 +89,7 @@ def count_views(
     batch_size: int,
     process: tuple[int, int] = (0, 1),
 ) -> metrics.State:
-    """Counts what a network says of the images that are one process's.
+    """Evaluates the images of one process.
 
     Args:
       model: A classification network.
@@ -189,7 +189,7 @@ def batch_by_shape(
     *,
     megabytes: int = 1024,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Puts together what has one shape.
+    """Groups views of the same shape into batches.
 
     Args:
       parts: A number and views uint8 [V, H, W, C] each.
@@ -228,7 +228,7 @@ def batch_by_shape(
 
 
 def _count(probabilities: np.ndarray, labels: np.ndarray) -> metrics.State:
-    """Counts what was found: probabilities [N, K] and labels [N]."""
+    """Updates the metric with probabilities [N, K] and labels [N]."""
 
     @jax.jit
     def update(state, probabilities, labels):

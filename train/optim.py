@@ -1,4 +1,4 @@
-"""Schedules, optimizers, and which parameters they train."""
+"""Schedules, optimizers, and frozen parameters."""
 
 import dataclasses
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("train")
 
 
 def scale_warmup(config: OptimConfig, total_steps: int) -> OptimConfig:
-    """Shortens a warm-up that is as long as the training to a tenth of it, and says so.
+    """Shortens a warm-up as long as the training to a tenth of it, with a warning.
 
     Args:
       config: The constants of the optimizer, `warmup_steps` among them.
@@ -116,7 +116,7 @@ def make_optimizer(
 
 
 def _choose_decayed(params: Any, also: set[str]) -> Any:
-    """Says which parameters are decayed: kernels, and the paths in `also`."""
+    """Returns the mask of decayed parameters: kernels, and the paths in `also`."""
     flat = flatten(params)
     return unflatten({k: jnp.ndim(p) > 1 or k in also for k, p in flat.items()})
 

@@ -38,7 +38,7 @@ class TrainState:
         """The model's variables to evaluate: moving averages where there are any."""
         if self.ema is None:
             return self.variables()
-        # Frozen leaves have no average; they are what they were.
+        # Frozen leaves have no average, for they do not change.
         params = merge(self.params, self.ema["params"])
         return _variables(params, self.ema["batch_stats"])
 

@@ -22,6 +22,10 @@ from zoo.transfer import freeze_statistics, frozen_modules, merge, split
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# From a state and batches to the new state and metrics with one value a step.
+RunSteps = Callable[
+    [TrainState, Iterable[Batch]], tuple[TrainState, dict[str, np.ndarray]]
+]
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -52,9 +56,9 @@ def make_prepare(
     """Makes the function from a batch of uint8 images to the network's input.
 
     Each image's random numbers follow from the key and its index in the data set, so
-    that they are the same on any number of devices and processes. Where a batch says
-    which height and width its images fill, with `size` int32 [B, 2], the rest is 0,
-    the color of the mean.
+    that they are the same on any number of devices and processes. Where a batch has
+    `size` int32 [B, 2], the height and width that each image fills, the rest of the
+    input is 0, which is the mean color.
 
     Args:
       preprocess: The network's input.
@@ -250,7 +254,7 @@ def make_run_steps(
     *,
     most: int = 1,
     loop: bool | None = None,
-) -> Callable[[TrainState, Iterable[Batch]], tuple[TrainState, dict[str, np.ndarray]]]:
+) -> RunSteps:
     """Makes the function that runs a training step on several batches.
 
     Args:
@@ -321,8 +325,8 @@ def make_eval_step(
     """Makes the jitted evaluation of one batch.
 
     Returns:
-      `step(variables, state, batch) -> (state, each)`: the task's sums, and what it
-      keeps of each image with the batch's `index` and `valid`.
+      `step(variables, state, batch) -> (state, each)`: the metric's state, and the
+      results of each image with the batch's `index` and `valid`.
     """
     prepare = make_prepare(preprocess, None)
 

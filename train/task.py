@@ -1,4 +1,4 @@
-"""What a task is: a loss to minimize, metrics to measure, and what commands show.
+"""The contract of a task: a loss to minimize, metrics to measure, texts to print.
 
 A task is one class below `train/tasks/` and one row of `train.tasks.TASKS`.
 """
@@ -34,7 +34,7 @@ class Evaluated(Protocol):
 
 
 class Predicted(NamedTuple):
-    """What a network says of an image, or of a pair.
+    """The prediction for an image, or for a pair of images.
 
     Attributes:
       title: The names of the files.
@@ -282,7 +282,7 @@ class Task(abc.ABC):
     def predict(
         cls, run_dir: Path, paths: Sequence[Path], *, score_threshold: float | None
     ) -> Iterator[Predicted]:
-        """Yields what the network of a run says of image files.
+        """Yields the predictions of a run's network for image files.
 
         Args:
           run_dir: The folder of the run.

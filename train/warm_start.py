@@ -109,7 +109,7 @@ def take_layers(
       layers: Path patterns.
 
     Raises:
-      ValueError: A pattern matches nothing, or what it matches is not the same in both.
+      ValueError: A pattern matches nothing, or the layers differ between the networks.
     """
     trees = *target.values(), *source.values()
     paths = {path for tree in trees for path in flatten(tree)}

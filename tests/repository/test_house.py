@@ -66,6 +66,7 @@ FLOORS = {
     "train/task": 9,
     "train/warm_start": 8,
     "train/steps": 10,
+    "train/run": 11,
     "train/evaluate": 11,
     "train/loaders": 11,
     "train/tasks": 11,

@@ -117,3 +117,33 @@ def test_values_of_masks_are_checked(name, values):
     data = dataclasses.replace(config.data, **{name: values})
     with pytest.raises(ValueError, match=f"data.{name} must be different numbers"):
         dataclasses.replace(config, data=data)
+
+
+# As the first version of the trainer wrote it, field by field.
+FIRST_VERSION = """{
+  "model": {"name": "cifar_resnet20", "weights": null, "layers": [],
+            "dtype": "float32", "options": []},
+  "data": {"dataset": "digits", "train_split": "train", "eval_split": "test",
+           "data_dir": null, "classes": [], "ignored": [], "values": [],
+           "orientation": "auto", "per_class": 2, "color": "rgb", "batch_size": 8,
+           "eval_batch_size": 72, "crop": "center", "align": "auto", "mirror": false,
+           "augment": ["pad_crop:4", "flip"], "geometry": [], "fit": "", "size": [],
+           "eval_size": [], "max_boxes": 100, "difficult": false,
+           "placement": "auto", "device_megabytes": 1024, "workers": 0,
+           "on_bad_image": "stop"},
+  "optim": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": false,
+            "weight_decay": 0.0001, "decay": "all", "decay_also": [],
+            "schedule": "step", "boundaries": [0.5, 0.75], "factor": 0.1,
+            "power": 0.9, "gamma": 0.0001, "warmup_steps": 0, "warmup_rate": 0.01,
+            "clip_norm": null, "filter_rms": null, "accumulate": 1, "loss": "",
+            "aux_loss": "", "label_smoothing": 0.0, "ema_decay": null, "freeze": [],
+            "unfreeze": [], "rates": []},
+  "epochs": 10, "steps": 3, "seed": 0, "eval_every": 5, "save_every": 5,
+  "log_every": 1, "run_dir": ""
+}"""
+
+
+def test_a_config_of_the_first_version_opens(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(FIRST_VERSION)
+    assert load_config(path) == get_config("cifar10_resnet20_tiny")

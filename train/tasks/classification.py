@@ -48,7 +48,7 @@ def make_loss(name: str, *, smoothing: float = 0.0) -> Loss:
       smoothing: Label smoothing, of the softmax cross-entropy alone.
 
     Raises:
-      ValueError: The name is unknown, or the loss knows no label smoothing.
+      ValueError: The name is unknown, or the loss has no label smoothing.
     """
     if name == "softmax_cross_entropy":
         return lambda logits, labels: softmax_cross_entropy(logits, labels, smoothing)

@@ -124,7 +124,7 @@ def siamese(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> np.ndarray:
-    """Trains F7 and one logistic unit on |f1 - f2|; what is below stays frozen.
+    """Trains F7 and one logistic unit on |f1 - f2|; the layers below stay frozen.
 
     Args:
       train: (first, second), float32 [P, N], flattened maps that F7 reads.

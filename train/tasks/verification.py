@@ -289,7 +289,7 @@ def evaluate_descriptors(descriptors: np.ndarray, faces: FaceSet) -> Verified:
 
     Args:
       descriptors: float32 [N, D].
-      faces: Who is shown, and what is to be compared.
+      faces: The people, and the pairs to compare.
     """
     scores = pair_scores(descriptors, faces)
     pairs = faces.pairs
