@@ -125,9 +125,7 @@ def test_the_command_lists_them_with_the_place_of_the_file(tmp_path):
 def test_the_command_says_what_has_none_and_does_not_fetch_offline(tmp_path):
     done = command("weights", "plain18", ZOO_CACHE=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr == (
-        "error: no model that matches 'plain18' has published weights.\n"
-    )
+    assert done.stderr == "error: no model that matches 'plain18' has weights.\n"
     options = {"ZOO_CACHE": str(tmp_path), "ZOO_OFFLINE": "1"}
     done = command("weights", "resnet18", "--fetch", **options)
     assert done.returncode == 1
