@@ -31,30 +31,29 @@ def create(
 
     With `dtype=jnp.bfloat16` every layer computes in bfloat16, while parameters,
     gradients, batch statistics and logits stay float32. In float32, TPUs and GPUs
-    multiply in fewer bits unless told otherwise: under
-    `jax.default_matmul_precision("highest")`, set where the model is traced, every
-    product and its gradients are float32 indeed.
+    multiply with fewer bits by default; trace the model under
+    `jax.default_matmul_precision("highest")` for products and gradients in float32.
 
-    To train in less memory, let a jitted step donate what it replaces, as the steps of
-    `train` do, and take `remat=True`, which keeps no activations within a stage:
+    To save memory in training, donate the state to a jitted step, as `train` does, and
+    use `remat=True`, which recomputes the activations of a stage:
 
         step = jax.jit(step, donate_argnums=0)
-        state, metrics = step(state, batch)  # the old state is gone
+        state, metrics = step(state, batch)  # the buffers of the old state are reused
 
     Args:
       name: Name of the model, one of `list_models()`.
       weights: None for the paper's initialization; else a registered name, or the
         path of a safetensors or torch file, of a run folder or of a checkpoint.
       num_classes: None for the weights' number or, without weights, the paper's.
-        Another number than the weights' gives a new head, and the log says so. 0
-        gives no head: the output is the last endpoint.
+        Another number than the weights' makes a new head, which is logged. 0 makes no
+        head: the output is the last endpoint.
       key: Key for the initialization; None for `jax.random.key(0)`.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`; `describe`
         lists them.
 
     Returns:
       `(module, variables)`: a Linen module and {"params": ..., "batch_stats": ...},
-      with batch statistics where the network has batch norm.
+      with batch statistics if the network has batch norm.
 
     Raises:
       ValueError: The model, an option or the weights are unknown or do not fit.

@@ -19,37 +19,36 @@ PRIMARY_METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a uint8 image becomes a network's input.
+    """The preprocessing of a uint8 image for a network.
 
-    The image is brought to the input's size as `fit` says, and each channel becomes
-    `(value / 255 - mean) / std`. Networks that came from Caffe take 0 to 255 with only
-    a mean subtracted, which is `std=1/255`, and the channels as blue, green, red.
+    `fit` selects how the image is resized, and each channel becomes
+    `(value / 255 - mean) / std`. Networks from Caffe take values of 0 to 255 minus a
+    mean, which is `std=1/255`, and channels in the order blue, green, red.
 
     `fit` is one of
 
-    - "crop": the shorter side is resized to `resize` pixels and the center of `size` x
-      `size` is cut out: classification.
-    - "stretch": height and width are resized to the input's, whatever the image's
-      proportions: SSD, YOLO.
-    - "sides": the shorter side is resized to `resize` pixels, or to less where the
-      longer one would exceed `longest`; borders are added on the right and below:
-      Faster R-CNN. `size` and `width` are then an example, of which counts are stated.
-    - "keep": the image is not resized; borders are added on the right and below:
-      segmentation. `size` and `width` are then an example, of which counts are stated.
+    - "crop", for classification: the shorter side is resized to `resize` pixels, and
+      the center crop of `size` x `size` is taken.
+    - "stretch", for SSD and YOLO: height and width are resized to those of the input;
+      the aspect ratio changes.
+    - "sides", for Faster R-CNN: the shorter side is resized to `resize` pixels, or to
+      less if the longer side would exceed `longest`; the image is padded at the right
+      and the bottom. `size` and `width` are those of an example, for the counts.
+    - "keep", for segmentation: the image is not resized, but padded at the right and
+      the bottom. `size` and `width` are those of an example, for the counts.
 
     Attributes:
-      size: Height, and width too where `width` is None, of the network's input, in
-        pixels.
-      channels: 3 for RGB, 1 for gray.
-      mean: Per channel, in units of the full range (0 to 1), for RGB in this order.
-      std: Per channel, in units of the full range (0 to 1), for RGB in this order.
-      resize: Length of the shorter side before the crop, in pixels; `size` if None.
+      size: Height of the network's input, in pixels.
+      channels: Number of channels: 3 for RGB, 1 for gray.
+      mean: Mean of each channel, on a scale of 0 to 1, in the order red, green, blue.
+      std: Standard deviation of each channel, on the same scale and in the same order.
+      resize: Length of the shorter side before the crop, in pixels; None for `size`.
       interpolation: Name of the Pillow filter, "bilinear" or "bicubic".
-      channel_order: "rgb", or "bgr" where the network takes blue first.
-      width: Width of the network's input where it is not square, in pixels.
-      fit: "crop", "stretch", "sides" or "keep".
-      longest: Of "sides": the longer side's limit after resizing, in pixels.
-      antialias: Whether the filter widens where an image is made smaller, as Pillow's.
+      channel_order: Order of the network's channels, "rgb" or "bgr".
+      width: Width of the network's input, in pixels; None for `size`.
+      fit: Resizing: "crop", "stretch", "sides" or "keep".
+      longest: Largest length of the longer side for "sides", in pixels.
+      antialias: Whether the filter is widened for downsampling, as in Pillow.
     """
 
     size: int
@@ -140,20 +139,20 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class TorchRule:
-    """Where a module's parameters live in a PyTorch state dict.
+    """The name of a module in a PyTorch state dict.
 
     Attributes:
-      module: Path of the Linen module, such as "backbone/stage1/block1/conv1"; None
-        for what the network has no place for, such as heads that only training used.
+      module: Path of the Linen module, such as "backbone/stage1/block1/conv1"; None for
+        a torch module that is not part of the network, such as an auxiliary head.
       key: Path of the torch module, such as "layer1.0.conv1".
-      flatten: `(channels, height, width)` for a dense layer that follows a flattened
-        convolution: torch flattens in that order, this zoo in height, width, channels.
-      alias: Another name that public files have for a layer; they may keep a dense
-        one as a convolution over the whole map.
-      outputs: `(a, b)` for a layer that has a * K + b outputs for K classes. None for
-        other layers; those of a part called "head" have K.
-      transposed: Whether it is a transposed convolution, of which torch has the input
-        channels first.
+      flatten: `(channels, height, width)` of the map that a dense layer reads: torch
+        flattens it in this order, the zoo in the order height, width, channels.
+      alias: Another path of the torch module in public files, where a dense layer may
+        be a convolution.
+      outputs: `(a, b)` for a layer with a * K + b outputs for K classes. None for other
+        layers; those of a part called "head" have K outputs.
+      transposed: Whether it is a transposed convolution, whose torch kernels have the
+        input channels first.
     """
 
     module: str | None
@@ -180,7 +179,7 @@ class ModelSpec:
         image of `preprocess.size`, biases excluded.
       torch_rules: Called with the module; returns the `TorchRule`s of its weights.
       config: Frozen dataclass whose fields are the options of `build`, which it has as
-        `**options`; None where the options are arguments of `build`.
+        `**options`; None if the options are arguments of `build`.
       weights: Published weights.
       loss: Name of the paper's loss.
       aux_losses: Names of the auxiliary heads' endpoints and the factors of their

@@ -66,7 +66,7 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
             # A part that runs on several maps has its parameters once.
             seen = any(layer.path == path for layer in layers)
             count = 0 if seen else sum(v.size for v in own.values())
-            # Each pixel that a transposed convolution reads meets the whole kernel.
+            # A transposed convolution uses the whole kernel at each input pixel.
             places = args[0] if isinstance(module, ConvTransposed) else out
             macs = _macs(module, own.get(f"{path}/kernel"), places.shape)
             layers.append(
@@ -121,7 +121,7 @@ def list_endpoints(
             out = collect(model, variables, images, [])
         else:
             out = features(model, variables, images, names)
-        # Noted while tracing: what jax returns is sorted by name.
+        # Recorded while tracing, as jax sorts the returned dict by name.
         shapes.update({name: value.shape[1:] for name, value in out.items()})
         return out
 
@@ -155,7 +155,7 @@ def list_pyramid(
         levels = zoo.list_pyramid("resnet50")
         maps = zoo.features(model, variables, images, [level.name for level in levels])
 
-    It has the backbone's maps alone, and not what a neck or a decoder makes of them.
+    It has the maps of the backbone only, and none of a neck or decoder.
 
     Args:
       model: Name of a model, or a network of the zoo.

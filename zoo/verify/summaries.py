@@ -70,15 +70,15 @@ def measure(
 ) -> dict[str, float]:
     """Measures relative errors, one for each array.
 
-    An error is the largest difference between values that were kept, in units of the
-    array's largest magnitude, or the arrays' distance as the sums show it, in units of
-    the array's norm, whichever is larger.
+    An error is the maximum of two relative errors: the largest difference between
+    samples, relative to the array's largest magnitude, and the distance of the arrays
+    that the sums estimate, relative to the array's norm.
 
     Args:
-      found: What was computed.
-      expected: What it should be.
-      by_layer: Take the largest magnitude of the layer, "conv1" for "conv1.bias",
-        instead: a bias before a batch norm has the gradient zero.
+      found: Summaries of the computed arrays.
+      expected: Summaries of the expected arrays.
+      by_layer: Whether errors are relative to the largest magnitude in the layer, as
+        of "conv1" for "conv1.bias". (The gradient of a bias before batch norm is 0.)
 
     Raises:
       ValueError: The arrays' names or shapes are not the same.
@@ -98,7 +98,7 @@ def measure(
     distances = np.sqrt(np.square(totals).mean(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.maximum(values / unit, distances / norms)
-    # Zero should be zero; and what is no number is not right.
+    # If zero is expected, only zero is correct; NaN never is.
     errors = np.where((unit == 0) & (values == 0) & (distances == 0), 0.0, errors)
     errors = np.where(np.isfinite(errors), errors, np.inf)
     return dict(zip(expected.names, errors.tolist(), strict=True))
@@ -107,7 +107,7 @@ def measure(
 def save_summaries(
     path: str | os.PathLike, sections: Mapping[str, Summaries], facts: Mapping[str, Any]
 ) -> None:
-    """Writes summaries by section, and plain facts about them, into an .npz file."""
+    """Writes summaries by section, and facts about them, to an .npz file."""
     content, arrays = {"facts": dict(facts), "sections": {}}, {}
     for section, table in sections.items():
         content["sections"][section] = [table.names, table.shapes]
@@ -121,7 +121,7 @@ def save_summaries(
 def load_summaries(
     path: str | os.PathLike,
 ) -> tuple[dict[str, Summaries], dict[str, Any]]:
-    """Reads what `save_summaries` wrote: `(sections, facts)`."""
+    """Reads a file of `save_summaries`: `(sections, facts)`."""
     with np.load(path, allow_pickle=False) as arrays:
         content = json.loads(arrays["content"].tobytes())
         sections = {}

@@ -101,13 +101,13 @@ def save_darknet(
       path: Path that ends in .weights; its folder is created if needed.
       variables: {"params": ..., "batch_stats": ...} of arrays.
       seen: Number of images that the network was trained on.
-      **overrides: Options of the model, and `num_classes`: the variables' where it is
-        not given.
+      **overrides: Options of the model, and `num_classes`: the variables' if it is not
+        given.
 
     Raises:
       ValueError: Darknet has no such network, the suffix is another, `seen` is less
         than 0, or the variables do not fit the network.
-      OSError: The file cannot be written; what was there before is still there.
+      OSError: The file cannot be written; a previous file is unchanged.
     """
     path = Path(path).expanduser()
     if path.suffix != SUFFIX:

@@ -21,8 +21,8 @@ from zoo.weights.torch_format import from_torch, to_numpy, to_torch
 logger = logging.getLogger("zoo")
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
-# Entries of PyTorch checkpoints that hold the state dict, in the order of choice:
-# averages come last, as other entries are what was trained.
+# Entries of PyTorch checkpoints that may be the state dict, in the order of preference;
+# moving averages come last.
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module"),
     *("weights", "params", "model_ema", "state_dict_ema", "ema", "params_ema"),
@@ -83,19 +83,19 @@ def save_safetensors(
     *,
     layout: str = "zoo",
 ) -> None:
-    """Writes variables and their card into one file, all of it or nothing.
+    """Writes variables and their card to a file atomically.
 
     Args:
-      path: Ends in .safetensors; its folder is made where it does not exist.
+      path: Path that ends in .safetensors; its folder is created if needed.
       variables: {"params": ..., "batch_stats": ...} of arrays.
-      card: Stored as JSON in the file's metadata, with a checksum of it and the arrays.
+      card: Card, which is stored as JSON in the file's metadata with a checksum.
       layout: "zoo" for our names and axes, such as "params/backbone/stem/conv/kernel";
         "torch" for those of a PyTorch state dict.
 
     Raises:
-      ValueError: The path's suffix or the layout is another, the variables do not fit
-        the card's model, or the card has a value that JSON does not know.
-      OSError: The file cannot be written; what was there before is still there.
+      ValueError: The suffix or the layout is unknown, the variables do not fit the
+        card's model, or the card has a value that is not JSON.
+      OSError: The file cannot be written; a previous file is unchanged.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
@@ -112,7 +112,7 @@ def save_safetensors(
         arrays = to_torch(card.model, variables, **options)
     else:
         arrays = flatten(variables)
-    # The writer copies memory as it lies, so the order must be C.
+    # safetensors copies the memory of an array, which must be in C order.
     arrays = {key: np.array(value, order="C") for key, value in arrays.items()}
     metadata[_SUM_KEY] = _sum(arrays, metadata[_CARD_KEY])
     data = safetensors.numpy.save(arrays, metadata)
@@ -121,10 +121,10 @@ def save_safetensors(
 
 
 def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], Card | None]:
-    """Reads what `save_safetensors` wrote, in either layout.
+    """Reads a file of `save_safetensors`, in either layout.
 
     Returns:
-      `(variables, card)`: numpy arrays, and None where the file has no card.
+      `(variables, card)`: numpy arrays, and the card or None.
 
     Raises:
       FileNotFoundError: There is no such file.
@@ -146,7 +146,7 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], Card | No
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
-    """Reads a file's arrays by their own names, and its card where it has one.
+    """Reads the arrays of a file by its own names, and its card if it has one.
 
     Raises:
       ValueError: The file is damaged or empty.
@@ -205,7 +205,7 @@ def nest(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Makes nested dicts of arrays with our names.
 
     Raises:
-      ValueError: A name is the beginning of another one's path; `path` has them.
+      ValueError: One name is a prefix of another's path; `path` is the file.
     """
     folders = {p.rpartition("/")[0] for p in arrays}
     folders |= {"/".join(f.split("/")[:i]) for f in folders for i in range(1, 9)}
@@ -228,7 +228,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
       OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a file can only be moved as a whole within its file system.
+    # In the same folder, as a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -252,7 +252,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         # `weights_only`: a pickle may name any function to call, and is refused then.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # For what is wrong torch has many types, and pages of advice.
+        # torch raises errors of many types, with long messages.
         reason = str(error).split("WeightsUnpickler error:")[-1].strip()
         if named := re.search(r"GLOBAL (\S+)", reason):
             raise ValueError(
@@ -269,7 +269,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:
-    """Finds the state dict in what a PyTorch file holds."""
+    """Finds the state dict in the content of a PyTorch file."""
     taken = []
     while isinstance(content, Mapping) and not _has_tensors(content):
         wrappers = [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]

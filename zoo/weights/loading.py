@@ -103,7 +103,7 @@ def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) ->
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
         elif facts is None:
-            # A path says nothing of what is published of its file; the hash does.
+            # Published weights are recognized by the hash of the file.
             facts = _recognize(name, path)
             options = {**dict(facts.options if facts else ()), **overrides}
             model = build(name, **options)

@@ -153,7 +153,7 @@ def move_from_torch(
     Args:
       name: Name of the model.
       given: Arrays by name.
-      model: The module with these options, where it is built already.
+      model: The module with these options; None to build it.
       **overrides: Options of the model, as for `from_torch`.
 
     Returns:
@@ -201,7 +201,7 @@ def to_torch(
       name: Name of the model.
       variables: {"params": ..., "batch_stats": ...} of arrays.
       **overrides: Options of the model. `num_classes` follows from the head's
-        parameters where it is not given.
+        parameters if it is not given.
 
     Returns:
       Arrays by PyTorch's names, in the variables' dtypes.
@@ -246,10 +246,10 @@ def build_for(
     Args:
       name: Name of the model.
       variables: {"params": ..., "batch_stats": ...} of arrays.
-      model: The module with these options, where it is built already.
+      model: The module with these options; None to build it.
       **overrides: Options of the model. `num_classes` follows from the head's
-        parameters where it is not given; the module is built again only where these
-        are for another number than the paper's.
+        parameters if it is not given; the module is built again only if these are for
+        another number than the paper's.
     """
     if model is None:
         model = build(name, **overrides)
@@ -272,7 +272,7 @@ def count_classes(
       variables: {"params": ..., "batch_stats": ...} of arrays.
 
     Returns:
-      The number, or None where the head has no kernel.
+      The number, or None if the head has no kernel.
     """
     flat, rules = flatten(variables), get_spec(name).torch_rules(model)
     kernels = {rule.key: flat.get(f"params/{rule.module}/kernel") for rule in rules}
@@ -344,7 +344,7 @@ def _read_classes(
 
     Args:
       rules: Rules of the network.
-      outputs: `(outputs,)` of each rule's layer, empty where it has no weights.
+      outputs: `(outputs,)` of each rule's layer, empty if it has no weights.
     """
     counts = []
     for rule in rules:
