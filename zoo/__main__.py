@@ -124,6 +124,8 @@ def predict(
       top: Number of classes that a classifier names.
       score_threshold: Of detectors: score below which boxes are left out, 0 to 1.
     """
+    if not images:
+        raise ValueError("name at least one image, folder or pattern.")
     paths = list_images(images)
     predict = zoo.make_predictor(
         model, weights=weights, top=top, score_threshold=score_threshold

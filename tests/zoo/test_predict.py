@@ -67,6 +67,17 @@ def test_boxes_of_a_canvas(digit):
     assert found.words().startswith("1 x ")
 
 
+def test_a_mask_of_a_canvas(digit):
+    canvas = np.full((90, 100, 3), 90, np.uint8)
+    canvas[30:70, 20:60] = np.maximum(digit[..., None], 90)
+    found = zoo.predict("unet_small", canvas, weights="digits_canvas")
+    assert (found.mask.shape, found.scores.shape) == ((90, 100), (90, 100))
+    background, largest, *_ = found.shares
+    assert (background, largest) == ("background", "7")
+    assert sum(found.to_json()["shares"].values()) == pytest.approx(1)
+    assert {k: p.mode for k, p in found.pictures().items()} == {"": "RGB", "-mask": "P"}
+
+
 def test_a_descriptor():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     found = zoo.predict("deepface_small", image, weights="faces_synthetic")
@@ -110,6 +121,8 @@ def test_the_command_reads_folders_and_patterns(files, capsys):
     said = capsys.readouterr()
     assert json.loads(said.out)["labels"] == ["7"]
     assert "broken.png: cannot be read" in said.err
+    with pytest.raises(ValueError, match="name at least one image"):
+        main(["predict", *options])
     with pytest.raises(FileNotFoundError, match=r"\*\.bmp is no image file, no folder"):
         main(["predict", str(files / "*.bmp"), *options])
 
