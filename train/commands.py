@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -131,13 +132,15 @@ class Opened(NamedTuple):
     source: Source
 
 
-def open_network(options: NetworkOptions, more: dict[str, Any] | None = None) -> Opened:
+def open_network(
+    options: NetworkOptions, model_options: Mapping[str, Any] | None = None
+) -> Opened:
     """Opens a network and a data set.
 
     Args:
       options: The network and the data set. Unset options are as in the training of
         the run, where there is a run.
-      more: Options of the network, unless `options` have them.
+      model_options: Options of the network, unless `options` have others.
 
     Raises:
       ValueError: There is neither a run nor all of model, weights and data set, or
@@ -152,7 +155,7 @@ def open_network(options: NetworkOptions, more: dict[str, Any] | None = None) ->
         names = "eval_batch_size", "max_boxes", "align", "mirror"
         kept = {name: getattr(data, name) for name in names}
         data = DataConfig(options.dataset, **kept)
-    model_options = (more or {}) | parse_options(options.option)
+    model_options = {**(model_options or {}), **parse_options(options.option)}
     model, variables, card = zoo.create_with_card(
         name, weights=str(weights), **model_options
     )
@@ -178,29 +181,27 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     """Evaluates a run, or any model with weights, on a data set."""
     name = options.model_name()
     spec = get_spec(name)
-    task = TASKS[spec.task]
+    kind = TASKS[spec.task]
     for option in ("scales", "align", "mirror"):
         value = getattr(options, option)
-        if value not in ((), None, False) and option not in task.evaluate_options:
+        if value not in ((), None, False) and option not in kind.evaluate_options:
             raise ValueError(
-                f"--{option} is not for {name}, whose task is {task.name}."
+                f"--{option} is not for {name}, whose task is {kind.name}."
             )
-    protocol = task.choose_protocol(options.protocol, options.scales, name)
-    more = {}
-    if protocol and not protocol.cropped:
-        known = zoo.list_options(name)
-        more = {k: True for k in ("fully_convolutional",) if k in known}
-    opened = open_network(options, more)
+    protocol = kind.choose_protocol(options.protocol, options.scales, name)
+    whole = protocol is not None and not protocol.cropped
+    whole = whole and "fully_convolutional" in zoo.list_options(name)
+    opened = open_network(options, {"fully_convolutional": True} if whole else {})
     card, data, source = opened.card, opened.data, opened.source
     where = f"{data.dataset}, split {data.eval_split}"
-    if source.task != task.name:
+    if source.task != kind.name:
         raise ValueError(
-            f"{data.dataset} is for {source.task}, and {name} for {task.name}."
+            f"{data.dataset} is for {source.task}, and {name} for {kind.name}."
         )
-    task.check_source(source, card, options.protocol, f"{where},", opened.weights)
+    kind.check_source(source, card, options.protocol, f"{where},", opened.weights)
     started = time.perf_counter()
-    bound_task = make_task(spec, data=data, sources=[source])
-    data, (source,) = task.prepare_sources(data, [source], [card.preprocess])
+    task = make_task(spec, data=data, sources=[source])
+    data, (source,) = kind.prepare_sources(data, [source], [card.preprocess])
     source = fit_source(
         source, card.preprocess, data.on_bad_image, max_boxes=data.max_boxes
     )
@@ -211,7 +212,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         mesh = make_mesh()
         run = Evaluator(
             opened.model,
-            bound_task,
+            task,
             source,
             card.preprocess,
             mesh,
@@ -233,7 +234,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         )
     seconds = time.perf_counter() - started
     print(f"{name} ({card.source}) on {where}:")
-    for line in bound_task.summarize(evaluated, options.protocol):
+    for line in task.summarize(evaluated, options.protocol):
         print(line)
     speed = format_rate(len(source) / seconds)
     print(f"  speed     {speed} images per second, compilation included")

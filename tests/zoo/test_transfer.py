@@ -325,3 +325,16 @@ def test_input_channels_of_other_layers_are_refused(variables):
             transfer.change_input_channels(variables, layer, 1)
     with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
         transfer.change_input_channels(variables, "backbone/stem/conv", 0)
+
+
+# LeNet's codes of the classes are fixed, and R-CNN's machines are fitted, not trained.
+OTHERS = ("lenet5", "rcnn_alexnet", "rcnn_vgg16")
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.list_models() if n not in OTHERS])
+def test_every_head_has_the_class_of_each_output(name):
+    heads = zoo.build(name, num_classes=3).heads()
+    assert heads
+    for head in heads.values():
+        for outputs in head.class_outputs().values():
+            assert {*outputs.classes.tolist()} - {-1} == {0, 1, 2}

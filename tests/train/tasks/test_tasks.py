@@ -14,6 +14,7 @@ from train.data import Source
 from train.evaluate import Evaluator
 from train.experiment import check_augment, fit_preprocess
 from train.steps import make_mesh, make_prepare
+from train.task import Task
 from train.tasks import (
     TASKS,
     Detection,
@@ -23,7 +24,7 @@ from train.tasks import (
 )
 from zoo.detection.types import Candidates, LossSum, Postprocess
 from zoo.ops.losses import segmentation_cross_entropy
-from zoo.spec import Preprocess
+from zoo.spec import PRIMARY_METRICS, Preprocess
 
 # What the network sees are the image's own values, 0 to 255.
 DETECTION = Preprocess(16, 3, (0.0,) * 3, (1 / 255,) * 3, fit="stretch")
@@ -326,3 +327,16 @@ def test_the_input_is_as_large_as_the_config_says():
     assert pre.shape == (12, 20, 1)
     assert fit_preprocess(SEGMENTATION, "stretch", ()).fit == "stretch"
     assert fit_preprocess(SEGMENTATION, "", ()) == SEGMENTATION
+
+
+def test_every_network_has_a_task_with_a_primary_metric():
+    specs = [zoo.get_spec(name) for name in zoo.list_models()]
+    assert {spec.task for spec in specs} == {*TASKS}
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.primary_metric == PRIMARY_METRICS[name]
+        assert issubclass(task, Task)
+    # Each is made from the facts of the network alone.
+    for spec in specs:
+        if not spec.reads_regions:
+            assert make_task(spec).name == spec.task
