@@ -34,7 +34,7 @@ def test_python_example_names_what_there_is():
         assert callable(thing)
 
 
-@pytest.mark.parametrize("folder", [".", "zoo", "tests/benchmarks"])
+@pytest.mark.parametrize("folder", [".", "zoo", "train", "tests/benchmarks"])
 def test_relative_links_lead_somewhere(folder):
     text = (ROOT / folder / "README.md").read_text()
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
