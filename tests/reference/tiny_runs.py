@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
+from train.__main__ import train
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.history import read_history
 from zoo.paths import flatten
@@ -135,7 +135,7 @@ def run_command(*arguments: str) -> tuple[int, str, str]:
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_module("train", run_name="__main__")
+            train([*map(str, arguments)])
     except SystemExit as stop:
         # As the interpreter does: a text goes to stderr, and the exit code is 1.
         code = stop.code or 0
