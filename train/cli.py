@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 import zoo
-from train import commands, regions
+from train import commands, rcnn
 from train.checkpoint import CheckpointError
 from train.config import (
     DataConfig,
@@ -39,7 +39,7 @@ COMMANDS = {
     "predict": commands.predict,
     "landmarks": commands.landmarks,
     "digits_transfer": commands.digits_transfer,
-    "rcnn": regions.rcnn,
+    "rcnn": rcnn.rcnn,
     "study": commands.study,
     "visualize": commands.visualize,
 }

@@ -1,25 +1,39 @@
-"""Fitting of R-CNN's linear head: machines with mined negatives, ridge regressors.
+"""R-CNN on a trained classifier: the command `canon-zoo train rcnn`.
 
-One pass over the images, which are read once; what is kept in memory are the features
-of the objects, of the negatives that were hard, and of a sample of near proposals.
+The head is linear: a support vector machine (SVM) of each class with mined negatives,
+and ridge regressors of the boxes. One pass reads each image once. Memory holds the
+features of the objects, of the hard negatives, and of a sample of near proposals.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
+import jax
 import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
-from train.data import Source
+import zoo
+from train.config import long
+from train.data import Source, load_dataset
+from train.data.proposals import remember, selective_search
+from train.experiment import versions
+from train.run_dir import new_run_dir
 from zoo.detection.rcnn import RCNN
+from zoo.figures.boxes import draw_detections
+from zoo.metrics import detection as metrics
 from zoo.metrics.detection import overlaps
 from zoo.ops import box_coding
 from zoo.regions import make_region_reader
-from zoo.spec import Preprocess
+from zoo.spec import Card, Preprocess
+from zoo.transfer import graft
 
+PICTURES = 12
 Propose = Callable[[np.ndarray], np.ndarray]
 
 
@@ -28,13 +42,13 @@ class FitConfig:
     """The paper's settings (appendices B and C, and its code)."""
 
     feature_norm: float = 20.0
-    """To which the features' mean norm is scaled."""
+    """Mean norm to which the features are scaled."""
     negative_iou: float = 0.3
     """A proposal that overlaps every object of a class by less is its negative."""
     cost: float = 1e-3
-    """C of the machines."""
+    """Penalty C of the SVMs."""
     positive_weight: float = 2.0
-    """By which an object's cost is multiplied."""
+    """Factor of the cost of an object."""
     bias_scale: float = 10.0
     """Scale of the constant feature, which regularizes the bias less."""
     hard_above: float = -1.0001
@@ -42,7 +56,7 @@ class FitConfig:
     easy_below: float = -1.2
     """Margin below which a kept negative is dropped after fitting."""
     retrain_every: int = 2000
-    """New hard negatives after which a machine is fitted again."""
+    """New hard negatives after which an SVM is fitted again."""
     near_iou: float = 0.6
     """Overlap from which a proposal teaches the box regressor."""
     ridge: float = 1000.0
@@ -53,8 +67,8 @@ class FitConfig:
     """Images from which the features' norm is estimated."""
 
 
-class Machine:
-    """The support vector machine of one class, and its cache of examples."""
+class LinearSVM:
+    """The SVM of one class, with its positives and its hard negatives."""
 
     def __init__(self, positives: np.ndarray, config: FitConfig):
         self.config, self.positives = config, positives
@@ -74,18 +88,18 @@ class Machine:
             return
         self.negatives = np.concatenate([self.negatives, features])
         self._new += len(features)
-        # The first image's are all kept, so that there is a machine to mine with.
+        # All negatives of the first image are kept, to fit a first SVM to mine with.
         if not self.fitted or self._new > self.config.retrain_every:
             self.fit()
 
     def fit(self) -> None:
-        """Fits the machine, then forgets the negatives that have become easy."""
+        """Fits the SVM, then drops the negatives that have become easy."""
         if not len(self.positives) or not len(self.negatives):
             return
         config = self.config
         features = np.concatenate([self.positives, self.negatives])
         labels = np.arange(len(features)) < len(self.positives)
-        machine = LinearSVC(
+        fitted = LinearSVC(
             C=config.cost,
             loss="hinge",
             intercept_scaling=config.bias_scale,
@@ -93,8 +107,8 @@ class Machine:
             random_state=0,
             max_iter=10_000,
         ).fit(features, labels)
-        self.kernel = machine.coef_[0].astype(np.float32)
-        self.bias, self.fitted, self._new = float(machine.intercept_[0]), True, 0
+        self.kernel = fitted.coef_[0].astype(np.float32)
+        self.bias, self.fitted, self._new = float(fitted.intercept_[0]), True, 0
         easy = self.margins(self.negatives) < config.easy_below
         self.negatives = self.negatives[~easy]
 
@@ -155,9 +169,9 @@ def fit_head(
         if not len(features):
             raise ValueError(
                 f"{source.name} {source.split}: class {name!r} has no object that is "
-                "not difficult, and a machine needs some."
+                "not difficult, and an SVM needs some."
             )
-    machines = [Machine(scale * features, config) for features in objects]
+    svms = [LinearSVM(scale * features, config) for features in objects]
     near = [_Reservoir(config.max_near, seed=k) for k in range(count)]
     for index in tqdm(range(len(source)), "mining", disable=not progress):
         example = source[index]
@@ -169,25 +183,25 @@ def fit_head(
         usable = ~example["difficult"]
         boxes, classes = example["boxes"][usable], example["classes"][usable]
         iou = overlaps(proposals, boxes)
-        for k, machine in enumerate(machines):
+        for k, svm in enumerate(svms):
             own = iou[:, classes == k]
-            machine.mine(features[own.max(axis=1, initial=0) < config.negative_iou])
+            svm.mine(features[own.max(axis=1, initial=0) < config.negative_iou])
         for r in np.flatnonzero(iou.max(axis=1, initial=0) > config.near_iou):
             n = int(iou[r].argmax())
             pool5 = found["pool5"][r].ravel()
             near[classes[n]].add((pool5, proposals[r], boxes[n]))
-    for name, machine in zip(source.class_names, machines, strict=True):
-        machine.fit()
-        if not machine.fitted:
+    for name, svm in zip(source.class_names, svms, strict=True):
+        svm.fit()
+        if not svm.fitted:
             raise ValueError(
                 f"{source.name} {source.split}: class {name!r} has no proposal "
                 f"that overlaps its objects by less than {config.negative_iou}, and a "
-                "machine needs some."
+                "SVM needs some."
             )
     head = {
         "svm": {
-            "kernel": scale * np.stack([m.kernel for m in machines], axis=1),
-            "bias": np.array([m.bias for m in machines], np.float32),
+            "kernel": scale * np.stack([svm.kernel for svm in svms], axis=1),
+            "bias": np.array([svm.bias for svm in svms], np.float32),
         },
         "box": _fit_boxes([r.items for r in near], config, objects, model, variables),
     }
@@ -246,3 +260,200 @@ def _fit_boxes(near, config, objects, model, variables) -> dict[str, np.ndarray]
         ridge = Ridge(alpha=config.ridge).fit(features, targets)
         kernel[:, k], bias[k] = ridge.coef_.T, ridge.intercept_
     return {"kernel": kernel.reshape(len(kernel), -1), "bias": bias.reshape(-1)}
+
+
+def rcnn(
+    model: str = "rcnn_vgg16",
+    *,
+    weights: str = "imagenet",
+    dataset: str,
+    train_split: str = "trainval",
+    eval_split: str = "test",
+    data_dir: str | None = None,
+    classes: tuple[str, ...] = (),
+    orientation: Annotated[str, long("orientation")] = "auto",
+    run_dir: Path | None = None,
+    search: str = "fast",
+    max_proposals: int = 2000,
+    batch_size: int = 64,
+) -> None:
+    """Fits R-CNN's SVMs and box regressors on a trained classifier's features.
+
+    Proposals are found once and kept in the run's folder. It ends with the mean average
+    precision of the evaluation split, weights.safetensors, metrics.json and pictures of
+    detections.
+
+    Args:
+      model: rcnn_vgg16 or rcnn_alexnet.
+      weights: Weights of its classifier, vgg16 or alexnet: a registered name, a run's
+        folder,
+        or a file.
+      dataset: Images with boxes, such as voc:PATH or coco:DIR.
+      train_split: Split to fit on.
+      eval_split: Split to evaluate on.
+      data_dir: Where TFDS keeps prepared data sets.
+      classes: Names of the classes to keep; none for all.
+      orientation: auto, stored or upright: how EXIF orientations are treated.
+      run_dir: Folder of the run; runs/NAME-TIME if not given.
+      search: Mode of selective search, fast or quality.
+      max_proposals: Largest number of proposals of an image.
+      batch_size: Regions in a call of the network.
+    """
+    spec = zoo.get_spec(model)
+    if not isinstance(spec.build(num_classes=1), RCNN):
+        raise ValueError(f"{model} is no R-CNN; give rcnn_vgg16 or rcnn_alexnet.")
+    sources = [
+        load_dataset(
+            dataset,
+            split,
+            data_dir=data_dir,
+            classes=classes or None,
+            color="rgb",
+            task="detection",
+            orientation=orientation,
+        )
+        for split in (train_split, eval_split)
+    ]
+    names = sources[0].class_names
+    if names != sources[1].class_names:
+        raise ValueError(
+            f"the splits {train_split} and {eval_split} of {dataset} differ in "
+            f"classes: {names}, {sources[1].class_names}."
+        )
+    run_dir = run_dir or new_run_dir(model)
+    if (run_dir / "weights.safetensors").exists():
+        raise ValueError(f"{run_dir} has weights already; choose another --run-dir.")
+    network, variables, card = create_from_classifier(model, weights, names)
+    find = partial(selective_search, mode=search, max_proposals=max_proposals)
+    propose = remember(find, run_dir / f"proposals-{search}-{max_proposals}")
+    variables = fit_head(
+        network,
+        variables,
+        sources[0],
+        propose,
+        preprocess=card.preprocess,
+        batch=batch_size,
+        progress=True,
+    )
+    card = dataclasses.replace(
+        card, source=f"head fitted on {dataset}, split {train_split}", accuracy=""
+    )
+    zoo.weights.save_safetensors(run_dir / "weights.safetensors", variables, card)
+    found = evaluate_regions(
+        network,
+        variables,
+        sources[1],
+        propose,
+        preprocess=card.preprocess,
+        batch=batch_size,
+        max_proposals=max_proposals,
+        pictures=run_dir / "detections",
+    )
+    found.pop("curves")
+    (run_dir / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(
+        f"{eval_split}: mean AP {found['ap50']:.2%}, {found['ap50_voc07']:.2%} (VOC07)"
+    )
+    for name, precision in zip(names, found["by_class"], strict=True):
+        print(f"  {name}: {'no object' if precision is None else f'{precision:.2%}'}")
+    print(f"Weights, metrics and pictures are in {run_dir}.")
+
+
+def create_from_classifier(
+    model: str, weights: str, class_names: tuple[str, ...]
+) -> tuple[RCNN, dict[str, Any], Card]:
+    """Creates an R-CNN on the layers of a trained classifier.
+
+    Args:
+      model: Registered name, "rcnn_" and the classifier's.
+      weights: The weights of the classifier.
+      class_names: The names of the objects' classes.
+
+    Returns:
+      The network, its variables, with a head that is not fitted, and their card.
+    """
+    classifier = model.removeprefix("rcnn_")
+    _, trained, theirs = zoo.create_with_card(
+        classifier, weights=weights, num_classes=0
+    )
+    shared = zoo.list_options(model)
+    options = {k: v for k, v in theirs.overrides.items() if k in shared}
+    network, fresh, card = zoo.create_with_card(
+        model, num_classes=len(class_names), **options
+    )
+    variables = graft(fresh, trained, keep=["head/**"])
+    preprocess = dataclasses.replace(
+        theirs.preprocess, resize=None, fit="stretch", antialias=False
+    )
+    card = dataclasses.replace(
+        card,
+        preprocess=preprocess,
+        class_names=class_names,
+        licence=theirs.licence,
+        versions=versions(),
+    )
+    return network, variables, card
+
+
+def evaluate_regions(
+    network: RCNN,
+    variables: Mapping[str, Any],
+    source: Source,
+    propose: Propose,
+    *,
+    preprocess: Preprocess | None = None,
+    batch: int = 64,
+    max_proposals: int = 2000,
+    pictures: Path | None = None,
+) -> dict[str, Any]:
+    """Detects the objects of every image of a set, and measures how well.
+
+    Args:
+      network: An R-CNN.
+      variables: The network's variables.
+      source: Images with boxes.
+      propose: A function from an image to proposals.
+      preprocess: The network's input; its own if None.
+      batch: Regions in a call of the network.
+      max_proposals: Largest number of proposals of an image.
+      pictures: Folder for pictures of the first images, of which each shows as many
+        detections as there are objects, the surest; None for none.
+
+    Returns:
+      What `zoo.metrics.detection.compute` returns.
+    """
+    detect = zoo.make_region_detector(
+        network, preprocess, batch=batch, max_proposals=max_proposals
+    )
+    state = metrics.empty(len(source.class_names))
+    for index in tqdm(range(len(source)), "evaluating"):
+        example = source[index]
+        found = jax.device_get(
+            detect(variables, example["image"], propose(example["image"]))
+        )
+        count = len(example["boxes"])
+        objects = metrics.Objects(
+            example["boxes"][None],
+            example["classes"][None],
+            np.ones((1, count), bool),
+            example["difficult"][None],
+        )
+        state = metrics.update(state, found, objects)
+        if pictures is not None and index < PICTURES:
+            # As many as there are objects: margins have no level at which one is sure.
+            shown = surest(found, count)
+            picture = draw_detections(example["image"], *shown, source.class_names)
+            pictures.mkdir(parents=True, exist_ok=True)
+            picture.save(pictures / f"{index:06d}.png")
+    return metrics.compute(state)
+
+
+def surest(
+    found: zoo.Detections, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the boxes, classes and scores of an image's `count` best detections.
+
+    They are fewer where not so many are valid.
+    """
+    best = np.flatnonzero(found.valid[0])[:count]
+    return found.boxes[0][best], found.classes[0][best], found.scores[0][best]

@@ -10,7 +10,7 @@ from tiny_rcnn import make_model
 
 import zoo
 from train.data.source import Source
-from train.rcnn import FitConfig, Machine, fit_head, overlaps
+from train.rcnn import FitConfig, LinearSVM, fit_head, overlaps
 from zoo.detection.rcnn import warp
 
 RNG = np.random.default_rng(0)
@@ -196,15 +196,15 @@ def test_an_image_without_proposals_has_no_detections():
 def test_only_hard_negatives_are_kept():
     config = FitConfig(cost=0.01, retrain_every=10)
     positives = RNG.normal(3, 1, (40, 5)).astype(np.float32)
-    machine = Machine(positives, config)
-    machine.mine(RNG.normal(-3, 1, (200, 5)).astype(np.float32))
-    assert machine.fitted
-    assert len(machine.negatives) < 200  # the easy ones are forgotten
-    kept = len(machine.negatives)
-    machine.mine(np.full((30, 5), -9, np.float32))
-    assert len(machine.negatives) == kept
-    machine.mine(np.full((1, 5), 2, np.float32))
-    assert len(machine.negatives) == kept + 1
+    svm = LinearSVM(positives, config)
+    svm.mine(RNG.normal(-3, 1, (200, 5)).astype(np.float32))
+    assert svm.fitted
+    assert len(svm.negatives) < 200  # the easy ones are forgotten
+    kept = len(svm.negatives)
+    svm.mine(np.full((30, 5), -9, np.float32))
+    assert len(svm.negatives) == kept
+    svm.mine(np.full((1, 5), 2, np.float32))
+    assert len(svm.negatives) == kept + 1
 
 
 def test_a_class_without_objects_is_an_error():

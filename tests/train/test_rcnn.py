@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from train import regions
+from train import rcnn
 from train.data.proposals import remember, selective_search
 from zoo.figures.boxes import draw_detections
 
@@ -114,7 +114,7 @@ def test_fits_evaluates_and_writes(folder, classifier, tmp_path, capsys):
     pytest.importorskip("cv2")
     run = tmp_path / "run"
     options = dict(weights=str(classifier), run_dir=run, max_proposals=30)
-    regions.rcnn("rcnn_alexnet", dataset=f"voc:{folder}", **options)
+    rcnn.rcnn("rcnn_alexnet", dataset=f"voc:{folder}", **options)
     _, _, card = zoo.create_with_card(
         "rcnn_alexnet", weights=str(run / "weights.safetensors")
     )
@@ -143,7 +143,7 @@ def test_the_surest_are_shown():
         valid=np.array([[False, True, True, True]]),
     )
     for count, shown in ((0, []), (2, [1, 2]), (9, [1, 2, 3])):
-        boxes, classes, of_them = regions.surest(found, count)
+        boxes, classes, of_them = rcnn.surest(found, count)
         assert classes.tolist() == shown
         np.testing.assert_array_equal(boxes, found.boxes[0][shown])
         np.testing.assert_array_equal(of_them, scores[0][shown])
@@ -151,9 +151,7 @@ def test_the_surest_are_shown():
 
 def test_takes_the_layers_of_a_run(classifier):
     _, variables = zoo.create("alexnet", weights=str(classifier))
-    _, found, card = regions.create_from_classifier(
-        "rcnn_alexnet", str(classifier), NAMES
-    )
+    _, found, card = rcnn.create_from_classifier("rcnn_alexnet", str(classifier), NAMES)
     ours, theirs = (v["params"]["backbone"]["conv2"] for v in (found, variables))
     np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
     assert found["params"]["head"]["svm"]["kernel"].shape == (64, 2)
@@ -166,4 +164,4 @@ def test_takes_the_layers_of_a_run(classifier):
 
 def test_refuses_another_network(folder):
     with pytest.raises(ValueError, match="ssd96_small is no R-CNN"):
-        regions.rcnn("ssd96_small", dataset=f"voc:{folder}")
+        rcnn.rcnn("ssd96_small", dataset=f"voc:{folder}")
