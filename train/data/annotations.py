@@ -18,7 +18,7 @@ class Objects(NamedTuple):
     Attributes:
       boxes: float32 [n, 4], xyxy in pixels.
       classes: int32 [n].
-      difficult: bool [n], whether an evaluation does not count them.
+      difficult: bool [n], whether an evaluation ignores the object.
     """
 
     boxes: np.ndarray
@@ -26,7 +26,7 @@ class Objects(NamedTuple):
     difficult: np.ndarray
 
     def choose(self, which: np.ndarray) -> "Objects":
-        """Returns those that a mask or positions name."""
+        """Returns the objects that a mask or positions select."""
         return Objects(*(values[which] for values in self))
 
 
@@ -35,7 +35,7 @@ def make_objects(
     classes: Sequence[int] | np.ndarray,
     difficult: Sequence[bool] | np.ndarray | None = None,
 ) -> Objects:
-    """Makes objects of lists, which may be empty; none is difficult if None."""
+    """Makes objects from lists, which may be empty; with None, none is difficult."""
     count = len(classes)
     return Objects(
         np.asarray(boxes, np.float32).reshape(count, 4),
@@ -45,29 +45,29 @@ def make_objects(
 
 
 def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
-    """Cuts boxes [n, 4] to an image of a height and a width."""
+    """Clips boxes [n, 4] to an image of a height and a width."""
     return boxes.clip(0, np.array([width, height, width, height], np.float32))
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:
-    """Says which boxes [n, 4] have x2 > x1 and y2 > y1: bool [n]."""
+    """Returns bool [n], whether each box [n, 4] has x2 > x1 and y2 > y1."""
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def clip_objects(
     objects: Objects, size: tuple[int, int], names: Sequence[str]
 ) -> tuple[Objects, list[str]]:
-    """Cuts boxes to their image, and leaves out those of which nothing is left.
+    """Clips boxes to their image, and drops those that have no area then.
 
-    What is left out was inside out (x2 <= x1 or y2 <= y1), or lies outside.
+    A box without area is inverted (x2 <= x1 or y2 <= y1), or outside the image.
 
     Args:
       objects: The objects of an image.
-      size: Its height and width, 0 where they are not known.
-      names: What to call each object.
+      size: The height and width of the image, 0 where they are unknown.
+      names: The name of each object in messages.
 
     Returns:
-      The others, and for each that was left out a line that names it.
+      The remaining objects, and a message for each object that was dropped.
     """
     height, width = size if all(size) else (np.inf, np.inf)
     boxes = clip_boxes(objects.boxes, height, width)
@@ -80,7 +80,7 @@ def clip_objects(
 
 
 def log_dropped_boxes(where: str, reasons: Sequence[str]) -> None:
-    """Warns of objects that were left out, with their number and the first of them."""
+    """Logs the number of dropped boxes, and the first of them."""
     if reasons:
         more = [f"and {len(reasons) - 10} more"] if len(reasons) > 10 else []
         logger.warning(
@@ -92,14 +92,14 @@ def log_dropped_boxes(where: str, reasons: Sequence[str]) -> None:
 
 
 def detection_example(image: np.ndarray, objects: Objects) -> Example:
-    """Puts an image and its objects together as `Source.example` returns them."""
+    """Makes the example of an image and its objects, as `Source.example` returns it."""
     boxes = clip_boxes(objects.boxes, *image.shape[:2])
     objects = objects._replace(boxes=boxes).choose(has_area(boxes))
     return {"image": image, **objects._asdict()}
 
 
 class Table:
-    """The objects of many images in four arrays.
+    """The objects of many images, in four arrays.
 
     Args:
       images: The objects of each image.
@@ -125,26 +125,25 @@ IGNORED = 255
 
 
 class UnknownValues(BadImage):
-    """A mask with values that stand for nothing."""
+    """A mask with values that have no class."""
 
 
 def make_values(
     num_classes: int, ignored: Sequence[int] = (), values: Sequence[int] = ()
 ) -> np.ndarray:
-    """Says what the values of a mask's file stand for.
+    """Makes the table from the values in a mask's file to classes.
 
     Args:
-      num_classes: Number of classes, at most 255.
-      ignored: Values of pixels to be ignored, besides 255.
-      values: The value of each class, such as 0 and 255; the classes' own numbers where
-        there are none. A value of a class is not ignored.
+      num_classes: The number of classes, at most 255.
+      ignored: The pixel values to ignore, besides 255.
+      values: The value of each class, such as 0 and 255; 0, 1, .. if empty. A value of
+        a class is not ignored.
 
     Returns:
-      int16 [256]: for each value its class, 255 if ignored, or -1 if it stands for
-      nothing.
+      int16 [256]: the class of each value, 255 if it is ignored, -1 if it has none.
 
     Raises:
-      ValueError: A number is not as above.
+      ValueError: A number is out of range, or a value is given twice.
     """
     if not 1 <= num_classes <= IGNORED:
         raise ValueError(f"{num_classes} classes: masks have 1 to {IGNORED}.")
@@ -176,18 +175,17 @@ def make_values(
 def explain_values(
     counts: np.ndarray, values: np.ndarray, examined: int, *, sure: bool = False
 ) -> str | None:
-    """Finds out whether the values of masks can be what they are taken for.
+    """Checks that the values of masks agree with the table of values.
 
     Args:
-      counts: int [256], how many pixels have each value.
-      values: int16 [256], see `make_values`.
-      examined: Number of masks that were counted.
-      sure: Whether 255 was said to be ignored, or to be a class.
+      counts: int [256], the number of pixels with each value.
+      values: int16 [256], the table of `make_values`.
+      examined: The number of masks that were counted.
+      sure: Whether the user said that 255 is ignored, or that it is a class.
 
     Returns:
-      What is wrong with the number of pixels of each value, or None: values that stand
-      for nothing, or pixels of 255, which are ignored, where a class without pixels is
-      likely to be meant.
+      None, or a message: there are values without a class, or pixels with 255, which
+      are ignored, while a class has no pixels and is probably meant by 255.
     """
     found = np.flatnonzero(counts)
     classes = values[(values >= 0) & (values < IGNORED)]
@@ -225,20 +223,20 @@ def explain_values(
 def segmentation_example(
     image: np.ndarray, mask: np.ndarray, values: np.ndarray, provenance: str
 ) -> Example:
-    """Puts an image and its mask together as `Source.example` returns them.
+    """Makes the example of an image and its mask, as `Source.example` returns it.
 
     Args:
       image: uint8 [height, width, C].
-      mask: uint8 [height, width], as in its file.
-      values: int16 [256], see `make_values`.
-      provenance: What to call the mask in errors.
+      mask: uint8 [height, width], the values of the file.
+      values: int16 [256], the table of `make_values`.
+      provenance: The name of the mask in errors.
 
     Returns:
-      The image and the mask uint8 [height, width] of classes.
+      The image, and the mask uint8 [height, width] of classes.
 
     Raises:
-      BadImage: The mask is of another size than the image.
-      UnknownValues: It has a value that stands for nothing.
+      BadImage: The sizes of mask and image differ.
+      UnknownValues: The mask has a value without a class.
     """
     if mask.shape != image.shape[:2]:
         raise BadImage(

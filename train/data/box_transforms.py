@@ -1,11 +1,11 @@
-"""Random changes of training images that move their boxes or masks too, on the host.
+"""Random transforms of images with their boxes or masks, on the host.
 
-Each is a pure function of an example and of numbers that follow from the seed, the step
-and the image's index alone, as random crops are (see `train.data.crops`), so that
-training is the same with any number of workers and after a restart. Most cut a window
-out of the image, which may reach beyond it: outside is the network's mean colour, and
-masks are to be ignored there. An object is kept if the centre of its box is in the
-window, to which the box is cut.
+Each is a pure function of an example and of random numbers that depend on the seed, the
+step and the image's index alone, as random crops do (see `train.data.crops`), so that
+training is the same with any number of workers and after a restart. Most crop a window
+of the image, which may extend beyond it: there the image has the network's mean color,
+and masks are ignored. An object is kept if the center of its box is in the window, to
+which the box is clipped.
 """
 
 import math
@@ -26,23 +26,24 @@ from zoo.spec import Preprocess
 
 Geometry = Callable[[Example, int, int], Example]
 
-# Of `iou_crop`: an object must cover so much of it; None leaves the image whole.
+# The minimal IoUs of `iou_crop` with some object; None leaves the image whole.
 OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-ATTEMPTS = 50  # to find a part with an object that does
+ATTEMPTS = 50  # windows that `iou_crop` draws for each minimal IoU
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def cut(example: Example, window: Sequence[int], preprocess: Preprocess) -> Example:
-    """Cuts a window out of an example, which may reach beyond its image.
+    """Crops a window of an example, which may extend beyond its image.
 
     Args:
-      example: With an image, and boxes or a mask.
-      window: Top, left, height and width in pixels.
-      preprocess: What the network takes; its mean colour is outside.
+      example: An example with an image, and boxes or a mask.
+      window: The top, left, height and width in pixels.
+      preprocess: The preprocessing of the network's input; its mean color fills the
+        outside.
 
     Returns:
-      The example with what is in the window. An object is kept if the centre of its box
-      is, and its box is cut.
+      The cropped example. An object is kept if the center of its box is in the window,
+      to which the box is clipped.
     """
     top, left, height, width = map(int, window)
     image = example["image"]
@@ -60,19 +61,19 @@ def cut(example: Example, window: Sequence[int], preprocess: Preprocess) -> Exam
 
 
 def _overlap(start: int, length: int, of: int) -> tuple[slice, slice]:
-    """Where start .. start + length and 0 .. of overlap, in the one and the other."""
+    """Returns where start .. start + length and 0 .. of overlap, relative to each."""
     first, last = max(start, 0), max(min(start + length, of), 0)
     first = min(first, last)
     return slice(first - start, last - start), slice(first, last)
 
 
 def keep_boxes(example: Example, boxes: np.ndarray, height: int, width: int) -> Example:
-    """Gives objects new boxes [n, 4], and keeps those with their centre in the image.
+    """Sets new boxes [n, 4], and keeps the objects with their center in the image.
 
-    Boxes are cut to the image's new height and width.
+    Boxes are clipped to the image's new height and width.
     """
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((centres >= 0) & (centres < np.array([width, height]))).all(1)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centers >= 0) & (centers < np.array([width, height]))).all(1)
     boxes = clip_boxes(boxes, height, width)
     kept = inside & has_area(boxes)
     moved = {name: example[name][kept] for name in ("classes", "difficult")}
@@ -93,7 +94,7 @@ def resize(example: Example, scale: float, preprocess: Preprocess) -> Example:
 
 
 def mirror(example: Example) -> Example:
-    """Exchanges left and right."""
+    """Flips an example horizontally."""
     flipped = example | {"image": example["image"][:, ::-1]}
     if "mask" in example:
         flipped["mask"] = example["mask"][:, ::-1]
@@ -107,7 +108,7 @@ def mirror(example: Example) -> Example:
 def flip(
     rng: RandomStream, example: Example, preprocess: Preprocess, *, p: float = 0.5
 ) -> Example:
-    """Mirrors left and right with probability `p`."""
+    """Flips an example horizontally with probability `p`."""
     del preprocess
     _check("flip", 0 <= p <= 1, f"p={p}", "0 to 1")
     if rng.uniform() >= p:
@@ -123,7 +124,7 @@ def zoom_out(
     most: float = 4,
     p: float = 0.5,
 ) -> Example:
-    """Puts the image on a larger canvas, with probability `p`.
+    """Places the image on a larger canvas, with probability `p`.
 
     The canvas has 1 to `most` times the image's height and width.
 
@@ -134,7 +135,7 @@ def zoom_out(
         return example
     ratio = rng.uniform(1, most)
     height, width = example["image"].shape[:2]
-    # A canvas larger than any image that is read is of no use.
+    # The canvas is never larger than the largest image that is decoded.
     scale = math.sqrt(MAX_PIXELS / (height * width)) / ratio
     if scale < 1:
         example = resize(example, scale, preprocess)
@@ -145,13 +146,13 @@ def zoom_out(
 
 
 def iou_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Example:
-    """Cuts out a part that an object covers well enough.
+    """Crops a window with a minimal IoU with some object.
 
-    One of the image as it is, any part, and parts with an IoU of at least 0.1, 0.3,
-    0.5, 0.7 or 0.9 with some object; those are left out for which none of `ATTEMPTS`
-    parts will do. A part's sides are 0.3 to 1 of the image's, geometrically averaged,
-    and its proportions 1:2 to 2:1 of the image's. An image without objects stays as it
-    is.
+    One of these is chosen at random: the whole image, any window, and windows with an
+    IoU of at least 0.1, 0.3, 0.5, 0.7 or 0.9 with some object. Where none of `ATTEMPTS`
+    windows reaches the IoU, another is chosen. The geometric mean of a window's sides,
+    relative to the image's, is 0.3 to 1, and its relative aspect ratio 1:2 to 2:1. An
+    image without objects is not changed.
 
     Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 2.2, and
     its released code (`batch_sampler`).
@@ -173,7 +174,7 @@ def iou_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Exa
 def jitter(
     rng: RandomStream, example: Example, preprocess: Preprocess, *, share: float = 0.2
 ) -> Example:
-    """Moves each border in or out by up to a share of the side: scales and shifts.
+    """Moves each border in or out by up to a share of the side.
 
     Reference: Redmon et al., You Only Look Once, 2016, section 2.2, as darknet does it.
     """
@@ -196,11 +197,11 @@ def translate(
     """Shifts by up to a share of height and width, in whole pixels.
 
     Args:
-      rng: Random numbers.
+      rng: The random numbers.
       example: The example.
-      preprocess: What the network takes.
-      share: Largest shift down or up, as a share of the height.
-      wide: The same right or left, as a share of the width; `share` if None.
+      preprocess: The preprocessing of the network's input.
+      share: The largest vertical shift, as a share of the height.
+      wide: The largest horizontal shift, as a share of the width; `share` if None.
     """
     wide = share if wide is None else wide
     good = 0 <= share <= 1 and 0 <= wide <= 1
@@ -228,7 +229,7 @@ def scale_jitter(
 
 
 def random_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Example:
-    """Cuts out a part of the network's size, or puts a smaller image anywhere in it."""
+    """Crops a window of the network's size, or places a smaller image in it."""
     tall, wide, _ = preprocess.shape
     places = []
     for length, target in zip(example["image"].shape, (tall, wide), strict=False):
@@ -240,10 +241,10 @@ def random_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> 
 def rotate(
     rng: RandomStream, example: Example, preprocess: Preprocess, *, degrees: float = 10
 ) -> Example:
-    """Turns about the centre by a uniform angle of at most `degrees` either way.
+    """Rotates about the center by a uniform angle in [-degrees, degrees].
 
-    Images are interpolated and masks are not; a box becomes the one around its four
-    turned corners.
+    Images are interpolated, masks take the nearest pixel, and a box becomes the
+    bounding box of its four rotated corners.
     """
     _check("rotate", 0 <= degrees <= 180, f"degrees={degrees}", "0 to 180")
     angle = rng.uniform(-degrees, degrees)
@@ -261,7 +262,7 @@ def rotate(
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     x = example["boxes"][:, [0, 2, 0, 2]] - width / 2
     y = example["boxes"][:, [1, 1, 3, 3]] - height / 2
-    # Counter-clockwise where y points down.
+    # Counter-clockwise, with y pointing down.
     x, y = cos * x + sin * y + width / 2, cos * y - sin * x + height / 2
     boxes = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
     return keep_boxes(example, boxes.astype(np.float32), height, width)
@@ -283,7 +284,7 @@ GEOMETRY: dict[str, Callable] = {
 
 
 class _Chain:
-    """Changes one after the other, each with numbers of its own."""
+    """Transforms in sequence, each with random numbers of its own."""
 
     def __init__(self, names: Sequence[str], preprocess: Preprocess, seed: int):
         self._changes = [parse_call("geometry", name, GEOMETRY) for name in names]
@@ -299,25 +300,25 @@ class _Chain:
 def parse_geometry(
     names: Sequence[str], preprocess: Preprocess, *, task: str, seed: int
 ) -> Geometry:
-    """Reads changes and their numbers, such as ("zoom_out:4", "iou_crop", "flip").
+    """Parses transforms with their options, such as ("zoom_out:4", "iou_crop", "flip").
 
     Args:
-      names: In their order; each a name of `GEOMETRY`, then its options in their order,
-        each after a colon.
-      preprocess: What the network takes.
+      names: The transforms in their order; each is a name of `GEOMETRY`, then its
+        options in their order, each after a colon.
+      preprocess: The preprocessing of the network's input.
       task: "detection" or "segmentation".
-      seed: Of the training, 0 or more.
+      seed: The seed of the training, 0 or more.
 
     Returns:
-      A function of an example with an image of any size, the step of the training and
-      the image's place in its set, to the changed example. It can be pickled.
+      A function from an example with an image of any size, the training step and the
+      index of the image to the transformed example. It can be pickled.
 
     Raises:
-      ValueError: A name is unknown, its numbers do not fit it, or it is not for the
+      ValueError: A name is unknown, an option is invalid, or a transform is not for the
         task.
     """
     chain = _Chain(names, preprocess, seed)
-    # What it refuses, it refuses here.
+    # Transforms check their options when they are called.
     example = {"image": np.zeros((2, 2, preprocess.channels), np.uint8)}
     if task == "segmentation":
         example["mask"] = np.zeros((2, 2), np.uint8)
@@ -332,7 +333,7 @@ def parse_geometry(
             f"geometry={tuple(names)} moves boxes or masks; for {task} there are crop "
             "and augment."
         )
-    for step in range(8):  # some happen by chance
+    for step in range(8):  # some transforms are applied at random
         chain(example, step, 0) if names else None
     return chain
 
@@ -343,7 +344,7 @@ def _check(name: str, good: bool, found: str, expected: str) -> None:
 
 
 def _draw_windows(rng: RandomStream, height: int, width: int) -> np.ndarray:
-    """Draws int [ATTEMPTS, 4]: top, left, height and width of parts of an image."""
+    """Draws windows of an image, int [ATTEMPTS, 4]: top, left, height and width."""
     scale, ratio, down, right = rng.uniform(shape=(4, ATTEMPTS))
     scale = 0.3 + 0.7 * scale
     # No side may exceed the image's.

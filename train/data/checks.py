@@ -1,4 +1,4 @@
-"""What would go wrong later with a set that has boxes or masks, found beforehand."""
+"""Checks of data sets with boxes or masks before a training starts."""
 
 from collections.abc import Iterator
 
@@ -10,20 +10,20 @@ from train.data.preprocess import FittedSource, TooManyObjects
 from train.data.source import Example, Source, Subset, map_in_threads
 from zoo.decode import BadImage
 
-EXAMINED = 64  # images that are read, evenly spread over the set
+EXAMINED = 64  # images that are read, evenly spaced in the set
 
 
 def find_problems(
     source: FittedSource, *, fitted: bool = True, skip: bool = False
 ) -> list[str]:
-    """Lists what is wrong with a set for detection or segmentation.
+    """Lists the problems of a set for detection or segmentation.
 
-    All objects are counted, and some images are read with what they show.
+    All objects are counted, and some images are read with their annotations.
 
     Args:
       source: The set, fitted to its network.
-      fitted: Whether images are used as `fit_source` fits them; not so where random
-        crops bring them to the network's size.
+      fitted: Whether the training uses images as `fit_source` fits them, rather than
+        random crops of the network's size.
       skip: Whether unreadable images are left out of the set.
 
     Returns:
@@ -86,7 +86,7 @@ def _check_values(source: FileMasks, chosen: list[int], skip: bool) -> str | Non
 
 
 def _check_counts(source: FittedSource, where: str) -> list[str]:
-    """Compares the objects of each image with the slots that there are for them."""
+    """Checks that no image has more objects than slots, and that there are objects."""
     known = [source.objects(i) for i in range(len(source))]
     problems = []
     if all(objects is not None for objects in known):
@@ -110,7 +110,7 @@ def _check_counts(source: FittedSource, where: str) -> list[str]:
 
 
 def _examples(source: FittedSource, first: list[int]) -> Iterator[Example]:
-    """Yields the readable examples as they are stored, some of them before others."""
+    """Yields the readable examples as stored, those at `first` before the others."""
     for index in dict.fromkeys([*first, *range(len(source))]):
         try:
             yield source.source[index]
@@ -127,7 +127,7 @@ def _has_target(example: Example) -> bool:
 def _read(
     source: FittedSource, chosen: list[int], fitted: bool, skip: bool
 ) -> list[str]:
-    """Reads examples, and says why some cannot be used; see `find_problems`."""
+    """Returns why some examples cannot be used; see `find_problems`."""
 
     def reason(place: int) -> str | None:
         try:

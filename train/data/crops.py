@@ -1,10 +1,10 @@
-"""The part of an image that a training step sees, cut out on the host.
+"""Random crops of training images for classification, on the host.
 
-Images of different sizes cannot be cut on the device, which wants one shape. A crop is
-a pure function of an image and of numbers that follow from the seed, the step and the
-image's index alone, so that it is the same in any worker, in any number of processes
-and after a restart. What it cuts out is resized by Pillow's antialiased filter, the
-same that evaluation uses.
+Images of different sizes cannot be cropped on the device, where arrays have one shape.
+A crop is a pure function of an image and of random numbers that depend on the seed, the
+step and the image's index alone, so that it is the same in any worker, with any number
+of processes, and after a restart. Crops are resized by Pillow's antialiased filter, as
+in evaluation.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from zoo.spec import Preprocess
 
 Crop = Callable[[np.ndarray, np.ndarray, Preprocess], np.ndarray]
 
-ATTEMPTS = 10  # of `area` to find a part that fits into the image
+ATTEMPTS = 10  # crops that `area` draws until one fits into the image
 
 
 def draw_numbers(seed: int, step: int, index: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def draw_numbers(seed: int, step: int, index: int) -> np.ndarray:
 def center(
     numbers: np.ndarray, image: np.ndarray, preprocess: Preprocess
 ) -> np.ndarray:
-    """Cuts out the centre, as for evaluation."""
+    """Crops the center, as in evaluation."""
     del numbers
     return fit_image(image, preprocess)
 
@@ -49,7 +49,7 @@ def center(
 def square(
     numbers: np.ndarray, image: np.ndarray, preprocess: Preprocess, *, side: int = 256
 ) -> np.ndarray:
-    """Cuts out of the central square of an image whose shorter side has a fixed length.
+    """Crops the central square of an image whose shorter side has a fixed length.
 
     Reference: Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural
     Networks, 2012, sections 2 and 4.1.
@@ -70,7 +70,7 @@ def scale_jitter(
     least: int,
     most: int,
 ) -> np.ndarray:
-    """Scales the shorter side to a random whole length, and cuts out anywhere.
+    """Scales the shorter side to a random integer length, and crops at random.
 
     Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale
     Image Recognition, 2014, section 3.1; with least = most its single-scale training.
@@ -93,11 +93,11 @@ def area(
     least: float = 0.08,
     most: float = 1.0,
 ) -> np.ndarray:
-    """Cuts out a random share of the area, with sides of 3:4 to 4:3, and resizes it.
+    """Crops a random share of the area with an aspect ratio of 3:4 to 4:3.
 
-    The share is uniform and the logarithm of the sides' ratio is too, so that upright
-    and lying parts are as frequent. After `ATTEMPTS` parts that do not fit into the
-    image it is its largest central part of such sides.
+    The share and the logarithm of the aspect ratio are uniform, so that tall and wide
+    crops are equally frequent. After `ATTEMPTS` crops that do not fit into the image,
+    it is the largest central crop of such an aspect ratio.
 
     Reference: Szegedy et al., Going Deeper with Convolutions, 2014, section 6.
     """
@@ -127,21 +127,21 @@ CROPS: dict[str, Callable] = {
 
 
 def parse_crop(text: str, preprocess: Preprocess) -> Crop:
-    """Reads a crop and its numbers, such as "scale_jitter:256:480" or "center".
+    """Parses a crop with its options, such as "scale_jitter:256:480" or "center".
 
     Args:
       text: A name of `CROPS`, then its options in their order, each after a colon.
-      preprocess: What the network takes.
+      preprocess: The preprocessing of the network's input.
 
     Returns:
-      A function of numbers from `draw_numbers`, an image uint8 [height, width, C] and
-      the preprocessing, to uint8 [size, size, C].
+      A function from the numbers of `draw_numbers`, an image uint8 [height, width, C]
+      and the preprocessing to uint8 [size, size, C].
 
     Raises:
-      ValueError: The name is unknown, or the numbers do not fit it or the network.
+      ValueError: The name is unknown, or an option is invalid for it or the network.
     """
     crop = parse_call("crop", text, CROPS)
-    # What it refuses, it refuses here.
+    # A crop checks its options when it is called.
     smallest = np.zeros((1, 1, preprocess.channels), np.uint8)
     crop(draw_numbers(0, 0, 0), smallest, preprocess)
     return crop
@@ -156,7 +156,7 @@ def _check_side(name: str, side: int, preprocess: Preprocess) -> None:
 
 
 def _scaled(image: np.ndarray, side: int) -> tuple[int, int]:
-    """Height and width once the shorter side is `side`, rounded as `fit_image` does."""
+    """Returns height and width for a shorter side, rounded as in `fit_image`."""
     height, width = image.shape[:2]
     if width <= height:
         return int(side * height / width), side
@@ -164,7 +164,7 @@ def _scaled(image: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _cut(image, scaled, top, left, preprocess):
-    """Cuts out of the image scaled to (height, width), without scaling all of it."""
+    """Crops the image scaled to (height, width), without scaling all of it."""
     y, x = image.shape[0] / scaled[0], image.shape[1] / scaled[1]
     bottom, right = top + preprocess.size, left + preprocess.size
     return _resize(image, (left * x, top * y, right * x, bottom * y), preprocess)

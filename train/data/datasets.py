@@ -1,4 +1,4 @@
-"""From the name of a data set to its source."""
+"""Loads a data set by its name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.data.formats.voc import open_voc, open_voc_masks
 from train.data.source import Source, nearest, select
 from zoo.decode import check_color, check_orientation
 
-# What stands before the colon -> the task, and the function that opens the path.
+# The prefix of a name -> the task, and the function that opens the path.
 FORMATS = {
     "imagefolder": ("classification", open_folder),
     "voc": ("detection", open_voc),
@@ -38,13 +38,13 @@ def load_dataset(
     values: Sequence[int] = (),
     orientation: str = "auto",
 ) -> Source:
-    """Opens a data set by name, preparing it first where that is possible.
+    """Loads a data set by name, and prepares it first where that is possible.
 
     Args:
       name: "digits" and "digits_canvas" (from scikit-learn), "faces_synthetic" (drawn),
-        "cifar10", "cifar100"
-        (from their publisher's archives), any data set of TFDS with an image and a
-        label or objects, "cityscapes" and "oxford_iiit_pet" for their masks, or files:
+        "cifar10" and "cifar100" (from their publisher's archives), any data set of TFDS
+        with an image and a label or objects, "cityscapes" and "oxford_iiit_pet" with
+        their masks, or files:
 
         - "imagefolder:PATH", a folder or zip file with `split/class/image` or
           `class/image`, see `open_folder`;
@@ -55,24 +55,24 @@ def load_dataset(
         - "lfw:PATH", "ytf:PATH" and "orl:PATH", people's pictures as in these data
           sets, see `train.data.formats.faces`; an "imagefolder" is one, too, for the
           task "verification".
-      split: Such as "train" or "test"; "val", "valid" and "validation" are the same,
-        and "train+val" is both. For data sets of TFDS also its slices, such as
-        "train[:10%]".
-      data_dir: Where prepared data sets are kept; TFDS's own folder if None. A
-        relative PATH starts here.
-      classes: Names of the classes to keep; they are relabelled 0, 1, .. in this order.
-        Of files with masks: what their values 0, 1, .. stand for.
-      per_class: Number of images to keep of each class, for classification.
-      seed: Decides which images `per_class` keeps.
+      split: The name of the split, such as "train" or "test"; "val", "valid" and
+        "validation" are the same, and "train+val" is both. For data sets of TFDS also a
+        slice, such as "train[:10%]".
+      data_dir: The folder of prepared data sets; TFDS's own folder if None. A relative
+        PATH starts here.
+      classes: The names of the classes to keep, which are relabelled 0, 1, .. in this
+        order. For files with masks: the classes of the values 0, 1, ..
+      per_class: The number of images to keep of each class, for classification.
+      seed: The seed with which `per_class` chooses images.
       color: "rgb" or "grey" to convert all images; None to keep what is stored.
-      task: "classification", "detection" or "segmentation", of a data set that is for
-        several; None for the first of them.
-      ignored: Of files with masks: values of pixels to be ignored, besides 255.
-      values: Of files with masks: the value of each class, such as 0 and 255; 0, 1, ..
-        if there are none.
-      orientation: "upright" to turn images as their EXIF orientation says, "stored" to
-        leave them; "auto" turns those of classification, and logs how many beside boxes
-        or masks have one.
+      task: "classification", "detection" or "segmentation", for a data set with several
+        tasks; None for the first of them.
+      ignored: For files with masks: the pixel values to ignore, besides 255.
+      values: For files with masks: the value of each class, such as 0 and 255; 0, 1, ..
+        if empty.
+      orientation: "upright" to apply the EXIF orientation to images, "stored" to ignore
+        it; "auto" applies it for classification, and otherwise logs how many images
+        have one.
 
     Returns:
       The source.

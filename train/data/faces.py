@@ -26,21 +26,21 @@ _PAD = 64  # Photographs are padded to multiples, so that few sizes are compiled
 
 
 class FaceSource(Source):
-    """Pictures of people.
+    """Images of people.
 
     A subclass sets `name`, `split`, `class_names`, `people` and `labels`, and
     implements `image` and `provenance`.
 
     Attributes:
-      class_names: The people to train on.
-      labels: int32 [N], in `range(len(class_names))`, or -1 for others.
-      people: int32 [N], numbers of all people of the set.
-      pairs: See `Pairs`; None to make them of the people, see `make_pairs`.
-      templates: See `FaceSet`.
-      groups: int32 [N] or None; see `FaceSet`.
-      group_names: In the order of the groups.
-      gallery: bool [N], or None for the first pictures of each person, see
-        `first_pictures`.
+      class_names: The names of the people to train on.
+      labels: int32 [N], the person in `range(len(class_names))`, -1 for others.
+      people: int32 [N], the number of the person, for all people of the set.
+      pairs: The pairs to verify; None to make them with `make_pairs`.
+      templates: int32 [N], the template of each image, see `FaceSet`, or None.
+      groups: int32 [N], the group of each image, see `FaceSet`, or None.
+      group_names: The names of the groups.
+      gallery: bool [N], whether an image is in the gallery of an identification; None
+        for the first images of each person, see `first_pictures`.
     """
 
     task = "verification"
@@ -56,7 +56,7 @@ class FaceSource(Source):
         return None
 
     def face_set(self) -> FaceSet:
-        """Returns what an evaluation must know of the pictures."""
+        """Returns the facts of the images that an evaluation needs."""
         unknown = self.labels == UNKNOWN
         candidates = unknown if unknown.any() else np.ones(len(self), bool)
         gallery, pairs = self.gallery, self.pairs
@@ -76,17 +76,17 @@ class FaceSource(Source):
 
 
 class FileFaces(FaceSource):
-    """Pictures in a folder or zip file.
+    """Images of people in a folder or zip file.
 
     Args:
       files: The folder or zip file.
-      split: What to call this part of it.
-      members: Paths of the pictures inside.
-      names: The person of each picture.
-      trained: Names of the people to train on.
-      color: "rgb", "grey" or None, see `decode_image`.
-      landmarks: Landmarks by path, see `read_landmarks`.
-      **facts: What else is known, such as `pairs`; see `FaceSource`.
+      split: The name of the split.
+      members: The paths of the images.
+      names: The name of the person on each image.
+      trained: The names of the people to train on.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      landmarks: The landmarks by path, see `read_landmarks`.
+      **facts: Other attributes of `FaceSource`, such as `pairs`.
     """
 
     def __init__(
@@ -124,17 +124,17 @@ class FileFaces(FaceSource):
 
 
 def read_landmarks(files: Files) -> dict[str, np.ndarray]:
-    """Reads the landmarks that lie beside pictures, in `landmarks.csv`.
+    """Reads the landmarks of images from `landmarks.csv` beside them.
 
     Its first line names the columns: `file`, then `x0`, `y0`, `x1`, `y1` and so on, for
     2, 5, 6, 67 or 68 landmarks in pixels (see `zoo.face.alignment`). A picture without
     a line has none.
 
     Returns:
-      float32 [L, 2] by path; nothing where there is no such file.
+      Landmarks float32 [L, 2] by path; empty if there is no such file.
 
     Raises:
-      ValueError: The file has another form; names the line.
+      ValueError: The file has another format; the message names the line.
     """
     if LANDMARKS_FILE not in files.listing().entries:
         return {}
@@ -172,8 +172,8 @@ def write_landmarks(path, landmarks: dict[str, np.ndarray]) -> None:
     """Writes `landmarks.csv`, as `read_landmarks` reads it.
 
     Args:
-      path: Path of the file.
-      landmarks: float [L, 2] by file, of one L.
+      path: The path of the file.
+      landmarks: float [L, 2] by image file, with one L.
     """
     count = len(next(iter(landmarks.values())))
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -184,11 +184,11 @@ def write_landmarks(path, landmarks: dict[str, np.ndarray]) -> None:
 
 
 def first_pictures(people: np.ndarray, most: int = GALLERY) -> np.ndarray:
-    """Marks the first pictures of each person: half of them, and at most `most`.
+    """Selects the first images of each person: half of them, and at most `most`.
 
     Args:
-      people: int [N].
-      most: Largest number of pictures of a person.
+      people: int [N], the person on each image.
+      most: The largest number of images of a person.
 
     Returns:
       bool [N].
@@ -203,16 +203,16 @@ def first_pictures(people: np.ndarray, most: int = GALLERY) -> np.ndarray:
 def make_pairs(
     people: np.ndarray, candidates: np.ndarray | None = None, *, seed: int = 0
 ) -> Pairs:
-    """Draws pairs of pictures for a verification in ten folds.
+    """Draws pairs of images for a verification in ten folds.
 
-    There are as many pairs of one person as of two, at most `PAIRS_EACH` in a fold and
-    none twice. Of enough people, 2 for each fold, no person is in two folds; of fewer
-    the pairs alone are divided.
+    There are as many pairs of one person as of two people, at most `PAIRS_EACH` of each
+    in a fold, without duplicates. With two people for each fold or more, no person is
+    in two folds; with fewer people, the pairs are divided at random.
 
     Args:
-      people: int [N], who is shown.
-      candidates: bool [N], the pictures to choose from; all if None.
-      seed: Seed of the choice.
+      people: int [N], the person on each image.
+      candidates: bool [N], the images to choose from; all if None.
+      seed: The seed of the choice.
 
     Raises:
       ValueError: There are no two people, or no person has two pictures.
@@ -252,16 +252,16 @@ def make_pairs(
 
 
 class AlignedFaces(FaceSource):
-    """The faces of a source, aligned and cut out.
+    """The faces of a source, aligned and cropped.
 
     Args:
-      source: Photographs of people.
-      method: "2d" or "3d".
-      preprocess: What the network takes.
+      source: The source of photographs.
+      method: The alignment, "2d" or "3d".
+      preprocess: The preprocessing of the network's input.
 
     Attributes:
-      photographs: The source.
-      method: As above.
+      photographs: The source of photographs.
+      method: The alignment, "2d" or "3d".
     """
 
     def __init__(self, source: FaceSource, method: str, preprocess: Preprocess):
@@ -288,10 +288,10 @@ class AlignedFaces(FaceSource):
 def align_face(
     image: np.ndarray, landmarks: np.ndarray, method: str, size: int
 ) -> np.ndarray:
-    """Aligns a face on the host, whatever accelerators there are.
+    """Aligns a face on the host, even where there are accelerators.
 
-    A photograph that is much larger than the crop is made smaller first, so that no
-    detail is skipped.
+    A photograph that is much larger than the crop is downsampled first, to avoid
+    aliasing.
 
     Args:
       image: uint8 [H, W, C].
@@ -326,7 +326,7 @@ def choose_alignment(source: FaceSource, method: str) -> str:
     """Chooses how the faces of a source are aligned.
 
     Args:
-      source: Photographs of people.
+      source: The source of photographs.
       method: "none", "2d", "3d", or "auto": "3d" where the first picture has 67 or 68
         landmarks, "2d" where it has fewer, "none" where it has none.
 
@@ -355,9 +355,9 @@ def align_source(source: FaceSource, method: str, preprocess: Preprocess) -> Fac
     """Aligns the faces of a source for a network.
 
     Args:
-      source: Photographs of people.
-      method: See `choose_alignment`.
-      preprocess: What the network takes.
+      source: The source of photographs.
+      method: The alignment, see `choose_alignment`.
+      preprocess: The preprocessing of the network's input.
 
     Returns:
       The aligned faces, or the source itself.

@@ -1,4 +1,4 @@
-"""Folders and zip files, which are read in place, and the names of their splits."""
+"""Files in folders and zip files, and the names of splits."""
 
 import functools
 import logging
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class Listing(NamedTuple):
-    """What lies in a folder or a zip file, with forward slashes.
+    """The contents of a folder or a zip file, as paths with forward slashes.
 
     Attributes:
-      entries: Sorted paths of files, and of folders, which end in a slash.
-      left_out: Paths of what is not among them, by the reason.
+      entries: The sorted paths of files and folders; those of folders end in a slash.
+      left_out: The paths that are left out, by the reason.
     """
 
     entries: list[str]
@@ -50,7 +50,7 @@ class Listing(NamedTuple):
 
 
 class Files:
-    """The files of a folder or of a zip file; it can be pickled.
+    """The files of a folder or a zip file; they can be pickled.
 
     Args:
       path: The folder or zip file.
@@ -77,7 +77,7 @@ class Files:
                 ) from error
 
     def listing(self) -> Listing:
-        """Lists all files and folders but those that nobody put there on purpose.
+        """Lists all files and folders, without hidden files and those of systems.
 
         Raises:
           ValueError: A folder cannot be listed, a name is not Unicode, or a zip file
@@ -109,8 +109,8 @@ class Files:
         """Reads a file.
 
         Args:
-          name: As `listing` gives it.
-          most: Largest size in a zip file, in bytes; `MAX_MEMBER_BYTES` if None.
+          name: The path of the file, as in `listing`.
+          most: The largest size in a zip file, in bytes; `MAX_MEMBER_BYTES` if None.
 
         Raises:
           BadImage: The file cannot be read, or is too large.
@@ -144,7 +144,7 @@ class Files:
             ) from error
 
     def where(self, name: str) -> str:
-        """Returns what to call a file in errors."""
+        """Returns the name of a file in errors."""
         return str(self.path / name)
 
     def _read_member(self, name: str, most: int) -> bytes:
@@ -202,8 +202,8 @@ def warn_of_left_out(where: str, left_out: Mapping[str, Sequence[str]]) -> None:
     """Logs how many files are left out, and the names of some; each set is named once.
 
     Args:
-      where: What to call the set.
-      left_out: See `Listing`.
+      where: The name of the data set in messages.
+      left_out: The paths that are left out, by the reason.
     """
     parts = []
     for reason, paths in left_out.items():
@@ -253,10 +253,10 @@ def images_by_stem(files: Files, entries: Sequence[str], folder: str) -> dict[st
 
 
 def read_text(files: Files, file: str) -> str:
-    """Reads a text of UTF-8, or of UTF-16 that begins with its mark.
+    """Reads a text file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-      ValueError: It has another encoding; its file and line are named.
+      ValueError: The file has another encoding; the message names file and line.
     """
     data = files.read(file)
     utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))

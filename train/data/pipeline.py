@@ -1,4 +1,4 @@
-"""Batches for a network from a source.
+"""Batches of examples, loaded by grain.
 
 A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `index` int32 [B]
 (position in the source), for evaluation `valid` bool [B], and by the source's task
@@ -31,8 +31,8 @@ from zoo.spec import Preprocess
 
 Batch = dict[str, np.ndarray]
 
-# Batches that are ready before they are asked for, in each process. Each holds
-# B * H * W * C bytes, so grain's own default of 500 would fill the memory.
+# Each process prefetches few batches: one takes B * H * W * C bytes, so that grain's
+# default of 500 would fill the memory.
 _AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 _ENDLESS = 2**62
 
@@ -42,7 +42,7 @@ class WorkerError(RuntimeError):
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Lets a worker end when the training process is gone, however that ended."""
+    """Makes a worker exit when the training process has ended for any reason."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -52,7 +52,7 @@ def _end_with_parent(index: int, count: int) -> None:
 
 
 class _Order:
-    """Step -> positions; see `epoch_order`."""
+    """A function from a step to positions; see `epoch_order`."""
 
     def __init__(self, n: int, batch_size: int, seed: int):
         self.n, self.batch_size, self.seed = n, batch_size, seed
@@ -65,10 +65,10 @@ class _Order:
 
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Sorts random numbers, whose stream numpy promises never to change.
+    """Returns a permutation that no version of numpy changes.
 
     grain's own shuffle takes 10 to 40 microseconds for each position (more in small
-    sets), which is longer than a small network takes to train on the image.
+    sets), which is longer than a small network takes to train on an image.
     """
     numbers = np.random.Philox(key=[seed, epoch]).random_raw(n)
     order = np.argsort(numbers, kind="stable").astype(np.int32)
@@ -77,19 +77,19 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def epoch_order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
-    """Decides which examples are visited when.
+    """Returns the order in which training visits examples.
 
-    Every epoch is a new permutation, cut into `n // batch_size` batches; the
-    `n % batch_size` examples at its end are dropped.
+    Every epoch is a new permutation, divided into `n // batch_size` batches; the last
+    `n % batch_size` examples are dropped.
 
     Args:
-      n: Number of examples.
-      batch_size: Number of examples in a global batch.
-      seed: Decides the permutations, 0 or more.
+      n: The number of examples.
+      batch_size: The number of examples in a global batch.
+      seed: The seed of the permutations, 0 or more.
 
     Returns:
-      A data set without end whose element s is the int32 [batch_size] positions of
-      global step s.
+      An infinite data set, whose element s is the positions int32 [batch_size] of the
+      examples of global step s.
 
     Raises:
       ValueError: There are fewer examples than a batch takes, or the seed is negative.
@@ -104,7 +104,7 @@ def epoch_order(n: int, batch_size: int, seed: int) -> grain.MapDataset:
 
 
 class _Load:
-    """Reads one process's part of the batch of a step."""
+    """Loads one process's part of the training batch of a step."""
 
     def __init__(
         self,
@@ -137,14 +137,14 @@ class _Load:
 
 
 class _TrainIterator(grain.DatasetIterator):
-    """Batches of step 0, 1, ..; its state is the step, whatever the workers."""
+    """Batches of step 0, 1, ..; its state is the step."""
 
     def __init__(self, batches: grain.MapDataset, workers: int):
         super().__init__()
         self._batches, self._workers = batches, workers
         self._step = 0
         self._inner: list[grain.DatasetIterator] = []
-        # Workers that outlive the interpreter's end die noisily.
+        # Workers that are alive when the interpreter exits print errors.
         weakref.finalize(self, _close_all, self._inner)
 
     def __next__(self) -> Batch:
@@ -163,7 +163,7 @@ class _TrainIterator(grain.DatasetIterator):
             ) from error
         self._step += 1
         if self._workers:
-            # A copy, for the workers' shared memory goes when the iterator is closed.
+            # A copy, since closing the iterator frees the workers' shared memory.
             batch = {key: np.array(value) for key, value in batch.items()}
         return batch
 
@@ -217,27 +217,27 @@ def train_stream(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Streams training batches without end, in the order of `epoch_order`.
+    """Streams training batches endlessly, in the order of `epoch_order`.
 
-    At step s the parts of all processes, one behind the other, are exactly the
-    examples that `epoch_order` names for s. The iterator's `get_state` and `set_state`
-    (which grain's checkpointing uses) say the step and nothing else: training goes on
-    exactly, with any number of workers and random crops too. Close it when done.
+    The concatenated batches of all processes at step s are the examples of step s in
+    `epoch_order`. The state of the iterator (`get_state`, `set_state`, which grain's
+    checkpointing uses) is the step alone: training resumes exactly, with any number of
+    workers. Close the iterator when done.
 
     Args:
-      source: The examples.
-      preprocess: What the network takes.
-      batch_size: Number of examples in a global batch, over all processes.
-      seed: Decides the order, the crops and the geometry.
-      crop: Of classification: which part of each image, see `parse_crop`; another one
-        in every epoch unless it is the centre.
-      geometry: Of detection and segmentation: random changes of the images with their
-        boxes or masks, see `parse_geometry`; others in every epoch.
-      workers: Number of processes that read and decode; 0 reads in threads of this
-        process. They are spawned, thus a script needs `if __name__ == "__main__"`.
-      max_boxes: See `fit_source`.
-      process_index: Which of the training processes this one is.
-      process_count: Number of training processes.
+      source: The source.
+      preprocess: The preprocessing of the network's input.
+      batch_size: The number of examples in a global batch, over all processes.
+      seed: The seed of the order, the crops and the geometry.
+      crop: For classification: the crop of each image, see `parse_crop`.
+      geometry: For detection and segmentation: the random transforms of images with
+        their boxes or masks, see `parse_geometry`.
+      workers: The number of processes that read and decode; 0 to read in threads of
+        this process. They are spawned, so that a script needs
+        `if __name__ == "__main__"`.
+      max_boxes: The number of slots for objects, see `fit_source`.
+      process_index: The index of this training process.
+      process_count: The number of training processes.
 
     Returns:
       A data set of batches of `batch_size // process_count` examples.
@@ -266,7 +266,7 @@ def train_stream(
 
 
 class _LoadPadded:
-    """Reads one process's part of a batch of an evaluation."""
+    """Loads one process's part of an evaluation batch."""
 
     def __init__(self, source: FittedSource, batch_size: int, start: int, share: int):
         self.source = source
@@ -296,20 +296,20 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Batches of every example once, in order, over all processes.
+    """Returns batches of every example once, in order, over all processes.
 
     Args:
-      source: The examples.
-      preprocess: What the network takes.
-      batch_size: Number of examples in a global batch, over all processes.
-      max_boxes: See `fit_source`.
-      process_index: Which of the processes this one is.
-      process_count: Number of processes.
+      source: The source.
+      preprocess: The preprocessing of the network's input.
+      batch_size: The number of examples in a global batch, over all processes.
+      max_boxes: The number of slots for objects, see `fit_source`.
+      process_index: The index of this process.
+      process_count: The number of processes.
 
     Returns:
-      A data set of `ceil(N / batch_size)` batches, as many in each process. All have
-      `batch_size // process_count` slots; those at the end that hold no example are
-      zero and have `valid` False.
+      A data set of `ceil(N / batch_size)` batches, in each process. All batches have
+      `batch_size // process_count` slots; padding at the end is zero and has `valid`
+      False.
 
     Raises:
       ValueError: The batch size does not fit the processes.

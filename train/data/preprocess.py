@@ -1,4 +1,4 @@
-"""Examples of fixed shapes, as a network takes them, one by one or all at once."""
+"""Examples preprocessed to the fixed shapes of a network's input."""
 
 import logging
 import math
@@ -14,14 +14,13 @@ from zoo.fitting import fit_sides
 from zoo.preprocess import crop_centre, fit_image, scaled_size
 from zoo.spec import Preprocess
 
-# From an example with an image of any size and what the network takes, to one with an
-# image of its size.
+# A function from an example with an image of any size to one of the network's size.
 Fit = Callable[[Example, Preprocess], Example]
 
 logger = logging.getLogger(__name__)
 
 
-MAX_BOXES = 100  # of an image, unless another number is asked for
+MAX_BOXES = 100  # the default number of slots for the objects of an image
 _OBJECTS = ("boxes", "classes", "difficult")
 
 
@@ -32,7 +31,7 @@ class TooManyObjects(ValueError):
 def fitted_shapes(
     task: str, preprocess: Preprocess, max_boxes: int
 ) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Returns the shape and the type of each array of a fitted example."""
+    """Returns the shape and the dtype of each array of a fitted example."""
     shapes = {"image": (preprocess.shape, np.uint8), "index": ((), np.int32)}
     if task in ("classification", "verification"):
         return shapes | {"label": ((), np.int32)}
@@ -48,25 +47,24 @@ def fitted_shapes(
 
 
 def fit_example(example: Example, preprocess: Preprocess) -> Example:
-    """Fits an example's image to a network, and its boxes or mask with it.
+    """Fits an example's image, and its boxes or mask, to a network's input.
 
-    With `preprocess.fit` "sides" and "keep" all images lie in the upper left corner of
-    one canvas, of `preprocess.shape`; where "sides" would make one too large for it,
-    its scale is reduced. Borders have the network's mean colour, and masks are to be
-    ignored there.
+    With `preprocess.fit` "sides" and "keep" images are in the upper left corner of a
+    canvas of `preprocess.shape`; an image that "sides" would make too large is scaled
+    to the canvas. Borders have the network's mean color, and are ignored in masks.
 
     Args:
-      example: As a `Source` gives it, with an image of any size.
-      preprocess: What the network takes.
+      example: An example of a `Source`, with an image of any size.
+      preprocess: The preprocessing of the network's input.
 
     Returns:
-      The example, with an image uint8 of `preprocess.shape`. Of detection and
-      segmentation it has `size` too, int32 [2]: height and width of the part of it,
-      from the upper left corner on, that shows the image.
+      The example, with an image uint8 of `preprocess.shape`. For detection and
+      segmentation it has `size`, int32 [2], the height and width of the image within
+      the canvas.
 
     Raises:
-      ValueError: The image is larger than the network's input and not to be resized,
-        or it has boxes and is to be cropped.
+      ValueError: The image is larger than the network's input and `fit` is "keep", or
+        it has boxes and `fit` is "crop".
     """
     image = example["image"]
     if "label" in example:
@@ -96,34 +94,34 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
 
 
 def mean_color(preprocess: Preprocess) -> np.ndarray:
-    """Returns the colour that the network's input has around 0: uint8 [channels]."""
+    """Returns the mean color of the network's input: uint8 [channels]."""
     return np.rint(np.multiply(preprocess.mean, 255)).clip(0, 255).astype(np.uint8)
 
 
 def blank_image(height: int, width: int, preprocess: Preprocess) -> np.ndarray:
-    """Returns an image uint8 [height, width, channels] of the mean colour alone."""
+    """Makes an image of the mean color: uint8 [height, width, channels]."""
     # Whole rows are copied several times faster than pixels are.
     row = np.tile(mean_color(preprocess), width)
     return np.tile(row, (height, 1)).reshape(height, width, -1)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a mask [h, w] to height and width by the nearest pixel."""
+    """Resizes a mask [h, w] to a height and width, with the nearest pixels."""
     resized = Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST)
     return np.asarray(resized)
 
 
 def pad_boxes(example: Example, max_boxes: int, provenance: str) -> Example:
-    """Brings the objects of an example to a fixed number.
+    """Pads the objects of an example to a fixed number.
 
     Args:
-      example: With `boxes` [n, 4], `classes` [n] and `difficult` [n].
-      max_boxes: Number of slots.
-      provenance: What to call the example in errors.
+      example: An example with `boxes` [n, 4], `classes` [n] and `difficult` [n].
+      max_boxes: The number of slots.
+      provenance: The name of the example in errors.
 
     Returns:
-      The example with `max_boxes` of each, zero where there is no object, and
-      `box_valid` bool [max_boxes].
+      The example with `max_boxes` objects, padded by zeros, and `box_valid` bool
+      [max_boxes].
 
     Raises:
       TooManyObjects: There are more objects than slots.
@@ -157,7 +155,7 @@ def _crop(example: Example, preprocess: Preprocess) -> Example:
 
 
 class FittedSource(Source):
-    """A source of examples of the shapes that a network takes; see `fit_source`."""
+    """A source of examples fitted to a network; see `fit_source`."""
 
     def __init__(self, source: Source, preprocess: Preprocess, max_boxes: int):
         self.name, self.split, self.task = source.name, source.split, source.task
@@ -171,7 +169,7 @@ class FittedSource(Source):
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
-        """The shape and the type of each array of an example."""
+        """The shape and the dtype of each array of an example."""
         return fitted_shapes(self.task, self.preprocess, self.max_boxes)
 
     def __len__(self) -> int:
@@ -181,7 +179,7 @@ class FittedSource(Source):
         return self.read(index, fit_example)
 
     def read(self, index: int, fit: Fit) -> Example:
-        """Returns one example that another function than `fit_example` fits."""
+        """Returns one example, fitted by a function in place of `fit_example`."""
         example = self.source[index]
         self.check_channels(example["image"], index)
         original_size = np.array(example["image"].shape[:2], np.int32)
@@ -208,7 +206,7 @@ class FittedSource(Source):
         return self.source.objects(index)
 
     def check_channels(self, image: np.ndarray, index: int) -> None:
-        """Raises ValueError unless an image is grey or RGB as the network takes it."""
+        """Raises ValueError unless an image has the channels of the network's input."""
         found, wanted = image.shape[-1], self.preprocess.channels
         if found != wanted:
             color = {1: "grey", 3: "rgb"}[wanted]
@@ -226,23 +224,22 @@ def fit_source(
     *,
     max_boxes: int = MAX_BOXES,
 ) -> FittedSource:
-    """Fits the images of a source to a network, and what they show with them.
+    """Fits the images of a source, and their annotations, to a network's input.
 
     Args:
-      source: The images.
-      preprocess: What the network takes.
-      on_bad_image: "stop" raises `BadImage` when a bad image is met; "skip" looks for
-        bad images now and leaves them out, see `skip_bad_images`.
-      max_boxes: Of detection: number of slots for the objects of an image; an image
-        with more is an error.
+      source: The source. A fitted source is not fitted again.
+      preprocess: The preprocessing of the network's input.
+      on_bad_image: "stop" to raise `BadImage` when an unreadable image is met; "skip"
+        to look for such images now and leave them out, see `skip_bad_images`.
+      max_boxes: For detection: the number of slots for the objects of an image; an
+        image with more is an error.
 
     Returns:
       A source of examples of fixed shapes, see `fit_example` and `pad_boxes`, with
-      `original_size` int32 [2], the image's own height and width, beside `size`. One
-      that was made for the same `preprocess` is fitted only once.
+      `original_size` int32 [2], the height and width of the stored image.
 
     Raises:
-      ValueError: `on_bad_image` is unknown, or `source` fits another network.
+      ValueError: `on_bad_image` is unknown, or `source` is fitted to another network.
     """
     if on_bad_image not in ("stop", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r}: expected 'stop' or 'skip'.")
@@ -259,16 +256,16 @@ def fit_source(
 
 
 def skip_bad_images(source: Source) -> Source:
-    """Leaves out the images that cannot be read, after reading every one of them.
+    """Reads all images, and leaves out those that cannot be read.
 
-    Knowing them beforehand keeps the number of steps in an epoch exact and counts
-    every good image once in an evaluation. Their number and files are logged.
+    So the number of steps of an epoch is known, and an evaluation counts every readable
+    image once. The number and the files of unreadable images are logged.
 
     Args:
-      source: The images.
+      source: The source.
 
     Returns:
-      The readable examples; `source` itself if that is all of them.
+      The readable examples; `source` itself if all are readable.
 
     Raises:
       ValueError: No image can be read.
@@ -312,12 +309,12 @@ def load_resident(
     """Reads a whole source into memory.
 
     Args:
-      source: The examples.
-      preprocess: What the network takes.
-      max_boxes: See `fit_source`.
+      source: The source.
+      preprocess: The preprocessing of the network's input.
+      max_boxes: The number of slots for objects, see `fit_source`.
 
     Returns:
-      What a batch has (see `train.data.pipeline`) without `index`, [N, ..] each.
+      The arrays [N, ..] of a batch (see `train.data.pipeline`), without `index`.
     """
     source = fit_source(source, preprocess, max_boxes=max_boxes)
     n = len(source)
@@ -337,7 +334,7 @@ def load_resident(
 def resident_bytes(
     source: Source, preprocess: Preprocess, *, max_boxes: int = MAX_BOXES
 ) -> int:
-    """Returns how many bytes `load_resident` takes, without reading an image."""
+    """Computes the bytes that `load_resident` takes, without reading an image."""
     shapes = fit_source(source, preprocess, max_boxes=max_boxes).shapes
     bytes_each = sum(
         math.prod(shape) * np.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""Regions that may hold an object, by OpenCV's selective search."""
+"""Region proposals by OpenCV's selective search."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,17 +22,17 @@ def selective_search(
 
     Args:
       image: uint8 [h, w, 3], RGB.
-      mode: "fast" or "quality", which has more colour spaces and segmentations.
-      max_proposals: How many to keep of them.
-      min_side: Smallest height and width, in pixels.
-      seed: Decides which are kept, and in which order. (OpenCV's own order cannot be
-        had twice: it draws random numbers that nothing seeds.)
+      mode: "fast" or "quality", which has more color spaces and segmentations.
+      max_proposals: The largest number of proposals.
+      min_side: The smallest height and width, in pixels.
+      seed: The seed of the choice and the order of proposals. (OpenCV's own order is
+        not reproducible: its random numbers have no seed.)
 
     Returns:
       float32 [R, 4], xyxy in pixels, without duplicates.
 
     Raises:
-      ValueError: The image or the mode is not as above.
+      ValueError: The image or the mode is invalid.
       ImportError: OpenCV's contributed modules are missing; says how to install them.
 
     Reference:
@@ -71,12 +71,12 @@ def selective_search(
 def remember(
     propose: Callable[[np.ndarray], np.ndarray], folder: Path
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Keeps an image's proposals in a file, for they take longer than the network.
+    """Caches the proposals of images in files.
 
     Args:
-      propose: From an image to proposals float32 [R, 4].
-      folder: Where to keep them, in a file for each image that differs; another
-        `propose` needs another folder.
+      propose: A function from an image to proposals float32 [R, 4].
+      folder: The folder of the cache, with a file for each different image; each
+        `propose` needs a folder of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
 

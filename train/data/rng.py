@@ -1,15 +1,17 @@
-"""Random numbers that follow from a key alone, in any version of numpy."""
+"""Random numbers that depend on a key alone, whatever the version of numpy."""
 
 import numpy as np
 
 
 class RandomStream:
-    """Uniform numbers from a stream that numpy promises never to change.
+    """A stream of uniform random numbers.
+
+    It is numpy's Philox generator, whose raw stream no version of numpy changes.
 
     Args:
       key: One or two integers, 0 or more.
-      counter: Up to four integers, 0 or more; two streams of a key that differ in the
-        second or a later one have no number in common.
+      counter: Up to four integers, 0 or more. Two streams of one key are independent if
+        their counters differ in the second or a later number.
     """
 
     def __init__(self, key: tuple[int, ...], counter: tuple[int, ...] = (0,)):
@@ -19,15 +21,15 @@ class RandomStream:
     def uniform(
         self, least: float = 0, most: float = 1, shape: tuple[int, ...] = ()
     ) -> np.ndarray:
-        """Returns float64 of a shape, from least to most without most."""
+        """Draws float64 numbers, uniform in [least, most)."""
         raw = self._bits.random_raw(int(np.prod(shape)))
         numbers = (raw >> np.uint64(11)) * 2.0**-53
         return least + (most - least) * np.reshape(numbers, shape)
 
     def integer(self, least: int, most: int) -> int:
-        """Returns an integer from least to most, both included."""
+        """Draws an integer, uniform in [least, most]."""
         return int(self.uniform(least, most + 1) // 1)
 
     def permutation(self, count: int) -> np.ndarray:
-        """Returns int [count]: 0 .. count - 1 in a random order."""
+        """Draws a permutation of 0 .. count - 1: int [count]."""
         return np.argsort(self.uniform(shape=(count,)), kind="stable")

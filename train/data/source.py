@@ -1,4 +1,4 @@
-"""Examples with random access: sources, subsets and sources in memory."""
+"""Data sets with random access: sources, subsets, and sources in memory."""
 
 import difflib
 import hashlib
@@ -16,19 +16,19 @@ Example = dict[str, np.ndarray | np.int32]
 
 
 class Source:
-    """Images of one split with what they show, each readable by its position.
+    """The annotated images of one split, with random access.
 
     A subclass for classification sets `name`, `split`, `class_names` and `labels`, and
-    implements `image` and `provenance`. It can be pickled, so that worker processes can
-    read it.
+    implements `image` and `provenance`. A source can be pickled, so that worker
+    processes can read it.
 
     Attributes:
       task: "classification", "detection", "segmentation" or "verification".
-      name: Name of the data set.
-      split: Name of the split.
-      class_names: In the order of the labels.
-      labels: int32 [N], each in `range(len(class_names))`; known without decoding. Of
-        classification alone.
+      name: The name of the data set.
+      split: The name of the split.
+      class_names: The names of the classes, in the order of the labels.
+      labels: int32 [N], each in `range(len(class_names))`, known without decoding; for
+        classification only.
     """
 
     task = "classification"
@@ -46,11 +46,11 @@ class Source:
         raise NotImplementedError
 
     def identity(self, index: int) -> str:
-        """Returns what tells an example from others, wherever the data set lies."""
+        """Returns a name of the example, independent of the data set's folder."""
         return self.provenance(index)
 
     def objects(self, index: int) -> "Objects | None":
-        """Returns the objects of detection, or None where the image is to be read."""
+        """Returns the objects of an image; None if they must be read with it."""
         del index
         return None
 
@@ -99,13 +99,13 @@ class Source:
 
 
 class Subset(Source):
-    """Some examples of a source, of classification with labels of their own.
+    """Some examples of a source; for classification they can have new labels.
 
     Args:
-      source: What to choose from.
-      indices: int [M], positions in `source`.
+      source: The source to choose from.
+      indices: int [M], the positions in `source`.
       labels: int32 [M], the new labels; those of `source` if None.
-      class_names: The new classes; those of `source` if None.
+      class_names: The names of the new classes; those of `source` if None.
     """
 
     def __init__(
@@ -144,13 +144,13 @@ class Subset(Source):
 
 
 class Joined(Source):
-    """The examples of several sources, one behind the other.
+    """The concatenation of several sources.
 
     Args:
-      sources: At least one; of the same task and the same classes.
+      sources: At least one source; all have the same task and the same classes.
 
     Raises:
-      ValueError: They are not.
+      ValueError: The tasks or the classes differ.
     """
 
     def __init__(self, sources: Sequence[Source]):
@@ -203,7 +203,7 @@ class Joined(Source):
 
 
 class _Arrays(Source):
-    """Images that are in memory already."""
+    """Images in memory."""
 
     def __init__(self, images, labels, class_names, name, split):
         self.name, self.split, self.class_names = name, split, class_names
@@ -233,16 +233,16 @@ def array_source(
     Args:
       images: uint8 [N, height, width, 1 or 3], or [N, height, width] if grey.
       labels: Integers [N].
-      class_names: In the order of the labels; "0", "1", .. up to the largest label
-        if None.
-      name: What to call the data set.
-      split: What to call the split.
+      class_names: The names of the classes, in the order of the labels; "0", "1", .. up
+        to the largest label if None.
+      name: The name of the data set.
+      split: The name of the split.
 
     Returns:
       The source.
 
     Raises:
-      ValueError: A shape, a type or a label is not as above.
+      ValueError: A shape, a dtype or a label is invalid.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim == 3:
@@ -284,9 +284,9 @@ class KeptClasses(Source):
     """A source for detection without the objects of some classes.
 
     Args:
-      source: The images, all of which are kept.
-      new_label: int32, for each class of `source` its new number, or -1.
-      class_names: The new classes.
+      source: The source, all images of which are kept.
+      new_label: int32 [K], the new label of each class of `source`, or -1.
+      class_names: The names of the new classes.
     """
 
     task = "detection"
@@ -334,12 +334,12 @@ def select(
     """Keeps some classes, or a few images of each.
 
     Args:
-      source: What to choose from.
-      classes: Names of the classes to keep; they are relabelled 0, 1, .. in this
-        order. All, if None.
-      per_class: Number of images to keep of each class, drawn without replacement;
-        all, if None.
-      seed: Decides which images are drawn.
+      source: The source to choose from.
+      classes: The names of the classes to keep, which are relabelled 0, 1, .. in this
+        order; None for all.
+      per_class: The number of images to keep of each class, drawn without replacement;
+        None for all.
+      seed: The seed with which images are drawn.
 
     Returns:
       The chosen examples, in the order of `source`.
@@ -413,16 +413,16 @@ def map_in_threads(function: Callable[[int], T], count: int, what: str) -> Itera
     """Yields `function(0)`, `function(1)`, ..; stops at the first exception.
 
     Args:
-      function: Reads what is at a position.
-      count: Number of positions.
-      what: What a bar is to say, where there are so many that one is shown.
+      function: A function that reads the example at a position.
+      count: The number of positions.
+      what: The text of the progress bar, which is shown for many positions only.
     """
     quiet = count < _WORTH_A_BAR
     with (
         ThreadPoolExecutor(THREADS) as threads,
         tqdm(desc=what, total=count, unit=" images", disable=quiet) as bar,
     ):
-        # Block by block, for every call that waits its turn takes memory.
+        # Block by block, since every pending call takes memory.
         for first in range(0, count, 64 * THREADS):
             block = range(first, min(first + 64 * THREADS, count))
             for result in threads.map(function, block):

@@ -124,10 +124,10 @@ def read_records(
     """Reads the binary form: for each image its labels, then red, green, blue planes.
 
     Args:
-      content: Contents of the file.
-      num_labels: Bytes before the pixels; the last is the class.
-      num_classes: Number of classes.
-      where: What to call the file in errors.
+      content: The contents of the file.
+      num_labels: The number of bytes before the pixels; the last is the class.
+      num_classes: The number of classes.
+      where: The name of the file in errors.
 
     Returns:
       uint8 [N, 32, 32, 3] and uint8 [N].

@@ -1,4 +1,4 @@
-"""COCO's files: images with boxes in one JSON file a split."""
+"""The format of COCO: images with the boxes of a split in one JSON file."""
 
 import json
 import math
@@ -22,20 +22,19 @@ _USAGE = (
 def open_coco(
     path: str, split: str, *, color: str | None = None, orientation: str = "auto"
 ) -> Source:
-    """Opens images with boxes, as COCO describes them.
+    """Opens images with boxes in the format of COCO.
 
-    Classes are in the order of the categories' numbers, crowds are marked as difficult,
-    and boxes are cut to their image; those of which nothing is left are left out and
-    logged.
+    Classes are sorted by the id of their category, and crowds are marked as difficult.
+    Boxes are clipped to their image; those without area are left out, which is logged.
 
     Args:
       path: "DIR", a folder with annotations/instances_SPLIT.json and images in SPLIT
         (where SPLIT may have a year behind it, such as train2017), or
         "FILE.json:IMAGES", a file and a folder or zip file of images, with "{split}"
         where they depend on the split.
-      split: A name of a split, or several such as "train+val".
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`.
+      split: The name of a split, or several such as "train+val".
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
       The source.

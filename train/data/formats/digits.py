@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS data set."""
+"""scikit-learn's handwritten digits, alone and on canvases, as TFDS data sets."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -73,7 +73,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ) from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    # The how-manieth of its class each image is.
+    # The rank of each image within its class.
     rank = np.zeros(len(images), int)
     for label in range(10):
         members = digits.target == label
@@ -96,11 +96,11 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 class DigitsCanvas(tfds.core.GeneratorBasedBuilder):
     """4,400 canvases of 96 x 96 with 1 to 4 digits: 4,000 to train and 400 to test.
 
-    The digits are those of `Digits`, enlarged to 28 to 52 pixels, in a colour that is
+    The digits are those of `Digits`, enlarged to 28 to 52 pixels, in a color that is
     lighter than the texture below; training and test images show different ones. A
-    box is tight around all of its digit, of which later digits hide at most 15 %. A
-    mask has 0 for the background and digit + 1 where one is seen. Each canvas follows
-    from its split and its number alone, the same on every machine.
+    box is tight around its whole digit, of which later digits hide at most 15 %. A mask
+    has 0 for the background and digit + 1 for the visible pixels of a digit. A canvas
+    depends on its split and its number alone, and is the same on every machine.
     """
 
     VERSION = tfds.core.Version("2.0.0")
@@ -158,7 +158,7 @@ def draw_canvas(
 
     Args:
       split: "train" or "test".
-      index: Number of the canvas in its split.
+      index: The number of the canvas in its split.
       images: uint8 [N, 8, 8], the digits to choose from.
       labels: int [N], 0 to 9.
 
@@ -194,7 +194,7 @@ def draw_canvas(
 
 
 def _texture(rng: RandomStream) -> np.ndarray:
-    """Clouds of colour, stripes and grain: float64 [96, 96, 3], 0 to 255."""
+    """Draws a texture of clouds, stripes and grain: float64 [96, 96, 3], 0 to 255."""
     cells = rng.integer(2, 12)
     clouds = rng.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
     clouds = Image.fromarray(clouds).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -210,7 +210,7 @@ def _texture(rng: RandomStream) -> np.ndarray:
 
 
 def _ink(image: np.ndarray, rng: RandomStream) -> np.ndarray:
-    """Enlarges a digit: float64 [h, w], how opaque it is, within its bounds."""
+    """Enlarges a digit, and returns its opacity within its box: float64 [h, w]."""
     # As many small ones as large ones, relative to their size.
     side = int(_LEAST * (_MOST / _LEAST) ** rng.uniform(0, 1))
     size = (side, side)
@@ -221,7 +221,7 @@ def _ink(image: np.ndarray, rng: RandomStream) -> np.ndarray:
 
 
 def _blend(below: np.ndarray, ink: np.ndarray, rng: RandomStream) -> np.ndarray:
-    """Paints ink of a colour that is lighter than what is below it."""
+    """Paints ink of a color that is lighter than what is below it."""
     luma = (below @ _LUMA).mean()
     color = rng.uniform(0, 255, (3,))
     goal = rng.uniform(min(luma + _CONTRAST, 245), 255)

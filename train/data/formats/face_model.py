@@ -1,4 +1,4 @@
-"""Parametric heads: shape, colours and landmarks of people who do not exist.
+"""Parametric heads: shape, colors and landmarks of people who do not exist.
 
 A head is a surface over an angle `u` (radians, 0 in front, positive to the right of the
 picture) and a height `v` (down). Its unit is about half the width of a head; x points
@@ -31,7 +31,7 @@ _MARKS = np.array([(-0.9, -0.4, 0.02), (0.9, 1.0, 0.05)])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Person:
-    """What stays the same in all pictures of a person: numbers, colours 0 to 255."""
+    """What stays the same in all pictures of a person: numbers, colors 0 to 255."""
 
     width: float
     depth: float
@@ -264,10 +264,10 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     s = np.linspace(-1, 1, 17)
     jaw = 1.4 * np.sign(s) * np.abs(s) ** 0.75
     parts = [(jaw, person.chin * (0.955 - 0.96 * np.abs(s) ** 2.2))]
-    centre, half = person.eye_apart, person.brow_length
+    center, half = person.eye_apart, person.brow_length
     du = np.linspace(1, -1, 5)
     line = _brow(du, person, expression)
-    parts += [(-centre - half * du, line), (centre + half * du[::-1], line[::-1])]
+    parts += [(-center - half * du, line), (center + half * du[::-1], line[::-1])]
     start, tip = person.eye_height, person.nose_tip
     zero = np.zeros(4)
     parts += [(zero, np.linspace(start, tip, 4))]
@@ -278,7 +278,7 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     lid = np.sqrt(1 - du**2) * np.array([0, -1, -1, 0, 1, 1])
     eye_v = person.eye_height - person.eye_tilt * du
     eye_v = eye_v + _eye_open(person, expression) * lid
-    right = centre + person.eye_width * du, eye_v
+    right = center + person.eye_width * du, eye_v
     left = [3, 2, 1, 0, 5, 4]
     parts += [(-right[0][left], right[1][left]), right]
     # The lips' edges come near their corners' as they meet.
@@ -300,14 +300,14 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
 
 
 class Skin(NamedTuple):
-    """The part of a person's colours that no expression changes.
+    """The part of a person's colors that no expression changes.
 
     Attributes:
       u: float64 [1, U], angles.
       v: float64 [V, 1], heights.
       color: float64 [V, U, 3], the skin with its marks and a beard, 0 to 255.
       hair: float64 [V, U], how much of each point is hair, 0 to 1.
-      strands: float64 [V, U, 3], the hair's colour.
+      strands: float64 [V, U, 3], the hair's color.
     """
 
     u: Array
@@ -336,11 +336,11 @@ def paint_skin(u: Array, v: Array, person: Person) -> Skin:
 
 
 def paint(skin: Skin, person: Person, expression: Expression = CALM) -> Array:
-    """Returns the colour of points of the surface, before any light falls on them.
+    """Returns the color of points of the surface, before any light falls on them.
 
     Args:
       skin: From `paint_skin`.
-      person: Its colours.
+      person: Its colors.
       expression: Its expression.
 
     Returns:

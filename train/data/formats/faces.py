@@ -1,4 +1,4 @@
-"""Folders of people's pictures as data sets are published: LFW, YouTube Faces, ORL."""
+"""The formats of data sets of faces: LFW, YouTube Faces, ORL, and image folders."""
 
 import re
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     `read_landmarks`.
 
     Args:
-      path: A folder, or a zip file, which is read in place.
-      split: Name of a split, or several such as "train+val".
-      color: "rgb", "grey" or None, see `decode_image`.
+      path: A folder, or a zip file, which is not unpacked.
+      split: The name of a split, or several such as "train+val".
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
 
     Raises:
       ValueError: See `open_folder`.
@@ -58,7 +58,7 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     Args:
       path: The folder or zip file.
       split: "train", "test" or "all", which is the same as "test".
-      color: "rgb", "grey" or None, see `decode_image`.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
 
     Raises:
       ValueError: The path does not exist, has no such pictures, or fewer than 32
@@ -111,7 +111,7 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     Args:
       path: The folder or zip file.
       split: "train", "dev", "test" or "all".
-      color: "rgb", "grey" or None, see `decode_image`.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
 
     Raises:
       ValueError: A list is missing, has another form, a fold of a wrong length, a pair
@@ -175,12 +175,12 @@ def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int
     two, `NAME 1 OTHER 2`.
 
     Args:
-      text: Contents of the file.
-      where: What to call it in errors.
+      text: The contents of the file.
+      where: The name of the file in errors.
 
     Returns:
-      For each pair its line, both pictures as (name, number), whether it is of one
-      person, and its fold.
+      The line of each pair, both images as (name, number), whether they show one
+      person, and the fold.
 
     Raises:
       ValueError: See `open_lfw`.
@@ -269,7 +269,7 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     Args:
       path: The folder or zip file.
       split: "test", the videos of `splits.txt` and its folds, or "all".
-      color: "rgb", "grey" or None, see `decode_image`.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
 
     Raises:
       ValueError: `splits.txt` is missing, has another form, or names a missing video;

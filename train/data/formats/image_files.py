@@ -1,4 +1,4 @@
-"""Sources whose images, boxes and masks are files."""
+"""Sources of images with boxes or masks in folders and zip files."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class _FileImages(Source):
     """Images in a folder or zip file, with boxes or masks beside them.
 
-    With `orientation` "upright" images are turned as their EXIF orientation says; with
-    "stored" they are not; with "auto" neither, and it is logged how many have one, for
-    then boxes and masks may have been drawn on what viewers show.
+    With `orientation` "upright" the EXIF orientation is applied to images, with
+    "stored" it is not; "auto" is "stored" and logs how many images have one, since
+    their boxes and masks may have been drawn on the rotated image that viewers show.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class _FileImages(Source):
             )
 
     def _explain_size(self, index: int, size: tuple[int, int]) -> str:
-        """Says whether an image has a height and a width once it is turned."""
+        """Explains a wrong size if the image has the right one once it is rotated."""
         found = self.orientation(index)
         if self._upright or found < 5 or self.image(index).shape[1::-1] != size:
             return ""
@@ -119,14 +119,13 @@ class FileObjects(_FileImages):
 
     Args:
       files: The folder or zip file.
-      split: Name of the split.
-      class_names: In the order of the classes.
-      images: Path of each image within.
+      split: The name of the split.
+      class_names: The names of the classes.
+      images: The path of each image.
       objects: The objects of each image.
-      sizes: Height and width that each image's annotation states, 0 where it states
-        none.
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`.
+      sizes: The height and width in each image's annotation, 0 where it has none.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
     """
 
     task = "detection"
@@ -165,18 +164,19 @@ class FileMasks(_FileImages):
 
     Args:
       files: The folder or zip file.
-      split: Name of the split.
-      class_names: In the order of the classes.
-      images: Path of each image within.
-      masks: Path of each mask within.
-      values: What the values of a mask stand for, see `make_values`.
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`; of masks, too.
-      sure: Whether the user said what 255 stands for, see `explain_values`.
+      split: The name of the split.
+      class_names: The names of the classes.
+      images: The path of each image.
+      masks: The path of each mask.
+      values: The table from the values of masks to classes, see `make_values`.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation of images and masks, one of
+        `ORIENTATIONS`.
+      sure: Whether the user said that 255 is ignored, or that it is a class.
 
     Attributes:
-      values: See above.
-      sure: See above.
+      values: The table from the values of masks to classes.
+      sure: Whether the user said that 255 is ignored, or that it is a class.
     """
 
     task = "segmentation"

@@ -1,4 +1,4 @@
-"""Folders and zip files of images, one folder a class."""
+"""Image folders and zip files, with one folder for each class."""
 
 import hashlib
 import unicodedata
@@ -36,11 +36,11 @@ class FolderSource(Source):
 
     Args:
       files: The folder or zip file.
-      split: Name of the split.
-      class_names: Classes of the whole set, sorted.
-      examples: Class and path (inside the folder or zip file) of each image.
-      color: "rgb", "grey" or None, see `decode_image`.
-      upright: Whether to turn images as their EXIF orientation says.
+      split: The name of the split.
+      class_names: The names of the classes of the whole set, sorted.
+      examples: The class and the path of each image.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      upright: Whether to apply the EXIF orientation.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ def open_folder(
 ) -> Source:
     """Opens one split of a folder or zip file of images.
 
-    Folders around the layout are skipped (`cifar10/test/cat/1.webp`). Splits may have
-    any of the usual names, such as Training or test_set. Hidden files, those that file
-    managers add, files that are no images, and images beside the splits that lie in no
-    class folder are left out, which is logged. Classes are those of the whole set,
-    sorted by name, whichever of them a split has. A set without splits has "train" and
-    "test", where `HELD_OUT` of the images are for testing, and "all"; which ones, each
-    image's path below the layout decides alone, so that the others stay where they are
-    when images are added. Images are turned upright by their EXIF orientation.
+    Folders around the layout are skipped (`cifar10/test/cat/1.webp`). Splits can have
+    any of the usual names, such as Training or test_set. Hidden files, files of file
+    managers, files that are not images, and images outside class folders beside the
+    splits are left out, which is logged. The classes are those of the whole set, sorted
+    by name, even if a split does not have all of them. A set without splits has "all",
+    "train", and "test" with a share of `HELD_OUT` of the images. The path of an image
+    below the layout decides its split, so that adding images does not move others. The
+    EXIF orientation is applied.
 
     Args:
-      path: A folder, or a zip file, which is read in place.
-      split: A name of a split, or several such as "train+val".
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: "stored" to leave images as they are stored.
+      path: A folder, or a zip file, which is not unpacked.
+      split: The name of a split, or several such as "train+val".
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: "stored" to ignore the EXIF orientation.
 
     Returns:
       The source.
@@ -124,10 +124,10 @@ def find_layout(entries: Sequence[str], where: str) -> Layout:
 
     Args:
       entries: Paths of images and folders with forward slashes; folders end in one.
-      where: What to call the listing in errors.
+      where: The name of the listing in errors.
 
     Returns:
-      For each split its images, sorted: class and path.
+      The class and the path of each image, sorted, by split.
 
     Raises:
       ValueError: See `open_folder`.

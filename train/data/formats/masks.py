@@ -1,4 +1,4 @@
-"""Folders of images beside folders of masks."""
+"""Folders of images with folders of masks."""
 
 import contextlib
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ def open_masks(
 
     Args:
       path: A folder or a zip file with such folders, at any depth.
-      split: A name of a split, or several such as "train+val".
-      class_names: Of the masks' values 0, 1, ..; those of a file classes.txt beside the
-        splits, one a line, if None.
-      ignored: Values of pixels to be ignored, besides 255.
-      values: The value of each class; 0, 1, .. if there are none.
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`.
+      split: The name of a split, or several such as "train+val".
+      class_names: The names of the classes; if None, the lines of a file classes.txt
+        beside the splits.
+      ignored: The pixel values to ignore, besides 255.
+      values: The value of each class; 0, 1, .. if empty.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -116,7 +116,7 @@ def open_masks(
 
 
 def _find_values(files: Files, masks: Sequence[str]) -> str:
-    """Names the values of the first masks that can be read."""
+    """Lists the values of the first masks that can be read."""
     found: set[int] = set()
     for mask in masks[:50]:
         with contextlib.suppress(BadImage):

@@ -28,14 +28,14 @@ SIDE = 80  # of a picture, in pixels
 
 
 class Counts(NamedTuple):
-    """How many people and pictures a set has.
+    """The numbers of people and pictures of a data set.
 
     Attributes:
-      known: People to train on.
-      train: Pictures of each of them to train on.
-      held_out: Others of each of them.
-      unknown: People who are never seen in training.
-      unknown_each: Pictures of each of these.
+      known: The number of people to train on.
+      train: The number of training pictures of each of them.
+      held_out: The number of test pictures of each of them.
+      unknown: The number of people who are never seen in training.
+      unknown_each: The number of test pictures of each of these.
     """
 
     known: int
@@ -51,22 +51,22 @@ _MOST_YAW, _MOST_PITCH, _MOST_ROLL = 40.0, 15.0, 20.0  # degrees
 
 
 class View(NamedTuple):
-    """How a picture is taken.
+    """The camera and the light of a picture.
 
     Attributes:
       rotation: float64 [3, 3], from a head's own axes to the camera's.
-      scale: Pixels to the unit.
-      centre: float64 [2], where the head's origin is, x and y in pixels.
+      scale: The number of pixels for a unit of length.
+      center: float64 [2], the position of the head's origin, x and y in pixels.
       light: float64 [3], unit vector towards the light, in the camera's axes.
-      ambient: Part of the light that comes from everywhere, 0 to 1.
-      gain: float64 [3], brightness by channel.
-      blur: Standard deviation in pixels.
-      grain: Standard deviation of the noise, of 255.
+      ambient: The share of ambient light, 0 to 1.
+      gain: float64 [3], the brightness of each channel.
+      blur: The standard deviation of the blur, in pixels.
+      grain: The standard deviation of the noise, relative to 255.
     """
 
     rotation: np.ndarray
     scale: float
-    centre: np.ndarray
+    center: np.ndarray
     light: np.ndarray
     ambient: float
     gain: np.ndarray
@@ -80,7 +80,7 @@ class View(NamedTuple):
     @property
     def camera(self) -> np.ndarray:
         """The affine camera, float64 [2, 4]."""
-        return np.column_stack([self.scale * self.rotation[:2], self.centre])
+        return np.column_stack([self.scale * self.rotation[:2], self.center])
 
 
 def rotate(yaw: float, pitch: float, roll: float) -> np.ndarray:
@@ -136,17 +136,17 @@ def render(
     *,
     side: int = SIDE,
 ) -> np.ndarray:
-    """Draws a picture.
+    """Renders a picture.
 
-    The points of a fine mesh are projected onto pixels half as large, the nearest one
-    of each last; the means of four make the picture.
+    The points of a fine mesh are projected onto pixels of half the size, where the
+    nearest point is visible; a pixel is the mean of four of these.
 
     Args:
-      person: Who is shown.
-      view: How.
-      expression: With what expression.
-      rng: Of background, clothes and grain.
-      side: Height and width in pixels.
+      person: The person.
+      view: The camera and the light.
+      expression: The expression of the face.
+      rng: The random numbers of background, clothes and grain.
+      side: The height and width in pixels.
 
     Returns:
       uint8 [side, side, 3].
@@ -194,10 +194,10 @@ def _person(number: int) -> Person:
 def _shade(
     view: View, points: np.ndarray, colors: np.ndarray, *, pixels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lights a mesh and keeps what faces the camera.
+    """Lights a mesh, and keeps the points that face the camera.
 
     Returns:
-      Numbers of the pixels int [n], depths [n] and colours [n, 3].
+      The pixel int [n], the depth [n] and the color [n, 3] of each point.
     """
     x, y, z = (points @ row.astype(np.float32) for row in view.rotation)
     ax, ay, az = (np.diff(part[:-1], axis=1) for part in (x, y, z))
@@ -208,7 +208,7 @@ def _shade(
     x, y, z = (part[:-1, :-1].reshape(-1)[seen] for part in (x, y, z))
     column, row = (
         np.floor((part * view.scale + middle) * _SUPERSAMPLE).astype(np.int32)
-        for part, middle in zip((x, y), view.centre, strict=True)
+        for part, middle in zip((x, y), view.center, strict=True)
     )
     kept = (column >= 0) & (column < pixels) & (row >= 0) & (row < pixels)
     seen, column, row, z = seen[kept], column[kept], row[kept], z[kept]
@@ -224,13 +224,13 @@ def _shade(
 
 
 def _fill_holes(pixels: np.ndarray) -> np.ndarray:
-    """Gives pixels that no point fell onto the mean of their neighbours'.
+    """Fills pixels without points by the mean of their neighbors.
 
-    Those are meant that have a neighbour on the left and on the right, or above and
-    below, at most two pixels away.
+    A hole has neighbors on the left and on the right, or above and below, at most two
+    pixels away.
 
     Args:
-      pixels: float64 [H, W, 3], NaN where there is none.
+      pixels: float64 [H, W, 3], NaN for pixels without points.
     """
     filled = ~np.isnan(pixels[..., 0])
     for axis in (0, 1):
@@ -245,7 +245,7 @@ def _fill_holes(pixels: np.ndarray) -> np.ndarray:
 
 
 def _body(person: Person, clothes: np.ndarray):
-    """A neck and shoulders, as meshes with colours."""
+    """Makes a neck and shoulders, as meshes with colors."""
     u = np.linspace(-1.9, 1.9, 90, dtype=np.float32)[None]
     for radius, out, top, length, color in (
         (0.5, 0.0, 0.75, 1.0, 0.85 * person.skin),
@@ -260,7 +260,7 @@ def _body(person: Person, clothes: np.ndarray):
 
 
 def _background(rng: RandomStream, side: int) -> np.ndarray:
-    """Clouds of two colours, float64 [side, side, 3]."""
+    """Clouds of two colors, float64 [side, side, 3]."""
     cells = rng.integer(2, 6)
     low, high = rng.uniform(10, 245, (2, 3))
     mix = (255 * rng.uniform(0, 1, (cells, cells))).astype(np.uint8)
@@ -273,7 +273,7 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
 
     "train" has 12 pictures of each of 128 people. "test" has two others of each of
     these, and eight of each of 48 people who are not in "train". They differ in the
-    shape and the colours of head, eyes, brows, nose, mouth and hair; their pictures in
+    shape and the colors of head, eyes, brows, nose, mouth and hair; their pictures in
     pose (yaw up to 40, pitch up to 15, roll up to 20 degrees), size, place, expression,
     light, blur and noise. Each follows from its numbers alone, the same on every
     machine.
@@ -329,8 +329,8 @@ def draw_example(person: int, picture: int) -> dict:
     """Draws one picture of a person, with what is known of it.
 
     Args:
-      person: Number of the person, 0 or more.
-      picture: Number of the picture, 0 or more.
+      person: The number of the person, 0 or more.
+      picture: The number of the picture, 0 or more.
     """
     who = _person(person)
     rng = RandomStream((person, 2), (0, picture))
@@ -340,7 +340,7 @@ def draw_example(person: int, picture: int) -> dict:
     return {
         "image": Image.fromarray(render(who, view, expression, rng)),
         "person": person,
-        # A pixel's number is that of its centre.
+        # A pixel's number is that of its center.
         "landmarks": (points - 0.5).astype(np.float32),
         "camera": (view.camera - [[0, 0, 0, 0.5]] * 2).astype(np.float32),
         "pose": pose.astype(np.float32),

@@ -1,4 +1,4 @@
-"""Sources that read the records of a prepared TFDS data set."""
+"""Prepared data sets of TFDS and of this project, read without TensorFlow."""
 
 import contextlib
 import functools
@@ -39,13 +39,13 @@ _FROM_ONE = ("voc",)
 
 
 class MaskFeatures(NamedTuple):
-    """Where a data set has masks, and what their values stand for.
+    """The features of a data set with masks, and the values of masks.
 
     Attributes:
-      image: Name of the feature with the image.
-      mask: Name of the feature with the mask.
-      class_names: In the order of the classes.
-      ids: The value of each class; 0, 1, .. if None. All others are ignored.
+      image: The name of the feature with the image.
+      mask: The name of the feature with the mask.
+      class_names: The names of the classes.
+      ids: The value of each class; 0, 1, .. if None. Other values are ignored.
     """
 
     image: str
@@ -72,11 +72,11 @@ class PreparedSource(Source):
     """One split of a prepared TFDS data set, with features `image` and `label`.
 
     Args:
-      name: What to call the data set.
-      split: Name of the split, or a slice such as "train[:10%]".
+      name: The name of the data set.
+      split: The name of the split, or a slice such as "train[:10%]".
       builder: The prepared data set.
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
     """
 
     undecoded: Sequence[str] = ("image",)
@@ -139,9 +139,9 @@ class PreparedSource(Source):
 class PreparedObjects(PreparedSource):
     """One split with features `image` and `objects`, which have `bbox` and `label`.
 
-    What is stored as difficult or as a crowd is difficult. TFDS keeps boxes as float32
-    shares of the sides; they are rounded to a thousandth of a pixel, which gives back
-    what the publisher wrote.
+    Difficult objects and crowds are marked as difficult. TFDS stores boxes as float32
+    shares of the sides; they are rounded to a thousandth of a pixel, which restores the
+    publisher's numbers.
     """
 
     task = "detection"
@@ -200,8 +200,8 @@ class PreparedMasks(PreparedSource):
 class PreparedFaces(FaceSource, PreparedSource):
     """One split with people: the feature `person`, or `label` with their names.
 
-    Of `faces_synthetic` the first people are those to train on; of others all are.
-    Pictures may have `landmarks` and the person's `group`.
+    For `faces_synthetic` the first people are those to train on, for others all are.
+    Images can have `landmarks` and the person's `group`.
     """
 
     def find_class_names(self, features) -> tuple[str, ...]:
@@ -249,16 +249,16 @@ class PreparedFaces(FaceSource, PreparedSource):
 
 
 def find_kind(name: str, features, task: str | None) -> type[PreparedSource]:
-    """Returns the kind of source that a data set's features allow.
+    """Returns the class of source for the features of a data set.
 
     Args:
-      name: Of the data set.
-      features: Of its builder.
-      task: What it shall be for; None for the first of classification, detection,
-        segmentation and verification that it can be for.
+      name: The name of the data set.
+      features: The features of its builder.
+      task: The task; None for the first of classification, detection, segmentation and
+        verification for which the data set has the features.
 
     Raises:
-      ValueError: It has no such features.
+      ValueError: The data set does not have the features.
     """
     kinds = dict(features.items())
     objects = getattr(kinds.get("objects"), "feature", {})
@@ -310,19 +310,19 @@ def open_prepared(
     task: str | None = None,
     orientation: str = "auto",
 ) -> Source:
-    """Opens a data set of TFDS or of this project, preparing it if need be.
+    """Opens a data set of TFDS or of this project, and prepares it if necessary.
 
-    Two processes may prepare at once, and one may be killed: TFDS writes into a folder
-    of its own and renames it when all is there.
+    Two processes can prepare it at once, and one can be killed: TFDS writes into a
+    temporary folder and renames it when it is complete.
 
     Args:
       name: One of `OWN`, or a data set of TFDS such as "mnist".
-      split: Name of the split, or a slice such as "train[:10%]".
-      data_dir: Where prepared data sets are kept; TFDS's own folder if None. For
-        "cifar10" and "cifar100" the publisher's archive may lie here.
-      color: "rgb", "grey" or None, see `decode_image`.
-      task: What it shall be for, see `find_kind`.
-      orientation: One of `ORIENTATIONS`.
+      split: The name of the split, or a slice such as "train[:10%]".
+      data_dir: The folder of prepared data sets; TFDS's own folder if None. For
+        "cifar10" and "cifar100" it can have the publisher's archive.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      task: The task, see `find_kind`.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -355,7 +355,7 @@ def open_prepared(
 
 
 def _prepare(builder, name: str, data_dir: str | Path | None) -> None:
-    """Prepares one of our own data sets; shows progress only where it takes long."""
+    """Prepares a data set of this project, with a progress bar if it takes long."""
     archive = getattr(builder, "ARCHIVE", None)
     manual = data_dir if archive and (Path(data_dir or "") / archive).exists() else None
     config = tfds.download.DownloadConfig(manual_dir=manual)

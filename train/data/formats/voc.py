@@ -1,4 +1,4 @@
-"""PASCAL VOC's folders: images with boxes in XML files, or with masks."""
+"""The format of PASCAL VOC: images with boxes in XML files, or with masks."""
 
 import re
 from collections.abc import Sequence
@@ -35,18 +35,18 @@ def open_voc(
 ) -> Source:
     """Opens images with boxes: JPEGImages, Annotations and ImageSets/Main/SPLIT.txt.
 
-    The classes are those of a file classes.txt beside them, one a line; else the 20 of
-    VOC where the whole set has no others; else those that the set has, sorted. VOC's
-    pixels are numbered from 1 and its boxes have their last pixel in xmax and ymax, so
-    that the box of the first pixel is 0, 0, 1, 1 here. Boxes are cut to their image;
-    those of which nothing is left are left out and logged.
+    The classes are the lines of a file classes.txt beside the folders; without it the
+    20 of VOC, or if the whole set has others, its own classes, sorted. In VOC the first
+    pixel has the coordinate 1, and xmax and ymax are the last pixel of a box, so that
+    the box of the first pixel is 0, 0, 1, 1 here. Boxes are clipped to their image;
+    those without area are left out, which is logged.
 
     Args:
       path: A folder or a zip file with these folders, at any depth. Where there are
         several, such as VOC2007 and VOC2012, a split is named "VOC2007/trainval".
-      split: A name of a split, or several such as "train+val".
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`.
+      split: The name of a split, or several such as "train+val".
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -85,14 +85,14 @@ def open_voc_masks(
     """Opens images with masks: JPEGImages, SegmentationClass, ImageSets/Segmentation.
 
     Args:
-      path: See `open_voc`.
-      split: See `open_voc`.
-      class_names: Of the masks' values 0, 1, ..; "background" and the 20 of VOC if
+      path: A folder or a zip file with these folders, as for `open_voc`.
+      split: The name of a split, or several such as "train+val".
+      class_names: The names of the classes of masks; "background" and the 20 of VOC if
         None. (A file classes.txt names the classes of boxes, without a background.)
-      ignored: Values of pixels to be ignored, besides 255.
-      values: The value of each class; 0, 1, .. if there are none.
-      color: "rgb", "grey" or None, see `decode_image`.
-      orientation: One of `ORIENTATIONS`.
+      ignored: The pixel values to ignore, besides 255.
+      values: The value of each class; 0, 1, .. if empty.
+      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
       The source.
@@ -113,7 +113,7 @@ def open_voc_masks(
 
 
 class _Tree:
-    """Where the folders of VOC lie in a folder or zip file."""
+    """The places of VOC's folders within a folder or zip file."""
 
     def __init__(self, path: Path, kind: str):
         self.files = Files(path)
@@ -174,10 +174,10 @@ class _Tree:
 
 
 def read_names(files: Files, file: str) -> tuple[str, ...]:
-    """Reads the names of classes, one a line.
+    """Reads the names of classes, one on each line.
 
     Raises:
-      ValueError: There is none, or one is there twice.
+      ValueError: There is no name, or a name is repeated.
     """
     lines = read_text(files, file).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
@@ -216,7 +216,7 @@ def _collect_names(tree: _Tree, known: dict[str, Element]) -> tuple[str, ...]:
 def _read_objects(
     annotation: Element, class_names: tuple[str, ...]
 ) -> tuple[Objects, tuple[int, int], list[str]]:
-    """Returns objects, height and width (0 if not stated), and what was left out."""
+    """Returns objects, height and width (0 if unknown), and dropped boxes."""
     elements = annotation.find_all("object")
     boxes, classes, difficult = [], [], []
     for element in elements:
