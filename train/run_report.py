@@ -8,10 +8,9 @@ import jax
 
 import zoo
 from train.config import to_json
-from train.examples import make_evaluation
 from train.fit import Result
 from train.history import read_history
-from train.report import Section, write_report
+from train.report import Section, make_evaluation, write_report
 
 
 def write_run_report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
@@ -34,9 +33,8 @@ def write_run_report(result: Result, sections: Sequence[Section] = ()) -> Path |
         "wall time": _duration(result.seconds)
         + (f" in {result.parts} parts" if result.parts > 1 else ""),
         "until the first step": _duration(result.first_step_seconds),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        **card.versions,
     }
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     evaluation = make_evaluation(result) if result.finished else None
     try:
         return write_report(
@@ -50,6 +48,7 @@ def write_run_report(result: Result, sections: Sequence[Section] = ()) -> Path |
             history=history,
             evaluation=evaluation,
             sections=sections,
+            environment={"devices": devices},
         )
     except OSError as error:
         run = shlex.quote(str(result.run_dir))

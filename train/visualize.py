@@ -1,4 +1,4 @@
-"""The page of what a network sees: filters, strongest patches, saliency, occlusion.
+"""The page of visualizations of a network: filters, patches, saliency, occlusion.
 
 Reference:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, figures 2
@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from markupsafe import Markup
 from PIL import Image
 from tqdm import tqdm
 
 import zoo
 from train.data import Source
-from train.figures import to_pil
 from train.figures.maps import (
     blend,
     draw_classes,
@@ -27,9 +27,9 @@ from train.figures.maps import (
     draw_heat,
     draw_projection,
 )
-from train.report.page import write_page
-from train.report.parts import NONE, Section, picture_card, text
+from train.report import Picture, Section, macros, write_page
 from zoo import explain
+from zoo.figures.pictures import to_pil
 from zoo.paths import flatten
 from zoo.registry import unknown
 from zoo.spec import Card
@@ -37,6 +37,7 @@ from zoo.spec import Card
 NINE = 9
 # Pixels of a patch, and of a map beside its image.
 CELL, SIDE = 44, 132
+WHOLE = 2048  # no picture is larger
 MOST_FILTERS = 96
 MISTAKES, OCCLUDED = 6, 4
 BATCH = 32
@@ -49,12 +50,12 @@ SQUARES = 12
 
 
 class Network(NamedTuple):
-    """A network with what must be known to feed it.
+    """A network with its variables.
 
     Attributes:
-      model: The network.
-      variables: The network's variables.
-      card: The facts of the variables.
+      model: The module.
+      variables: The variables.
+      card: The facts of the variables, such as their preprocessing.
     """
 
     model: nn.Module
@@ -63,20 +64,26 @@ class Network(NamedTuple):
 
     @property
     def bgr(self) -> bool:
-        """Whether blue comes first in its input."""
+        """Whether the channels of the input are blue, green and red."""
         return self.card.preprocess.channel_order == "bgr"
 
     @property
     def names(self) -> Sequence[str]:
-        """The names of its classes."""
+        """The names of the classes."""
         return self.card.class_names or [str(i) for i in range(self.card.num_classes)]
 
+    @property
+    def has_rectifiers(self) -> bool:
+        """Whether deconvnet and guided backpropagation can be used."""
+        example = jnp.zeros((1, *self.card.preprocess.shape))
+        return explain.count_rectifiers(self.model, self.variables, example) > 0
+
     def endpoints(self) -> dict[str, tuple[int, ...]]:
-        """Its endpoints' shapes for one image."""
+        """Returns the shapes of the endpoints for one image."""
         return zoo.list_endpoints(self.model, self.card.preprocess.shape)
 
     def normalize(self, images: np.ndarray) -> jax.Array:
-        """Turns uint8 [B, H, W, C] into the network's input."""
+        """Normalizes images uint8 [B, H, W, C] for the network."""
         return zoo.normalize(jnp.asarray(images), self.card.preprocess)
 
 
@@ -92,26 +99,27 @@ def write_visualization(
     history: Mapping[int, Mapping[str, Any]] | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Writes one self-contained page of what a network sees in a set of images.
+    """Writes one self-contained page of visualizations of a network.
 
     Args:
       network: The network.
-      source: Fitted images, see `train.data.fit_source`.
+      source: The images, fitted to the network by `train.data.fit_source`.
       path: The path of the page.
-      title: Heading of the page.
-      layers: Names of endpoints; empty for four of its maps.
+      title: The heading of the page.
+      layers: The names of endpoints; empty for four feature maps.
       channels: The number of channels to show of each layer.
-      limit: Most images to look for the strongest activations in, evenly chosen.
-      history: The network's variables by step, in their order, where it is shown how
-        its features came about.
-      quiet: Show no progress bar.
+      limit: The largest number of images in which to search the strongest activations;
+        they are evenly spaced in the source.
+      history: The variables by training step, in order, to show how features develop;
+        None not to show it.
+      quiet: Whether to show no progress bar.
 
     Returns:
       `path`.
 
     Raises:
-      ValueError: A layer is unknown or no map, a number is out of range, or the set has
-        no images.
+      ValueError: A layer is unknown or not a feature map, a number is out of range, or
+        the source has no images.
     """
     if channels < 1 or limit < 1:
         raise ValueError(
@@ -148,8 +156,8 @@ def write_visualization(
             "data set": f"{source.name}, split {source.split}",
             "layers": ", ".join(layers),
         }
-        cards = {name: (text(value), "") for name, value in facts.items()}
-        path = write_page(path, title, network.card.source, cards, sections)
+        numbers = {name: (value, "") for name, value in facts.items()}
+        path = write_page(path, title, network.card.source, numbers, sections)
         bar.update()
     return path
 
@@ -158,12 +166,12 @@ def read_steps(run_dir: Path, most: int = 5) -> dict[int, Mapping[str, Any]]:
     """Reads the variables of a run's checkpoints.
 
     Args:
-      run_dir: Folder of the run.
-      most: The largest number of checkpoints; they are evenly chosen, the first and
-        the last among them.
+      run_dir: The folder of the run.
+      most: The largest number of checkpoints; they are evenly spaced, with the first
+        and the last.
 
     Returns:
-      The variables by step, in their order.
+      The variables by step, in order.
     """
     steps = sorted(
         int(path.name)
@@ -188,7 +196,7 @@ def _choose_layers(network: Network, layers: Sequence[str]) -> list[str]:
         if len(shape) == 3 and min(shape[:2]) >= 3 and shape[2] not in classes
         if not name.endswith("mask")
     ]
-    # Pools and norms show what the layer before them does.
+    # Pooling and normalization show the features of the layer before them.
     kept = [n for n in maps if "pool" not in n and "norm" not in n] or maps
     if not kept:
         raise ValueError(f"--layers: name some of {[*endpoints]}.")
@@ -205,15 +213,15 @@ def _filters(network: Network) -> str:
             grid = draw_grid(pictures, CELL, 16)
             note = f"{layer.path}, {kernel.shape[-1]} filters of {kernel.shape[0]} x "
             note += f"{kernel.shape[1]}, each stretched to its own range."
-            card = picture_card(grid, f"filters of {layer.path}", text(note), 2048)
-            return f'<div class="wide">{card}</div>'
-    return "<p>The first layer is no convolution of the image.</p>"
+            picture = Picture(grid, f"filters of {layer.path}", note, size=WHOLE)
+            return macros.gallery([picture], "wide")
+    return macros.paragraph("The first layer is no convolution of the image.")
 
 
 def _batches(
     network: Network, images: np.ndarray
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
-    """Batches of one size, the last one padded."""
+    """Yields normalized batches of one size, the last one padded, and `valid`."""
     for first in range(0, len(images), BATCH):
         part = images[first : first + BATCH]
         valid = np.arange(BATCH) < len(part)
@@ -231,11 +239,8 @@ def _layer_section(
     chosen = alive
     if len(alive) > channels:
         chosen = alive[np.linspace(0, len(alive) - 1, channels).round().astype(int)]
-    method, project = "deconvnet", explain.deconvnet
-    example = network.normalize(images[:1])
-    if not explain.count_rectifiers(model, variables, example):
-        method, project = "gradient, for it has no rectifiers", explain.saliency
-    projections = _project(network, images, project, layer, top, chosen)
+    projections = _project(network, images, layer, top, chosen)
+    method = "deconvnet" if network.has_rectifiers else "gradients, without rectifiers"
     shape = network.card.preprocess.shape
     field = explain.receptive_field(model, layer, image_shape=shape)
     figures = []
@@ -252,17 +257,16 @@ def _layer_section(
             drawn.append(draw_projection(values[box], bgr=network.bgr))
         grids = [draw_grid(each, CELL, 3) for each in (drawn, patches)]
         both = draw_grid(grids, max(grids[0].size), 2)
+        name = f"channel {channel}"
         largest = f"largest activation {top.values[channel, 0]:.3g}"
-        caption = f"channel {channel}<small>{text(largest)}</small>"
-        figures.append(picture_card(both, f"channel {channel}", caption, 2048))
+        figures.append(Picture(both, name, name, largest, WHOLE))
     size = " x ".join(map(str, np.minimum(field.size, shape[:2])))
     note = (
         f"Of {len(alive)} channels of {len(top.values)} that some image excites, "
         f"{len(chosen)}: the projections ({method}) of the nine strongest activations, "
         f"each of another image, beside the patches of {size} pixels that they see."
     )
-    body = f"<p>{text(note)}</p>" + _cards(figures, 2 * 3 * (CELL + 2) + 12)
-    return Section(f"Layer {layer}", body)
+    return _gallery(f"Layer {layer}", note, figures, 2 * 3 * (CELL + 2) + 12)
 
 
 def _history_section(
@@ -271,12 +275,7 @@ def _history_section(
     layer: str,
     history: Mapping[int, Mapping[str, Any]],
 ) -> Section:
-    """The paper's figure 4: the strongest projection of channels, step by step."""
-    project = explain.deconvnet
-    if not explain.count_rectifiers(
-        network.model, network.variables, network.normalize(images[:1])
-    ):
-        project = explain.saliency
+    """Makes the paper's figure 4: the strongest projections of channels by step."""
     channels = network.endpoints()[layer][-1]
     count = min(HISTORY_CHANNELS, channels)
     chosen = np.linspace(0, channels - 1, count).round().astype(int)
@@ -285,7 +284,7 @@ def _history_section(
         then = network._replace(variables=variables)
         batches = _batches(then, images)
         top = explain.top_activations(network.model, variables, batches, layer, 1)
-        projected = _project(then, images, project, layer, top, chosen)
+        projected = _project(then, images, layer, top, chosen)
         for row, values in zip(rows, projected, strict=True):
             row.append(draw_projection(values[0], bgr=network.bgr))
     cells = [picture for row in rows for picture in row]
@@ -295,26 +294,27 @@ def _history_section(
         f"{', '.join(map(str, history))}, from the left. Each cell is the projection "
         f"of the strongest activation in {len(images)} images."
     )
-    card = picture_card(grid, f"{layer} through training", text(caption), 2048)
-    return Section(f"Layer {layer} through training", f'<div class="wide">{card}</div>')
+    name = f"{layer} through training"
+    picture = Picture(grid, name, caption, size=WHOLE)
+    return Section(f"Layer {name}", macros.gallery([picture], "wide"))
 
 
 def _project(
     network: Network,
     images: np.ndarray,
-    method: Any,
     layer: str,
     top: explain.Strongest,
     chosen: np.ndarray,
 ) -> np.ndarray:
-    """Projections [channels, k, H, W, C] of the strongest activations."""
+    """Projects the strongest activations into images: [channels, k, H, W, C]."""
+    method = explain.deconvnet if network.has_rectifiers else explain.saliency
     k = top.values.shape[1]
     which = top.images[chosen].reshape(-1)
     places = top.positions[chosen].reshape(len(which), -1)
     numbers = np.repeat(chosen, k)
     found = []
     for first in range(0, len(which), PROJECTED):
-        # The last part is filled up: what is compiled has one size.
+        # The last batch is padded, so that one size is compiled.
         part = np.arange(first, first + PROJECTED) % len(which)
         found.append(
             method(
@@ -333,7 +333,7 @@ def _project(
 def _predictions(
     network: Network, source: Source, places: np.ndarray, images: np.ndarray, layer: str
 ) -> list[Section]:
-    """What the network's answers rest on."""
+    """Makes the sections that explain predictions."""
     if len(network.endpoints().get("logits", ())) == 1:
         labels = np.asarray(source.labels)[places]
         return _classifier(network, labels, images, layer)
@@ -355,7 +355,7 @@ def _classifier(
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
     right = np.flatnonzero(predicted == labels)
-    # The surest image of each of some classes.
+    # The most confident image of each of some classes.
     right = right[np.argsort(-surest[right], kind="stable")]
     _, first = np.unique(labels[right], return_index=True)
     right = right[np.sort(first)][:OCCLUDED]
@@ -365,15 +365,15 @@ def _classifier(
         maps = _explain(network, images[wrong], layer, predicted[wrong])
         for i, row in zip(wrong, maps, strict=True):
             said, true = names[predicted[i]], names[labels[i]]
-            caption = f"<b>{text(said)}</b> {surest[i]:.1%}<br>truth: {text(true)}"
-            figures.append(picture_card(row, f"{true} taken for {said}", caption, 2048))
+            caption = Markup("<b>{}</b> {:.1%}<br>truth: {}")
+            caption = caption.format(said, float(surest[i]), true)
+            alt = f"{true} taken for {said}"
+            figures.append(Picture(row, alt, caption, size=WHOLE))
     note = (
         "Image, saliency, guided backprop and Grad-CAM of the class that was said, at "
         f"{layer}."
     )
-    sections = [
-        Section("Why the worst mistakes", f"<p>{text(note)}</p>" + _cards(figures, 480))
-    ]
+    sections = [_gallery("Why the worst mistakes", note, figures)]
     if len(right):
         sections.append(_occlusion(network, images[right], labels[right], layer))
     return sections
@@ -387,13 +387,13 @@ def _explain(
     positions: np.ndarray | None = None,
     scores: str = "logits",
 ) -> list[Image.Image]:
-    """A row of pictures for each image: itself and three maps."""
+    """Draws a row for each image: the image and up to three maps."""
     batch, size = network.normalize(images), images.shape[1:3]
     args = (network.model, network.variables, batch)
     gradient = explain.saliency(*args, scores, classes, positions)
     magnitude = np.abs(np.asarray(gradient)).max(-1)
     guided = None
-    if explain.count_rectifiers(*args):
+    if network.has_rectifiers:
         guided = np.asarray(explain.guided_backprop(*args, scores, classes, positions))
     cam = None
     if len(network.endpoints()[layer]) == 3:
@@ -401,7 +401,7 @@ def _explain(
         cam = np.asarray(cam)[..., 0]
     rows = []
     for i, image in enumerate(images):
-        # A few pixels of extreme gradient would leave all others dark.
+        # Clipped, or a few extreme gradients would make all others dark.
         bright = float(np.quantile(magnitude[i], 0.995))
         row = [to_pil(image), draw_heat(magnitude[i], size, low=0, high=bright)]
         if guided is not None:
@@ -438,29 +438,31 @@ def _occlusion(
             draw_heat(found.probability[i], size, low=0, high=1),
             classes,
         ]
-        legend = ", ".join(
-            f'<span style="color:{color}">■</span> {text(network.names[number])}'
+        legend = Markup(", ").join(
+            Markup('<span style="color:{}">■</span> {}').format(
+                color, network.names[number]
+            )
             for number, color in [*colors.items()][:6]
         )
         low, high = (float(f(found.probability[i])) for f in (np.min, np.max))
-        caption = (
-            f"<b>{text(network.names[labels[i]])}</b>, channel {int(found.channels[i])}"
-            f"<small>probability {low:.2f} to {high:.2f}; says {legend}</small>"
+        caption = Markup("<b>{}</b>, channel {}").format(
+            network.names[labels[i]], int(found.channels[i])
         )
+        shares = Markup("probability {:.2f} to {:.2f}; says {}")
+        shares = shares.format(low, high, legend)
         grid = draw_grid(row, SIDE, 4)
-        figures.append(picture_card(grid, "occlusion maps", caption, 2048))
+        figures.append(Picture(grid, "occlusion maps", caption, shares, WHOLE))
     note = (
         f"A square of {side} x {side} pixels of the mean color is moved by {stride}. "
         f"Image; sum of the strongest channel of {layer}; probability of the true "
         "class, dark for 0; most probable class. Each pixel of a map is a position of "
         "the square."
     )
-    body = f"<p>{text(note)}</p>" + _cards(figures, 480)
-    return Section("What happens when a part is hidden", body)
+    return _gallery("What happens when a part is hidden", note, figures)
 
 
 def _other(network: Network, images: np.ndarray, layer: str) -> Section:
-    """Of detectors and segmentation networks: the surest box or pixel of images."""
+    """Explains the most confident box or pixel of a detector or segmenter."""
     some = images[np.linspace(0, len(images) - 1, MISTAKES).round().astype(int)]
     some = some[: len(images)]
     batch = network.normalize(some)
@@ -470,9 +472,10 @@ def _other(network: Network, images: np.ndarray, layer: str) -> Section:
     kinds = ("logits", "class_logits", "classes", "margins")
     scores = next((name for name in kinds if name in known), None)
     if scores is None:
-        return Section("Why", f"<p>There are no scores among {[*known]}.</p>")
+        note = macros.paragraph(f"There are no scores among {[*known]}.")
+        return Section("Why", note)
     values = np.asarray(known[scores], np.float32)
-    # The first score of a box may be that of the background.
+    # The first score of a box can be that of the background.
     first = values.shape[-1] - network.card.num_classes
     flat = values[..., first:].reshape(len(some), -1)
     best = np.unravel_index(
@@ -481,12 +484,12 @@ def _other(network: Network, images: np.ndarray, layer: str) -> Section:
     positions, classes = np.stack(best[:-1], -1), best[-1]
     maps = _explain(network, some, layer, classes + first, positions, scores)
     figures = [
-        picture_card(
+        Picture(
             row,
             f"why {network.names[c]}",
-            f"<b>{text(network.names[c])}</b><small>{scores} at "
-            f"{text([int(n) for n in place])}</small>",
-            2048,
+            Markup("<b>{}</b>").format(network.names[c]),
+            f"{scores} at {place.tolist()}",
+            WHOLE,
         )
         for row, c, place in zip(maps, classes, positions, strict=True)
     ]
@@ -494,13 +497,12 @@ def _other(network: Network, images: np.ndarray, layer: str) -> Section:
         "Image, saliency, guided backprop and Grad-CAM of the one box or pixel with "
         f"the highest score of a class, at {layer}."
     )
-    return Section("Why it is this", f"<p>{text(note)}</p>" + _cards(figures, 480))
+    return _gallery("Why it is this", note, figures)
 
 
-def _cards(figures: Sequence[str], width: int) -> str:
-    """Figures beside each other, as many as there is room for."""
-    if not figures:
-        return NONE
-    columns = f"repeat(auto-fill,minmax(min(100%,{width}px),1fr))"
-    style = f"display:grid;gap:1rem;margin-top:.8rem;grid-template-columns:{columns}"
-    return f'<div class="wide" style="{style}">{"".join(figures)}</div>'
+def _gallery(
+    title: str, note: str, pictures: Sequence[Picture], width: int = 480
+) -> Section:
+    """Makes a section of pictures in columns of about `width` pixels."""
+    body = macros.paragraph(note) + macros.gallery(pictures, "wide", width)
+    return Section(title, body)

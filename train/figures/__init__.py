@@ -1,14 +1,5 @@
-"""Drawings: curves and heat maps as SVG, pictures as PNG."""
+"""Drawings for reports: charts as SVG, images as PNG."""
 
-from train.figures.charts import STYLE, Series, draw_confusion, line_chart
-from zoo.figures.pictures import draw_prediction, png_uri, to_pil
+from train.figures.charts import Chart, Series, heat_map, line_chart
 
-__all__ = [
-    "STYLE",
-    "Series",
-    "draw_confusion",
-    "draw_prediction",
-    "line_chart",
-    "png_uri",
-    "to_pil",
-]
+__all__ = ["Chart", "Series", "heat_map", "line_chart"]

@@ -1,189 +1,236 @@
-"""The report of a detector: precision and recall, false alarms, misses."""
+"""The report of a detector: precision and recall, detections, false alarms, misses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
-from train.figures import Series, line_chart
+from train.data import Source
+from train.figures import line_chart
+from train.fit import Result
 from train.report.parts import (
-    NONE,
-    Card,
+    Evaluation,
+    Picture,
     Section,
-    bar,
-    breakable,
     class_table,
+    macros,
     percent,
-    picture_card,
-    text,
 )
+from train.tasks.detection import Detected
+from train.tasks.matching import match_objects, overlaps
 from zoo.figures.boxes import cut_around, draw_boxes, draw_detections
 from zoo.figures.pictures import MISS, beside
 
-WIDE = 820  # pixels of a picture with truth and detections beside each other
-MOST_CURVES = 10
+MAX_FINDINGS = 24  # false alarms, and misses
+MAX_CURVES = 10
+IMAGES = 6
+MIN_SCORE = 0.3  # of a detection that is drawn
+WIDTH = 820  # pixels of a picture with truth and detections beside each other
 
 
 class Boxes(NamedTuple):
-    """Boxes of one image, of which `scores` is None where they are the truth.
+    """The boxes of one image.
 
     Attributes:
       boxes: float32 [n, 4], xyxy in pixels of the image.
       classes: int32 [n].
-      scores: float32 [n], 0 to 1.
+      scores: float32 [n] in [0, 1]; None for the truth.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray | None = None
 
+    def confident(self) -> "Boxes":
+        """Returns the detections that are drawn."""
+        kept = self.scores >= MIN_SCORE
+        return Boxes(*(values[kept] for values in self))
 
-class Shown(NamedTuple):
-    """An image, what is on it and what was found.
 
-    Attributes:
-      image: uint8 [H, W, C].
-      truth: Its objects.
-      found: What was detected.
-      provenance: Where the image comes from.
+def evaluate_detector(result: Result) -> Evaluation:
+    """Makes the report of a run, with the worst false alarms and misses.
+
+    False alarms are sorted by their score. Misses are sorted by the best score with
+    which the object was found, then by its area, the largest first.
     """
+    found, names = result.evaluated, result.experiment.card.class_names
+    source = result.experiment.eval_source.source
+    alarms, misses = [], []
+    for i in range(len(source)):
+        truth, boxes = _boxes_of(found, i)
+        difficult = found.objects.difficult[i][found.objects.valid[i]]
+        match = match_objects(*boxes, *truth[:2], difficult)
+        alarms += [(-boxes.scores[d], i, int(d)) for d in np.flatnonzero(match.alarm)]
+        areas = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(-1)
+        misses += [
+            (match.score[n], -float(areas[n]), i, int(n))
+            for n in np.flatnonzero((match.score < MIN_SCORE) & ~difficult)
+        ]
+    alarms = [
+        _draw_alarm(source, i, *_boxes_of(found, i), d, names)
+        for _, i, d in sorted(alarms)[:MAX_FINDINGS]
+    ]
+    misses = [
+        _draw_miss(source, i, *_boxes_of(found, i), n, names)
+        for *_, i, n in sorted(misses)[:MAX_FINDINGS]
+    ]
+    shown = []
+    for i in np.unique(np.linspace(0, len(source) - 1, IMAGES).astype(int)):
+        truth, boxes = _boxes_of(found, i)
+        image, where = source.image(int(i)), source.provenance(int(i))
+        shown.append(draw_comparison(image, truth, boxes.confident(), names, where))
+    return report_detector(found, names, shown, alarms, misses)
 
-    image: np.ndarray
-    truth: Boxes
-    found: Boxes
-    provenance: str
 
+def report_detector(
+    found: Detected,
+    class_names: Sequence[str],
+    shown: Sequence[Picture] = (),
+    alarms: Sequence[Picture] = (),
+    misses: Sequence[Picture] = (),
+) -> Evaluation:
+    """Makes the report of a detector.
 
-class Finding(NamedTuple):
-    """A detection that is wrong, or an object that was missed.
-
-    Attributes:
-      image: uint8 [H, W, C].
-      box: float32 [4], xyxy in pixels.
-      title: What it is, such as the class and the score.
-      reason: In words.
-      provenance: Where the image comes from.
-      others: Boxes that are shown beside it: objects, or detections.
-    """
-
-    image: np.ndarray
-    box: np.ndarray
-    title: str
-    reason: str
-    provenance: str
-    others: Boxes
-
-
-@dataclass(frozen=True, eq=False)
-class DetectorEvaluation:
-    """How a trained detector does on one set of images.
-
-    Attributes:
+    Args:
+      found: The result of the evaluation.
       class_names: K names.
-      metrics: `ap50` and more, and the counts `images` and `objects`.
-      precision: Average precision of each class at an IoU of 0.5; None where the set
-        has no object of it.
-      objects: How many there are of each class.
-      curves: Of each class, recall and precision.
-      shown: Images to show.
-      alarms: The most confident false alarms.
+      shown: Images with truth and detections.
+      alarms: The worst false alarms.
       misses: The worst misses.
+
+    Returns:
+      Numbers and sections.
     """
-
-    class_names: tuple[str, ...]
-    metrics: dict[str, float]
-    precision: Sequence[float | None]
-    objects: Sequence[int]
-    curves: Sequence[tuple[np.ndarray, np.ndarray]]
-    shown: Sequence[Shown] = ()
-    alarms: Sequence[Finding] = ()
-    misses: Sequence[Finding] = ()
-
-    def cards(self) -> dict[str, Card]:
-        """Returns the headline numbers."""
-        known = {
-            "ap50": ("AP50", "mean over the classes"),
-            "ap50_voc07": ("AP50, VOC07", "of 11 points"),
-            "ap": ("AP", "mean over IoU 0.5 to 0.95"),
-        }
-        cards = {
-            name: (percent(self.metrics[key]), remark)
-            for key, (name, remark) in known.items()
-            if key in self.metrics
-        }
-        count = f"{self.metrics['images']:,}", f"{self.metrics['objects']:,} objects"
-        return cards | {"images": count}
-
-    def sections(self) -> list[Section]:
-        """Returns the parts of the page."""
-        names = self.class_names
-        missing = [p is None for p in self.precision]
-        values = np.array([2 if p is None else p for p in self.precision])
-        order = np.argsort(values, kind="stable")  # those without objects are last
-        rows = [
-            (breakable(names[c]), "", "–", "no objects")
-            if missing[c]
-            else (
-                breakable(names[c]),
-                bar(values[c]),
-                percent(values[c]),
-                f"{self.objects[c]:,}",
-            )
-            for c in order
-        ]
-        header = ("class", "AP50", "", "objects")
-        curves = {
-            names[c]: self.curves[c] for c in order[:MOST_CURVES] if not missing[c]
-        }
-        shown = "".join(_shown_card(image, names) for image in self.shown)
-        return [
-            Section("Precision and recall", _curves(curves)),
-            Section("Average precision", class_table(header, rows, "Lowest first.")),
-            Section("Truth and detections", f'<div class="wide">{shown or NONE}</div>'),
-            Section("Worst false alarms", _cards(self.alarms, names)),
-            Section("Worst misses", _cards(self.misses, names)),
-        ]
-
-
-def _curves(curves: Series) -> str:
+    known = {
+        "ap50": ("AP50", "mean over the classes"),
+        "ap50_voc07": ("AP50, VOC07", "of 11 points"),
+        "ap": ("AP", "mean over IoU 0.5 to 0.95"),
+    }
+    numbers = {
+        name: (percent(found.metrics[key]), remark)
+        for key, (name, remark) in known.items()
+        if key in found.metrics
+    }
+    images, objects = (f"{found.metrics[key]:,}" for key in ("images", "objects"))
+    numbers["images"] = (images, f"{objects} objects")
+    present = found.objects.classes[found.objects.valid]
+    precision = found.precision
+    classes = class_table(
+        ("class", "AP50", "", "objects"),
+        class_names,
+        precision,
+        counts=[f"{(present == c).sum():,}" for c in range(len(class_names))],
+        absent="no objects",
+    )
+    known = [c for c, value in enumerate(precision) if value is not None]
+    lowest = sorted(known, key=lambda c: precision[c])[:MAX_CURVES]
+    curves = {class_names[c]: found.curves[c] for c in lowest}
     chart = line_chart(curves, "recall", "precision")
     note = (
-        "A curve for each class, the lowest average precision first; a detection "
-        "is right where it shares more than half of its union with an object."
+        "A curve for each class, the lowest average precision first; a detection is "
+        "right where its IoU with an object is above 0.5."
     )
-    return f'<div class="charts">{chart}</div><p>{note}</p>'
-
-
-def _shown_card(shown: Shown, names: Sequence[str]) -> str:
-    truth, found = (
-        draw_detections(shown.image, *boxes, names)
-        for boxes in (shown.truth, shown.found)
-    )
-    both = beside((truth, found), ("truth", "detections"))
-    alt = f"{len(shown.truth.boxes)} objects and {len(shown.found.boxes)} detections"
-    return picture_card(
-        both, alt, f"<small>{breakable(shown.provenance)}</small>", WIDE
+    return Evaluation(
+        numbers,
+        [
+            Section("Precision and recall", macros.charts([chart], note)),
+            Section("Average precision", classes),
+            Section("Truth and detections", macros.gallery(shown, "wide")),
+            Section("Worst false alarms", macros.gallery(alarms)),
+            Section("Worst misses", macros.gallery(misses)),
+        ],
     )
 
 
-def _cards(findings: Sequence[Finding], names: Sequence[str]) -> str:
-    cards = "".join(_finding_card(finding, names) for finding in findings)
-    return f'<div class="cards">{cards or NONE}</div>'
-
-
-def _finding_card(finding: Finding, names: Sequence[str]) -> str:
-    part, corner = cut_around(finding.image, finding.box)
-    box, others = finding.box - np.tile(corner, 2), finding.others
-    boxes = others.boxes - np.tile(corner, 2)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    near = ((centres >= 0) & (centres < part.shape[1::-1])).all(-1)
-    captions = ["", *(names[c] for c in others.classes[near])]
-    colors = [MISS, *[(255, 255, 255)] * near.sum()]
-    boxes = np.concatenate([box[None], boxes[near]])
-    picture = draw_boxes(part, boxes, captions, colors, least=256, bold=1)
-    caption = (
-        f"<b>{breakable(finding.title)}</b><br>{text(finding.reason)}"
-        f"<small>{breakable(finding.provenance)}</small>"
+def _boxes_of(found: Detected, i: int) -> tuple[Boxes, Boxes]:
+    """Returns the objects of image i, and all its detections."""
+    objects, detections = found.objects, found.detections
+    known, valid = objects.valid[i], detections.valid[i]
+    return (
+        Boxes(objects.boxes[i][known], objects.classes[i][known]),
+        Boxes(
+            detections.boxes[i][valid],
+            detections.classes[i][valid],
+            detections.scores[i][valid],
+        ),
     )
-    return picture_card(picture, f"{finding.title}: {finding.reason}", caption)
+
+
+def _draw_alarm(
+    source: Source, i: int, truth: Boxes, found: Boxes, d: int, names: Sequence[str]
+) -> Picture:
+    box, number = found.boxes[d], int(found.classes[d])
+    ious = overlaps(box[None], truth.boxes)[0]
+    best = int(ious.argmax()) if len(ious) else -1
+    name = names[truth.classes[best]] if best >= 0 else ""
+    if best < 0 or ious[best] < 0.1:
+        reason = "there is nothing"
+    elif ious[best] < 0.5:
+        reason = f"its IoU with {name} is only {ious[best]:.0%}"
+    elif truth.classes[best] != number:
+        reason = f"it is {name}"
+    else:
+        reason = "found a second time"
+    title = f"{names[number]} {found.scores[d]:.0%}"
+    image, where = source.image(i), source.provenance(i)
+    return draw_finding(image, box, title, reason, truth, names, where)
+
+
+def _draw_miss(
+    source: Source, i: int, truth: Boxes, found: Boxes, n: int, names: Sequence[str]
+) -> Picture:
+    box, title, found = truth.boxes[n], names[truth.classes[n]], found.confident()
+    ious = overlaps(box[None], found.boxes)[0]
+    reason = "nothing was found here"
+    if len(ious) and ious.max() >= 0.1:
+        best = int(ious.argmax())
+        other = f"{names[found.classes[best]]} {found.scores[best]:.0%}"
+        reason = f"found {other} with an IoU of {ious[best]:.0%}"
+    image, where = source.image(i), source.provenance(i)
+    return draw_finding(image, box, title, reason, found, names, where)
+
+
+def draw_comparison(
+    image: np.ndarray, truth: Boxes, found: Boxes, names: Sequence[str], where: str
+) -> Picture:
+    """Draws the objects of an image beside the detections."""
+    both = [draw_detections(image, *boxes, names) for boxes in (truth, found)]
+    alt = f"{len(truth.boxes)} objects and {len(found.boxes)} detections"
+    return Picture(beside(both, ("truth", "detections")), alt, "", where, WIDTH)
+
+
+def draw_finding(
+    image: np.ndarray,
+    box: np.ndarray,
+    title: str,
+    reason: str,
+    others: Boxes,
+    names: Sequence[str],
+    where: str,
+) -> Picture:
+    """Draws a wrong detection, or a missed object, and what is near it.
+
+    Args:
+      image: uint8 [H, W, C].
+      box: float32 [4], xyxy in pixels.
+      title: The class of the box, and its score.
+      reason: Why it is wrong.
+      others: The boxes to show beside it: objects, or detections.
+      names: K class names.
+      where: Where the image comes from.
+    """
+    part, corner = cut_around(image, box)
+    box, boxes = box - np.tile(corner, 2), others.boxes - np.tile(corner, 2)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    near = ((centers >= 0) & (centers < part.shape[1::-1])).all(-1)
+    drawn = draw_boxes(
+        part,
+        np.concatenate([box[None], boxes[near]]),
+        ["", *(names[c] for c in others.classes[near])],
+        [MISS, *[(255, 255, 255)] * near.sum()],
+        least=256,
+        bold=1,
+    )
+    caption = Markup("<b>{}</b><br>{}").format(title, reason)
+    return Picture(drawn, f"{title}: {reason}", caption, where)

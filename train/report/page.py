@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs no other file and no network."""
+"""The page of a report: one HTML file that needs no other file and no network."""
 
 import datetime
 import os
@@ -9,21 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from train.figures import STYLE, Series, line_chart
+from train.figures import Series, line_chart
 from train.history import format_rate
 from train.report.parts import (
-    Card,
+    ENVIRONMENT,
     Evaluation,
+    Numbers,
     Section,
-    breakable,
+    macros,
     percent,
-    table,
-    text,
 )
 
 KINDS = ("train", "eval")
-# Of each headline measure: its name, and the curves of its chart: (kind, key) by name.
-MEASURES = {
+# The name of each primary metric, and the curves of its chart: name -> (kind, key).
+METRICS = {
     "verification_accuracy": (
         "verification accuracy",
         {
@@ -50,15 +49,15 @@ MEASURES = {
         },
     ),
 }
-# What every task logs of a training step; the rest are parts of its loss.
-COMMON = ("kind", "step", "epoch", "loss", "grad_norm", "learning_rate")
-# The policy makes sure of it: the page runs no script and loads nothing.
-HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head><body>"""
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+# The columns that every task logs of a training step; others are parts of its loss.
+COMMON = (
+    *("kind", "step", "epoch", "loss", "grad_norm", "learning_rate"),
+    "images_per_second",
+)
+PACKAGES = (
+    *("canon-zoo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "pillow", "matplotlib"),
+)
 
 
 def write_report(
@@ -71,73 +70,72 @@ def write_report(
     history: Sequence[Mapping],
     evaluation: Evaluation | None,
     sections: Sequence[Section] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes `report.html` into a run's folder, whole or not at all.
+    """Writes the file `report.html` of a run, completely or not at all.
 
     Args:
-        run_dir: Folder of the run; made if it is missing.
-        title: Heading of the page.
-        summary: Further headline numbers, e.g. {"duration": "3 min"}. They replace
-            those of the same name that the page computes, such as accuracy, best
-            accuracy, loss, examples, throughput.
-        config: The run's configuration; may be nested.
-        model_table: The model as a table in plain text.
-        history: Lines of `metrics.jsonl`, of kind "train" and "eval".
-        evaluation: How the trained model did, or None if that was not measured.
-        sections: Further parts of the page, shown after the evaluation.
+      run_dir: The folder of the run; made if it is missing.
+      title: The heading of the page.
+      summary: Further numbers at the top, such as {"duration": "3 min"}. They replace
+        computed ones of the same name, such as accuracy, loss or throughput.
+      config: The configuration of the run, which may be nested.
+      model_table: The table of the model in plain text.
+      history: The lines of `metrics.jsonl`, of kind "train" and "eval".
+      evaluation: The evaluation of the trained model; None if there is none.
+      sections: Further sections, after those of the evaluation.
+      environment: What the run used, such as {"devices": "1 x cpu"}; shown at the end,
+        before the versions of Python and of packages.
 
     Returns:
-        Path of the page.
+      The path of the page.
     """
-    cards = _headline(history, evaluation)
-    cards |= {name: (breakable(value), "") for name, value in summary.items()}
-    settings = [map(breakable, setting) for setting in _flatten(config)]
-    versions = [(name, metadata.version(name)) for name in PACKAGES]
-    versions.insert(0, ("python", platform.python_version()))
+    numbers = _compute_numbers(history, evaluation)
+    numbers |= {name: (value, "") for name, value in summary.items()}
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in PACKAGES}
+    used = [*(environment or {}).items(), *versions.items()]
     parts = [
         Section("Training", _training(history)),
-        *(evaluation.sections() if evaluation else ()),
+        *(evaluation.sections if evaluation else ()),
         *sections,
-        Section("Model", f'<pre tabindex="0">{text(model_table)}</pre>'),
-        Section("Configuration", table(("setting", "value"), settings)),
-        Section("Versions", table(("package", "version"), versions)),
+        Section("Model", macros.preformatted(model_table)),
+        Section(
+            "Configuration", macros.table(("setting", "value"), [*_flatten(config)])
+        ),
+        Section("Environment", macros.table(("", ""), used)),
     ]
     run_dir = Path(run_dir)
-    return write_page(run_dir / "report.html", title, run_dir.name, cards, parts)
+    return write_page(run_dir / "report.html", title, run_dir.name, numbers, parts)
 
 
 def write_page(
     path: Path,
     title: str,
-    remark: str,
-    cards: Mapping[str, Card],
+    subtitle: str,
+    numbers: Numbers,
     sections: Sequence[Section],
 ) -> Path:
-    """Writes a page that needs no other file, whole or not at all.
+    """Writes a page that needs no other file, completely or not at all.
 
     Args:
-        path: Of the page; its folder is made if it is missing.
-        title: Heading of the page.
-        remark: What stands below it, before the time.
-        cards: Headline numbers: name -> (number, remark), both as HTML.
-        sections: The parts of the page.
+      path: The path of the page; its folder is made if it is missing.
+      title: The heading of the page.
+      subtitle: The text below the heading, before the time.
+      numbers: The numbers at the top: name -> (number, remark).
+      sections: The sections of the page.
 
     Returns:
-        `path`.
+      `path`.
     """
     time = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    page = HEAD.format(title=text(title), style=STYLE)
-    page += f"<h1>{breakable(title)}</h1><p>{breakable(remark)}, {text(time)}</p><dl>"
-    for name, (value, remark) in cards.items():
-        number = f"{value}<small>{remark}</small>"
-        page += f"<div><dt>{text(name)}</dt><dd>{number}</dd></div>"
-    parts = (f"<h2>{text(part.title)}</h2>{part.body}" for part in sections)
-    page += f"</dl><section>{'</section><section>'.join(parts)}</section>"
-    page += "</body></html>\n"
+    page = ENVIRONMENT.get_template("page.html").render(
+        title=title, subtitle=subtitle, time=time, numbers=numbers, sections=sections
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        # A file name may hold bytes that are not text: they become question marks.
+        # A file name may have bytes that are not text: they become question marks.
         unfinished.write_bytes(page.encode("utf-8", errors="replace"))
         os.replace(unfinished, path)
     finally:
@@ -145,60 +143,65 @@ def write_page(
     return path
 
 
-def _headline(history, evaluation) -> dict[str, Card]:
-    """Returns name -> (number, remark), both as HTML."""
-    key, (name, _) = _measure(history)
+def _compute_numbers(history, evaluation: Evaluation | None) -> Numbers:
+    """Returns the numbers at the top of a run's report."""
+    key, (name, _) = _primary_metric(history)
     epochs, values = _column(history, "eval", key)
-    cards = {}
+    numbers = {}
     if evaluation:
-        cards |= evaluation.cards()
+        numbers |= evaluation.numbers
     elif values.size:
-        cards[name] = (percent(values[-1]), "last evaluation in training")
-    # Without an interval: the best of many looks is biased upwards.
+        numbers[name] = (percent(values[-1]), "last evaluation in training")
+    # Without an interval: the best of many evaluations is biased upwards.
     if np.isfinite(values).any():
         best = np.nanargmax(values)
-        cards[f"best {name}"] = (percent(values[best]), f"epoch {epochs[best]:g}")
+        numbers[f"best {name}"] = (percent(values[best]), f"epoch {epochs[best]:g}")
     losses = [(k, loss) for k in KINDS for loss in _column(history, k, "loss")[1]]
     for kind, loss in losses[-1:]:
-        cards.setdefault("loss", (f"{loss:.4g}", f"last {kind}"))
-    _, speeds = _column(history, "train", "images_per_second")
-    if np.isfinite(speeds).any():
-        cards["throughput"] = (format_rate(np.nanmedian(speeds)), "images/s, median")
-    return cards
+        numbers.setdefault("loss", (f"{loss:.4g}", f"last {kind}"))
+    _, rates = _column(history, "train", "images_per_second")
+    if np.isfinite(rates).any():
+        numbers["throughput"] = (format_rate(np.nanmedian(rates)), "images/s, median")
+    return numbers
 
 
-def _measure(history) -> tuple[str, tuple[str, dict[str, tuple[str, str]]]]:
-    """Finds the headline measure of a history, with what `MEASURES` has of it."""
+def _primary_metric(history) -> tuple[str, tuple[str, dict[str, tuple[str, str]]]]:
+    """Returns the key of the primary metric in a history, and its row of `METRICS`."""
     known = {key for line in history for key in line}
-    key = next((key for key in MEASURES if key in known), "accuracy")
-    return key, MEASURES[key]
+    key = next((key for key in METRICS if key in known), "accuracy")
+    return key, METRICS[key]
 
 
 def _training(history) -> str:
-    """Draws losses, headline measure, learning rate and throughput against epoch."""
+    """Draws loss, primary metric, learning rate and throughput against the epoch."""
     if not history:
-        return "<p>No measurements were logged.</p>"
-    _, (name, curves) = _measure(history)
+        return macros.paragraph("No measurements were logged.")
+    _, (name, curves) = _primary_metric(history)
     loss = {kind: _column(history, kind, "loss") for kind in KINDS}
-    measure = {label: _column(history, *of, 100) for label, of in curves.items()}
-    charts = line_chart(loss, "epoch", "loss", log_y=_spans_decades(loss))
+    charts = [line_chart(loss, "epoch", "loss", log_y=_spans_decades(loss))]
     keys = [key for line in history if line["kind"] == "train" for key in line]
-    others = {*COMMON, "images_per_second", *(key for _, key in curves.values())}
-    parts = [key for key in dict.fromkeys(keys) if key not in others]
+    others = {*COMMON, *(key for _, key in curves.values())}
+    parts = {
+        key: _column(history, "train", key)
+        for key in dict.fromkeys(keys)
+        if key not in others
+    }
     if parts:
-        losses = {key: _column(history, "train", key) for key in parts}
-        log_y = _spans_decades(losses)
-        charts += line_chart(losses, "epoch", "parts of the loss", log_y=log_y)
-    charts += line_chart(measure, "epoch", f"{name} (%)")
-    rate = {"train": _column(history, "train", "learning_rate")}
-    charts += line_chart(rate, "epoch", "learning rate", from_zero=True)
-    speed = {"train": _column(history, "train", "images_per_second")}
-    charts += line_chart(speed, "epoch", "throughput (images/s)", from_zero=True)
-    return f'<div class="charts">{charts}</div>'
+        log_y = _spans_decades(parts)
+        charts.append(line_chart(parts, "epoch", "parts of the loss", log_y=log_y))
+    metric = {label: _column(history, *of, 100) for label, of in curves.items()}
+    charts.append(line_chart(metric, "epoch", f"{name} (%)"))
+    for key, label in (
+        ("learning_rate", "learning rate"),
+        ("images_per_second", "throughput (images/s)"),
+    ):
+        series = {"train": _column(history, "train", key)}
+        charts.append(line_chart(series, "epoch", label, from_zero=True))
+    return macros.charts(charts)
 
 
 def _spans_decades(series: Series) -> bool:
-    """Over more than two decades a linear axis would show the first steps only."""
+    """Whether values span more than two decades, so that a linear axis hides most."""
     values = np.concatenate([values for _, values in series.values()])
     values = values[np.isfinite(values)]
     return len(values) > 0 and 0 < 100 * values.min() < values.max()
@@ -212,6 +215,7 @@ def _column(history, kind, key, scale=1.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _flatten(config: Mapping, prefix: str = ""):
+    """Yields the settings of a configuration as (path, value)."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")

@@ -1,41 +1,111 @@
-"""What the sections of a report are made of."""
+"""The parts of a report, made by templates: tables, charts, matrices and pictures."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 from PIL import Image
 
-from train.figures import Series, line_chart, png_uri
+from train.figures import Series, heat_map, line_chart
+from zoo.figures.pictures import png_uri
 
-NONE = "<p>There are none.</p>"
-MOST_ROWS = 20  # further classes fold away
-MOST_PAIRS, THUMBNAIL = 10, 256
-Card = tuple[str, str]
+MAX_ROWS = 20  # further classes fold away
+MAX_NUMBERED = 20  # more classes make a heat map of a confusion matrix
+MAX_PAIRS = 10
+THUMBNAIL = 256
+
+Numbers = dict[str, tuple[str, str]]  # name -> (number, remark)
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading (plain text) and the HTML below it, which is shown as it is."""
+class Section(NamedTuple):
+    """A section of a page.
+
+    Attributes:
+      title: The heading, in plain text.
+      body: The HTML below it, such as the macros return.
+    """
 
     title: str
-    body: str
+    body: Markup
+
+
+class Evaluation(NamedTuple):
+    """The evaluation of a trained model, as a report shows it.
+
+    Attributes:
+      numbers: The numbers at the top.
+      sections: The sections of the page.
+    """
+
+    numbers: Numbers
+    sections: Sequence[Section]
+
+
+class Picture(NamedTuple):
+    """An image with a caption.
+
+    Attributes:
+      image: The image.
+      alt: The text for those who cannot see it.
+      caption: The text below it, which is escaped unless it is `Markup`.
+      source: Where the image comes from, such as its file.
+      size: The largest width and height in pixels; a larger image is made smaller.
+    """
+
+    image: Image.Image
+    alt: str
+    caption: str = ""
+    source: str = ""
+    size: int = THUMBNAIL
+
+    @property
+    def enlarged(self) -> bool:
+        """Whether the page enlarges the image, with square pixels."""
+        return max(self.image.size) < self.size / 2
+
+    @property
+    def uri(self) -> str:
+        """The image as a PNG within the page."""
+        image = self.image.copy()
+        image.thumbnail((self.size, self.size))
+        return png_uri(image)
+
+
+def percent(share: float) -> str:
+    """Formats a share as a percentage."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def breakable(value: object) -> Markup:
+    """Escapes a text in which lines may break behind underscores."""
+    if isinstance(value, Markup):
+        return value
+    return escape(str(value)).replace("_", Markup("_<wbr>"))
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("train.report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters["breakable"] = breakable
+macros = ENVIRONMENT.get_template("macros.html").module
 
 
 def table_section(
     title: str, header: Sequence[str], rows: Sequence[Sequence], note: str = ""
 ) -> Section:
-    """Makes a section of one table; every cell is shown as `str(cell)`."""
+    """Makes a section of one table, whose cells are shown as `str(cell)`."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(
                 f"table {title!r} has a row of {len(row)} cells, {list(row)}, under a "
                 f"header of {len(header)}"
             )
-    return Section(title, table(header, [map(text, row) for row in rows], note))
+    return Section(title, macros.table(header, rows, note))
 
 
 def plot_section(
@@ -48,118 +118,78 @@ def plot_section(
 ) -> Section:
     """Makes a section of one plot of the series name -> (x values, y values)."""
     chart = line_chart(series, x_label, y_label, log_x=log_x)
-    return Section(title, f'<div class="charts">{chart}</div><p>{text(note)}</p>')
-
-
-class Evaluation(Protocol):
-    """How a trained model does on one set of images, as the page shows it."""
-
-    def cards(self) -> Mapping[str, Card]:
-        """Returns headline numbers: name -> (number, remark), both as HTML."""
-
-    def sections(self) -> list[Section]:
-        """Returns the parts of the page."""
-
-
-def confidence_interval(correct: int, count: int) -> tuple[float, float]:
-    """Returns the 95 % score interval of a proportion; (0, 1) without examples.
-
-    It stays within [0, 1] and holds for few examples and for proportions near 0 or 1.
-
-    Args:
-        correct: Number of successes, 0..count.
-        count: Number of trials.
-
-    Reference:
-        Wilson, "Probable inference, the law of succession", JASA 22 (1927).
-    """
-    if not 0 <= correct <= count:
-        raise ValueError(
-            f"correct must lie in 0..count, got correct={correct} and count={count}"
-        )
-    if count == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share, weight = correct / count, 1 + z**2 / count
-    middle = (share + z**2 / (2 * count)) / weight
-    variance = share * (1 - share) / count + z**2 / (4 * count**2)
-    half = z * math.sqrt(variance) / weight
-    # The bounds at no and at full success are exact; rounding must not pass them.
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def table(header: Sequence[str], rows: Sequence, note: str = "") -> str:
-    """Returns a table of cells that are HTML already, and a note in plain text."""
-    if not rows:
-        return NONE
-    heads = "".join(f'<th scope="col">{text(name)}</th>' for name in header)
-    body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div><p>{text(note)}</p>'
+    return Section(title, macros.charts([chart], note))
 
 
 def class_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
-) -> str:
-    """Returns a table of one row a class, of which many fold away."""
-    shown = table(header, rows[:MOST_ROWS], note)
-    if rows[MOST_ROWS:]:
-        rest = f"<summary>{len(rows) - MOST_ROWS} more classes</summary>"
-        shown += f"<details>{rest}{table(header, rows[MOST_ROWS:])}</details>"
-    return shown
-
-
-def bar(share: float, interval: tuple[float, float] | None = None) -> str:
-    """Draws a share in [0, 1] as a bar, with the band of its interval."""
-    drawn = f'<span class="bar"><i style="width:{100 * share:.1f}%"></i>'
-    if interval:
-        low, high = (100 * bound for bound in interval)
-        drawn += f'<b style="left:{low:.1f}%;width:{high - low:.1f}%"></b>'
-    return f"{drawn}</span>"
-
-
-def confused_pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """Returns a table of the errors that are most frequent.
+    header: Sequence[str],
+    names: Sequence[str],
+    shares: Sequence[float | None],
+    intervals: Sequence[tuple[float, float]] | None = None,
+    counts: Sequence[str] = (),
+    absent: str = "",
+    note: str = "Lowest first.",
+) -> Markup:
+    """Makes a table of the share of each class, the lowest first.
 
     Args:
-        confusion: Counts [K, K], row = truth, column = prediction.
-        names: K names.
+      header: The names of the four columns: class, share, its number, count.
+      names: K class names.
+      shares: K shares in [0, 1], None where a class does not occur.
+      intervals: K confidence intervals; None for no intervals.
+      counts: K texts for the last column.
+      absent: The text for the last column where a class does not occur.
+      note: The text below the table.
+    """
+    order = np.argsort([2 if s is None else s for s in shares], kind="stable")
+    rows = [
+        (names[c], "", "–", absent)
+        if shares[c] is None
+        else (
+            names[c],
+            macros.bar(shares[c], intervals and intervals[c]),
+            percent(shares[c]),
+            counts[c],
+        )
+        for c in order
+    ]
+    return macros.table(header, rows, note, MAX_ROWS)
+
+
+def confusion_matrix(
+    confusion: np.ndarray, names: Sequence[str], shown: np.ndarray | None = None
+) -> Markup:
+    """Draws a confusion matrix: a table of numbers, or a heat map of many classes.
+
+    The opacity of a cell is the square root of its share of the row, so that rare
+    mistakes stay visible.
+
+    Args:
+      confusion: Counts [K, K], row = truth, column = prediction.
+      names: K class names.
+      shown: The numbers to show, int [K, K]; the counts if None.
+    """
+    totals = confusion.sum(axis=1, keepdims=True)
+    strength = np.sqrt(confusion / np.maximum(totals, 1))
+    if len(confusion) > MAX_NUMBERED:
+        return heat_map(strength)
+    shown = confusion if shown is None else shown
+    return macros.matrix(shown.tolist(), strength.tolist(), names)
+
+
+def confused_pairs(confusion: np.ndarray, names: Sequence[str]) -> Markup:
+    """Makes a table of the most frequent errors.
+
+    Args:
+      confusion: Counts [K, K], row = truth, column = prediction.
+      names: K class names.
     """
     totals = confusion.sum(axis=1)
     errors = confusion * ~np.eye(len(names), dtype=bool)
     pairs = []
-    for cell in np.argsort(-errors, axis=None, kind="stable")[:MOST_PAIRS]:
+    for cell in np.argsort(-errors, axis=None, kind="stable")[:MAX_PAIRS]:
         true, predicted = np.unravel_index(cell, errors.shape)
         if count := errors[true, predicted]:
             often = (f"{count:,}/{totals[true]:,}", percent(count / totals[true]))
-            pair = breakable(names[true]), breakable(names[predicted])
-            pairs.append((*pair, *often))
-    return table(("truth", "predicted as", "times", "share"), pairs)
-
-
-def picture_card(
-    picture: Image.Image, alt: str, caption: str, size: int = THUMBNAIL
-) -> str:
-    """Returns a figure of at most `size` pixels; the caption is HTML, `alt` is not."""
-    small = ' class="pixels"' if max(picture.size) < size / 2 else ""
-    picture = picture.copy()
-    picture.thumbnail((size, size))
-    return (
-        f'<figure><img{small} src="{png_uri(picture)}" alt="{text(alt)}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def percent(share: float) -> str:
-    """Writes a share as a percentage, as HTML."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-
-
-def breakable(value: object) -> str:
-    """Escapes a name, which may break behind its underscores; not for attributes."""
-    return text(value).replace("_", "_<wbr>")
-
-
-def text(value: object) -> str:
-    """Escapes what is shown as it is."""
-    return escape(str(value))
+            pairs.append((names[true], names[predicted], *often))
+    return macros.table(("truth", "predicted as", "times", "share"), pairs)

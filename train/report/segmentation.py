@@ -1,117 +1,130 @@
 """The report of a segmentation network: classes, confusion, images and errors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from train.figures import draw_confusion
+from train.fit import Result
 from train.report.parts import (
-    NONE,
-    Card,
+    Evaluation,
+    Picture,
     Section,
-    bar,
-    breakable,
     class_table,
     confused_pairs,
+    confusion_matrix,
+    macros,
     percent,
-    picture_card,
 )
+from train.steps import make_prepare
+from train.tasks.segmentation import Segmented
 from zoo.figures.masks import draw_comparison, make_palette
+from zoo.preprocess import crop_centre
 
-WIDE = 1200  # pixels of a picture with image, truth, prediction and errors
+IMAGES = 6  # the worst, and others
+WIDTH = 1200  # pixels of a picture with image, truth, prediction and errors
 
 
-class SegmentedImage(NamedTuple):
-    """An image, its mask and the prediction.
+def evaluate_segmentation(result: Result) -> Evaluation:
+    """Makes the report of a run, with the images that have the most errors."""
+    experiment, found = result.experiment, result.evaluated
+    variables = result.state.eval_variables()
+    source, preprocess = experiment.eval_source, experiment.card.preprocess
+    prepare, names = make_prepare(preprocess, None), experiment.card.class_names
 
-    Attributes:
+    @jax.jit
+    def predict(variables, batch):
+        logits = experiment.model.apply(variables, prepare(None, batch))
+        return logits.argmax(-1).astype(np.uint8)
+
+    def draw(i: int) -> Picture:
+        example = source[i]
+        batch = {k: example[k][None] for k in ("image", "size")}
+        predicted = np.asarray(predict(variables, batch)[0])
+        # A network without padding predicts the classes of the center.
+        image, mask = (
+            crop_centre(values, *predicted.shape)
+            for values in (example["image"], example["mask"][..., None])
+        )
+        right, where = float(found.right[i]), source.provenance(i)
+        return draw_prediction(image, mask[..., 0], predicted, right, names, where)
+
+    worst = np.argsort(np.nan_to_num(found.right, nan=2.0), kind="stable")[:IMAGES]
+    others = np.unique(np.linspace(0, len(source) - 1, IMAGES).astype(int))
+    return report_segmentation(
+        found,
+        names,
+        [draw(int(i)) for i in worst],
+        [draw(int(i)) for i in others if i not in worst],
+    )
+
+
+def report_segmentation(
+    found: Segmented,
+    class_names: Sequence[str],
+    worst: Sequence[Picture] = (),
+    others: Sequence[Picture] = (),
+) -> Evaluation:
+    """Makes the report of a segmentation network.
+
+    Args:
+      found: The result of the evaluation.
+      class_names: K names.
+      worst: The images with the most errors.
+      others: Other images.
+
+    Returns:
+      Numbers and sections.
+    """
+    metrics, confusion = found.metrics, found.confusion
+    totals = confusion.sum(axis=1)
+    classes = class_table(
+        ("class", "intersection over union", "", "pixels"),
+        class_names,
+        found.classes["iou"],
+        counts=[f"{total:,}" for total in totals],
+        absent="does not occur",
+    )
+    shares = np.rint(100 * confusion / np.maximum(totals, 1)[:, None]).astype(int)
+    matrix = confusion_matrix(confusion, class_names, shares)
+    note = macros.paragraph("Percent of the true class's pixels.")
+    legend = macros.palette(class_names, make_palette(class_names).tolist())
+    return Evaluation(
+        {
+            "mean IoU": (percent(metrics["mean_iou"]), "mean over the classes"),
+            "pixels right": (percent(metrics["pixel_accuracy"]), "of all"),
+            "class accuracy": (percent(metrics["class_accuracy"]), "mean over classes"),
+            "loss": (f"{metrics['loss']:.4g}", "evaluation"),
+            "images": (f"{metrics['images']:,}", f"{metrics['pixels']:,} pixels"),
+        },
+        [
+            Section("Classes", classes),
+            Section("Confusion between classes", matrix + note),
+            Section("Most confused", confused_pairs(confusion, class_names)),
+            Section("Worst images", legend + macros.gallery(worst, "wide")),
+            Section("Other images", legend + macros.gallery(others, "wide")),
+        ],
+    )
+
+
+def draw_prediction(
+    image: np.ndarray,
+    mask: np.ndarray,
+    predicted: np.ndarray,
+    right: float,
+    names: Sequence[str],
+    where: str,
+) -> Picture:
+    """Draws an image, its mask, the prediction and the errors.
+
+    Args:
       image: uint8 [H, W, C].
       mask: uint8 [H, W], 255 where it is ignored.
       predicted: uint8 [H, W].
-      right: Which part of its pixels is right.
-      provenance: Where the image comes from.
+      right: The share of pixels that are right.
+      names: K class names.
+      where: Where the image comes from.
     """
-
-    image: np.ndarray
-    mask: np.ndarray
-    predicted: np.ndarray
-    right: float
-    provenance: str
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentationEvaluation:
-    """How a trained segmentation network does on one set of images.
-
-    Attributes:
-      class_names: K names.
-      metrics: Of `zoo.metrics.segmentation`.
-      iou: Intersection over union of each class, None where it does not occur.
-      confusion: Counts of pixels [K, K], row = truth, column = prediction.
-      worst: The images with the most errors.
-      typical: Others.
-    """
-
-    class_names: tuple[str, ...]
-    metrics: dict[str, float]
-    iou: Sequence[float | None]
-    confusion: np.ndarray
-    worst: Sequence[SegmentedImage] = ()
-    typical: Sequence[SegmentedImage] = ()
-
-    def cards(self) -> dict[str, Card]:
-        """Returns the headline numbers."""
-        found = self.metrics
-        images = f"{found['images']:,}", f"{found['pixels']:,} pixels"
-        return {
-            "mean IoU": (percent(found["mean_iou"]), "mean over the classes"),
-            "pixels right": (percent(found["pixel_accuracy"]), "of all"),
-            "class accuracy": (percent(found["class_accuracy"]), "mean over classes"),
-            "loss": (f"{found['loss']:.4g}", "evaluation"),
-            "images": images,
-        }
-
-    def sections(self) -> list[Section]:
-        """Returns the parts of the page."""
-        names, totals = self.class_names, self.confusion.sum(axis=1)
-        values = np.array([2 if v is None else v for v in self.iou])
-        rows = []
-        for c in np.argsort(values, kind="stable"):  # those that do not occur are last
-            pixels = f"{totals[c]:,}"
-            if self.iou[c] is None:
-                rows.append((breakable(names[c]), "", "–", "does not occur"))
-            else:
-                drawn = bar(values[c])
-                rows.append((breakable(names[c]), drawn, percent(values[c]), pixels))
-        header = ("class", "intersection over union", "", "pixels")
-        share = self.confusion / np.maximum(totals, 1)[:, None]
-        confusion = draw_confusion(np.rint(100 * share).astype(int), names)
-        note = "<p>Percent of the true class's pixels.</p>"
-        return [
-            Section("Classes", class_table(header, rows, "Lowest first.")),
-            Section("Confusion between classes", confusion + note),
-            Section("Most confused", confused_pairs(self.confusion, names)),
-            Section("Worst images", self._pictures(self.worst)),
-            Section("Other images", self._pictures(self.typical)),
-        ]
-
-    def _pictures(self, images: Sequence[SegmentedImage]) -> str:
-        palette = make_palette(self.class_names)
-        cards = "".join(
-            picture_card(
-                draw_comparison(shown.image, shown.mask, shown.predicted, palette),
-                "image, truth, prediction and errors",
-                f"{percent(shown.right)} right"
-                f"<small>{breakable(shown.provenance)}</small>",
-                WIDE,
-            )
-            for shown in images
-        )
-        legend = "".join(
-            f'<span style="color:rgb{tuple(int(v) for v in palette[c])}">●</span> '
-            f"{breakable(name)} &ensp;"
-            for c, name in enumerate(self.class_names)
-        )
-        return f'<p>{legend}</p><div class="wide">{cards or NONE}</div>'
+    drawn = draw_comparison(image, mask, predicted, make_palette(names))
+    alt = "image, truth, prediction and errors"
+    return Picture(drawn, alt, f"{percent(right)} right", where, WIDTH)

@@ -11,7 +11,6 @@ import optax
 
 from train.config import DataConfig, OptimConfig
 from train.data import Source
-from train.report import confidence_interval
 from train.task import Task, apply_and_compare
 from zoo import protocols
 from zoo.metrics import classification as metrics
@@ -213,5 +212,5 @@ def check_no_smoothing(spec: ModelSpec, optim: OptimConfig) -> None:
 
 
 def _format_share(count: int, total: int) -> str:
-    low, high = confidence_interval(count, total)
+    low, high = metrics.confidence_interval(count, total)
     return f"{count / total:.2%} ({count} of {total}), {low:.2%} to {high:.2%} at 95 %"

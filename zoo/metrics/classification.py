@@ -1,5 +1,6 @@
 """Top-k accuracy, mean loss and the confusion matrix of a classifier."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -80,3 +81,30 @@ def compute(state: State) -> dict[str, float]:
     if len(confusion) > 5:
         out["top5"] = int(state.top5) / count
     return out
+
+
+def confidence_interval(correct: int, count: int) -> tuple[float, float]:
+    """Computes the 95 % score interval of a proportion; (0, 1) without examples.
+
+    It stays within [0, 1] and holds for few examples and for proportions near 0 or 1.
+
+    Args:
+      correct: The number of successes, 0..count.
+      count: The number of trials.
+
+    Reference:
+      Wilson, "Probable inference, the law of succession", JASA 22 (1927).
+    """
+    if not 0 <= correct <= count:
+        raise ValueError(
+            f"correct must lie in 0..count, got correct={correct} and count={count}"
+        )
+    if count == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, weight = correct / count, 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / weight
+    variance = share * (1 - share) / count + z**2 / (4 * count**2)
+    half = z * math.sqrt(variance) / weight
+    # The bounds at no and at full success are exact; rounding must not pass them.
+    return max(0.0, middle - half), min(1.0, middle + half)

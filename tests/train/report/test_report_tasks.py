@@ -1,19 +1,22 @@
 """Reports and pictures of detectors and segmentation networks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from page import Page, old_matplotlib
 from PIL import Image
 
-from train.report import (
+from train.report import write_report
+from train.report.detection import (
     Boxes,
-    DetectorEvaluation,
-    Finding,
-    SegmentationEvaluation,
-    SegmentedImage,
-    Shown,
-    write_report,
+    draw_finding,
+    report_detector,
 )
+from train.report.detection import (
+    draw_comparison as draw_found,
+)
+from train.report.segmentation import draw_prediction, report_segmentation
 from train.tasks.matching import match_objects, overlaps
 from zoo.figures.boxes import class_color, cut_around, draw_boxes, draw_detections
 from zoo.figures.masks import (
@@ -59,23 +62,24 @@ def make_history(metric, parts):
 def make_detector_evaluation():
     boxes = Boxes(np.array([[5, 5, 40, 30]], np.float32), np.array([1]))
     found = Boxes(boxes.boxes + 3, boxes.classes, np.array([0.8]))
-    finding = Finding(
-        make_image(), boxes.boxes[0], f"{EVIL} 80%", f"it is {EVIL}", EVIL, boxes
+    names = ("cat", EVIL, "none")
+    finding = draw_finding(
+        *(make_image(), boxes.boxes[0], f"{EVIL} 80%", f"it is {EVIL}"),
+        *(boxes, names, EVIL),
     )
-    return DetectorEvaluation(
-        class_names=("cat", EVIL, "none"),
+    classes = np.array([[0, 0, 0, 1, 1, 1, 1, 2]])
+    evaluated = SimpleNamespace(
         metrics={"ap50": 0.75, "ap50_voc07": 0.7, "images": 5, "objects": 7},
         precision=[1.0, 0.5, None],
-        objects=[3, 4, 0],
+        objects=SimpleNamespace(classes=classes, valid=classes < 2),
         curves=[
             (np.array([0.5, 1.0]), np.array([1.0, 1.0])),
             (np.array([0.5]), np.array([0.6])),
             (np.zeros(0), np.zeros(0)),
         ],
-        shown=[Shown(make_image(), boxes, found, EVIL)],
-        alarms=[finding],
-        misses=[],
     )
+    shown = draw_found(make_image(), boxes, found, names, EVIL)
+    return report_detector(evaluated, names, [shown], [finding], [])
 
 
 def test_a_detectors_report_shows_the_numbers(tmp_path):
@@ -103,9 +107,9 @@ def test_a_segmentation_networks_report_shows_the_numbers(tmp_path):
     mask = np.zeros((60, 80), np.uint8)
     mask[:20], mask[50:] = 1, 255
     predicted = np.zeros((60, 80), np.uint8)
-    image = SegmentedImage(make_image(), mask, predicted, 0.6, EVIL)
-    evaluation = SegmentationEvaluation(
-        class_names=("sky", EVIL, "none"),
+    names = ("sky", EVIL, "none")
+    image = draw_prediction(make_image(), mask, predicted, 0.6, names, EVIL)
+    evaluated = SimpleNamespace(
         metrics={
             "mean_iou": 0.3,
             "pixel_accuracy": 0.6,
@@ -114,10 +118,10 @@ def test_a_segmentation_networks_report_shows_the_numbers(tmp_path):
             "images": 1,
             "pixels": 4000,
         },
-        iou=[0.6, 0.0, None],
+        classes={"iou": [0.6, 0.0, None]},
         confusion=np.array([[2400, 0, 0], [1600, 0, 0], [0, 0, 0]]),
-        worst=[image],
     )
+    evaluation = report_segmentation(evaluated, names, [image])
     page = write(tmp_path, evaluation, make_history("mean_iou", ("pixel_accuracy",)))
     for words in (
         "mean IoU 30.0 % mean over the classes",

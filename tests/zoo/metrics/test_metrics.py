@@ -114,3 +114,26 @@ def test_without_examples_there_is_no_accuracy(num_classes):
     state = metrics.update(metrics.empty(num_classes), logits, labels, losses, nothing)
     with pytest.raises(ValueError, match="no example"):
         metrics.compute(state)
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_confidence_interval(correct, count, low, high):
+    interval = metrics.confidence_interval(correct, count)
+    assert interval == pytest.approx((low, high), abs=5e-5)
+    assert 0 <= interval[0] <= interval[1] <= 1
+
+
+def test_confidence_interval_refuses_nonsense():
+    for correct, count in ((3, 2), (-1, 2), (0, -1)):
+        with pytest.raises(ValueError, match=f"correct={correct} and count={count}"):
+            metrics.confidence_interval(correct, count)
