@@ -27,14 +27,12 @@ from zoo.detection import (
 from zoo.face import deepface
 from zoo.paths import unknown as unknown
 from zoo.segmentation import (
-    fcn_resnet,
-    fcn_vgg,
+    fcn,
     frrn,
     pspnet,
     segnet,
     unet,
-    unet_backbones,
-    unet_small,
+    unet_resnet,
 )
 from zoo.spec import ModelSpec
 
@@ -52,12 +50,10 @@ _FAMILIES = (
     ssd_vgg,
     yolo,
     small,
-    fcn_vgg,
-    fcn_resnet,
+    fcn,
     pspnet,
     unet,
-    unet_backbones,
-    unet_small,
+    unet_resnet,
     segnet,
     frrn,
     deepface,

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from zoo.ops.pooling import max_pool
 from zoo.ops.resize import resize
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool, repeat_pixels
-from zoo.segmentation import frrn_parts
+from zoo.segmentation import frrn
 
 OUT = Path(__file__).parent / "benchmark_unpooling.json"
 ROUNDS = 15
@@ -97,7 +97,7 @@ def make_cases():
         )
     cases["double 128x256x96"] = (
         (1, 128, 256, 96),
-        {"matrix": by_matrix, "shifts": frrn_parts.double},
+        {"matrix": by_matrix, "shifts": frrn.upsample_double},
         partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False),
     )
     return cases

@@ -28,13 +28,20 @@ Array = jax.Array
 PAPER = "Zhao, Shi, Qi, Wang, Jia: Pyramid Scene Parsing Network, 2017"
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-# Section 3.2: bins in each direction of the pyramid's levels, and channels of each.
+# Section 3.2: bins per side of each pyramid level, and number of channels of each.
 BINS = (1, 2, 3, 6)
 WIDTH = 512
 
 
 class DeepStem(nn.Module):
-    """Three 3x3 convolutions, the first of stride 2, in the place of one of 7x7."""
+    """Three 3x3 convolutions, the first of stride 2, instead of a 7x7 convolution.
+
+    Attributes:
+      features: Number of channels of the first two convolutions.
+      small: Not used; see `zoo.classification.residual.Stem`.
+      conv: Constructor of convolutions.
+      norm: Constructor of batch norms.
+    """
 
     features: int
     small: bool
@@ -55,18 +62,17 @@ class DeepStem(nn.Module):
 
 
 class PyramidHead(ConvHead):
-    """Section 3.2 and figure 3: means over bins of four sizes, beside the map itself.
+    """The pyramid pooling module of section 3.2 and figure 3, and the scores.
 
-    Each level's means are reduced to `WIDTH` channels and resized to the map.
+    Each level is average-pooled, reduced to `WIDTH` channels and resized to the map.
     """
 
     def context(self, x: Array, train: bool) -> dict[str, Array]:
-        """Computes the map with the pyramid's levels as further channels."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        """Computes the map concatenated with the levels of the pyramid."""
         conv = partial(
-            Conv, WIDTH, 1, use_bias=False, kernel_init=self.kernel_init, **types
+            Conv, WIDTH, 1, use_bias=False, kernel_init=self.kernel_init, **self.dtypes
         )
-        norm = partial(BatchNorm, momentum=self.momentum, **types)
+        norm = partial(BatchNorm, momentum=self.momentum, **self.dtypes)
         levels = [x]
         for bins in BINS:
             y = conv(name=f"pool{bins}_conv")(adaptive_avg_pool(x, bins))
@@ -92,19 +98,22 @@ def pspnet(
     """Builds a pyramid scene parsing network.
 
     Args:
-      depth: Of the residual network: 50 or 101.
-      num_classes: Background included where there is one; 0 for no heads.
-      aux: Whether to have the auxiliary head on stage 3, whose loss training adds: the
-        endpoint "aux".
-      early_stride: Whether the first 1x1 convolution has a bottleneck's stride, as in
-        the networks released for Caffe, and not the 3x3 one, as in those for PyTorch.
-      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`.
-      dropout: Rate before the scores.
-      momentum: What batch norm's running averages keep at a step: 0.95 in Caffe's, 0.9
-        in PyTorch's.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      depth: Depth of the residual network, 50 or 101.
+      num_classes: Number of classes, including background if there is one; 0 for no
+        heads.
+      aux: Whether to add the auxiliary head on stage 3, the endpoint "aux", for an
+        additional loss.
+      early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
+        as in the networks released for Caffe, or in the 3x3 one, as in those for
+        PyTorch.
+      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
+        for "he_fan_out".
+      dropout: Dropout rate before the scores.
+      momentum: Decay rate of batch norm's running averages: 0.95 in the networks for
+        Caffe, 0.9 in those for PyTorch.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
 
     Raises:
       ValueError: An option is unknown or out of range.
@@ -138,14 +147,14 @@ def pspnet(
         label=label,
         preprocess=_PREPROCESS[depth],
         min_size=8,
-        # At these sizes each pixel of the last map is a pixel of the image.
+        # With these sizes each pixel of the last map is aligned with one of the image.
         stride=8,
         remainder=1,
     )
 
 
 def _semseg_names(model: Segmenter) -> tuple[TorchRule, ...]:
-    """Those of hszhao/semseg."""
+    """Returns the rules for the names of hszhao/semseg."""
     rules = [
         rule
         for rule in resnet.torch_rules(model)
@@ -164,12 +173,12 @@ def _semseg_names(model: Segmenter) -> tuple[TorchRule, ...]:
 
 
 def _rule(model: Segmenter, module: str, key: str) -> TorchRule:
-    """Where a head's layer is; in no place if the model has no such head."""
+    """Returns the rule of a head's layer, which ignores it if there is no such head."""
     has = module.partition("/")[0] in model.heads()
     return TorchRule(module if has else None, key)
 
 
-# The paper's sizes of training crops, of its results for Cityscapes.
+# The size of the paper's training crops for Cityscapes.
 _BGR = dataclasses.replace(CAFFE_MEAN, fit="keep", resize=None, channel_order="bgr")
 _PREPROCESS = {depth: dataclasses.replace(_BGR, size=713) for depth in BLOCKS}
 # Parameters and multiply-adds.
@@ -218,7 +227,7 @@ def _spec(depth: int) -> ModelSpec:
             "pools have a fixed window; at 473 and 713 pixels they are the same",
             "dropout acts on values, as released for Caffe; the release for PyTorch "
             "drops whole channels",
-            "the paper does not state the heads' initialisation",
+            "the paper does not state the initialization of the heads",
         ),
     )
 

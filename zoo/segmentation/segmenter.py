@@ -1,6 +1,7 @@
-"""What segmentation networks share: their shape, heads, transposed convolutions."""
+"""The parts that segmentation networks share."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_images, check_kernel
-from zoo.layers import BatchNorm, ClassOutputs, Conv, per_channel
+from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, per_channel
 from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
 from zoo.ops.resize import resize
@@ -25,18 +26,18 @@ class Segmenter(nn.Module):
     Attributes:
       backbone: Called with `(images, train=...)`; returns a dict of named endpoints.
       head: Called with `(features, size, train=...)`, the backbone's endpoints and the
-        images' height and width; returns a dict of named endpoints, the last of which
-        is "logits". None for a network without classes, whose output is the backbone's
-        last endpoint.
-      aux_head: Like `head`; its logits are the endpoint "aux". None for none.
-      label: The network's name, for errors.
-      preprocess: What its variables expect, unless their card says otherwise.
-      min_size: Smallest height and width of the images.
-      stride: `zoo.make_segmenter` gives it images of `stride * n + remainder` pixels,
-        height and width, because others do not fit or have their last map's pixels
-        elsewhere.
-      remainder: As above.
-      margin: By how many pixels the logits are smaller than the images on each side.
+        height and width of the images; returns a dict of named endpoints, the last of
+        which is "logits". None for a network without classes, whose output is the
+        backbone's last endpoint.
+      aux_head: The same as `head`; its logits are the endpoint "aux". None for none.
+      label: Name of the network, for error messages.
+      preprocess: The preprocessing of images, unless a card states another.
+      min_size: Minimum height and width of the images.
+      stride: `zoo.make_segmenter` passes images whose height and width are
+        `stride * n + remainder` pixels; other sizes do not fit, or shift the pixels of
+        the last feature map.
+      remainder: See `stride`.
+      margin: Number of pixels by which logits are smaller than images on each side.
     """
 
     backbone: nn.Module
@@ -57,12 +58,12 @@ class Segmenter(nn.Module):
           train: Whether batch norm uses the batch and dropout is active.
 
         Returns:
-          float32 [B, H, W, num_classes]; with a `margin`, so much less on each side.
+          float32 [B, H, W, num_classes], without the `margin` on each side.
         """
         return [*self.endpoints(images, train).values()][-1]
 
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """Computes every named activation, in the order of the network."""
+        """Computes the named activations, in the order of the network."""
         check_images(images, self.label, min_size=self.min_size)
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
@@ -73,30 +74,34 @@ class Segmenter(nn.Module):
         if self.head is None:
             return out
         size = images.shape[1:3]
-        of_head = self.head(out, size, train=train)
+        head = self.head(out, size, train=train)
         if self.aux_head is not None:
-            of_aux = self.aux_head(out, size, train=train)
-            logits = of_head.pop("logits")
-            of_head |= {"aux": of_aux["logits"], "logits": logits}
-        return {**out, **of_head}
+            logits = head.pop("logits")
+            head["aux"] = self.aux_head(out, size, train=train)["logits"]
+            head["logits"] = logits
+        return {**out, **head}
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes, by field name."""
         found = {"head": self.head, "aux_head": self.aux_head}
         return {name: head for name, head in found.items() if head is not None}
 
 
-class ConvHead(nn.Module):
-    """A 3x3 convolution with batch norm and dropout, and a score for each class.
+class ConvHead(Layer):
+    """A 3x3 convolution with batch norm and dropout, and a 1x1 convolution to scores.
 
-    The scores are resized to the image, bilinearly.
+    The scores are resized bilinearly to the size of the image.
 
     Attributes:
-      features: Channels of the 3x3 convolution.
-      reads: Name of the backbone's endpoint that it reads.
-      align_corners: As in `zoo.ops.resize.resize`.
-      score_init: Initialiser of the scores' kernel.
+      num_classes: Number of classes.
+      features: Number of channels of the 3x3 convolution.
+      reads: Name of the endpoint of the backbone that is the input.
+      align_corners: See `zoo.ops.resize.resize`.
+      dropout: Dropout rate before the scores.
+      momentum: Decay rate of batch norm's running averages.
+      kernel_init: Initializer of the 3x3 convolution.
+      score_init: Initializer of the 1x1 convolution.
     """
 
     num_classes: int
@@ -107,89 +112,87 @@ class ConvHead(nn.Module):
     momentum: float = 0.9
     kernel_init: Callable = nn.initializers.lecun_normal()
     score_init: Callable = nn.initializers.normal(0.01)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, features: Mapping[str, Array], size: Size, train: bool = False
     ) -> dict[str, Array]:
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        """Computes "head_conv", "score" and "logits"."""
+        conv = partial(Conv, **self.dtypes)
         out = self.context(features[self.reads], train)
         x = [features[self.reads], *out.values()][-1]
-        conv = Conv(
+        x = conv(
             self.features,
             3,
             padding=1,
             use_bias=False,
             kernel_init=self.kernel_init,
             name="conv",
-            **types,
-        )
-        norm = BatchNorm(momentum=self.momentum, name="bn", **types)
-        x = out["head_conv"] = nn.relu(norm(conv(x), train=train))
+        )(x)
+        norm = BatchNorm(momentum=self.momentum, name="bn", **self.dtypes)
+        x = out["head_conv"] = nn.relu(norm(x, train=train))
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop")(x)
-        score = Conv(
-            self.num_classes, 1, kernel_init=self.score_init, name="score", **types
-        )
-        x = out["score"] = widen(score(x))
+        score = conv(self.num_classes, 1, kernel_init=self.score_init, name="score")
+        x = out["score"] = promote(score(x))
         out["logits"] = resize(
             x, size, antialias=False, align_corners=self.align_corners
         )
         return out
 
     def context(self, x: Array, train: bool) -> dict[str, Array]:
-        """Computes what stands between the backbone and the head; here nothing."""
+        """Computes the endpoints between the backbone and the head; here none."""
         return {}
 
     @nn.nowrap
     def class_outputs(self) -> dict[str, ClassOutputs]:
-        """Returns the class of each output of the layers that have classes."""
+        """Returns the class of each output of the scores."""
         return {"score": ClassOutputs(np.arange(self.num_classes), self.score_init)}
 
 
-class ScoreHead(nn.Module):
-    """A 1x1 convolution of one endpoint, whose scores are resized to the image.
+class ScoreHead(Layer):
+    """A 1x1 convolution of one endpoint, resized to the size of the image.
 
     Attributes:
-      reads: Name of the backbone's endpoint; empty for the last one.
-      kernel_init: Initialiser of the scores' kernel.
+      num_classes: Number of classes.
+      reads: Name of the endpoint of the backbone; empty for the last one.
+      kernel_init: Initializer of the kernel.
     """
 
     num_classes: int
     reads: str = ""
     kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, features: Mapping[str, Array], size: Size, train: bool = False
     ) -> dict[str, Array]:
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        options = dict(kernel_init=self.kernel_init, name="score", **types)
+        """Computes "logits"."""
+        options = dict(kernel_init=self.kernel_init, name="score", **self.dtypes)
         x = features[self.reads] if self.reads else [*features.values()][-1]
-        x = widen(Conv(self.num_classes, 1, **options)(x))
+        x = promote(Conv(self.num_classes, 1, **options)(x))
         if x.shape[1:3] != tuple(size):
             x = resize(x, size, antialias=False)
         return {"logits": x}
 
     @nn.nowrap
     def class_outputs(self) -> dict[str, ClassOutputs]:
-        """Returns the class of each output of the layers that have classes."""
+        """Returns the class of each output of the scores."""
         return {"score": ClassOutputs(np.arange(self.num_classes), self.kernel_init)}
 
 
-class ConvTransposed(nn.Module):
-    """A transposed convolution of [B, H, W, C], also called deconvolution.
+class ConvTransposed(Layer):
+    """A transposed convolution of [B, H, W, C].
 
-    Its parameters are `kernel` [k, k, C, features] and `bias` [features].
+    The parameters are `kernel` [k, k, C, features] and `bias` [features].
 
     Attributes:
-      features: Output channels.
-      kernel: Height and width of the window.
-      stride: Pixels of the result to one of the input.
-      offset: Rows and columns that are cut off, above and on the left.
+      features: Number of output channels.
+      kernel: Height and width of the kernel.
+      stride: Upsampling factor.
+      offset: Number of rows and columns cropped at the top and on the left.
+      use_bias: Whether to add a bias.
+      kernel_init: Initializer of the kernel.
+      bias_init: Initializer of the bias.
     """
 
     features: int
@@ -199,12 +202,10 @@ class ConvTransposed(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, size: Size | None = None) -> Array:
-        """Computes the result, of which `size` says height and width; None for all."""
+        """Computes the result, cropped to the height and width `size`, if given."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         check_kernel(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
@@ -225,11 +226,11 @@ class ConvTransposed(nn.Module):
 
 
 def bilinear(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Initialises a kernel [k, k, C, C] so that each channel is interpolated alone."""
+    """Initializes a kernel [k, k, C, C] that interpolates each channel bilinearly."""
     taps = bilinear_filter(shape[0])
     return jnp.asarray(np.einsum("i,j,cd->ijcd", taps, taps, np.eye(shape[2])), dtype)
 
 
-def widen(x: Array) -> Array:
-    """Makes scores float32, or leaves them as they are where they are wider."""
+def promote(x: Array) -> Array:
+    """Converts to float32, or keeps a wider type."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,7 +1,7 @@
-"""SegNet: a decoder that puts values back to where the encoder's pools took theirs.
+"""SegNet: a decoder that unpools with the indices of the encoder's max pools.
 
-The parameters of `backbone` have the names of `vgg16_bn`'s, and its convolutions those
-of `vgg16`'s, so that a classifier's go straight in:
+The parameters of `backbone` have the names of those of `vgg16_bn`, and its convolutions
+those of `vgg16`, so that the weights of a classifier can be copied:
 
     _, vgg16 = zoo.create("vgg16_bn", weights="imagenet")
     model, variables = zoo.create("segnet")
@@ -15,17 +15,24 @@ References:
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 
 from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
-from zoo.layers import initializer
-from zoo.segmentation.segmenter import Segmenter
-from zoo.segmentation.segnet_parts import Layer, SegNetDecoder, SegNetEncoder, Table
+from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, initializer, remat_stage
+from zoo.ops.normalization import local_response_norm
+from zoo.ops.unpooling import max_pool_with_indices, max_unpool
+from zoo.segmentation.segmenter import Segmenter, Size, promote
 from zoo.spec import ModelSpec, Preprocess, TorchRule
+
+Array = jax.Array
 
 PAPER = (
     "Badrinarayanan, Kendall, Cipolla: SegNet: A Deep Convolutional Encoder-Decoder "
@@ -33,47 +40,183 @@ PAPER = (
 )
 
 
-def _layers(stage: int, *widths: int, decoder: bool = False) -> tuple[Layer, ...]:
-    """The layers conv5_1, conv5_2, .. of VGG-16, or conv5_3_D, conv5_2_D, .. back."""
+class ConvSpec(NamedTuple):
+    """A convolution with batch norm.
+
+    Attributes:
+      name: Name of the convolution.
+      norm: Name of the batch norm.
+      features: Number of channels.
+    """
+
+    name: str
+    norm: str
+    features: int
+
+
+class SegNetConfig(NamedTuple):
+    """The layers of a network.
+
+    Attributes:
+      encoder: The convolutions of each stage, which ends with a max pool.
+      decoder: The convolutions of each stage, which starts with an unpooling.
+      kernel: Height and width of the convolutions' kernels.
+      decoder_relu: Whether the convolutions of the decoder are followed by ReLUs.
+      classifier: Name and kernel size of the last convolution.
+      normalized: Whether the input has local response normalization.
+    """
+
+    encoder: tuple[tuple[ConvSpec, ...], ...]
+    decoder: tuple[tuple[ConvSpec, ...], ...]
+    kernel: int
+    decoder_relu: bool
+    classifier: tuple[str, int]
+    normalized: bool
+
+
+def _stage(stage: int, *widths: int, decoder: bool = False) -> tuple[ConvSpec, ...]:
+    """Returns conv5_1, conv5_2 and so on as in VGG-16, or conv5_3_D, conv5_2_D."""
     layers = []
     for i, width in enumerate(widths):
         place = f"{stage}_{len(widths) - i if decoder else i + 1}" + "_D" * decoder
-        layers.append(Layer(f"conv{place}", f"bn{place}", width))
+        layers.append(ConvSpec(f"conv{place}", f"bn{place}", width))
     return tuple(layers)
 
 
-TABLES = {
-    "segnet": Table(
+CONFIGS = {
+    "segnet": SegNetConfig(
         encoder=(
-            _layers(1, 64, 64),
-            _layers(2, 128, 128),
-            _layers(3, 256, 256, 256),
-            _layers(4, 512, 512, 512),
-            _layers(5, 512, 512, 512),
+            _stage(1, 64, 64),
+            _stage(2, 128, 128),
+            _stage(3, 256, 256, 256),
+            _stage(4, 512, 512, 512),
+            _stage(5, 512, 512, 512),
         ),
         decoder=(
-            _layers(5, 512, 512, 512, decoder=True),
-            _layers(4, 512, 512, 256, decoder=True),
-            _layers(3, 256, 256, 128, decoder=True),
-            _layers(2, 128, 64, decoder=True),
-            (Layer("conv1_2_D", "bn1_2_D", 64),),
+            _stage(5, 512, 512, 512, decoder=True),
+            _stage(4, 512, 512, 256, decoder=True),
+            _stage(3, 256, 256, 128, decoder=True),
+            _stage(2, 128, 64, decoder=True),
+            (ConvSpec("conv1_2_D", "bn1_2_D", 64),),
         ),
-        window=3,
+        kernel=3,
         decoder_relu=True,
         classifier=("conv1_1_D", 3),
         normalized=False,
     ),
-    "segnet_basic": Table(
-        encoder=tuple((Layer(f"conv{i}", f"bn{i}", 64),) for i in (1, 2, 3, 4)),
+    "segnet_basic": SegNetConfig(
+        encoder=tuple((ConvSpec(f"conv{i}", f"bn{i}", 64),) for i in (1, 2, 3, 4)),
         decoder=tuple(
-            (Layer(f"conv_decode{i}", f"bn_decode{i}", 64),) for i in (4, 3, 2, 1)
+            (ConvSpec(f"conv_decode{i}", f"bn_decode{i}", 64),) for i in (4, 3, 2, 1)
         ),
-        window=7,
+        kernel=7,
         decoder_relu=False,
         classifier=("conv_classifier", 1),
         normalized=True,
     ),
 }
+
+
+class SegNetEncoder(Layer):
+    """Section 3: stages of convolutions, each with a max pool that returns its indices.
+
+    The endpoint "pool1_mask" int32 holds the index row * W + column of each maximum.
+
+    Attributes:
+      config: The layers of the network.
+      kernel_init: Initializer of the kernels.
+      remat: Whether to recompute each stage's activations in the backward pass.
+    """
+
+    config: SegNetConfig
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        convolve = partial(_conv_norm, self, train=train)
+
+        def stage(self, x: Array, i: int) -> dict[str, Array]:
+            out = {}
+            for layer in self.config.encoder[i - 1]:
+                x = out[layer.name] = nn.relu(convolve(layer, x))
+            pooled = max_pool_with_indices(x, 2, 2, ceil=True)
+            out[f"pool{i}"], out[f"pool{i}_mask"] = pooled
+            return out
+
+        out, x = {}, images
+        if self.config.normalized:
+            # The constants of the released network, as Caffe defines them.
+            x = out["norm"] = local_response_norm(x, alpha=1e-4 / 5, k=1)
+        for i in range(1, len(self.config.encoder) + 1):
+            out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
+            x = out[f"pool{i}"]
+        return out
+
+
+class SegNetDecoder(Layer):
+    """Section 3: stages of an unpooling and convolutions, and the scores.
+
+    Attributes:
+      num_classes: Number of classes.
+      config: The layers of the network.
+      kernel_init: Initializer of the kernels.
+      remat: Whether to recompute each stage's activations in the backward pass.
+    """
+
+    num_classes: int
+    config: SegNetConfig
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, features: Mapping[str, Array], size: Size, train: bool = False
+    ) -> dict[str, Array]:
+        """Computes the endpoints of each stage and "logits"."""
+        convolve = partial(_conv_norm, self, train=train)
+        activate = nn.relu if self.config.decoder_relu else lambda x: x
+        stages = len(self.config.encoder)
+        # The size of the input of each pool.
+        sizes = [size, *(features[f"pool{i}"].shape[1:3] for i in range(1, stages))]
+
+        def stage(self, x: tuple[Array, Array], i: int) -> dict[str, Array]:
+            x = max_unpool(*x, sizes[i - 1], stride=2)
+            out = {f"pool{i}_D": x}
+            for layer in self.config.decoder[stages - i]:
+                x = out[layer.name] = activate(convolve(layer, x))
+            return out
+
+        out, x = {}, features[f"pool{stages}"]
+        for i in range(stages, 0, -1):
+            one = remat_stage(partial(stage, i=i), self.remat)
+            out |= one(self, (x, features[f"pool{i}_mask"]))
+            x = [*out.values()][-1]
+        name, kernel = self.config.classifier
+        out["logits"] = promote(_conv(self, kernel, self.num_classes, name)(x))
+        return out
+
+    @nn.nowrap
+    def class_outputs(self) -> dict[str, ClassOutputs]:
+        """Returns the class of each output of the last convolution."""
+        classes = np.arange(self.num_classes)
+        return {self.config.classifier[0]: ClassOutputs(classes, self.kernel_init)}
+
+
+def _conv(module: nn.Module, kernel: int, features: int, name: str) -> Conv:
+    return Conv(
+        features,
+        kernel,
+        padding=kernel // 2,
+        kernel_init=module.kernel_init,
+        name=name,
+        **module.dtypes,
+    )
+
+
+def _conv_norm(module: nn.Module, layer: ConvSpec, x: Array, train: bool) -> Array:
+    x = _conv(module, module.config.kernel, layer.features, layer.name)(x)
+    return BatchNorm(name=layer.norm, **module.dtypes)(x, train=train)
 
 
 def segnet(
@@ -88,20 +231,20 @@ def segnet(
     """Builds SegNet or SegNet-Basic; images may have any size.
 
     Args:
-      variant: A name of `TABLES`.
-      num_classes: 0 for no head: then there is no decoder, either.
-      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`; None for the
-        paper's.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      variant: Name of the model, a key of `CONFIGS`.
+      num_classes: Number of classes; 0 for no head, and thus no decoder.
+      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
+        for the paper's.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
     options = dict(
-        table=TABLES[variant],
+        config=CONFIGS[variant],
         kernel_init=initializer(init or "he_fan_in"),
         remat=remat,
         dtype=dtype,
@@ -116,21 +259,21 @@ def segnet(
 
 
 def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
-    """The released networks' names; "conv1_1_bn" for the batch norm of conv1_1."""
-    table = model.backbone.table
+    """Returns the rules for the names of the released networks."""
+    config = model.backbone.config
     rules = []
-    for part, stages in (("backbone", table.encoder), ("head", table.decoder)):
+    for part, stages in (("backbone", config.encoder), ("head", config.decoder)):
         for layer in sum(stages, ()):
             rules.append(TorchRule(f"{part}/{layer.name}", layer.name))
             rules.append(TorchRule(f"{part}/{layer.norm}", f"{layer.name}_bn"))
-    name, _ = table.classifier
+    name, _ = config.classifier
     return (*rules, TorchRule(f"head/{name}", name))
 
 
 _CAMVID = dict(size=360, width=480, fit="keep", resize=None)
 PREPROCESS = {
     "segnet": dataclasses.replace(IMAGENET, **_CAMVID),
-    # As released: 0 to 255, and the normalisation is the network's own.
+    # As released: 0 to 255, followed by the network's own normalization.
     "segnet_basic": Preprocess(
         channels=3, mean=(0.0,) * 3, std=(1 / 255,) * 3, **_CAMVID
     ),
@@ -162,7 +305,7 @@ SPECS = (
             "44.76 %, mean IoU 31.84 % (table 4)",
         ),
         deviations=(
-            "the paper normalises the input's local contrast: here colours are scaled "
+            "the paper normalizes the input's local contrast: here colors are scaled "
             "as the public weights of VGG-16 expect them",
             _DROPOUT,
         ),
@@ -181,7 +324,7 @@ SPECS = (
         init=_INIT,
         published=("CamVid: comparisons of its variants alone (table 1)",),
         deviations=(
-            "the paper normalises the input's local contrast: here the local response, "
+            "the paper normalizes the input's local contrast: here the local response, "
             "as in the released network",
             "the released network takes blue first: here red",
         ),

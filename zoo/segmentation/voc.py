@@ -1,6 +1,6 @@
-"""What networks for PASCAL VOC share: the names of its classes."""
+"""The class names of PASCAL VOC."""
 
-# In the order of its masks' values; 255 marks the objects' outlines and is ignored.
+# In the order of the values of its masks; 255 marks the outlines and is ignored.
 CLASS_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus"),
     *("car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),

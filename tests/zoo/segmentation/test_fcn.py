@@ -10,7 +10,7 @@ import pytest
 import zoo
 from zoo.ops.bilinear import interpolate
 from zoo.paths import flatten, unflatten
-from zoo.segmentation.fcn_vgg import AT_ONCE, LAST, SKIPS
+from zoo.segmentation.fcn import AT_ONCE, LAST, SKIPS
 from zoo.segmentation.segmenter import ConvTransposed, bilinear
 from zoo.summary import abstract_variables, list_endpoints
 from zoo.transfer import graft, replace_head

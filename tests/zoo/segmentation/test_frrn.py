@@ -7,7 +7,7 @@ import pytest
 
 import zoo
 from zoo.ops.resize import resize
-from zoo.segmentation.frrn_parts import FRRNBackbone, double
+from zoo.segmentation.frrn import FRRNBackbone, upsample_double
 from zoo.segmentation.segmenter import ScoreHead, Segmenter
 from zoo.summary import list_endpoints, list_layers
 
@@ -113,8 +113,8 @@ def test_remat_is_of_each_stage(tiny):
 def test_doubling_is_resizing(size):
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
     expected = resize(x, (2 * size[0], 2 * size[1]), antialias=False)
-    np.testing.assert_allclose(double(x), expected, atol=1e-6)
-    assert double(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(upsample_double(x), expected, atol=1e-6)
+    assert upsample_double(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_bad_input():

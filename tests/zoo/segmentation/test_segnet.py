@@ -7,14 +7,19 @@ import pytest
 
 import zoo
 from zoo.segmentation.segmenter import Segmenter
-from zoo.segmentation.segnet_parts import Layer, SegNetDecoder, SegNetEncoder, Table
+from zoo.segmentation.segnet import (
+    ConvSpec,
+    SegNetConfig,
+    SegNetDecoder,
+    SegNetEncoder,
+)
 from zoo.summary import abstract_variables, list_endpoints
 from zoo.transfer import graft
 
-TINY = Table(
-    encoder=((Layer("conv1", "bn1", 4),), (Layer("conv2", "bn2", 5),)),
-    decoder=((Layer("back2", "bn_back2", 4),), (Layer("back1", "bn_back1", 3),)),
-    window=3,
+TINY = SegNetConfig(
+    encoder=((ConvSpec("conv1", "bn1", 4),), (ConvSpec("conv2", "bn2", 5),)),
+    decoder=((ConvSpec("back2", "bn_back2", 4),), (ConvSpec("back1", "bn_back1", 3),)),
+    kernel=3,
     decoder_relu=True,
     classifier=("score", 1),
     normalized=False,

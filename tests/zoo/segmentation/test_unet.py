@@ -8,8 +8,8 @@ import pytest
 import zoo
 from zoo.classification.imagenet import IMAGENET
 from zoo.segmentation.segmenter import Segmenter
-from zoo.segmentation.unet_backbones import unet_on
-from zoo.segmentation.unet_parts import UNetEncoder, UNetHead
+from zoo.segmentation.unet import UNetEncoder, UNetHead
+from zoo.segmentation.unet_resnet import unet_on
 from zoo.summary import list_endpoints
 from zoo.transfer import graft
 

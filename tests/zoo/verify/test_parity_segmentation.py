@@ -6,7 +6,7 @@ The expected values are in the golden files of `make_golden.py`; no torch is nee
 import pytest
 
 import zoo
-from zoo.segmentation import fcn_vgg
+from zoo.segmentation import fcn
 from zoo.verify.summaries import load_summaries
 from zoo.verify.verification import golden_path, verify
 
@@ -53,9 +53,9 @@ def test_training_step(name):
 
 @pytest.mark.apart
 def test_a_crop_that_is_one_pixel_off_is_found(monkeypatch):
-    first, (upscore, pool, offset) = fcn_vgg.SKIPS[8]
-    wrong = {**fcn_vgg.SKIPS, 8: (first, (upscore, pool, offset - 1))}
-    monkeypatch.setattr(fcn_vgg, "SKIPS", wrong)
+    first, (upscore, pool, offset) = fcn.SKIPS[8]
+    wrong = {**fcn.SKIPS, 8: (first, (upscore, pool, offset - 1))}
+    monkeypatch.setattr(fcn, "SKIPS", wrong)
     certificate = verify("fcn8s_vgg16")
     failed = [c.name for c in certificate.checks if c.error > c.tolerance]
     assert failed == ["fuse_pool3", "logits"]

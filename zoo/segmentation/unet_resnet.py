@@ -1,6 +1,6 @@
-"""U-Net's expanding path behind the endpoints of any classifier.
+"""U-Net's expanding path on the endpoints of any classifier.
 
-The variables of `backbone` are the classifier's, so that trained ones go straight in:
+The variables of `backbone` are those of the classifier, so that they can be copied:
 
     _, resnet34 = zoo.create("resnet34", weights="imagenet")
     model, variables = zoo.create("unet_resnet34")
@@ -21,8 +21,7 @@ from zoo.classification.resnet import PAPER as RESNET_PAPER
 from zoo.classification.resnet import BasicBlock, resnet, torch_rules
 from zoo.layers import Classifier, initializer
 from zoo.segmentation.segmenter import Segmenter
-from zoo.segmentation.unet import INIT, PAPER, SAME
-from zoo.segmentation.unet_parts import UNetHead
+from zoo.segmentation.unet import INIT, PAPER, SAME, UNetHead
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 PREPROCESS = dataclasses.replace(IMAGENET, size=224, resize=None, fit="keep")
@@ -39,25 +38,24 @@ def unet_on(
     init: str | None = None,
     **options: Any,
 ) -> Segmenter:
-    """Puts an expanding path behind the endpoints of a classifier's backbone.
+    """Adds an expanding path to the endpoints of a classifier's backbone.
 
-    The variables of `backbone` are the classifier's. Maps are doubled by repeating
-    their pixels, and cut where an endpoint is smaller: images may have any size that
-    the backbone takes.
+    The variables of `backbone` are those of the classifier. Maps are doubled by
+    repeating pixels, and cropped if an endpoint is smaller, so that images may have any
+    size that the backbone takes.
 
     Args:
-      classifier: A network of `zoo.classification`; its head is left out.
-      reads: Names of the endpoints, from the lowest to the highest, each with about
-        twice the size of the one before, such as ("stage4", "stage3", "stage2",
-        "stage1", "stem").
-      num_classes: Background included; 0 for no head.
-      label: The network's name, for errors.
-      preprocess: The backbone's.
-      widths: Channels of each step; one more than there are steps between endpoints
-        where the highest endpoint is half the image's size.
-      init: Of the head's convolutions, a name of `zoo.layers.INITIALIZERS`; None for
-        He's.
-      **options: Of `UNetHead`: `remat`, `dtype`, `param_dtype`.
+      classifier: A network of `zoo.classification`; its head is not used.
+      reads: Names of the endpoints, the lowest first, each with about twice the size of
+        the one before, such as ("stage4", "stage3", "stage2", "stage1", "stem").
+      num_classes: Number of classes including background; 0 for no head.
+      label: Name of the network, for error messages.
+      preprocess: The preprocessing of the backbone.
+      widths: Number of channels of each step; as many as endpoints if the highest
+        endpoint has half the size of the image, or one fewer.
+      init: Initializer of the head's convolutions, a key of `zoo.layers.INITIALIZERS`;
+        None for He's.
+      **options: The arguments `remat`, `dtype` and `param_dtype` of `UNetHead`.
 
     Raises:
       ValueError: An option is unknown or out of range.
@@ -78,9 +76,9 @@ def unet_on(
         **options,
     )
     backbone = classifier.backbone
-    bare = {"pooled": False} if hasattr(backbone, "pooled") else {}
+    unpooled = {"pooled": False} if hasattr(backbone, "pooled") else {}
     return Segmenter(
-        backbone.clone(parent=None, **bare),
+        backbone.clone(parent=None, **unpooled),
         head if num_classes else None,
         label=label,
         preprocess=preprocess,
@@ -97,16 +95,16 @@ def unet_resnet34(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> Segmenter:
-    """Builds an expanding path behind the stages of a ResNet-34.
+    """Builds an expanding path on the stages of a ResNet-34.
 
     Args:
-      num_classes: Background included; 0 for no head.
-      init: Of the convolutions, a name of `zoo.layers.INITIALIZERS`; None for ResNet's
-        in the backbone and He's in the head.
-      momentum: What the backbone's running averages keep at a step.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Of the computation.
-      param_dtype: Of the parameters.
+      num_classes: Number of classes including background; 0 for no head.
+      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
+        for ResNet's in the backbone and He's in the head.
+      momentum: Decay rate of the running averages of the backbone's batch norm.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+      dtype: The dtype of the computation.
+      param_dtype: The dtype of the parameters.
 
     Raises:
       ValueError: An option is unknown or out of range.
@@ -130,7 +128,7 @@ def unet_resnet34(
 
 
 def _torch_names(model: Segmenter) -> tuple[TorchRule, ...]:
-    """The classifier's names behind "encoder.", and the path's own."""
+    """Returns the rules for the classifier's names after "encoder.", and own names."""
     rules = [
         dataclasses.replace(rule, key=f"encoder.{rule.key}")
         for rule in torch_rules(model)
