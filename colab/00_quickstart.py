@@ -96,7 +96,7 @@ print(zoo.describe("lenet5"))
 # ## Create, jit, apply
 #
 # A network is a pure function of its variables, which are the plain dictionary of
-# Linen. Images are uint8 until `fit_image` (resize and crop, on the host) and
+# Linen. Images are uint8 until `resize_center_crop` (resize and crop, on the host) and
 # `normalize` (scale, on the device) have made them what the network takes.
 
 # %%
@@ -104,7 +104,9 @@ digits = load_dataset("digits", "test")
 lenet, lenet_variables = zoo.create("lenet5", key=jax.random.key(0))
 preprocess = zoo.get_spec("lenet5").preprocess
 
-fitted = np.stack([zoo.fit_image(digits.image(i), preprocess) for i in range(4)])
+fitted = np.stack(
+    [zoo.resize_center_crop(digits.image(i), preprocess) for i in range(4)]
+)
 images = zoo.normalize(jnp.asarray(fitted), preprocess)
 logits = jax.jit(lenet.apply)(lenet_variables, images)
 print(
@@ -144,7 +146,7 @@ def show_maps(title, image, maps, columns=6):
 def first_maps(name, model, variables, image, endpoints):
     """Computes the features of one uint8 image [h, w, C]."""
     preprocess = zoo.get_spec(name).preprocess
-    fitted = zoo.fit_image(image, preprocess)
+    fitted = zoo.resize_center_crop(image, preprocess)
     images = zoo.normalize(jnp.asarray(fitted)[None], preprocess)
     compute = jax.jit(lambda v, x: zoo.features(model, v, x, endpoints))
     maps = compute(variables, images)

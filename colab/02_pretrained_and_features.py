@@ -237,7 +237,7 @@ MAPS = [name for name, shape in shapes.items() if len(shape) == 3][-4:]
 @jax.jit
 def compute_features(variables, images):
     """The maps and the last features, from uint8 images [B, h, w, C]."""
-    images = zoo.normalize(zoo.fit_images(images, pre), pre)
+    images = zoo.normalize(zoo.resize_center_crop_batch(images, pre), pre)
     return zoo.features(model, variables, images, [*MAPS, "pool"])
 
 

@@ -243,7 +243,7 @@ variables = result.state.eval_variables()
 @jax.jit
 def find_candidates(variables, images):
     """Computes what the network says of uint8 images [B, 96, 96, 3]."""
-    fitted = zoo.fit_batch(images, model.preprocess)
+    fitted = zoo.resize_and_pad(images, model.preprocess)
     return model.decode(model.apply(variables, fitted.images))
 
 

@@ -136,7 +136,9 @@ show([*PHOTOS.values()], NAMES, columns=6)
 if MODE == "full":
     NAME = "vgg16"
     model, variables, card = zoo.create_with_card(NAME, weights="imagenet")
-    pieces = np.stack([zoo.fit_image(p, card.preprocess) for p in PHOTOS.values()])
+    pieces = np.stack(
+        [zoo.resize_center_crop(p, card.preprocess) for p in PHOTOS.values()]
+    )
     labels = None
     LAYERS = ("conv1_2", "conv3_3", "conv5_3")
 else:

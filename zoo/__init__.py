@@ -16,7 +16,6 @@ from zoo.detect import make_detector
 from zoo.detection.types import Detections
 from zoo.export import export
 from zoo.features import features
-from zoo.fitting import fit_batch, fit_sides, pad_images
 from zoo.predict import (
     BoxPrediction,
     ClassPrediction,
@@ -27,7 +26,14 @@ from zoo.predict import (
     make_predictor,
     predict,
 )
-from zoo.preprocess import fit_image, fit_images, normalize
+from zoo.preprocess import (
+    normalize,
+    pad_images,
+    resize_and_pad,
+    resize_center_crop,
+    resize_center_crop_batch,
+    resize_shortest_edge,
+)
 from zoo.regions import make_region_detector, make_region_reader
 from zoo.registry import build, get_spec, list_models, list_options
 from zoo.segment import Segmentation, make_segmenter
@@ -54,10 +60,6 @@ __all__ = [
     "explain",
     "export",
     "features",
-    "fit_batch",
-    "fit_image",
-    "fit_images",
-    "fit_sides",
     "get_spec",
     "list_endpoints",
     "list_layers",
@@ -75,6 +77,10 @@ __all__ = [
     "pad_images",
     "predict",
     "protocols",
+    "resize_and_pad",
+    "resize_center_crop",
+    "resize_center_crop_batch",
+    "resize_shortest_edge",
     "transfer",
     "use_compilation_cache",
     "weights",

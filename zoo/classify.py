@@ -1,4 +1,4 @@
-"""From uint8 images of any size to the most probable classes."""
+"""Classification as one function, from uint8 images to classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,12 @@ from jax.typing import ArrayLike
 from PIL import Image
 
 from zoo.cpu import jit_inference
-from zoo.preprocess import check_batch, fit_image, fit_images, normalize
+from zoo.preprocess import (
+    check_batch,
+    normalize,
+    resize_center_crop,
+    resize_center_crop_batch,
+)
 from zoo.segmentation.segmenter import Segmenter
 from zoo.spec import Preprocess
 
@@ -21,8 +26,8 @@ class Classification(NamedTuple):
     """The most probable classes of each image.
 
     Attributes:
-      classes: int32 [B, top], the most probable first.
-      scores: float32 [B, top], their probabilities.
+      classes: int32 [B, top], sorted by descending probability.
+      scores: float32 [B, top], the probabilities.
     """
 
     classes: jax.Array
@@ -36,20 +41,19 @@ def make_classifier(
 
     Args:
       model: A classification network.
-      preprocess: What its variables expect.
-      top: How many classes to name; all, where there are fewer.
+      preprocess: The preprocessing of the variables.
+      top: Number of classes to return, or all if there are fewer.
 
     Returns:
       `classify(variables, images) -> Classification`. Images are uint8 [B, h, w,
-      channels] of any one size, or a list of images of any sizes, uint8 [h, w,
-      channels] or Pillow's. Those of numpy and Pillow are fitted on the host by
-      `zoo.fit_image`, so that it is compiled once for each number of images, whatever
-      their sizes. Within `jit`, and of jax's arrays, they are fitted on the device,
-      and it is compiled for each size.
+      channels], or a list of images of any sizes, uint8 [h, w, channels] or Pillow
+      images. Numpy arrays and Pillow images are resized on the host by
+      `zoo.resize_center_crop`, so that it is compiled once for each number of images.
+      Jax arrays are resized on the device, and it is compiled for each size.
 
     Raises:
-      ValueError: The model is no classifier, or `top` is not positive. The function
-        raises it where images are not as above.
+      ValueError: The model is not a classifier, or `top` is not positive. `classify`
+        raises it for invalid images.
     """
     if hasattr(model, "decode") or isinstance(model, Segmenter):
         task = "detector" if hasattr(model, "decode") else "segmenter"
@@ -68,10 +72,10 @@ def make_classifier(
         scores, classes = jax.lax.top_k(probabilities, k)
         return Classification(classes, scores)
 
-    def fit_and_infer(variables: Mapping[str, Any], images: jax.Array):
-        return infer(variables, fit_images(images, preprocess))
+    def resize_and_infer(variables: Mapping[str, Any], images: jax.Array):
+        return infer(variables, resize_center_crop_batch(images, preprocess))
 
-    run, run_on_device = jit_inference(infer), jit_inference(fit_and_infer)
+    run, run_on_device = jit_inference(infer), jit_inference(resize_and_infer)
 
     def classify(variables: Mapping[str, Any], images: Images) -> Classification:
         if not isinstance(images, list | tuple):
@@ -80,7 +84,7 @@ def make_classifier(
             raise ValueError("images must be one or more, got an empty list.")
         if isinstance(images, jax.Array):
             return run_on_device(variables, images)
-        fitted = np.stack([fit_image(image, preprocess) for image in images])
-        return run(variables, fitted)
+        resized = np.stack([resize_center_crop(image, preprocess) for image in images])
+        return run(variables, resized)
 
     return classify

@@ -8,7 +8,7 @@ import jax
 from zoo.face.alignment import align
 from zoo.face.verification import EPSILON, feature_maximum, normalize_features
 from zoo.layers import Classifier
-from zoo.preprocess import check_batch, fit_images, normalize
+from zoo.preprocess import check_batch, normalize, resize_center_crop_batch
 from zoo.spec import Preprocess
 
 Array = jax.Array
@@ -68,7 +68,7 @@ def make_describer(
                     f"{list(landmarks.shape)}."
                 )
             images = align_faces(images, landmarks, align, preprocess.size)
-        x = normalize(fit_images(images, preprocess), preprocess)
+        x = normalize(resize_center_crop_batch(images, preprocess), preprocess)
         features = model.apply(variables, x, method="endpoints")["f7"]
         if flip:
             mirrored = model.apply(variables, x[:, :, ::-1], method="endpoints")["f7"]

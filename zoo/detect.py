@@ -1,4 +1,4 @@
-"""Whole functions: from uint8 images to the objects in them."""
+"""Detection as one function, from uint8 images to the objects in them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,15 +12,14 @@ from jax import lax
 
 from zoo.cpu import jit_inference
 from zoo.detection.types import Candidates, Detections, Postprocess
-from zoo.fitting import canvas_size, fit_batch, scale_boxes
 from zoo.ops.nms import nms
-from zoo.preprocess import check_batch
+from zoo.preprocess import canvas_size, check_batch, resize_and_pad, resize_boxes
 from zoo.spec import Preprocess
 
 Array = jax.Array
 
-# The best candidates of an image, among which suppression is tried first.
-FEW = 2048
+# Number of the best candidates of an image that enter suppression first.
+TOP_N = 2048
 
 
 def make_detector(
@@ -37,35 +36,34 @@ def make_detector(
     detect = zoo.make_detector(model, max_detections=100)
     boxes, scores, classes, valid = detect(variables, images)
 
-    Fitting and normalising the images, the network, decoding, suppression and the way
-    back to the images' pixels are one program. It is compiled for each shape of the
-    arrays and each canvas, and not for the sizes of the images: `zoo.pad_images` makes
-    few shapes of many sizes. It can be called under `jit` and `vmap`, and on a batch
-    that is spread over devices.
+    Preprocessing, the network, decoding, non-maximum suppression and the conversion of
+    boxes to the pixels of the original images are one program. It is compiled for each
+    shape of the arrays and each canvas, but not for each size of images:
+    `zoo.pad_images` pads images of many sizes to arrays of few shapes. It can be called
+    under `jit` and `vmap`, and on a batch that is sharded over devices.
 
     Args:
       model: A detector, see `zoo.detection.types`.
-      preprocess: What its variables expect; what the model says where None.
-      max_detections: D, most objects of an image.
-      score_threshold: Scores must be higher, 0 to 1.
-      iou_threshold: Of two objects of a class with a larger IoU, the one with the lower
-        score goes; 0 to 1.
-      canvas: Height and width of the network's input, where images keep their
-        proportions; see `zoo.fit_batch`. None: as large as the largest of a batch's
-        images needs, in steps of 32 pixels, so that no image is made smaller because
-        of the others; within `jit`, where sizes are unknown, a square of the longest
-        side that the network takes.
+      preprocess: The preprocessing of the variables; None for the model's.
+      max_detections: Maximum number of detections D of an image.
+      score_threshold: Detections with this score or a lower one are removed, 0 to 1.
+      iou_threshold: IoU threshold of non-maximum suppression within a class, 0 to 1.
+      canvas: Height and width of the network's input, for networks that keep the aspect
+        ratio of images; see `zoo.resize_and_pad`. None for the size that the largest
+        image of a batch needs, in steps of 32 pixels, so that no image is made smaller
+        because of the others; under `jit`, where sizes are unknown, for a square of the
+        maximum longer side.
 
     Returns:
       `detect(variables, images, sizes=None, proposals=None) -> Detections`. Images are
-      uint8 [B, h, w, channels]; sizes int [B, 2] are height and width in pixels of what
-      each image fills of its array, from the upper left corner on, or None where all
-      fill all of it. Boxes are in the images' own pixels. Proposals, `boxes` and
-      `valid`, are for networks that are given regions, in the images' own pixels.
+      uint8 [B, h, w, channels]. Sizes int [B, 2] are the height and width in pixels of
+      each image within its array, starting at the upper left corner; None if all images
+      fill their arrays. Proposals, with `boxes` and `valid`, are for networks without a
+      region proposal network. Boxes are in pixels of the original images.
 
     Raises:
-      ValueError: The model is no detector, or a number is out of range. The function
-        raises it where images or sizes are not as above.
+      ValueError: The model is not a detector, or an option is out of range. `detect`
+        raises it for invalid images or sizes.
     """
     if not hasattr(model, "decode") or not hasattr(model, "postprocess"):
         raise ValueError(
@@ -82,21 +80,26 @@ def make_detector(
     given = {name: value for name, value in given.items() if value is not None}
     postprocess = _check(model.postprocess._replace(**given))
 
-    @partial(jit_inference, static_argnames="room")
-    def run(variables, images, sizes, proposals, room) -> Detections:
-        chosen = {"canvas": canvas or room, "shrink": canvas is not None}
-        fitted = fit_batch(images, preprocess, sizes, **chosen)
+    @partial(jit_inference, static_argnames="padded_size")
+    def run(variables, images, sizes, proposals, padded_size) -> Detections:
+        batch = resize_and_pad(
+            images,
+            preprocess,
+            sizes,
+            canvas=canvas or padded_size,
+            shrink=canvas is not None,
+        )
         original = jnp.int32(images.shape[1:3])[None] if sizes is None else sizes
         options = {}
         if proposals is not None:
-            boxes = scale_boxes(proposals.boxes, original, fitted.sizes)
+            boxes = resize_boxes(proposals.boxes, original, batch.sizes)
             options["proposals"] = proposals._replace(boxes=boxes)
-        # What is stretched fills all.
-        filled = fitted.sizes.astype(jnp.float32)
-        filled = None if preprocess.fit == "stretch" else filled
-        outputs = model.apply(variables, fitted.images, filled, **options)
-        found = choose_detections(model.decode(outputs, filled), postprocess)
-        return found._replace(boxes=scale_boxes(found.boxes, fitted.sizes, original))
+        # Stretched images fill the network's input.
+        stretched = preprocess.fit == "stretch"
+        inside = None if stretched else batch.sizes.astype(jnp.float32)
+        outputs = model.apply(variables, batch.images, inside, **options)
+        found = select_detections(model.decode(outputs, inside), postprocess)
+        return found._replace(boxes=resize_boxes(found.boxes, batch.sizes, original))
 
     def detect(
         variables: Mapping[str, Any],
@@ -105,28 +108,28 @@ def make_detector(
         proposals: Any = None,
     ) -> Detections:
         check_batch(images, preprocess)
-        sizes, room = check_sizes(sizes, images), None
+        sizes, padded_size = check_sizes(sizes, images), None
         if canvas is None:
-            room = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)
-        return run(variables, images, sizes, proposals, room=room)
+            padded_size = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)
+        return run(variables, images, sizes, proposals, padded_size=padded_size)
 
     return detect
 
 
-def choose_detections(
-    candidates: Candidates, postprocess: Postprocess, *, few: int = FEW
+def select_detections(
+    candidates: Candidates, postprocess: Postprocess, *, top_n: int = TOP_N
 ) -> Detections:
-    """Suppresses candidates within each class, and keeps the best of all.
+    """Applies non-maximum suppression within each class, and selects the best boxes.
 
     Args:
-      candidates: Of a batch of images.
-      postprocess: By which rules.
-      few: How many of an image's best candidates are suppressed first. All are only
-        where these do not suffice; the result is the same.
+      candidates: The candidates of a batch of images.
+      postprocess: The parameters of the selection.
+      top_n: Number of the best candidates of an image that enter suppression first. If
+        these are not enough, all do; the result does not depend on it.
 
     Returns:
-      `Detections`, with boxes in the pixels of the candidates. Of equal scores the
-      lower class, then the earlier candidate comes first.
+      `Detections`, with boxes in the pixels of the candidates. Equal scores are sorted
+      by class, then by the order of the candidates.
     """
     boxes = candidates.boxes
     scores = jax.vmap(lambda *image: _rank(*image, postprocess))(*candidates)
@@ -134,18 +137,18 @@ def choose_detections(
     def over_images(function: Callable, *options: Any) -> Callable:
         return jax.vmap(lambda *image: function(*image, postprocess, *options))
 
-    found = over_images(_suppress_few, few)(boxes, scores)
-    if scores[0].size > few:
-        # The best few say it all, where they fill the result or no others are left.
-        left = (scores > -jnp.inf).sum(axis=(1, 2)) > few
-        enough = (found[1].all(axis=1) | ~left).all()
-        every = over_images(_suppress_each_class)
-        found = lax.cond(enough, lambda *images: found, every, boxes, scores)
-    return jax.vmap(_take)(boxes, scores, *found)
+    found = over_images(_suppress_top_n, top_n)(boxes, scores)
+    if scores[0].size > top_n:
+        # The best candidates are enough if they fill the result or there are no more.
+        more = (scores > -jnp.inf).sum(axis=(1, 2)) > top_n
+        enough = (found[1].all(axis=1) | ~more).all()
+        all_candidates = over_images(_suppress_each_class)
+        found = lax.cond(enough, lambda *images: found, all_candidates, boxes, scores)
+    return jax.vmap(_gather)(boxes, scores, *found)
 
 
 def _rank(boxes: Array, scores: Array, valid: Array, postprocess: Postprocess) -> Array:
-    """One image's scores float32 [K, R], -inf where a candidate does not count."""
+    """Returns the scores of one image, float32 [K, R], -inf for removed candidates."""
     sides = boxes[..., 2:] - boxes[..., :2]
     large = (sides >= postprocess.min_size).all(axis=-1)
     usable = valid[:, None] & (scores > postprocess.score_threshold)
@@ -153,23 +156,24 @@ def _rank(boxes: Array, scores: Array, valid: Array, postprocess: Postprocess) -
     return jnp.where(usable, scores, -jnp.inf).T
 
 
-def _suppress_few(
-    boxes: Array, scores: Array, postprocess: Postprocess, few: int
+def _suppress_top_n(
+    boxes: Array, scores: Array, postprocess: Postprocess, top_n: int
 ) -> tuple[Array, Array]:
-    """Suppresses among the best `few` of one image, of all classes together.
+    """Suppresses among the best `top_n` candidates of one image, over all classes.
 
     Returns:
-      Places int32 [D] in the flattened scores, best first, and whether they are valid.
+      Indices int32 [D] into the flattened scores, sorted by descending score, and
+      whether they are valid.
     """
     num_classes, count = scores.shape
-    best, places = lax.top_k(scores.ravel(), min(few, scores.size))
-    classes, rows = places // count, places % count
+    best, indices = lax.top_k(scores.ravel(), min(top_n, scores.size))
+    classes, rows = indices // count, indices % count
     usable = best > -jnp.inf
-    most = postprocess.max_candidates
-    if most is not None and most < len(best):
-        mine = classes[:, None] == jnp.arange(num_classes)[None]
-        before = (jnp.cumsum(mine, axis=0, dtype=jnp.int32) * mine).sum(axis=1) - 1
-        usable &= before < most
+    limit = postprocess.max_candidates
+    if limit is not None and limit < len(best):
+        one_hot = classes[:, None] == jnp.arange(num_classes)[None]
+        rank = (jnp.cumsum(one_hot, axis=0, dtype=jnp.int32) * one_hot).sum(axis=1) - 1
+        usable &= rank < limit
     kept, valid = nms(
         boxes[rows] if boxes.ndim == 2 else boxes[rows, classes],
         best,
@@ -178,57 +182,56 @@ def _suppress_few(
         classes=classes,
         valid=usable,
     )
-    return places[kept], valid
+    return indices[kept], valid
 
 
 def _suppress_each_class(
     boxes: Array, scores: Array, postprocess: Postprocess
 ) -> tuple[Array, Array]:
-    """As `_suppress_few`, among all candidates of one image, one class at a time."""
+    """Suppresses among all candidates of one image, one class at a time."""
     num_classes, count = scores.shape
-    most = min(postprocess.max_candidates or count, count)
+    limit = min(postprocess.max_candidates or count, count)
 
     def suppress(each: tuple[Array, Array]) -> tuple[Array, Array]:
         number, scores = each
-        scores, rows = lax.top_k(scores, most)
+        scores, rows = lax.top_k(scores, limit)
         kept, valid = nms(
             boxes[rows] if boxes.ndim == 2 else boxes[rows, number],
             scores,
             iou_threshold=postprocess.iou_threshold,
-            max_outputs=min(postprocess.max_detections, most),
+            max_outputs=min(postprocess.max_detections, limit),
             valid=scores > -jnp.inf,
         )
-        # Best first is lowest first.
+        # Negated, as `lax.sort` sorts in ascending order.
         return jnp.where(valid, -scores[kept], jnp.inf), number * count + rows[kept]
 
     numbers = jnp.arange(num_classes, dtype=jnp.int32)
     found = lax.map(suppress, (numbers, scores))
-    losses, places = lax.sort([x.ravel() for x in found], num_keys=2)
-    rest = (0, max(0, postprocess.max_detections - len(places)))
-    places = jnp.pad(places, rest)[: postprocess.max_detections]
-    losses = jnp.pad(losses, rest, constant_values=jnp.inf)
-    return places, losses[: postprocess.max_detections] < jnp.inf
+    negated, indices = lax.sort([x.ravel() for x in found], num_keys=2)
+    padding = (0, max(0, postprocess.max_detections - len(indices)))
+    indices = jnp.pad(indices, padding)[: postprocess.max_detections]
+    negated = jnp.pad(negated, padding, constant_values=jnp.inf)
+    return indices, negated[: postprocess.max_detections] < jnp.inf
 
 
-def _take(boxes: Array, scores: Array, places: Array, valid: Array) -> Detections:
-    """One image's detections from their places in the flattened scores."""
-    classes, rows = places // scores.shape[1], places % scores.shape[1]
+def _gather(boxes: Array, scores: Array, indices: Array, valid: Array) -> Detections:
+    """Returns the detections of one image, given indices into the flattened scores."""
+    classes, rows = indices // scores.shape[1], indices % scores.shape[1]
     boxes = boxes[rows] if boxes.ndim == 2 else boxes[rows, classes]
     return Detections(
         jnp.where(valid[:, None], boxes, 0),
-        jnp.where(valid, scores.ravel()[places], 0),
+        jnp.where(valid, scores.ravel()[indices], 0),
         jnp.where(valid, classes, 0),
         valid,
     )
 
 
 def check_sizes(sizes: Array | None, images: Array) -> Array | None:
-    """Returns sizes as int32, or raises where they cannot be those of the images.
-
-    The values are looked at where they are on the host.
+    """Returns the sizes of images within their arrays as int32.
 
     Raises:
-      ValueError: Names the image.
+      ValueError: The shape or the type is wrong, or a value, if the sizes are on the
+        host, is out of range.
     """
     if sizes is None or images.ndim != 4:
         return sizes

@@ -48,9 +48,9 @@ def export(
         logits = jax.jit(exported.call)(images)
 
     It has the program for each platform and is compiled where it runs; jax documents
-    for how long its later versions read it. Resizing and cropping stay outside, as
-    `zoo.fit_image` does them. `jax.default_matmul_precision`, where it is set around
-    this call, holds for the artifact.
+    for how long its later versions read it. Resizing and cropping are not part of it;
+    `zoo.resize_center_crop` does them. A `jax.default_matmul_precision` that is set
+    around this call applies to the artifact.
 
     Of a detector it is the whole function of `zoo.make_detector`, which resizes:
 
@@ -84,9 +84,10 @@ def export(
     Returns:
       The serialised `jax.export.Exported` from images [batch, height, width, channels]
       to float32 logits [batch, num_classes]. That of a detector is from these and
-      int32 sizes [batch, 2], see `zoo.fit_batch`, to a dict of what `zoo.Detections`
-      has. With `format="onnx"` the serialized `onnx.ModelProto` with the inputs
-      "images" and "sizes", and the outputs "logits" or those of `zoo.Detections`.
+      int32 sizes [batch, 2], see `zoo.resize_and_pad`, to a dict with the fields of
+      `zoo.Detections`. With `format="onnx"` the serialized `onnx.ModelProto` with the
+      inputs "images" and "sizes", and the outputs "logits" or those of
+      `zoo.Detections`.
 
     Raises:
       ImportError: The format needs a library that is not installed.

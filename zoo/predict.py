@@ -24,8 +24,8 @@ from zoo.detect import make_detector
 from zoo.figures.boxes import draw_detections
 from zoo.figures.masks import draw_overlay, make_palette, paletted
 from zoo.figures.pictures import draw_prediction
-from zoo.fitting import pad_images
 from zoo.paths import unknown
+from zoo.preprocess import pad_images
 from zoo.registry import get_spec, list_models
 from zoo.segment import make_segmenter
 from zoo.spec import Card

@@ -1,12 +1,12 @@
-"""How published accuracies were measured: which parts of an image a network sees.
+"""The protocols by which published accuracies were measured: single and multi crop.
 
 protocol = zoo.protocols.get_protocol("ten_crop")
 for views in protocol.views(image, preprocess):  # uint8 [V, H, W, C], for each scale
     logits = model.apply(variables, zoo.normalize(views, preprocess))
     by_scale.append(zoo.protocols.mean_probabilities(logits))
 
-A protocol cuts views out of an image on the host. An image's probabilities are the mean
-of the network's over all views, which is the mean over the scales.
+A protocol crops views of an image on the host. The probabilities of an image are the
+mean over all views, which is the mean over the scales.
 """
 
 import dataclasses
@@ -17,27 +17,33 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from zoo.preprocess import check_image, crop_centre, resize_image, scale_image
+from zoo.preprocess import (
+    center_crop,
+    check_image,
+    resize_image,
+    shortest_edge_size,
+)
 from zoo.registry import unknown
 from zoo.spec import Preprocess
 
-# The longer sides that dense evaluation keeps are multiples of this.
+# Dense evaluation crops the longer side to a multiple of this number of pixels.
 DENSE_STEP = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to look at an image.
+    """A set of views of an image.
 
     Attributes:
-      name: Of the protocol.
-      paper: Authors, year and section.
-      scales: Lengths of the image's shorter side, in pixels, at each of which it is
-        looked at; none for that of the network's preprocessing.
-      cut: From an image uint8 [h, w, C] at one of the scales and what the network takes
-        to views uint8 [V, H, W, C].
-      views_per_scale: How many views `cut` makes.
-      cropped: Whether the views have the network's size; else it must take any.
+      name: Name of the protocol.
+      paper: Authors, year and section of the paper.
+      scales: Lengths of the shorter side in pixels to which the image is resized; empty
+        for that of the network's preprocessing.
+      cut: Function from an image uint8 [h, w, C] at one scale and the preprocessing to
+        views uint8 [V, H, W, C].
+      views_per_scale: Number of views that `cut` returns.
+      cropped: Whether the views have the size of the network's input; otherwise the
+        network must take any size.
     """
 
     name: str
@@ -49,38 +55,39 @@ class Protocol:
 
     @property
     def count(self) -> int:
-        """How many views of an image there are, over all scales."""
+        """The number of views of an image, over all scales."""
         return self.views_per_scale * max(1, len(self.scales))
 
     def views(
         self, image: np.ndarray | Image.Image, preprocess: Preprocess
     ) -> list[np.ndarray]:
-        """Cuts the views out of an image.
+        """Crops the views of an image.
 
         Args:
           image: uint8 [h, w, channels] of any size, or a Pillow image of mode "L" or
             "RGB".
-          preprocess: What the network takes.
+          preprocess: The preprocessing of the network.
 
         Returns:
           uint8 [views_per_scale, H, W, channels] for each scale.
 
         Raises:
-          ValueError: The image is none that the network takes; or see `check`.
+          ValueError: The network does not take this image; or see `check`.
         """
         self.check(preprocess)
         array = check_image(image, preprocess)
-        filter_ = preprocess.interpolation
-        return [
-            self.cut(scale_image(array, scale, filter_), preprocess)
-            for scale in self._scales(preprocess)
-        ]
+        views = []
+        for scale in self._scales(preprocess):
+            size = shortest_edge_size(*array.shape[:2], scale)
+            resized = resize_image(array, size, preprocess.interpolation)
+            views.append(self.cut(resized, preprocess))
+        return views
 
     def check(self, preprocess: Preprocess) -> None:
-        """Raises where the network's images do not fit into those of a scale.
+        """Checks that the network's input fits into an image at each scale.
 
         Raises:
-          ValueError: Names the scale and the network's size.
+          ValueError: A scale is smaller than the network's input.
         """
         smallest = min(self._scales(preprocess))
         if self.cropped and smallest < preprocess.size:
@@ -97,12 +104,12 @@ def get_protocol(name: str, scales: Sequence[int] = ()) -> Protocol:
     """Looks up a protocol.
 
     Args:
-      name: A name of `PROTOCOLS`.
-      scales: Lengths of the shorter side, in pixels; none for the protocol's own.
+      name: Name of the protocol, a key of `PROTOCOLS`.
+      scales: Lengths of the shorter side, in pixels; empty for the protocol's.
 
     Raises:
-      ValueError: There is none of that name (the message has the nearest ones), or a
-        scale is not positive.
+      ValueError: The name is unknown (the message has the nearest ones), or a scale is
+        not positive.
     """
     if name not in PROTOCOLS:
         raise ValueError(unknown("protocol", name, PROTOCOLS))
@@ -113,37 +120,37 @@ def get_protocol(name: str, scales: Sequence[int] = ()) -> Protocol:
 
 
 def mean_probabilities(logits: jax.Array) -> jax.Array:
-    """Joins what a network says of several views: the mean of the softmax.
+    """Averages the probabilities of the views of an image.
 
     Args:
       logits: [..., V, K].
 
     Returns:
-      float32 [..., K]. Scales have equally many views, so that the mean over scales of
-      these means is the mean over all views.
+      float32 [..., K]. All scales have the same number of views, so that the mean of
+      these means over the scales is the mean over all views.
     """
     return jax.nn.softmax(logits.astype(jnp.float32)).mean(axis=-2)
 
 
-def _centre(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    return crop_centre(image, preprocess.size, preprocess.size)[None]
+def _center(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    return center_crop(image, preprocess.size, preprocess.size)[None]
 
 
 def _ten(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """The corners and the centre of the square in the image's middle, and mirrored.
+    """Crops the corners and the center of the central square, and mirrors them.
 
-    torchvision's TenCrop takes the corners of the whole image, which the paper had cut
-    to a square before.
+    torchvision's TenCrop takes the corners of the whole image; in the paper images are
+    cropped to a square first.
     """
     side = min(image.shape[:2])
-    square = crop_centre(image, side, side)
-    return _with_mirror(_corners_and_centre(square, preprocess.size))
+    square = center_crop(image, side, side)
+    return _with_mirror(_corners_and_center(square, preprocess.size))
 
 
 def _googlenet(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Three squares along the longer side; of each the corners, the centre, the whole.
+    """Crops three squares along the longer side, and views of each, and mirrors them.
 
-    All of that mirrored, too.
+    The views are the corners, the center and the resized square.
     """
     height, width = image.shape[:2]
     side, size = min(height, width), preprocess.size
@@ -152,28 +159,28 @@ def _googlenet(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     for y, x in ((0, 0), (round(top / 2), round(left / 2)), (top, left)):
         square = image[y : y + side, x : x + side]
         whole = resize_image(square, (size, size), preprocess.interpolation)
-        views += [*_corners_and_centre(square, size), whole]
+        views += [*_corners_and_center(square, size), whole]
     return _with_mirror(views)
 
 
 def _dense(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """The whole image, and mirrored.
+    """Returns the whole image and its mirror image.
 
-    Deviation from the papers: the longer side's ends are cut off, to a multiple of
-    `DENSE_STEP` pixels, so that a network is compiled for few shapes.
+    Deviation from the papers: the longer side is cropped to a multiple of `DENSE_STEP`
+    pixels, so that a network is compiled for few shapes.
     """
     shorter = min(image.shape[:2])
     height, width = (
         max(shorter, side // DENSE_STEP * DENSE_STEP) for side in image.shape[:2]
     )
-    return _with_mirror([crop_centre(image, height, width)])
+    return _with_mirror([center_crop(image, height, width)])
 
 
-def _corners_and_centre(square: np.ndarray, size: int) -> list[np.ndarray]:
+def _corners_and_center(square: np.ndarray, size: int) -> list[np.ndarray]:
     far = len(square) - size
     corners = [(0, 0), (0, far), (far, 0), (far, far)]
     crops = [square[y : y + size, x : x + size] for y, x in corners]
-    return [*crops, crop_centre(square, size, size)]
+    return [*crops, center_crop(square, size, size)]
 
 
 def _with_mirror(views: list[np.ndarray]) -> np.ndarray:
@@ -186,7 +193,7 @@ _VGG = "Simonyan, Zisserman: Very Deep Convolutional Networks, 2014, section"
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol("center_crop", "one view, as most public weights", (), _centre, 1),
+        Protocol("center_crop", "one view, as most public weights", (), _center, 1),
         Protocol(
             "ten_crop",
             "Krizhevsky, Sutskever, Hinton: ImageNet Classification, 2012, sections 2 "

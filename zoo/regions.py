@@ -1,4 +1,4 @@
-"""Whole functions of networks that read regions: from proposals to detections."""
+"""Detection with R-CNN as one function, from an image and proposals to objects."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,30 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.cpu import jit_inference
-from zoo.detect import choose_detections
+from zoo.detect import select_detections
 from zoo.detection.rcnn import OUTPUTS, RCNN, warp
 from zoo.detection.types import Detections
 from zoo.preprocess import check_image, normalize
 from zoo.spec import Preprocess
 
-# Images are padded to multiples of this many pixels, so that few sizes are compiled.
+# Images are padded to multiples of this number of pixels, to compile for few sizes.
 BUCKET = 128
 
 
 def make_region_reader(
     model: RCNN, preprocess: Preprocess | None = None, *, batch: int = 64
 ) -> Callable[..., dict[str, np.ndarray]]:
-    """Makes the function from an image and boxes to what the network says of them.
+    """Makes the function from an image and boxes to the network's endpoints.
 
     Args:
-      model: An R-CNN, or anything that is called with warped regions.
-      preprocess: What its variables expect; the model's own if None.
-      batch: Regions in a call of the network, which is compiled for this many alone.
+      model: An R-CNN, or another module that is called with warped regions.
+      preprocess: The preprocessing of the variables; None for the model's.
+      batch: Number of regions in a call of the network.
 
     Returns:
-      `read(variables, image, boxes, endpoints=OUTPUTS)` from uint8 [h, w, 3] and float
-      [R, 4] to a dict of numpy arrays [R, ...], the endpoints of these names; those of
-      the head are the network's outputs.
+      `read(variables, image, boxes, endpoints=OUTPUTS)`, which takes uint8 [h, w, 3]
+      and float [R, 4] and returns a dict of numpy arrays [R, ...], the endpoints of
+      these names; by default the outputs of the head.
 
     Raises:
       ValueError: `batch` is not positive.
@@ -85,20 +85,21 @@ def make_region_detector(
     score_threshold: float | None = None,
     iou_threshold: float | None = None,
 ) -> Callable[[Mapping[str, Any], np.ndarray, np.ndarray], Detections]:
-    """Makes the function from an image and proposals to its objects.
+    """Makes the function from an image and proposals to the objects in it.
 
-    Regions are read in batches of one size and decided together, so that an image of
-    any size with any number of proposals compiles nothing anew, but the cutting of
-    regions for each multiple of 128 pixels.
+    The network runs on batches of one size, so that it is compiled once for all sizes
+    of images and all numbers of proposals. Only the cropping of regions is compiled for
+    each multiple of 128 pixels.
 
     Args:
       model: An R-CNN.
-      preprocess: What its variables expect; the model's own if None.
-      batch: Regions in a call of the network.
-      max_proposals: Of an image; those beyond are left out.
-      max_detections: Of an image; the model's own if None, as below.
-      score_threshold: Detections have a higher score.
-      iou_threshold: Of non-maximum suppression within a class.
+      preprocess: The preprocessing of the variables; None for the model's.
+      batch: Number of regions in a call of the network.
+      max_proposals: Maximum number of proposals of an image; further ones are ignored.
+      max_detections: Maximum number of detections of an image; None, here and below,
+        for the model's value.
+      score_threshold: Detections with this score or a lower one are removed.
+      iou_threshold: IoU threshold of non-maximum suppression within a class.
 
     Returns:
       `detect(variables, image, proposals) -> Detections` of a batch of one image; the
@@ -117,10 +118,10 @@ def make_region_detector(
     postprocess = model.postprocess._replace(**given)
 
     @jax.jit
-    def decide(outputs, proposals, extent, count):
+    def postprocess_regions(outputs, proposals, extent, count):
         candidates = model.decode_regions(outputs, proposals, extent)
         valid = jnp.arange(max_proposals)[None] < count
-        return choose_detections(candidates._replace(valid=valid), postprocess)
+        return select_detections(candidates._replace(valid=valid), postprocess)
 
     def detect(
         variables: Mapping[str, Any], image: np.ndarray, proposals: np.ndarray
@@ -135,6 +136,6 @@ def make_region_detector(
 
         outputs = {k: pad(v) for k, v in outputs.items()}
         extent = np.asarray(np.shape(image)[:2], np.float32)
-        return decide(outputs, pad(proposals), extent, count)
+        return postprocess_regions(outputs, pad(proposals), extent, count)
 
     return detect

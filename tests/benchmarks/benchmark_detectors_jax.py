@@ -51,7 +51,9 @@ class Side:
         state = from_torch(name, deterministic_state(name, branch_gain=gain))
         self.variables = jax.tree.map(jnp.asarray, state)
         self.detect = zoo.make_detector(self.model)
-        self.fit = jax.jit(partial(zoo.fit_batch, preprocess=self.model.preprocess))
+        self.fit = jax.jit(
+            partial(zoo.resize_and_pad, preprocess=self.model.preprocess)
+        )
         options = zoo.cpu.compiler_options()
         self.network = jax.jit(self._network, compiler_options=options)
         self.optimizer = optax.sgd(1e-4, momentum=0.9)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from train.data.rng import RandomStream
 from zoo.ops.augment import parse_call
-from zoo.preprocess import fit_image
+from zoo.preprocess import resize_center_crop, shortest_edge_size
 from zoo.spec import Preprocess
 
 Crop = Callable[[np.ndarray, np.ndarray, Preprocess], np.ndarray]
@@ -43,7 +43,7 @@ def center(
 ) -> np.ndarray:
     """Crops the center, as in evaluation."""
     del numbers
-    return fit_image(image, preprocess)
+    return resize_center_crop(image, preprocess)
 
 
 def square(
@@ -55,7 +55,7 @@ def square(
     Networks, 2012, sections 2 and 4.1.
     """
     _check_side("square", side, preprocess)
-    height, width = _scaled(image, side)
+    height, width = shortest_edge_size(*image.shape[:2], side)
     free = side - preprocess.size + 1
     top = round((height - side) / 2) + int(numbers[0] * free)
     left = round((width - side) / 2) + int(numbers[1] * free)
@@ -79,7 +79,7 @@ def scale_jitter(
     if most < least:
         raise ValueError(f"scale_jitter: most={most} is less than least={least}.")
     side = least + int(numbers[0] * (most - least + 1))
-    height, width = _scaled(image, side)
+    height, width = shortest_edge_size(*image.shape[:2], side)
     top = int(numbers[1] * (height - preprocess.size + 1))
     left = int(numbers[2] * (width - preprocess.size + 1))
     return _cut(image, (height, width), top, left, preprocess)
@@ -153,14 +153,6 @@ def _check_side(name: str, side: int, preprocess: Preprocess) -> None:
             f"{name}: a shorter side of {side} pixels is less than the "
             f"{preprocess.size} that the network takes."
         )
-
-
-def _scaled(image: np.ndarray, side: int) -> tuple[int, int]:
-    """Returns height and width for a shorter side, rounded as in `fit_image`."""
-    height, width = image.shape[:2]
-    if width <= height:
-        return int(side * height / width), side
-    return side, int(side * width / height)
 
 
 def _cut(image, scaled, top, left, preprocess):

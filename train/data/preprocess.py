@@ -10,8 +10,12 @@ from PIL import Image
 from train.data.annotations import IGNORED, Objects, clip_boxes
 from train.data.source import Example, Source, Subset, map_in_threads
 from zoo.decode import BadImage
-from zoo.fitting import fit_sides
-from zoo.preprocess import crop_centre, fit_image, scaled_size
+from zoo.preprocess import (
+    center_crop,
+    resize_center_crop,
+    resize_shortest_edge,
+    shortest_edge_size,
+)
 from zoo.spec import Preprocess
 
 # A function from an example with an image of any size to one of the network's size.
@@ -68,7 +72,7 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
     """
     image = example["image"]
     if "label" in example:
-        return example | {"image": fit_image(image, preprocess)}
+        return example | {"image": resize_center_crop(image, preprocess)}
     if preprocess.fit == "crop":
         return _crop(example, preprocess)
     if preprocess.fit == "keep" and np.any(image.shape > np.array(preprocess.shape)):
@@ -78,7 +82,9 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
             "larger --size HEIGHT WIDTH, another --data.fit (sides or stretch), or "
             "cut parts with --geometry random_crop."
         )
-    image, factors = fit_sides(image, preprocess, canvas=preprocess.shape[:2])
+    image, factors = resize_shortest_edge(
+        image, preprocess, canvas=preprocess.shape[:2]
+    )
     size = image.shape[:2]
     canvas = blank_image(*preprocess.shape[:2], preprocess)
     canvas[: size[0], : size[1]] = image
@@ -145,11 +151,11 @@ def _crop(example: Example, preprocess: Preprocess) -> Example:
     if "boxes" in example:
         raise ValueError("fit='crop' is for images without boxes; expected 'stretch'.")
     size = preprocess.size
-    scaled = scaled_size(*example["mask"].shape, preprocess.resize or size)
+    scaled = shortest_edge_size(*example["mask"].shape, preprocess.resize or size)
     mask = resize_mask(example["mask"], scaled)[..., None]
     return example | {
-        "image": fit_image(example["image"], preprocess),
-        "mask": crop_centre(mask, size, size)[..., 0],
+        "image": resize_center_crop(example["image"], preprocess),
+        "mask": center_crop(mask, size, size)[..., 0],
         "size": np.array([size, size], np.int32),
     }
 

@@ -19,7 +19,7 @@ from train.report.parts import (
 from train.steps import make_prepare
 from train.tasks.segmentation import Segmented
 from zoo.figures.masks import draw_comparison, make_palette
-from zoo.preprocess import crop_centre
+from zoo.preprocess import center_crop
 
 IMAGES = 6  # the worst, and others
 WIDTH = 1200  # pixels of a picture with image, truth, prediction and errors
@@ -43,7 +43,7 @@ def evaluate_segmentation(result: Result) -> Evaluation:
         predicted = np.asarray(predict(variables, batch)[0])
         # A network without padding predicts the classes of the center.
         image, mask = (
-            crop_centre(values, *predicted.shape)
+            center_crop(values, *predicted.shape)
             for values in (example["image"], example["mask"][..., None])
         )
         right, where = float(found.right[i]), source.provenance(i)

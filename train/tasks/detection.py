@@ -12,12 +12,12 @@ from train.config import DataConfig, OptimConfig
 from train.data import Source
 from train.task import Task, format_rows
 from train.tasks.classification import check_no_aux_loss, check_no_smoothing
-from zoo.detect import choose_detections
+from zoo.detect import select_detections
 from zoo.detection.types import Detections, Targets, divide_losses
-from zoo.fitting import scale_boxes
 from zoo.metrics import coco
 from zoo.metrics import detection as metrics
 from zoo.metrics.detection import Objects
+from zoo.preprocess import resize_boxes
 from zoo.spec import PRIMARY_METRICS, ModelSpec
 
 
@@ -119,14 +119,14 @@ class Detection(Task):
         """Keeps the objects and the detections of each image."""
         sizes = batch["size"].astype(jnp.float32)
         candidates = model.decode(model.apply(variables, images, sizes), sizes)
-        found = choose_detections(candidates, model.postprocess)
+        found = select_detections(candidates, model.postprocess)
         scale = batch["size"], batch["original_size"]
         each = {
-            "boxes": scale_boxes(found.boxes, *scale),
+            "boxes": resize_boxes(found.boxes, *scale),
             "scores": found.scores,
             "classes": found.classes,
             "found": found.valid,
-            "object_boxes": scale_boxes(batch["boxes"], *scale),
+            "object_boxes": resize_boxes(batch["boxes"], *scale),
             "object_classes": batch["classes"],
             "object_valid": batch["box_valid"],
             "difficult": batch["difficult"],

@@ -21,7 +21,7 @@ from zoo.ops.losses import (
     median_frequency_weights,
     segmentation_cross_entropy,
 )
-from zoo.preprocess import crop_centre
+from zoo.preprocess import center_crop
 from zoo.registry import unknown
 from zoo.spec import PRIMARY_METRICS, ModelSpec
 
@@ -227,4 +227,4 @@ def count_class_weights(source: Source) -> tuple[float, ...]:
 
 def crop_mask(mask: jax.Array, logits: jax.Array) -> jax.Array:
     """Cuts the center that the logits [B, h, w, K] are for out of masks [B, H, W]."""
-    return crop_centre(mask[..., None], *logits.shape[1:3])[..., 0]
+    return center_crop(mask[..., None], *logits.shape[1:3])[..., 0]

@@ -29,7 +29,7 @@ from zoo.face.verification import (
 from zoo.figures.pictures import beside, enlarge
 from zoo.metrics import identification
 from zoo.metrics import verification as metrics
-from zoo.preprocess import fit_image
+from zoo.preprocess import resize_center_crop
 from zoo.registry import unknown
 from zoo.spec import PRIMARY_METRICS, Card, ModelSpec, Preprocess
 
@@ -270,7 +270,7 @@ def _crop_face(
 ) -> np.ndarray:
     landmarks = read_landmarks(Files(path.parent)).get(path.name)
     if align == "none":
-        return fit_image(image, preprocess)
+        return resize_center_crop(image, preprocess)
     if landmarks is None:
         try:
             landmarks = make_detector()(image)

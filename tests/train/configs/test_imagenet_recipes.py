@@ -36,7 +36,7 @@ from train.fit import fit, resume_run
 from train.loaders import make_loader
 from train.warm_start import create_model, take_layers
 from zoo.layers import Classifier, Conv, make_head
-from zoo.preprocess import fit_image
+from zoo.preprocess import resize_center_crop
 from zoo.registry import _SPECS
 from zoo.spec import ModelSpec, Preprocess
 
@@ -176,7 +176,7 @@ def test_training_cuts_anywhere_and_evaluation_the_centre(folder):
     assert source.class_names == CLASSES
     assert {source.image(i).shape[-1] for i in range(9)} == {3}
     for i in range(9):
-        expected = fit_image(source.image(i), pre)
+        expected = resize_center_crop(source.image(i), pre)
         np.testing.assert_array_equal(experiment.eval_source.image(i), expected)
     loader = make_loader(config.data, experiment.train_source, pre, experiment.mesh, 0)
     batch = next(loader.stream)
@@ -186,7 +186,7 @@ def test_training_cuts_anywhere_and_evaluation_the_centre(folder):
         raw = experiment.train_source.source.image(index)
         expected = crop(draw_numbers(0, 0, int(index)), raw, pre)
         np.testing.assert_array_equal(image, expected)
-        assert (image != fit_image(raw, pre)).any()
+        assert (image != resize_center_crop(raw, pre)).any()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -15,7 +15,7 @@ from train.data.crops import draw_numbers
 from train.data.source import Source
 from train.loaders import ResidentLoader, StreamLoader, make_loader
 from train.steps import make_mesh
-from zoo.preprocess import fit_image
+from zoo.preprocess import resize_center_crop
 from zoo.spec import Preprocess
 
 GREY = Preprocess(size=6, channels=1, mean=(0.5,), std=(0.5,), resize=8)
@@ -192,7 +192,7 @@ def test_the_smallest_and_the_longest_images_give_a_crop_too(text, shape):
 def test_the_centre_is_that_of_evaluation():
     image = make_image(13, 17, 1)
     found = parse_crop("center", GREY)(draw_numbers(0, 0, 0), image, GREY)
-    np.testing.assert_array_equal(found, fit_image(image, GREY))
+    np.testing.assert_array_equal(found, resize_center_crop(image, GREY))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from train.data import (
     skip_bad_images,
     train_stream,
 )
-from zoo.preprocess import fit_image
+from zoo.preprocess import resize_center_crop
 from zoo.spec import Preprocess
 
 GREY = Preprocess(size=4, channels=1, mean=(0.5,), std=(0.5,))
@@ -65,7 +65,7 @@ def test_fitted_images_are_those_of_preprocess(tmp_path):
     source = write_images(tmp_path)
     fitted = fit_source(source, RGB)
     for i in range(len(source)):
-        expected = fit_image(source[i]["image"], RGB)
+        expected = resize_center_crop(source[i]["image"], RGB)
         np.testing.assert_array_equal(fitted[i]["image"], expected)
         np.testing.assert_array_equal(fitted.image(i), expected)
     assert fitted.labels.tolist() == source.labels.tolist()

@@ -7,7 +7,7 @@ import pytest
 from tiny_detectors import Bright, draw, facts
 
 import zoo
-from zoo.fitting import canvas_size, fit_batch, fitted_size
+from zoo.preprocess import canvas_size, resize_and_pad, resized_size
 
 SIDES = facts("sides", resize=64, longest=106)
 SIZES = ((60, 45), (45, 60), (30, 90))
@@ -20,8 +20,8 @@ def make_images() -> list[np.ndarray]:
 def test_images_of_mixed_orientation_have_the_sizes_that_they_have_alone(cheap_jit):
     images = make_images()
     arrays, sizes = zoo.pad_images(images)
-    together = cheap_jit(lambda a: fit_batch(a, SIDES, sizes))(arrays)
-    fit = cheap_jit(lambda a: fit_batch(a, SIDES))
+    together = cheap_jit(lambda a: resize_and_pad(a, SIDES, sizes))(arrays)
+    fit = cheap_jit(lambda a: resize_and_pad(a, SIDES))
     for i, image in enumerate(images):
         alone = jax.device_get(fit(image[None]))
         assert together.sizes[i].tolist() == alone.sizes[0].tolist()
@@ -58,7 +58,7 @@ def test_the_canvas_grows_with_the_images_as_torchvisions_does():
     assert canvas_size(640, 640, sides, sizes=np.array([two])) == (800, 1088)
     assert canvas_size(640, 640, sides, sizes=np.array([one, two])) == (1088, 1088)
     fitted = jax.eval_shape(
-        lambda a, s: fit_batch(a, sides, s),
+        lambda a, s: resize_and_pad(a, sides, s),
         jax.ShapeDtypeStruct((1, 640, 640, 3), jnp.uint8),
         jax.ShapeDtypeStruct((1, 2), jnp.int32),
     )
@@ -67,8 +67,8 @@ def test_the_canvas_grows_with_the_images_as_torchvisions_does():
 
 def test_a_chosen_canvas_still_limits_each_image_by_itself(cheap_jit):
     arrays, sizes = zoo.pad_images(make_images())
-    fit = cheap_jit(lambda a, s: fit_batch(a, SIDES, s, canvas=(64, 64)))
+    fit = cheap_jit(lambda a, s: resize_and_pad(a, SIDES, s, canvas=(64, 64)))
     fitted = fit(arrays, sizes)
     assert fitted.images.shape[1:3] == (64, 64)
-    expected = [fitted_size(*size, SIDES, canvas=(64, 64)) for size in SIZES]
+    expected = [resized_size(*size, SIDES, canvas=(64, 64)) for size in SIZES]
     assert fitted.sizes.tolist() == [[*size] for size in expected]

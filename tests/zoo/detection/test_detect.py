@@ -15,7 +15,7 @@ import pytest
 from tiny_detectors import POSTPROCESS, Bright, draw, facts
 
 import zoo
-from zoo.detect import choose_detections
+from zoo.detect import select_detections
 from zoo.detection.types import Candidates, Postprocess
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +88,7 @@ RULES = [
     ],
 )
 def test_detections_are_those_of_the_slow_reference(cheap_jit, rules, own_boxes, few):
-    choose = cheap_jit(partial(choose_detections, postprocess=rules, few=few))
+    choose = cheap_jit(partial(select_detections, postprocess=rules, top_n=few))
     for seed in range(8):
         candidates = random_candidates(seed, own_boxes)
         found = choose(candidates)
@@ -116,7 +116,7 @@ def test_every_class_is_searched_only_where_the_few_do_not_suffice(cheap_jit):
     boxes[0, 60] = [20, 20, 40, 40]
     scores = np.linspace(0.9, 0.5, 100, dtype=np.float32)[None, :, None]
     rules = Postprocess(0.1, 0.5, 3)
-    choose = cheap_jit(partial(choose_detections, postprocess=rules, few=16))
+    choose = cheap_jit(partial(select_detections, postprocess=rules, top_n=16))
     found = choose(Candidates(boxes, scores, np.ones((1, 100), bool)))
     assert found.valid[0].tolist() == [True, True, False]
     np.testing.assert_array_equal(found.boxes[0, 1], [20, 20, 40, 40])
@@ -130,7 +130,7 @@ def test_candidates_that_share_boxes_are_not_copied():
         jax.ShapeDtypeStruct((1, rows, classes), jnp.float32),
         jax.ShapeDtypeStruct((1, rows), bool),
     )
-    program = jax.make_jaxpr(partial(choose_detections, postprocess=POSTPROCESS))
+    program = jax.make_jaxpr(partial(select_detections, postprocess=POSTPROCESS))
     found = {*shapes_within(program(shapes).jaxpr)}
     assert (1, 2048, 4) in found
     assert all(math.prod(s) < rows * classes * 4 for s in found if s[-1:] == (4,))

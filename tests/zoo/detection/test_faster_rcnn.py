@@ -23,7 +23,7 @@ from faster_rcnn_cases import (
 
 import zoo
 from zoo import registry
-from zoo.detect import choose_detections
+from zoo.detect import select_detections
 from zoo.detection.types import Targets
 from zoo.paths import flatten
 from zoo.summary import list_layers
@@ -77,7 +77,7 @@ def test_detections_are_torchvisions(case, golden, variables, cheap_jit):
     @jit
     def detect(variables, images, sizes):
         candidates = model.decode(model.apply(variables, images, sizes))
-        return choose_detections(candidates, model.postprocess)
+        return select_detections(candidates, model.postprocess)
 
     found = detect(variables, images, sizes)
     for i in range(len(images)):

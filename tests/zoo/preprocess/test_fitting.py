@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 from platforms import run_as_on
 
-from zoo.fitting import canvas_size, fit_batch, fit_sides, fitted_size, scale_boxes
-from zoo.ops.resize import resize
-from zoo.ops.resize_within import resize_within, scale_sides
-from zoo.preprocess import normalize
+from zoo.ops.resize import resize, resize_padded, scale_size
+from zoo.preprocess import (
+    canvas_size,
+    normalize,
+    resize_and_pad,
+    resize_boxes,
+    resize_shortest_edge,
+    resized_size,
+)
 from zoo.spec import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,7 +82,7 @@ def test_scaled_sizes_are_those_of_float64(limits):
     ).astype(np.int32)
 
     def scale(size):
-        return scale_sides(size, [(limits[0], size.min()), (limits[1], size.max())])
+        return scale_size(size, [(limits[0], size.min()), (limits[1], size.max())])
 
     found = jax.jit(jax.vmap(scale))(sizes)
     factor = np.minimum(limits[0] / sizes.min(1), limits[1] / sizes.max(1))
@@ -85,7 +90,7 @@ def test_scaled_sizes_are_those_of_float64(limits):
     np.testing.assert_array_equal(found, expected)
     # Not what whole numbers alone give.
     assert (found.min(1) < np.minimum(limits[0], sizes.min(1) * 16000)).any()
-    host = [fitted_size(*map(int, s), facts_of(limits)) for s in sizes[:500]]
+    host = [resized_size(*map(int, s), facts_of(limits)) for s in sizes[:500]]
     np.testing.assert_array_equal(host, expected[:500])
 
 
@@ -96,12 +101,14 @@ def facts_of(limits):
 def test_sides_are_fitted_as_torchvision_does():
     arrays, sizes = batch()
     canvas = (128, 128)
-    fitted = jax.jit(lambda a, s: fit_batch(a, SIDES, s, canvas=canvas))(arrays, sizes)
+    fitted = jax.jit(lambda a, s: resize_and_pad(a, SIDES, s, canvas=canvas))(
+        arrays, sizes
+    )
     assert fitted.images.dtype == jnp.float32
     short = []
     for array, size, image, filled in zip(arrays, SIZES, *fitted, strict=True):
         expected_size = torchvision_size(*size, 64, 107)
-        assert tuple(filled) == expected_size == fitted_size(*size, SIDES)
+        assert tuple(filled) == expected_size == resized_size(*size, SIDES)
         short.append(min(expected_size) == 63)
         pixels = (array[: size[0], : size[1]] / 255.0 - MEAN) / STD
         expected = np.zeros((*canvas, 3))
@@ -114,7 +121,7 @@ def test_sides_are_fitted_as_torchvision_does():
 def test_stretching_is_resizing_of_what_is_filled(antialias):
     arrays, sizes = batch()
     facts = dataclasses.replace(STRETCH, antialias=antialias)
-    fitted = jax.jit(lambda a, s: fit_batch(a, facts, s))(arrays, sizes)
+    fitted = jax.jit(lambda a, s: resize_and_pad(a, facts, s))(arrays, sizes)
     assert fitted.images.shape[1:] == facts.shape
     assert (np.asarray(fitted.sizes) == facts.shape[:2]).all()
     for array, (height, width), image in zip(arrays, SIZES, fitted.images, strict=True):
@@ -125,7 +132,7 @@ def test_stretching_is_resizing_of_what_is_filled(antialias):
 
 def test_what_is_kept_is_only_cleared():
     arrays, sizes = batch()
-    fitted = fit_batch(arrays, KEEP, sizes)
+    fitted = resize_and_pad(arrays, KEEP, sizes)
     assert fitted.images.shape == (len(SIZES), 128, 128, 3)
     np.testing.assert_array_equal(fitted.sizes, sizes)
     for array, (height, width), image in zip(arrays, SIZES, fitted.images, strict=True):
@@ -137,8 +144,8 @@ def test_what_is_kept_is_only_cleared():
 @pytest.mark.parametrize("facts", [SIDES, STRETCH, KEEP], ids=lambda f: f.fit)
 def test_no_sizes_are_the_arrays_own(facts):
     images = picture(90, 100)[None].repeat(2, 0)
-    plain = jax.jit(lambda a: fit_batch(a, facts))(images)
-    sized = jax.jit(lambda a, s: fit_batch(a, facts, s))(
+    plain = jax.jit(lambda a: resize_and_pad(a, facts))(images)
+    sized = jax.jit(lambda a, s: resize_and_pad(a, facts, s))(
         images, np.int32([(90, 100)] * 2)
     )
     # Traced sizes may be any: the canvas has room for all of them.
@@ -153,7 +160,7 @@ def test_no_sizes_are_the_arrays_own(facts):
 
 def test_what_has_its_size_is_not_resampled():
     image = picture(64, 70)
-    fitted = fit_batch(image[None], SIDES)
+    fitted = resize_and_pad(image[None], SIDES)
     np.testing.assert_array_equal(fitted.images[0, :, :70], normalize(image, SIDES))
     assert fitted.images.shape == (1, 64, 96, 3)
     assert not np.asarray(fitted.images[0, :, 70:]).any()
@@ -165,7 +172,7 @@ def test_other_sizes_compile_nothing():
     @jax.jit
     def fit(arrays, sizes):
         traced.append(1)
-        return fit_batch(arrays, SIDES, sizes)
+        return resize_and_pad(arrays, SIDES, sizes)
 
     arrays, sizes = batch()
     for shift in range(3):
@@ -177,17 +184,17 @@ def test_scale_is_reduced_to_fit_the_canvas():
     # 100 x 100 pixels become 64 x 64; 50 x 100 would become 53 x 107.
     arrays, _ = batch()
     sizes = np.int32([(100, 100), (50, 100)])
-    fitted = fit_batch(arrays[:2], SIDES, sizes, canvas=(64, 64))
+    fitted = resize_and_pad(arrays[:2], SIDES, sizes, canvas=(64, 64))
     assert fitted.images.shape[1:3] == (64, 64)
     assert np.asarray(fitted.sizes).tolist() == [[64, 64], [32, 64]]
     # Without a canvas there is room for each at its own scale.
-    fitted = fit_batch(arrays[:2], SIDES, sizes)
+    fitted = resize_and_pad(arrays[:2], SIDES, sizes)
     assert np.asarray(fitted.sizes).tolist() == [[64, 64], [53, 107]]
     assert fitted.images.shape[1] >= 64
     assert fitted.images.shape[2] >= 107
-    assert fitted_size(50, 100, SIDES, canvas=(64, 64)) == (32, 64)
-    assert fitted_size(50, 100, SIDES) == (53, 107)
-    image, scale = fit_sides(arrays[0, :50], SIDES, canvas=(64, 64))
+    assert resized_size(50, 100, SIDES, canvas=(64, 64)) == (32, 64)
+    assert resized_size(50, 100, SIDES) == (53, 107)
+    image, scale = resize_shortest_edge(arrays[0, :50], SIDES, canvas=(64, 64))
     assert image.shape == (32, 64, 3)
     np.testing.assert_allclose(scale, [0.64, 0.64])
 
@@ -199,9 +206,11 @@ def test_host_and_device_agree(fit, antialias):
     facts = dataclasses.replace(facts, antialias=antialias)
     arrays, sizes = batch()
     canvas = (128, 128) if fit != "stretch" else None
-    device = jax.jit(lambda a, s: fit_batch(a, facts, s, canvas=canvas))(arrays, sizes)
+    device = jax.jit(lambda a, s: resize_and_pad(a, facts, s, canvas=canvas))(
+        arrays, sizes
+    )
     for array, size, image, filled in zip(arrays, SIZES, *device, strict=True):
-        fitted, scale = fit_sides(array[: size[0], : size[1]], facts)
+        fitted, scale = resize_shortest_edge(array[: size[0], : size[1]], facts)
         height, width = fitted.shape[:2]
         assert tuple(filled) == (height, width)
         np.testing.assert_allclose(scale, np.float32((height, width)) / size)
@@ -214,10 +223,10 @@ def test_host_and_device_agree(fit, antialias):
 def test_boxes_go_there_and_back():
     boxes = np.float32([[[10, 20, 30, 45]], [[0, 0, 70, 50]]])
     size, target = np.int32([(50, 70)] * 2), np.int32([(100, 35), (25, 140)])
-    there = scale_boxes(boxes, size, target)
+    there = resize_boxes(boxes, size, target)
     np.testing.assert_allclose(there[0], [[5, 40, 15, 90]])
     np.testing.assert_allclose(there[1], [[0, 0, 140, 25]])
-    np.testing.assert_allclose(scale_boxes(there, target, size), boxes, rtol=1e-6)
+    np.testing.assert_allclose(resize_boxes(there, target, size), boxes, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +234,7 @@ def test_boxes_go_there_and_back():
     [((1, 1), (64, 64)), ((7, 10000), (1, 107)), ((10000, 7), (107, 1))],
 )
 def test_extreme_images(size, expected):
-    fitted = jax.jit(lambda a, s: fit_batch(a, SIDES, s))(
+    fitted = jax.jit(lambda a, s: resize_and_pad(a, SIDES, s))(
         np.full((1, *size, 3), 200, np.uint8), np.int32([size])
     )
     assert tuple(fitted.sizes[0]) == expected
@@ -234,7 +243,10 @@ def test_extreme_images(size, expected):
     np.testing.assert_allclose(
         filled, np.broadcast_to(expected_pixel, filled.shape), atol=1e-4
     )
-    assert fit_sides(np.zeros((*size, 3), np.uint8), SIDES)[0].shape[:2] == expected
+    assert (
+        resize_shortest_edge(np.zeros((*size, 3), np.uint8), SIDES)[0].shape[:2]
+        == expected
+    )
 
 
 def test_canvas_is_a_multiple_of_32():
@@ -264,7 +276,7 @@ def test_canvas_is_a_multiple_of_32():
 )
 def test_what_cannot_be_fitted_is_said(images, facts, canvas, message):
     with pytest.raises(ValueError, match=message):
-        fit_batch(images, facts, canvas=canvas)
+        resize_and_pad(images, facts, canvas=canvas)
 
 
 def test_products_and_taps_agree():
@@ -273,7 +285,7 @@ def test_products_and_taps_agree():
     image, size = arrays[1].astype(np.float32), sizes[1]
     for target in ((90, 70), (20, 128), (50, 70)):
         target = jnp.int32(target)
-        run = partial(resize_within, canvas=(96, 128), antialias=False)
+        run = partial(resize_padded, canvas=(96, 128), antialias=False)
         taps = run(image, size, target)
         products = run_as_on("tpu", run, image, size, target)
         np.testing.assert_allclose(taps, products, atol=0.02)

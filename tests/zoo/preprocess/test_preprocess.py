@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from zoo.preprocess import fit_image, fit_images, normalize
+from zoo.preprocess import normalize, resize_center_crop, resize_center_crop_batch
 from zoo.spec import Card, Preprocess, plain_options
 
 
@@ -46,12 +46,12 @@ SIZES = [(64, 64), (65, 97), (97, 65), (640, 33), (33, 640), (20, 31), (256, 300
 @pytest.mark.parametrize(("size", "resize"), [(32, None), (224, 256), (27, 32)])
 def test_images_are_fitted_as_torchvision_does(height, width, size, resize):
     array = picture(height, width)
-    got = fit_image(array, facts(size, resize))
+    got = resize_center_crop(array, facts(size, resize))
     expected = torchvision_rule(array, size, resize or size, Image.Resampling.BILINEAR)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(
-        fit_image(Image.fromarray(array), facts(size, resize)), expected
+        resize_center_crop(Image.fromarray(array), facts(size, resize)), expected
     )
 
 
@@ -71,7 +71,7 @@ def test_images_are_fitted_as_torchvision_itself_does(interpolation):
         for height, width in [*SIZES, (257, 256), (255, 383), (375, 500)]:
             array = picture(height, width)
             expected = reference(Image.fromarray(array)).numpy() * np.float32(255)
-            got = fit_image(array, preprocess)
+            got = resize_center_crop(array, preprocess)
             np.testing.assert_array_equal(got, expected.round().transpose(1, 2, 0))
 
 
@@ -94,8 +94,8 @@ def import_transforms():
 def test_images_are_fitted_on_the_device_as_on_the_host(height, width, interpolation):
     preprocess = facts(27, 32, interpolation=interpolation)
     images = np.stack([picture(height, width), picture(height, width)[::-1]])
-    got = jax.jit(fit_images, static_argnums=1)(images, preprocess)
-    expected = np.stack([fit_image(image, preprocess) for image in images])
+    got = jax.jit(resize_center_crop_batch, static_argnums=1)(images, preprocess)
+    expected = np.stack([resize_center_crop(image, preprocess) for image in images])
     assert got.dtype == jnp.uint8
     np.testing.assert_array_equal(got, expected)
 
@@ -103,8 +103,8 @@ def test_images_are_fitted_on_the_device_as_on_the_host(height, width, interpola
 def test_tall_images_are_fitted_on_the_device_within_a_level():
     # Whether the height or the width is resized first depends on Pillow's version.
     array = picture(140, 33)
-    got = fit_images(array[None], facts(27, 32))[0]
-    expected = fit_image(array, facts(27, 32))
+    got = resize_center_crop_batch(array[None], facts(27, 32))[0]
+    expected = resize_center_crop(array, facts(27, 32))
     np.testing.assert_allclose(got, expected.astype(int), rtol=0, atol=1)
 
 
@@ -112,17 +112,17 @@ def test_other_arrays_are_not_fitted_on_the_device():
     with pytest.raises(
         ValueError, match=r"must be uint8 \[B, h, w, channels\], got fl"
     ):
-        fit_images(jnp.zeros((1, 40, 40, 3)), facts(32))
+        resize_center_crop_batch(jnp.zeros((1, 40, 40, 3)), facts(32))
     with pytest.raises(ValueError, match=r"has 1 channel\(s\).* takes 3 \(RGB\)"):
-        fit_images(jnp.zeros((2, 40, 40, 1), jnp.uint8), facts(32))
+        resize_center_crop_batch(jnp.zeros((2, 40, 40, 1), jnp.uint8), facts(32))
 
 
 def test_bicubic_is_another_filter():
     array = picture(50, 70)
-    got = fit_image(array, facts(32, interpolation="bicubic"))
+    got = resize_center_crop(array, facts(32, interpolation="bicubic"))
     expected = torchvision_rule(array, 32, 32, Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(got, expected)
-    assert (got != fit_image(array, facts(32))).any()
+    assert (got != resize_center_crop(array, facts(32))).any()
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -131,24 +131,26 @@ def test_grey_images_keep_one_channel(height, width):
     grey = facts(28, 32, channels=1)
     expected = torchvision_rule(array, 28, 32, Image.Resampling.BILINEAR)
     for image in (array, array[..., None], Image.fromarray(array)):
-        got = fit_image(image, grey)
+        got = resize_center_crop(image, grey)
         assert got.shape == (28, 28, 1)
         np.testing.assert_array_equal(got[..., 0], expected)
 
 
 def test_an_image_of_the_right_size_is_not_resampled():
     array = picture(32, 32)
-    np.testing.assert_array_equal(fit_image(array, facts(32)), array)
-    np.testing.assert_array_equal(fit_image(array, facts(28, 32)), array[2:30, 2:30])
+    np.testing.assert_array_equal(resize_center_crop(array, facts(32)), array)
+    np.testing.assert_array_equal(
+        resize_center_crop(array, facts(28, 32)), array[2:30, 2:30]
+    )
 
 
 def test_wrong_channels_are_named():
     with pytest.raises(ValueError, match=r"has 1 channel\(s\).* takes 3 \(RGB\)"):
-        fit_image(picture(40, 40, channels=1), facts(32))
+        resize_center_crop(picture(40, 40, channels=1), facts(32))
     with pytest.raises(ValueError, match=r"has 3 channel\(s\).* takes 1 \(L\)"):
-        fit_image(picture(40, 40), facts(32, channels=1))
+        resize_center_crop(picture(40, 40), facts(32, channels=1))
     with pytest.raises(ValueError, match=r"has 4 channel\(s\)"):
-        fit_image(picture(40, 40, channels=4), facts(32))
+        resize_center_crop(picture(40, 40, channels=4), facts(32))
 
 
 @pytest.mark.parametrize(
@@ -161,14 +163,14 @@ def test_wrong_channels_are_named():
 )
 def test_other_arrays_are_no_images(image):
     with pytest.raises(ValueError, match=r"must be uint8 \[h, w, channels\], got"):
-        fit_image(image, facts(32))
+        resize_center_crop(image, facts(32))
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("P", 1), ("HSV", 3), ("YCbCr", 3)])
 def test_other_modes_are_not_taken_for_grey_or_rgb(mode, channels):
     image = Image.fromarray(picture(40, 40)).convert(mode)
     with pytest.raises(ValueError, match=rf"mode 'L' or 'RGB', got '{mode}'"):
-        fit_image(image, facts(32, channels=channels))
+        resize_center_crop(image, facts(32, channels=channels))
 
 
 def test_a_crop_larger_than_the_image_is_refused():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from zoo.preprocess import fit_image
+from zoo.preprocess import resize_center_crop
 from zoo.protocols import PROTOCOLS, get_protocol, mean_probabilities
 from zoo.spec import Preprocess
 
@@ -86,10 +86,10 @@ def test_the_papers_scales():
 def test_the_centre_crop_is_that_of_preprocessing(height, width):
     image = map_of(height, width)
     (views,) = get_protocol("center_crop").views(image, PREPROCESS)
-    np.testing.assert_array_equal(views[0], fit_image(image, PREPROCESS))
+    np.testing.assert_array_equal(views[0], resize_center_crop(image, PREPROCESS))
     bicubic = Preprocess(200, 3, (0.5,) * 3, (0.5,) * 3, 220, "bicubic")
     (views,) = get_protocol("center_crop").views(image, bicubic)
-    np.testing.assert_array_equal(views[0], fit_image(image, bicubic))
+    np.testing.assert_array_equal(views[0], resize_center_crop(image, bicubic))
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 301), (301, 256), (256, 256)])
@@ -215,7 +215,7 @@ def test_a_classifier_names_the_most_probable_classes(cheap_jit):
     preprocess = zoo.get_spec("lenet5_modern").preprocess
     images = np.stack([map_of(50, 40)[..., :1], 255 - map_of(50, 40)[..., :1]])
     found = zoo.make_classifier(model, preprocess, top=3)(variables, images)
-    fitted = np.stack([fit_image(image, preprocess) for image in images])
+    fitted = np.stack([resize_center_crop(image, preprocess) for image in images])
     logits = cheap_jit(model.apply)(variables, zoo.normalize(fitted, preprocess))
     probabilities = np.asarray(jax.nn.softmax(logits))
     expected = np.argsort(-probabilities)[:, :3]
