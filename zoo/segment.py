@@ -1,4 +1,4 @@
-"""From uint8 images of any size to the class of each pixel."""
+"""Segmentation as one function, from uint8 images to the class of each pixel."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.cpu import jit_inference
-from zoo.ops.looking import Size, clear_rest, place, slide
 from zoo.ops.resize import resize
+from zoo.ops.sliding_window import Size, crop_or_pad, sliding_window, zero_padding
 from zoo.preprocess import check_batch, normalize
 from zoo.segmentation.segmenter import Segmenter
 from zoo.spec import Preprocess
@@ -24,7 +24,7 @@ class Segmentation(NamedTuple):
 
     Attributes:
       classes: uint8 [B, h, w].
-      scores: float32 [B, h, w], their probabilities.
+      scores: float32 [B, h, w], the probabilities.
     """
 
     classes: Array | np.ndarray
@@ -44,39 +44,38 @@ def make_segmenter(
 ) -> Callable[[Mapping[str, Any], Any], Segmentation]:
     """Makes the function from uint8 images to classes, at the images' own size.
 
-    Images are extended on the right and below to the next size in steps of `bucket`
-    pixels, by the mean colour: for each of these sizes, and not for each size of
-    images, the program is compiled once. With several scales or `flip`, probabilities
-    are averaged over all of them; with `window`, over the windows that see a pixel.
-    Before `scales` nothing is resized, whatever the preprocessing says.
+    Images are padded with the mean color at the bottom and on the right to sizes in
+    steps of `bucket` pixels. The program is compiled once for each of these sizes, not
+    for each size of images. With several scales or `flip`, the probabilities are
+    averaged over all of them; with `window`, over the windows that cover a pixel.
+    Images are not resized by the preprocessing, only by `scales`.
 
     Args:
       model: A segmentation network.
-      preprocess: What its variables expect, such as `card.preprocess`; None for the
-        model's own.
-      classes: Numbers of the classes to choose among; None for all.
-      scales: Factors by which images are resized before the network sees them.
-      flip: Whether it sees them mirrored, too.
-      window: Height and width of what the network sees at once, in pixels of a scaled
-        image, for images that are larger than memory allows; None for the whole.
-      overlap: Part of a window that its neighbour has, too, from 0 to below 1.
-      bucket: Step of the sizes; 1 to add only what the network's stride demands.
+      preprocess: The preprocessing of the variables, such as `card.preprocess`; None
+        for the model's.
+      classes: The classes that are predicted; None for all.
+      scales: Factors by which images are resized before the network.
+      flip: Whether to add the horizontally flipped images.
+      window: Height and width of sliding windows in pixels of a scaled image, for
+        images that are too large for the memory; None for the whole image.
+      overlap: Fraction of a window that it shares with its neighbor, 0 to below 1.
+      bucket: Step of the padded sizes; 1 to pad only to the stride of the network.
 
     Returns:
-      `segment(variables, images) -> Segmentation`. Images are uint8 [B, h, w, channels]
-      of any one size. Of numpy arrays it makes numpy arrays; within `jit` and over a
-      mesh it takes jax's. For `jax.export`, return its `_asdict()`, which needs no zoo
-      to be read.
+      `segment(variables, images) -> Segmentation`. Images are uint8 [B, h, w,
+      channels]. It returns numpy arrays for numpy arrays; under `jit` and on a mesh it
+      takes jax arrays. For `jax.export`, return its `_asdict()`, which can be read
+      without this package.
 
     Raises:
-      ValueError: The model is no such network, or an option is out of range. `segment`
-        raises it where images are of
-        another type, smaller than the network takes, or have another number of
-        channels.
+      ValueError: The model is not a segmentation network, or an option is out of range.
+        `segment` raises it for images of another type, smaller than the network takes,
+        or with another number of channels.
 
     Reference:
       Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1 and the released
-      code, for windows, scales and mirror images.
+      code, for sliding windows, scales and flipping.
     """
     if not isinstance(model, Segmenter):
         raise ValueError(
@@ -92,37 +91,39 @@ def make_segmenter(
     def probabilities(variables: Mapping[str, Any], images: Array) -> Array:
         return jax.nn.softmax(model.apply(variables, images))
 
-    def look(function: Callable, images: Array, filled: Array, flip: bool) -> Array:
-        """Probabilities of images that fill a part of [B, H, W, C]; see `place`."""
+    def predict(function: Callable, images: Array, filled: Array, flip: bool) -> Array:
+        """Computes probabilities for images that fill a part of [B, H, W, C]."""
         margin, size = model.margin, images.shape[1:3]
         least = window or (model.min_size, model.min_size)
-        seen = [max(n + 2 * margin, m) for n, m in zip(size, least, strict=True)]
-        seen = [_round_up(n, model.stride, model.remainder) for n in seen]
-        x = place(images, filled, seen, margin=margin, flip=flip)
+        padded = [max(n + 2 * margin, m) for n, m in zip(size, least, strict=True)]
+        padded = [_round_up(n, model.stride, model.remainder) for n in padded]
+        x = crop_or_pad(images, filled, padded, margin=margin, flip=flip)
         if not margin:
-            # The mean colour, as the convolutions' padding.
-            x = clear_rest(x, filled)
+            # The mean color, which is zero, as in the padding of convolutions.
+            x = zero_padding(x, filled)
         if window is None:
             y = function(x)
         else:
-            y = slide(function, x, filled, window, overlap=overlap, margin=margin)
-        return place(y, filled, size, flip=flip)
+            y = sliding_window(
+                function, x, filled, window, overlap=overlap, margin=margin
+            )
+        return crop_or_pad(y, filled, size, flip=flip)
 
     @jit_inference
     def core(variables: Mapping[str, Any], images: Array, filled: Array):
         size = images.shape[1:3]
         images = normalize(images, preprocess)
         function = partial(probabilities, variables)
-        looks, total = [*product(scales, (False, True)[: 1 + flip])], 0.0
-        for scale, mirrored in looks:
+        views, total = [*product(scales, (False, True)[: 1 + flip])], 0.0
+        for scale, flipped in views:
             x, part = images, filled
             if scale != 1:
                 target = [max(round(n * scale), 1) for n in size]
-                x = resize(place(x, filled, size), target, antialias=False)
+                x = resize(crop_or_pad(x, filled, size), target, antialias=False)
                 part = _scale(filled, size, target)
-            y = look(function, x, part, mirrored)
+            y = predict(function, x, part, flipped)
             total = total + resize(y, size, antialias=False)
-        total = jnp.take(total / len(looks), chosen, axis=-1, mode="clip")
+        total = jnp.take(total / len(views), chosen, axis=-1, mode="clip")
         best = jnp.take(chosen, total.argmax(axis=-1), mode="clip")
         return Segmentation(best, total.max(axis=-1))
 
@@ -137,7 +138,7 @@ def make_segmenter(
                 f"{model.label} takes images of {least} x {least} pixels or more, got "
                 f"{list(images.shape)}."
             )
-        # Sizes to which the network's stride adds nothing.
+        # Sizes that the stride of the network does not enlarge further.
         rest = (model.remainder - 2 * model.margin) % model.stride
         more = [_round_up(n, bucket, rest) - n for n in size]
         if any(more):
@@ -154,13 +155,13 @@ def make_segmenter(
 
 
 def _scale(filled: Array, size: Size, target: Sequence[int]) -> Array:
-    """Scales what is filled of an array as the array is scaled, and rounds it."""
+    """Scales the filled size of an array as the array is scaled, and rounds it."""
     size, target = np.array(size, np.int32), np.array(target, np.int32)
     return jnp.maximum((2 * filled * target + size) // (2 * size), 1)
 
 
 def _round_up(length: int, step: int, rest: int = 0) -> int:
-    """The next length of `step * n + rest`."""
+    """Returns the next larger length of the form `step * n + rest`."""
     return -(-(length - rest) // step) * step + rest
 
 

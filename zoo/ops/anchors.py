@@ -1,7 +1,7 @@
-"""Anchors: the boxes that a detector's outputs start from, one set per grid cell.
+"""Anchors: the reference boxes of a detector, one set for each cell of a grid.
 
-They follow from sizes alone, so they are made in numpy and are constants of what is
-compiled: float32, xyxy in pixels of the network's input.
+They depend on sizes only, so they are made in numpy and become constants of the
+compiled program: float32, xyxy in pixels of the network's input.
 """
 
 import math
@@ -13,22 +13,22 @@ import numpy as np
 def make_anchors(
     sizes: Sequence[float], ratios: Sequence[float], *, round: bool = True
 ) -> np.ndarray:
-    """Makes the anchors of one cell around the origin, as FPN's detectors have them.
+    """Makes the anchors of one cell around the origin, as in feature pyramid networks.
 
     Args:
       sizes: Square roots of the areas, in pixels.
-      ratios: Heights divided by widths.
-      round: Whether corners are whole numbers, as in torchvision.
+      ratios: Aspect ratios, height divided by width.
+      round: Whether to round corners to integers, as in torchvision.
 
     Returns:
-      float32 [A, 4], A = ratios times sizes: all sizes of the first ratio, then of the
-      next.
+      float32 [A, 4], with A = ratios times sizes: all sizes of the first ratio, then
+      those of the next.
 
     Raises:
-      ValueError: A size or a ratio is not above 0, or there is none.
+      ValueError: A size or a ratio is not positive, or there is none.
     """
     _check("make_anchors", sizes=sizes, ratios=ratios)
-    # In float32, because rounding shows where the numbers come from.
+    # In float32 as in torchvision, as the rounding depends on it.
     stretch = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     side = np.asarray(sizes, np.float32)
     half = np.stack([1 / stretch * side, stretch * side], axis=-1).reshape(-1, 2) / 2
@@ -41,23 +41,23 @@ def rpn_anchors(
     ratios: Sequence[float] = (0.5, 1, 2),
     scales: Sequence[float] = (8, 16, 32),
 ) -> np.ndarray:
-    """Makes the anchors of the upper left cell as Faster R-CNN has them.
+    """Makes the anchors of the upper left cell as in Faster R-CNN.
 
-    Their last pixel belongs to them (`inclusive`, see `zoo.ops.boxes`), and the sides
-    of a ratio are rounded before they are scaled. The authors' lists, which begin with
-    (-83, -39, 100, 56), count an image's pixels from 1; these count from 0.
+    x2 and y2 are the last pixel (`inclusive` in `zoo.ops.boxes`), and the sides of a
+    ratio are rounded before scaling. The authors' table, which starts with
+    (-83, -39, 100, 56), counts pixels from 1; here they are counted from 0.
 
     Args:
-      base: Stride of the cells, in pixels; the anchors lie around the cell's middle.
-      ratios: Heights divided by widths.
-      scales: Sides divided by `base`, of a square anchor.
+      base: Stride of the cells, in pixels; anchors are centered in the cell.
+      ratios: Aspect ratios, height divided by width.
+      scales: Side of a square anchor divided by `base`.
 
     Returns:
-      float32 [A, 4], A = ratios times scales: all scales of the first ratio, then of
-      the next.
+      float32 [A, 4], with A = ratios times scales: all scales of the first ratio, then
+      those of the next.
 
     Raises:
-      ValueError: A number is not above 0, or there is none.
+      ValueError: A number is not positive, or there is none.
 
     Reference:
       Ren et al., Faster R-CNN, 2015, section 3.1; py-faster-rcnn, generate_anchors.py.
@@ -67,8 +67,8 @@ def rpn_anchors(
     heights = np.round(widths * ratios)
     sides = np.stack([widths, heights], axis=-1)[:, None]
     sides = (sides * np.asarray(scales, np.float64)[:, None]).reshape(-1, 2)
-    centre, half = (base - 1) / 2, (sides - 1) / 2
-    return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+    center, half = (base - 1) / 2, (sides - 1) / 2
+    return np.concatenate([center - half, center + half], axis=1).astype(np.float32)
 
 
 def tile_anchors(
@@ -77,15 +77,15 @@ def tile_anchors(
     """Repeats the anchors of the upper left cell over a grid.
 
     Args:
-      cell: [A, 4].
-      height: Rows of the grid.
-      width: Columns of the grid.
-      stride_y: Between rows, in pixels.
-      stride_x: Between columns, in pixels.
+      cell: The anchors of the upper left cell, [A, 4].
+      height: Number of rows.
+      width: Number of columns.
+      stride_y: Distance between rows, in pixels.
+      stride_x: Distance between columns, in pixels.
 
     Returns:
-      float32 [height * width * A, 4]: all anchors of a cell, then of its right
-      neighbour; row by row. So are a head's outputs [height, width, A, ...].
+      float32 [height * width * A, 4]: all anchors of a cell, then those of the next
+      cell of the row, as in a head's outputs [height, width, A, ...].
 
     Raises:
       ValueError: `cell` is not [A, 4], or the grid has no cells.
@@ -110,26 +110,27 @@ def ssd_boxes(
 ) -> np.ndarray:
     """Makes SSD's default boxes of all levels.
 
-    Each cell has a square of the level's size, one of the geometric mean of this size
-    and the next level's, and for each ratio r a box r times as wide as high and one r
-    times as high as wide, with the area of the first square.
+    Each cell has a square of the level's size, a square of the geometric mean of this
+    size and that of the next level, and, for each ratio r, a landscape and a portrait
+    box of this ratio with the area of the first square.
 
     Args:
-      grids: Height and width of each level's feature map.
-      steps: Between cells, in pixels, of each level; a cell's boxes lie around
-        its middle.
-      sizes: In pixels, of each level and of one beyond the last: the authors' "min
-        sizes" and the last "max size".
-      ratios: Of each level, without 1 and without inverses: (2,) or (2, 3).
-      max_sides: Largest height and width of a box, as torchvision limits them to the
-        image's; None for no limit, as the authors'.
+      grids: Height and width of the feature map of each level.
+      steps: Distance between cells of each level, in pixels; boxes are centered in the
+        cell.
+      sizes: Size of each level in pixels, and one more: the authors' "min sizes" and
+        the last "max size".
+      ratios: Aspect ratios of each level, without 1 and without inverses: (2,) or
+        (2, 3).
+      max_sides: Maximum height and width of a box, the size of the image in
+        torchvision; None for no limit, as in the authors' code.
 
     Returns:
-      float32 [A, 4]: level by level, row by row, all boxes of a cell together. Boxes
-      may reach beyond the image.
+      float32 [A, 4]: level by level and row by row, all boxes of a cell together. Boxes
+      may extend beyond the image.
 
     Raises:
-      ValueError: The arguments are not of as many levels, or a number is not above 0.
+      ValueError: The numbers of levels differ, or a number is not positive.
 
     Reference:
       Liu et al., SSD, 2016, section 2.2; prior_box_layer.cpp of the authors' Caffe.

@@ -1,7 +1,7 @@
-"""Boxes as a network says them: how an anchor must move and grow to become a box.
+"""Encoding of boxes as deltas of anchors.
 
-A delta is (dx, dy, dw, dh): the way of the centre in widths and heights of the anchor,
-and the logarithms of the factors by which its sides grow.
+A delta is (dx, dy, dw, dh): the offset of the center in units of the anchor's width and
+height, and the logarithms of the ratios of width and height.
 """
 
 import math
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# A side grows at most by so much: beyond it, exp would soon leave float32.
+# Limit of dw and dh, to prevent the exponential from overflowing.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
-# Sides of no length count as so many pixels in `encode`, whose result stays finite.
-_SHORTEST = 1e-6
+# Minimum side in pixels in `encode`, so that its result is finite.
+_MIN_SIDE = 1e-6
 
 
 def encode(
@@ -26,21 +26,21 @@ def encode(
     weights: Sequence[float] = (1, 1, 1, 1),
     inclusive: bool = False,
 ) -> Array:
-    """Says boxes as deltas of anchors.
+    """Encodes boxes as deltas of anchors.
 
     Args:
       boxes: [..., 4], xyxy in pixels.
       anchors: [..., 4], xyxy in pixels; leading axes broadcast with those of `boxes`.
-      weights: What (dx, dy, dw, dh) are multiplied by. SSD writes their inverses, and
-        calls them variances: its 0.1, 0.1, 0.2, 0.2 are the weights 10, 10, 5, 5.
-      inclusive: Whether the last pixel belongs to a box, see `zoo.ops.boxes`.
+      weights: Factors of (dx, dy, dw, dh). The variances of SSD are their inverses: its
+        0.1, 0.1, 0.2, 0.2 are the weights 10, 10, 5, 5.
+      inclusive: Whether x2 and y2 are the last pixel of a box, see `zoo.ops.boxes`.
 
     Returns:
-      float32 [..., 4], finite for boxes and anchors without area too.
+      float32 [..., 4], finite even for boxes and anchors without area.
 
     Raises:
-      ValueError: The last axes are not 4 long, or `weights` are not four numbers above
-        0.
+      ValueError: A last axis is not of length 4, or `weights` are not four positive
+        numbers.
 
     Reference:
       Girshick et al., Rich feature hierarchies, 2014, appendix C, equations 6 to 9.
@@ -50,7 +50,7 @@ def encode(
     x, y, width, height = _split(boxes, inclusive)
     anchor_x, anchor_y, anchor_width, anchor_height = _split(anchors, inclusive)
     width, height, anchor_width, anchor_height = (
-        jnp.maximum(side, _SHORTEST)
+        jnp.maximum(side, _MIN_SIDE)
         for side in (width, height, anchor_width, anchor_height)
     )
     deltas = [
@@ -75,18 +75,18 @@ def decode(
     Args:
       deltas: [..., 4], computed in float32.
       anchors: [..., 4], xyxy in pixels; leading axes broadcast with those of `deltas`,
-        e.g. [R, 1, 4] for the deltas [R, K, 4] of K classes.
-      weights: As in `encode`.
-      inclusive: As in `encode`. The code of Fast and Faster R-CNN counts the last pixel
-        in a box's width, but leaves it out here: its x2 and y2 are one pixel more.
-      max_log_scale: The largest dw and dh (after division by the weights) that is
-        applied; None for no limit, with which sides may become infinite.
+        such as [R, 1, 4] with the deltas [R, K, 4] of K classes.
+      weights: See `encode`.
+      inclusive: See `encode`. The code of Fast and Faster R-CNN includes the last pixel
+        in the width of a box, but not here: its x2 and y2 are one pixel more.
+      max_log_scale: Upper limit of dw and dh after division by the weights; None for no
+        limit, with which sides may become infinite.
 
     Returns:
       float32 [..., 4], xyxy in pixels, not clipped to an image.
 
     Raises:
-      ValueError: As `encode`.
+      ValueError: See `encode`.
     """
     _check("decode", deltas, anchors, weights)
     deltas = jnp.asarray(deltas, jnp.float32)
@@ -109,7 +109,7 @@ def decode(
 
 
 def _split(boxes: Array, inclusive: bool) -> tuple[Array, Array, Array, Array]:
-    """Returns centre x, centre y, width and height [...] of boxes [..., 4]."""
+    """Returns center x, center y, width and height [...] of boxes [..., 4]."""
     boxes = jnp.asarray(boxes, jnp.float32)
     one = 1 if inclusive else 0
     width = boxes[..., 2] - boxes[..., 0] + one

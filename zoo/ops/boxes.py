@@ -1,8 +1,8 @@
-"""Boxes `xyxy`: float [..., 4], the corners (x1, y1, x2, y2) in pixels.
+"""Operations on boxes float [..., 4], the corners (x1, y1, x2, y2) in pixels.
 
-Coordinates are continuous, so that a box is x2 - x1 wide. What the code of R-CNN and
-of PASCAL VOC calls a box has its last pixel in x2 and is one pixel wider: `inclusive`
-says so where it matters.
+Coordinates are continuous: the width of a box is x2 - x1. In the code of R-CNN and of
+PASCAL VOC x2 is the last pixel of a box, which is thus one pixel wider; the argument
+`inclusive` selects this convention.
 """
 
 import jax
@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 def area(boxes: Array, *, inclusive: bool = False) -> Array:
-    """Returns the areas [...] of boxes [..., 4]; 0 for a box that is inside out."""
+    """Computes the areas [...] of boxes [..., 4]; 0 if x2 < x1 or y2 < y1."""
     one = 1 if inclusive else 0
     width = boxes[..., 2] - boxes[..., 0] + one
     height = boxes[..., 3] - boxes[..., 1] + one
@@ -20,12 +20,12 @@ def area(boxes: Array, *, inclusive: bool = False) -> Array:
 
 
 def clip(boxes: Array, height: float | Array, width: float | Array) -> Array:
-    """Moves corners that lie outside of an image onto its border.
+    """Clips boxes to an image.
 
     Args:
       boxes: [..., 4].
-      height: Of the image, in pixels.
-      width: Of the image, in pixels.
+      height: Height of the image, in pixels.
+      width: Width of the image, in pixels.
 
     Returns:
       [..., 4] with 0 <= x <= width and 0 <= y <= height.
@@ -37,40 +37,28 @@ def clip(boxes: Array, height: float | Array, width: float | Array) -> Array:
 
 
 def to_cxcywh(boxes: Array) -> Array:
-    """Converts corners [..., 4] to (centre x, centre y, width, height)."""
+    """Converts corners [..., 4] to (center x, center y, width, height)."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
 def from_cxcywh(boxes: Array) -> Array:
-    """Converts (centre x, centre y, width, height) [..., 4] to corners."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return jnp.concatenate([centre - half, centre + half], axis=-1)
-
-
-def to_xywh(boxes: Array) -> Array:
-    """Converts corners [..., 4] to (x1, y1, width, height), which COCO's files have."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return jnp.concatenate([low, high - low], axis=-1)
-
-
-def from_xywh(boxes: Array) -> Array:
-    """Converts (x1, y1, width, height) [..., 4] to corners."""
-    low, size = boxes[..., :2], boxes[..., 2:]
-    return jnp.concatenate([low, low + size], axis=-1)
+    """Converts (center x, center y, width, height) [..., 4] to corners."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return jnp.concatenate([center - half, center + half], axis=-1)
 
 
 def iou(a: Array, b: Array, *, inclusive: bool = False) -> Array:
-    """Divides the area that two boxes share by the area that they cover together.
+    """Computes the intersection over union of boxes.
 
     Args:
       a: [..., 4].
-      b: [..., 4]; leading axes broadcast with those of `a`. For all pairs of [N, 4] and
-        [M, 4] give `a[:, None]` and `b[None]`.
-      inclusive: Whether the last pixel belongs to a box.
+      b: [..., 4]; leading axes broadcast with those of `a`. Use `a[:, None]` and
+        `b[None]` for all pairs of [N, 4] and [M, 4].
+      inclusive: Whether x2 and y2 are the last pixel of a box.
 
     Returns:
-      [...], 0 to 1; 0 where both boxes are empty.
+      [...], 0 to 1; 0 if both boxes are empty.
     """
     shared = intersection(a, b, inclusive=inclusive)
     union = area(a, inclusive=inclusive) + area(b, inclusive=inclusive) - shared
@@ -78,35 +66,12 @@ def iou(a: Array, b: Array, *, inclusive: bool = False) -> Array:
 
 
 def intersection(a: Array, b: Array, *, inclusive: bool = False) -> Array:
-    """Returns the area [...] that boxes [..., 4] share with boxes [..., 4]."""
+    """Computes the area [...] of the intersection of boxes [..., 4]."""
     one = 1 if inclusive else 0
-    # A coordinate at a time: CPUs take as many pairs at once as they have lanes.
+    # One coordinate at a time, which XLA vectorizes better on CPUs.
     sides = [
         jnp.minimum(a[..., i + 2], b[..., i + 2]) - jnp.maximum(a[..., i], b[..., i])
         for i in range(2)
     ]
     width, height = (jnp.maximum(side + one, 0) for side in sides)
     return width * height
-
-
-def giou(a: Array, b: Array) -> Array:
-    """Generalised IoU: less than 0 for boxes far apart, so that there is a gradient.
-
-    Args:
-      a: [..., 4].
-      b: [..., 4]; leading axes broadcast with those of `a`.
-
-    Returns:
-      [...], -1 to 1: the IoU, less the share of the smallest box around both that
-      neither covers.
-
-    Reference:
-      Rezatofighi et al., Generalized Intersection over Union, 2019, algorithm 1.
-    """
-    shared = intersection(a, b)
-    union = area(a) + area(b) - shared
-    low = jnp.minimum(a[..., :2], b[..., :2])
-    high = jnp.maximum(a[..., 2:], b[..., 2:])
-    around = area(jnp.concatenate([low, high], axis=-1))
-    around = jnp.where(around > 0, around, 1)
-    return shared / jnp.where(union > 0, union, 1) - (around - union) / around

@@ -1,23 +1,24 @@
-"""Losses that optax lacks: element-wise over examples, not reduced."""
+"""Losses that optax lacks, for each example or each element."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 
 def lenet_map_loss(logits: jax.Array, labels: jax.Array, j: float = 10.0) -> jax.Array:
-    """LeNet-5's discriminative criterion, against a constant "rubbish" class.
+    """Computes LeNet-5's maximum a posteriori criterion with a "rubbish" class.
 
-    With penalties `y = -logits` it is `y[label] + log(exp(-j) + sum_i exp(-y[i]))`:
-    the right class's penalty falls, and wrong ones rise where they are below `j`.
+    With penalties `y = -logits` it is `y[label] + log(exp(-j) + sum_i exp(-y[i]))`. It
+    lowers the penalty of the true class, and raises those of other classes below `j`.
 
     Args:
-      logits: float32 [..., K], the negative RBF outputs.
+      logits: float32 [..., K], the negative outputs of the RBF units.
       labels: int32 [...], 0 to K - 1.
-      j: Penalty of the rubbish class, positive. The paper prints no value; of 1, 10 and
-        30, 10 gives the best accuracy on small digits.
+      j: Penalty of the rubbish class, positive. The paper states no value; among 1, 10
+        and 30, 10 has the best accuracy on small digits.
 
     Returns:
       float32 [...].
@@ -28,25 +29,24 @@ def lenet_map_loss(logits: jax.Array, labels: jax.Array, j: float = 10.0) -> jax
     """
     rubbish = jnp.full((*logits.shape[:-1], 1), -j, logits.dtype)
     normalizer = jax.nn.logsumexp(jnp.concatenate([logits, rubbish], -1), axis=-1)
-    right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return normalizer - right
+    true_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return normalizer - true_logits
 
 
 def smooth_l1(error: jax.Array, beta: float = 1.0) -> jax.Array:
-    """Half the square of an error near 0, and its magnitude less a constant beyond.
+    """Computes the smooth L1 loss, which is the Huber loss divided by `beta`.
 
     Args:
       error: float [...].
-      beta: Where the one becomes the other. Faster R-CNN writes 1 / sigma ** 2.
+      beta: Error at which the loss becomes linear; 1 / sigma ** 2 in Faster R-CNN.
 
     Returns:
-      float [...]; its derivative is within -1 and 1.
+      float [...], with derivatives from -1 to 1.
 
     Reference:
       Girshick, Fast R-CNN, 2015, equation 3.
     """
-    size = jnp.abs(error)
-    return jnp.where(size < beta, size * size / (2 * beta), size - beta / 2)
+    return optax.huber_loss(error, delta=beta) / beta
 
 
 def segmentation_cross_entropy(
@@ -57,24 +57,25 @@ def segmentation_cross_entropy(
     pixel_weights: jax.Array | None = None,
     ignore: int = 255,
 ) -> jax.Array:
-    """The mean cross-entropy of each image's valid pixels.
+    """Computes the mean cross-entropy of the valid pixels of each image.
 
-    Weights multiply the pixels' losses, and the sum is divided by the number of valid
-    pixels, as in SegNet's code (PyTorch divides by the sum of the weights).
+    The losses of pixels are multiplied by the weights, and their sum is divided by the
+    number of valid pixels, as in SegNet's code (PyTorch divides by the sum of the
+    weights).
 
     Args:
       logits: float32 [B, H, W, K].
       mask: uint8 or int32 [B, H, W], 0 to K - 1 or `ignore`. Any other value makes the
-        image's loss NaN.
-      class_weights: [K], by the true class, see `median_frequency_weights`.
-      pixel_weights: float32 [B, H, W], such as U-Net's, which are larger at borders.
-      ignore: Marks pixels that do not count.
+        loss of the image NaN.
+      class_weights: [K], weights of the true classes, see `median_frequency_weights`.
+      pixel_weights: float32 [B, H, W], such as those of U-Net, larger at borders.
+      ignore: Value of the mask for pixels that are ignored.
 
     Returns:
       float32 [B]; 0 for an image without a valid pixel.
 
     Raises:
-      ValueError: Logits, mask or weights do not fit one another.
+      ValueError: The shapes of logits, mask or weights do not match.
     """
     losses, valid = _pixel_losses(logits, mask, ignore)
     if class_weights is not None:
@@ -84,7 +85,7 @@ def segmentation_cross_entropy(
                 f"class_weights are {list(weights.shape)}; logits have "
                 f"{logits.shape[-1]} classes."
             )
-        # Of what is ignored the loss is 0, whatever is taken.
+        # The loss of ignored pixels is 0, whatever their weight.
         losses = losses * jnp.take(weights, mask.astype(jnp.int32), mode="clip")
     if pixel_weights is not None:
         if pixel_weights.shape != mask.shape:
@@ -100,20 +101,21 @@ def segmentation_cross_entropy(
 def bootstrapped_cross_entropy(
     logits: jax.Array, mask: jax.Array, *, count: int, ignore: int = 255
 ) -> jax.Array:
-    """The mean cross-entropy of the pixels of highest loss, apart for each image.
+    """Computes the mean cross-entropy of each image's pixels with the highest loss.
 
     Args:
       logits: float32 [B, H, W, K].
-      mask: As in `segmentation_cross_entropy`.
-      count: How many pixels; all valid ones where an image has less.
-      ignore: Marks pixels that do not count.
+      mask: See `segmentation_cross_entropy`.
+      count: Number of pixels; if an image has fewer valid ones, all of them.
+      ignore: Value of the mask for pixels that are ignored.
 
     Returns:
-      float32 [B]; 0 for an image without a valid pixel. Where pixels share the lowest
-      loss that counts, the gradient is shared among them.
+      float32 [B]; 0 for an image without a valid pixel. If several pixels have the
+      lowest loss that is included, they share its gradient.
 
     Raises:
-      ValueError: Logits and mask do not fit one another, or `count` is not positive.
+      ValueError: The shapes of logits and mask do not match, or `count` is not
+        positive.
 
     Reference:
       Pohlen et al., Full-Resolution Residual Networks for Semantic Segmentation in
@@ -124,7 +126,7 @@ def bootstrapped_cross_entropy(
         raise ValueError(f"count must be at least 1, got {count}.")
     losses, valid = _pixel_losses(logits, mask, ignore)
     losses, valid = (x.reshape(len(x), -1) for x in (losses, valid))
-    # Of sorting only the threshold is taken: the gradient is one of products.
+    # Sorting yields only the threshold, so that the gradient is that of products.
     fixed = jax.lax.stop_gradient(jnp.where(valid, losses, -jnp.inf))
     taken = jnp.minimum(valid.sum(1, keepdims=True), count)
     last = fixed.shape[1] - jnp.maximum(taken, 1)
@@ -140,7 +142,7 @@ def bootstrapped_cross_entropy(
 def _pixel_losses(
     logits: jax.Array, mask: jax.Array, ignore: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy [B, H, W], 0 where ignored, and which pixels are valid."""
+    """Returns the cross-entropy [B, H, W], 0 where ignored, and the valid pixels."""
     if logits.ndim != 4 or logits.shape[:3] != mask.shape:
         raise ValueError(
             f"logits [B, H, W, K] and mask [B, H, W] must be of one size, got "
@@ -151,9 +153,9 @@ def _pixel_losses(
         raise ValueError(f"the mask must be of integers, got {mask.dtype}.")
     mask = mask.astype(jnp.int32)
     valid, known = mask != ignore, (mask >= 0) & (mask < logits.shape[-1])
-    # Not a gather, whose gradient is a scatter: this fuses with what is around it.
-    right = jnp.where(_one_hot(mask, logits.shape[-1]), logits, 0).sum(-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - right
+    # Not a gather, whose gradient is a scatter: XLA fuses this with its neighbors.
+    true_logits = jnp.where(_one_hot(mask, logits.shape[-1]), logits, 0).sum(-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - true_logits
     return jnp.where(valid, jnp.where(known, losses, jnp.nan), 0), valid
 
 
@@ -164,20 +166,21 @@ def _one_hot(mask: jax.Array, num_classes: int) -> jax.Array:
 def median_frequency_weights(
     pixels_per_class: Sequence[int], pixels_of_images_with_class: Sequence[int]
 ) -> np.ndarray:
-    """Weighs classes such that rare ones count as much as frequent ones.
+    """Computes class weights by median frequency balancing.
 
-    A class's frequency is the part of it in the images in which it occurs, and its
-    weight is the median frequency divided by its own.
+    The frequency of a class is its fraction of the pixels of images in which it occurs.
+    Its weight is the median of all frequencies divided by its own.
 
     Args:
-      pixels_per_class: [K], valid pixels of each class, over the training set.
-      pixels_of_images_with_class: [K], valid pixels of the images that have the class.
+      pixels_per_class: [K], number of valid pixels of each class in the training set.
+      pixels_of_images_with_class: [K], number of valid pixels of the images that
+        contain the class.
 
     Returns:
       float32 [K]; 0 for a class that does not occur.
 
     Raises:
-      ValueError: The two do not fit one another, or no class occurs.
+      ValueError: The arguments do not match, or no class occurs.
 
     Reference:
       Eigen and Fergus, Predicting Depth, Surface Normals and Semantic Labels, 2015,

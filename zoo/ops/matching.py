@@ -1,7 +1,7 @@
-"""Which object each anchor shall find, by how much the two overlap.
+"""Matching of anchors with objects by their IoU.
 
-Boxes are taken one at a time, so that memory grows with the anchors and not with
-anchors times boxes; padding at the end of the boxes costs no time.
+Boxes are processed one at a time, so that memory grows with the number of anchors, not
+with anchors times boxes. Padding at the end of the boxes is not processed.
 """
 
 import jax
@@ -27,29 +27,28 @@ def match_by_iou(
     usable: Array | None = None,
     inclusive: bool = False,
 ) -> Array:
-    """Matches each anchor with the box it overlaps most, if it does so enough.
+    """Matches each anchor with the box of the largest IoU, if it is large enough.
 
     Args:
       anchors: [A, 4], xyxy.
-      boxes: [N, 4], xyxy: the objects.
+      boxes: [N, 4], xyxy, the boxes of the objects.
       valid: bool [N]; False for padding.
-      positive: Least IoU of an anchor that is matched, 0 to 1.
-      negative: An anchor whose IoU is less than this with every box is negative. Of a
-        pair (low, high), one whose largest IoU is at least `low` and less than `high`.
-      low_quality: Whether the anchors that overlap a box most are matched too, however
-        little that is, each with the box that it overlaps most itself. A box which no
-        anchor meets matches none. (In torchvision it does: all anchors without any
-        overlap.)
-      usable: bool [A]; where False, an anchor is ignored and is the best of no box, as
-        those that cross the image's border in Faster R-CNN. None for all.
-      inclusive: Whether the last pixel belongs to a box, see `zoo.ops.boxes`.
+      positive: Minimum IoU of a matched anchor, 0 to 1.
+      negative: An anchor is negative if its largest IoU is less than this or, for a
+        pair (low, high), at least `low` and less than `high`.
+      low_quality: Whether to match also the anchors with the largest IoU of each box,
+        however small it is, each with the box of its own largest IoU. A box without any
+        overlap matches none. (In torchvision it matches all anchors without overlap.)
+      usable: bool [A]; other anchors are ignored, such as those that cross the border
+        of the image in Faster R-CNN. None if all are usable.
+      inclusive: Whether x2 and y2 are the last pixel of a box, see `zoo.ops.boxes`.
 
     Returns:
-      int32 [A]: the index of the box; -1 (`NEGATIVE`), or -2 (`IGNORED`) where neither
-      holds. Of boxes that are overlapped alike the first counts.
+      int32 [A]: the index of the box, -1 (`NEGATIVE`), or -2 (`IGNORED`). Of boxes with
+      equal IoU the first is matched.
 
     Raises:
-      ValueError: Shapes do not fit, or thresholds are out of order.
+      ValueError: Shapes do not match, or thresholds are out of order.
 
     Reference:
       Ren et al., Faster R-CNN, 2015, section 3.1.2.
@@ -71,14 +70,13 @@ def match_by_iou(
     def body(n: Array, carry: tuple) -> tuple:
         most, index, is_best = carry
         overlap = iou(anchors, boxes[n][None], inclusive=inclusive)
-        # Computed once: rounded in two ways, the largest might equal none.
+        # The barrier prevents computing it twice with different rounding.
         overlap = lax.optimization_barrier(jnp.where(usable & valid[n], overlap, -1))
         largest = overlap.max(initial=-1)
         is_best |= (overlap == largest) & (largest > 0)
         more = overlap > most
         return jnp.where(more, overlap, most), jnp.where(more, n, index), is_best
 
-    # Anchors without any box have no overlap with any.
     start = (
         jnp.zeros(len(anchors), jnp.float32),
         jnp.zeros(len(anchors), jnp.int32),
@@ -95,24 +93,25 @@ def match_by_iou(
 def match_bipartite(
     anchors: Array, boxes: Array, valid: Array, *, positive: float = 0.5
 ) -> Array:
-    """Gives each box the best anchor that is free, then all that overlap it enough.
+    """Matches each box with its best free anchor, then all anchors by their IoU.
 
-    The pair of the largest IoU is matched first, then the largest of the anchors and
-    boxes that are left, and so on. Each anchor that is left after that is matched as by
+    The pair with the largest IoU is matched first, then the best pair of the remaining
+    anchors and boxes, and so on. The remaining anchors are matched as in
     `match_by_iou`.
 
     Args:
       anchors: [A, 4], xyxy.
-      boxes: [N, 4], xyxy: the objects. One that no anchor meets gets none.
+      boxes: [N, 4], xyxy, the boxes of the objects. A box without any overlap is not
+        matched.
       valid: bool [N]; False for padding.
-      positive: Least IoU of the anchors of the second step, 0 to 1.
+      positive: Minimum IoU of anchors in the second step, 0 to 1.
 
     Returns:
       int32 [A]: the index of the box, or -1 (`NEGATIVE`). Of equal pairs the one with
-      the first anchor counts, then the one with the first box.
+      the first anchor is matched first, then the one with the first box.
 
     Raises:
-      ValueError: Shapes do not fit, or `positive` is out of range.
+      ValueError: Shapes do not match, or `positive` is out of range.
 
     Reference:
       Liu et al., SSD, 2016, section 2.2, "Matching strategy"; bbox_util.cpp of the
@@ -124,9 +123,9 @@ def match_bipartite(
         return matches
     anchors, boxes = (_constant(b) for b in (anchors, boxes))
 
-    # Of every box, its best anchor and their IoU: at first unknown, and known anew
-    # each time that another box takes the anchor. IoUs only fall in this, so the
-    # largest is right once it is known.
+    # The best free anchor and its IoU for each box. They are unknown at first, and when
+    # another box takes the anchor. The IoU of a box can only decrease, so that the
+    # largest one is final once it is known.
     def body(carry: tuple) -> tuple:
         taken, overlaps, bests, known = carry
         known &= taken[bests] < 0
@@ -152,12 +151,12 @@ def match_bipartite(
 
 
 def _constant(boxes: Array) -> Array:
-    # What matches what has no derivative.
+    # Matching has no derivative.
     return lax.stop_gradient(jnp.asarray(boxes, jnp.float32))
 
 
 def _count(valid: Array) -> Array:
-    """The number of boxes up to the last valid one."""
+    """Returns the number of boxes up to the last valid one."""
     places = jnp.arange(1, len(valid) + 1, dtype=jnp.int32)
     return jnp.where(valid, places, 0).max(initial=0)
 

@@ -10,18 +10,18 @@ from zoo.ops.boxes import iou
 
 Array = jax.Array
 
-# Boxes that are decided at a time, and kept ones that they are compared with at a time:
-# beside the boxes, memory is BLOCK * TILE however many there are.
+# Number of boxes that are processed at a time, and number of kept boxes that they are
+# compared with at a time. Besides the boxes, this takes BLOCK * TILE memory.
 BLOCK = 256
 TILE = 512
 
 
-class Kept(NamedTuple):
-    """What suppression leaves, best first.
+class NMSResult(NamedTuple):
+    """The boxes kept by non-maximum suppression, sorted by descending score.
 
     Attributes:
-      indices: int32 [D], places in the input; 0 where not valid.
-      valid: bool [D].
+      indices: int32 [D], indices into the input; 0 where not valid.
+      valid: bool [D]; False for padding.
     """
 
     indices: Array
@@ -37,28 +37,30 @@ def nms(
     classes: Array | None = None,
     valid: Array | None = None,
     inclusive: bool = False,
-) -> Kept:
-    """Keeps boxes by falling score, unless one that is kept overlaps too much.
+) -> NMSResult:
+    """Applies greedy non-maximum suppression.
 
-    Equal to the greedy algorithm at every threshold. Of equal scores the earlier box
-    goes first. A box whose score is not a number is not valid. Time grows with the
-    boxes times those that are kept, and memory with the boxes.
+    Boxes are visited by descending score, and kept unless their IoU with a kept box is
+    above the threshold. The result equals that of the greedy algorithm for every
+    threshold. Equal scores are sorted by index. Boxes with a NaN score are not valid.
+    Time grows with the number of boxes times the number of kept boxes, and memory with
+    the number of boxes.
 
     Args:
       boxes: float [N, 4], xyxy.
       scores: float [N].
-      iou_threshold: A box goes where its IoU with a kept one is above this, 0 to 1.
-      max_outputs: D, the number of places in the result.
+      iou_threshold: IoU above which a box is suppressed, 0 to 1.
+      max_outputs: Number of slots D of the result.
       classes: int [N]; boxes of different classes do not suppress each other. None for
         one class.
-      valid: bool [N]; False for padding. None for all.
-      inclusive: Whether the last pixel belongs to a box, see `zoo.ops.boxes`.
+      valid: bool [N]; False for padding. None if all are valid.
+      inclusive: Whether x2 and y2 are the last pixel of a box, see `zoo.ops.boxes`.
 
     Returns:
-      `Kept`, by falling score.
+      `NMSResult`, sorted by descending score.
 
     Raises:
-      ValueError: Shapes do not fit, or a number is out of range.
+      ValueError: Shapes do not match, or a number is out of range.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
         raise ValueError(
@@ -75,47 +77,49 @@ def nms(
     if valid is not None:
         usable &= valid
     count = usable.sum(dtype=jnp.int32)
-    # Padding sorts behind everything, then the order of the input decides.
+    # Padding is sorted to the end.
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
-    rest = -len(boxes) % BLOCK if len(boxes) else BLOCK
-    # Boxes, and what goes with them, in blocks [blocks, BLOCK, ...].
-    boxes = _block(jnp.asarray(boxes)[order], rest)
-    classes = None if classes is None else _block(jnp.asarray(classes)[order], rest)
-    order = _block(order.astype(jnp.int32), rest)
+    padding = -len(boxes) % BLOCK if len(boxes) else BLOCK
+    # Boxes, classes and indices in blocks [blocks, BLOCK, ...].
+    boxes = _block(jnp.asarray(boxes)[order], padding)
+    classes = None if classes is None else _block(jnp.asarray(classes)[order], padding)
+    order = _block(order.astype(jnp.int32), padding)
     tile = min(TILE, -(-max_outputs // BLOCK) * BLOCK)
-    room = -(-max_outputs // tile) * tile
+    capacity = -(-max_outputs // tile) * tile
 
-    def near(some: Array, others: Array, kinds: Array | None, others_kinds: Array):
-        overlaps = iou(some[:, None], others[None], inclusive=inclusive) > iou_threshold
-        if kinds is None:
+    def suppresses(a: Array, b: Array, a_classes: Array | None, b_classes: Array):
+        overlaps = iou(a[:, None], b[None], inclusive=inclusive) > iou_threshold
+        if a_classes is None:
             return overlaps
-        return overlaps & (kinds[:, None] == others_kinds[None])
+        return overlaps & (a_classes[:, None] == b_classes[None])
 
     def body(carry: tuple) -> tuple:
-        number, total, kept, kept_classes, places = carry
-        rows = boxes[number]
-        kinds = None if classes is None else classes[number]
+        number, total, kept, kept_classes, indices = carry
+        block = boxes[number]
+        block_classes = None if classes is None else classes[number]
 
-        def compare(at: Array, alive: Array) -> Array:
-            start = at * tile
+        def compare(i: Array, alive: Array) -> Array:
+            start = i * tile
             some = lax.dynamic_slice(kept, (start, 0), (tile, 4))
-            some_kinds = None
+            some_classes = None
             if classes is not None:
-                some_kinds = lax.dynamic_slice(kept_classes, (start,), (tile,))
-            there = (start + jnp.arange(tile) < total)[:, None]
-            return alive & ~(near(some, rows, some_kinds, kinds) & there).any(axis=0)
+                some_classes = lax.dynamic_slice(kept_classes, (start,), (tile,))
+            filled = (start + jnp.arange(tile) < total)[:, None]
+            suppressed = suppresses(some, block, some_classes, block_classes) & filled
+            return alive & ~suppressed.any(axis=0)
 
         alive = number * BLOCK + jnp.arange(BLOCK) < count
         alive = lax.fori_loop(0, -(-total // tile), compare, alive)
-        alive = _decide(alive, near(rows, rows, kinds, kinds))
-        # What is kept goes behind what was kept before; the rest nowhere.
-        to = jnp.where(alive, total + jnp.cumsum(alive, dtype=jnp.int32) - 1, room)
-        kept = kept.at[to].set(rows, mode="drop")
-        places = places.at[to].set(order[number], mode="drop")
+        pairs = suppresses(block, block, block_classes, block_classes)
+        alive = _suppress_within_block(alive, pairs)
+        # Append the kept boxes; the others are dropped.
+        to = jnp.where(alive, total + jnp.cumsum(alive, dtype=jnp.int32) - 1, capacity)
+        kept = kept.at[to].set(block, mode="drop")
+        indices = indices.at[to].set(order[number], mode="drop")
         if classes is not None:
-            kept_classes = kept_classes.at[to].set(kinds, mode="drop")
+            kept_classes = kept_classes.at[to].set(block_classes, mode="drop")
         total += alive.sum(dtype=jnp.int32)
-        return number + 1, total, kept, kept_classes, places
+        return number + 1, total, kept, kept_classes, indices
 
     def unfinished(carry: tuple) -> Array:
         number, total, *_ = carry
@@ -124,33 +128,33 @@ def nms(
     start = (
         jnp.int32(0),
         jnp.int32(0),
-        jnp.zeros((room, 4), boxes.dtype),
-        None if classes is None else jnp.zeros(room, classes.dtype),
-        jnp.zeros(room, jnp.int32),
+        jnp.zeros((capacity, 4), boxes.dtype),
+        None if classes is None else jnp.zeros(capacity, classes.dtype),
+        jnp.zeros(capacity, jnp.int32),
     )
-    _, total, _, _, places = lax.while_loop(unfinished, body, start)
-    found = jnp.arange(max_outputs) < total
-    return Kept(jnp.where(found, places[:max_outputs], 0), found)
+    _, total, _, _, indices = lax.while_loop(unfinished, body, start)
+    valid = jnp.arange(max_outputs) < total
+    return NMSResult(jnp.where(valid, indices[:max_outputs], 0), valid)
 
 
-def _block(x: Array, rest: int) -> Array:
-    """Pads [N, ...] by `rest` places of zeros, and splits it into blocks."""
-    x = jnp.pad(x, [(0, rest)] + [(0, 0)] * (x.ndim - 1))
+def _block(x: Array, padding: int) -> Array:
+    """Pads [N, ...] with zeros and splits it into blocks."""
+    x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(-1, BLOCK, *x.shape[1:])
 
 
-def _decide(alive: Array, near: Array) -> Array:
-    """Greedy suppression within a block whose boxes are in order of their scores.
+def _suppress_within_block(alive: Array, pairs: Array) -> Array:
+    """Applies greedy suppression to a block of boxes sorted by descending score.
 
-    A box stays if no earlier one that stays is near. Starting from any guess, the rule
-    is right for the first box after one round, for the first two after two, and so on:
-    its only fixed point is the greedy result, which few rounds reach.
+    A box is kept if no kept box before it suppresses it. Iterating this rule from any
+    guess, the first n boxes are right after n iterations. The greedy result is thus its
+    only fixed point, which is reached after few iterations.
 
     Args:
-      alive: bool [T], what earlier blocks left.
-      near: bool [T, T].
+      alive: bool [T], boxes that earlier blocks do not suppress.
+      pairs: bool [T, T], whether the IoU of two boxes is above the threshold.
     """
-    earlier = jnp.triu(near, k=1)
+    earlier = jnp.triu(pairs, k=1)
 
     def body(carry: tuple) -> tuple:
         guess, _ = carry

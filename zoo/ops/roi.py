@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo.ops.bilinear_gather import Samples, bilinear_gather, gather, sample_bins
 from zoo.ops.boxes import area
-from zoo.ops.taps import Taps, gather, place_samples, weigh
 
 Array = jax.Array
 
@@ -151,11 +151,11 @@ def _align(
     )
     cells = lax.stop_gradient(cells)
     options = {"bins": output_size, "samples": sampling_ratio, "aligned": aligned}
-    y = place_samples(cells[:, 1::2], height, **options)
-    x = place_samples(cells[:, ::2], width, **options)
+    y = sample_bins(cells[:, 1::2], height, **options)
+    x = sample_bins(cells[:, ::2], width, **options)
     # In one table of all levels, a region costs no more than in its own.
     table = jnp.concatenate([level.reshape(-1, level.shape[2]) for level in levels])
-    return weigh(table, Taps(start, width, y, x))
+    return bilinear_gather(table, Samples(start, width, y, x))
 
 
 def roi_max_pool(

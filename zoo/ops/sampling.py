@@ -1,4 +1,4 @@
-"""Which anchors or proposals of an image are trained, in fixed numbers."""
+"""Sampling of the anchors or proposals of an image that enter the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,17 @@ Array = jax.Array
 def sample_balanced(
     key: Array, labels: Array, *, count: int, positive_fraction: float
 ) -> tuple[Array, Array]:
-    """Draws positives up to a share of `count`, and fills up with negatives.
+    """Samples positives up to a fraction of `count`, and negatives for the rest.
 
     Args:
-      key: Decides which ones are drawn; all are as likely.
-      labels: int [A]: 1 positive, 0 negative, -1 never drawn.
-      count: How many are drawn in all, where there are enough negatives.
-      positive_fraction: Largest share of positives, 0 to 1; rounded down to a whole
-        number. Where there are fewer, negatives take their places, but positives never
-        take those of negatives.
+      key: Random key; sampling is uniform.
+      labels: int [A]: 1 positive, 0 negative, -1 never sampled.
+      count: Number of samples, if there are enough negatives.
+      positive_fraction: Maximum fraction of positives, 0 to 1; their number is rounded
+        down. Negatives replace missing positives, but not the other way round.
 
     Returns:
-      Masks bool [A] of the drawn positives and of the drawn negatives.
+      Masks bool [A] of the sampled positives and of the sampled negatives.
 
     Raises:
       ValueError: `labels` are not [A], or a number is out of range.
@@ -36,42 +35,42 @@ def sample_balanced(
             f"positive_fraction={positive_fraction} 0 to 1."
         )
     labels = jnp.asarray(labels)
-    most = int(count * positive_fraction)
+    limit = int(count * positive_fraction)
     positive_key, negative_key = jax.random.split(key)
-    positive = _draw(positive_key, labels == 1, most, most)
+    positive = _sample(positive_key, labels == 1, limit, limit)
     number = count - positive.sum(dtype=jnp.int32)
-    return positive, _draw(negative_key, labels == 0, count, number)
+    return positive, _sample(negative_key, labels == 0, count, number)
 
 
 def take(mask: Array, count: int) -> tuple[Array, Array]:
-    """Lists the first `count` places where a mask is True.
+    """Returns the indices of the first `count` True elements of a mask.
 
     Args:
       mask: bool [A].
-      count: Length of the list.
+      count: Number of slots of the result.
 
     Returns:
-      indices int32 [count], ascending, 0 where not valid; and valid bool [count].
+      Indices int32 [count], ascending, 0 where not valid; and valid bool [count].
     """
-    (places,) = jnp.nonzero(mask, size=count, fill_value=len(mask))
-    valid = places < len(mask)
-    return jnp.where(valid, places, 0).astype(jnp.int32), valid
+    (indices,) = jnp.nonzero(mask, size=count, fill_value=len(mask))
+    valid = indices < len(mask)
+    return jnp.where(valid, indices, 0).astype(jnp.int32), valid
 
 
 def mine_hard_negatives(
     losses: Array, positive: Array, candidates: Array, *, ratio: float
 ) -> Array:
-    """Chooses the negatives that the network finds hardest, some for each positive.
+    """Selects the negatives with the largest losses, a number for each positive.
 
     Args:
-      losses: float [A], of the class; the largest are chosen, of equal ones the first.
+      losses: float [A], classification losses; equal ones are sorted by index.
       positive: bool [A], anchors that are matched with an object.
-      candidates: bool [A], anchors that may be chosen; positives never are.
-      ratio: Largest number of negatives for each positive: 3 in SSD. An image without
+      candidates: bool [A], anchors that may be selected; positives never are.
+      ratio: Maximum number of negatives for each positive: 3 in SSD. An image without
         positives has no negatives.
 
     Returns:
-      bool [A], the chosen negatives.
+      bool [A], the selected negatives.
 
     Raises:
       ValueError: Shapes differ, or `ratio` is negative.
@@ -92,10 +91,10 @@ def mine_hard_negatives(
     return jnp.zeros(len(order), bool).at[order].set(chosen) & candidates
 
 
-def _draw(key: Array, mask: Array, most: int, number: int | Array) -> Array:
-    """Draws `number` True places of a mask [A], `most` at most, as a mask."""
+def _sample(key: Array, mask: Array, limit: int, number: int | Array) -> Array:
+    """Samples `number` True elements of a mask [A], at most `limit`, as a mask."""
     bits = jax.random.bits(key, mask.shape, jnp.uint32)
-    tickets = jnp.where(mask, (bits >> 1).astype(jnp.int32), -1)
-    highest, places = lax.top_k(tickets, min(most, len(mask)))
-    drawn = (jnp.arange(len(places)) < number) & (highest >= 0)
-    return jnp.zeros(len(mask), bool).at[places].set(drawn)
+    priorities = jnp.where(mask, (bits >> 1).astype(jnp.int32), -1)
+    highest, indices = lax.top_k(priorities, min(limit, len(mask)))
+    sampled = (jnp.arange(len(indices)) < number) & (highest >= 0)
+    return jnp.zeros(len(mask), bool).at[indices].set(sampled)

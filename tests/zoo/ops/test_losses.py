@@ -1,4 +1,6 @@
-"""Losses of masks, against loops over pixels."""
+"""Losses against loops over pixels and the equations of the papers."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from zoo.ops.losses import (
     bootstrapped_cross_entropy,
     median_frequency_weights,
     segmentation_cross_entropy,
+    smooth_l1,
 )
 
 
@@ -179,3 +182,16 @@ def test_median_frequency_weights():
         median_frequency_weights([0, 0], [0, 0])
     with pytest.raises(ValueError, match="no more pixels"):
         median_frequency_weights([10, 5], [8, 8])
+
+
+@pytest.mark.parametrize("beta", [1.0, 1 / 9])
+def test_smooth_l1_is_fast_rcnns_equation_3(beta):
+    errors = np.float32([-3, -beta, -beta / 2, 0, beta / 3, beta, 1.5 * beta, 2])
+    sizes = np.abs(errors)
+    expected = np.where(sizes < beta, errors**2 / (2 * beta), sizes - beta / 2)
+    slopes = np.clip(errors / np.float32(beta), -1, 1)
+    found, gradients = jax.vmap(jax.value_and_grad(partial(smooth_l1, beta=beta)))(
+        errors
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradients, slopes, rtol=1e-6)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.ops.looking import clear_rest, place, slide
+from zoo.ops.sliding_window import crop_or_pad, sliding_window, zero_padding
 
 RNG = np.random.default_rng(0)
-place_jit = jax.jit(place, static_argnames=("size", "margin", "flip"))
-slide_jit = jax.jit(slide, static_argnames=("function", "window", "overlap", "margin"))
+crop_or_pad_jit = jax.jit(crop_or_pad, static_argnames=("size", "margin", "flip"))
+sliding_window_jit = jax.jit(
+    sliding_window, static_argnames=("function", "window", "overlap", "margin")
+)
 
 
 def make(height, width, filled):
@@ -28,7 +30,7 @@ def make(height, width, filled):
 def test_place_is_numpys_pad(filled, margin, flip):
     given, images = make(6, 7, filled)
     size = (20, 24)
-    found = place_jit(given, np.int32(filled), size, margin=margin, flip=flip)
+    found = crop_or_pad_jit(given, np.int32(filled), size, margin=margin, flip=flip)
     if flip:
         images = images[:, :, ::-1]
     more = [(margin, n - margin - m) for n, m in zip(size, filled, strict=True)]
@@ -39,13 +41,13 @@ def test_place_is_numpys_pad(filled, margin, flip):
 
 def test_place_cuts_off_what_has_no_room():
     given, images = make(6, 7, (6, 7))
-    found = place_jit(given, np.int32([6, 7]), (2, 3), flip=True)
+    found = crop_or_pad_jit(given, np.int32([6, 7]), (2, 3), flip=True)
     np.testing.assert_array_equal(found, images[:, :2, :3:-1])
 
 
-def test_clear_rest():
+def test_zero_padding():
     given, images = make(6, 7, (4, 2))
-    found = jax.jit(clear_rest)(given, np.int32([4, 2]))
+    found = jax.jit(zero_padding)(given, np.int32([4, 2]))
     assert found.dtype == given.dtype
     np.testing.assert_array_equal(found[:, :4, :2], images)
     assert float(jnp.abs(found).sum()) == pytest.approx(np.abs(images).sum(), rel=1e-5)
@@ -78,7 +80,7 @@ def slide_slowly(images, window, overlap):
 def test_windows_are_those_of_the_image_whatever_the_array(filled, overlap):
     given, images = make(24, 23, filled)
     args = (with_place, given, np.int32(filled), (9, 8))
-    found = slide_jit(*args, overlap=overlap)[:, : filled[0], : filled[1]]
+    found = sliding_window_jit(*args, overlap=overlap)[:, : filled[0], : filled[1]]
     expected = slide_slowly(images, (9, 8), overlap)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -90,7 +92,7 @@ def test_windows_whose_results_are_smaller_cover_the_image():
         return with_place(windows)[:, 3:-3, 3:-3]
 
     args = (inner, given, np.int32([24, 21]), (12, 10))
-    found = slide_jit(*args, overlap=0.5, margin=3)
+    found = sliding_window_jit(*args, overlap=0.5, margin=3)
     assert found.shape == (2, 24, 21, 5)
     np.testing.assert_allclose(found[..., :3], images[:, 3:-3, 3:-3], rtol=1e-5)
     # A window's first column is at 3 of 10; no pixel is further to the right than 6.
