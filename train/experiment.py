@@ -210,7 +210,7 @@ def check_size(
 
 def check_augment(names: tuple[str, ...], task: type[Task]) -> None:
     """Raises where an augmentation moves pixels, and not the boxes or masks."""
-    moving = [n for n in names if n.split(":")[0] in augment.MOVING]
+    moving = [n for n in names if n.split(":")[0] in augment.GEOMETRIC]
     if moving and task.has_targets_in_place:
         raise ValueError(
             f"data.augment={moving[0]} moves pixels and not what {task.name} has "

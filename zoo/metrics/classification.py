@@ -1,4 +1,4 @@
-"""Top-k accuracy, mean loss and the confusion matrix of a classifier."""
+"""Metrics of classification: accuracy, top-5 accuracy, loss and confusion matrix."""
 
 import math
 from typing import NamedTuple
@@ -12,8 +12,8 @@ class State(NamedTuple):
     """Sums over the examples seen so far.
 
     Attributes:
-      confusion: int32 [K, K], rows are the true classes.
-      top5: int32, examples whose label is among the five highest logits.
+      confusion: int32 [K, K], the confusion matrix; rows are the true classes.
+      top5: int32, number of examples whose label is among the five highest logits.
       loss: float32, sum of the losses.
     """
 
@@ -41,11 +41,11 @@ def update(
       logits: float32 [B, K].
       labels: int32 [B], 0 to K - 1.
       losses: float32 [B].
-      valid: bool [B]; examples that are padding are not counted.
+      valid: bool [B]; False for padding, which is not counted.
     """
     predicted = logits.argmax(-1)
-    # Of equal logits the lower class comes first, as in argmax: a network that says
-    # the same for all classes has no more hits than chance.
+    # Equal logits are sorted by class, as in argmax, so that a network with constant
+    # outputs has no more hits than chance.
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     hit = (top == labels[:, None]).any(-1)
     return State(
@@ -56,17 +56,17 @@ def update(
 
 
 def merge(a: State, b: State) -> State:
-    """Joins the sums of two disjoint sets of examples."""
+    """Merges the sums of two disjoint sets of examples."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def compute(state: State) -> dict[str, float]:
-    """Returns `count`, `correct`, `accuracy`, `loss` and, from 6 classes on, `top5`.
+    """Computes `count`, `correct`, `accuracy`, `loss` and, from 6 classes on, `top5`.
 
-    Accuracies are fractions, the loss is the mean.
+    Accuracies are fractions, and the loss is the mean.
 
     Raises:
-      ValueError: No example was seen.
+      ValueError: There are no examples.
     """
     confusion = np.asarray(state.confusion)
     count, correct = int(confusion.sum()), int(np.trace(confusion))

@@ -1,7 +1,7 @@
-"""Average precision and recall of COCO, computed by its authors' package, on the host.
+"""Average precision and recall of COCO, computed on the host by `pycocotools`.
 
-It is `pycocotools`, which `pip install canon-zoo[train]` installs. The functions take
-what those of `zoo.metrics.detection` take.
+`pip install canon-zoo[train]` installs the package. The functions take the arguments of
+those of `zoo.metrics.detection`.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ class State(NamedTuple):
     Attributes:
       objects: Rows of (image, class, x, y, width, height, area, crowd), float64 [N, 8].
       detections: Rows of (image, class, x, y, width, height, score), float64 [M, 7].
-      images: How many there were.
-      num_classes: K.
+      images: Number of images.
+      num_classes: Number of classes K.
     """
 
     objects: np.ndarray
@@ -43,14 +43,14 @@ def update(
     """Adds a batch of images.
 
     Args:
-      state: Of the images so far.
+      state: The images seen so far.
       detections: `zoo.Detections`.
-      objects: `zoo.metrics.detection.Objects`, or what has arrays of these names.
-        What is difficult is COCO's crowd: a region of many objects, of which detections
-        are neither right nor wrong. Where there is an array "area", float [B, N], it is
-        that of the objects' outlines, by which COCO tells small objects from large
-        ones; otherwise it is the boxes'.
-      valid: bool [B]; images that are padding are not counted. All are where None.
+      objects: `zoo.metrics.detection.Objects`, or an object with the same attributes.
+        Difficult objects are COCO's crowds: regions of many objects, in which
+        detections are ignored. An optional attribute "area", float [B, N], is the area
+        of the objects' outlines, by which COCO separates small and large objects;
+        without it the areas of the boxes are used.
+      valid: bool [B]; False for padding, which is not counted. None if all are valid.
     """
     chosen = np.ones(len(objects.valid), bool) if valid is None else np.asarray(valid)
     numbers = state.images + np.cumsum(chosen) - 1
@@ -76,7 +76,7 @@ def update(
 
 
 def merge(a: State, b: State) -> State:
-    """Joins the states of two disjoint sets of images."""
+    """Merges the states of two disjoint sets of images."""
 
     def join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         second = second.copy()
@@ -92,17 +92,17 @@ def merge(a: State, b: State) -> State:
 
 
 def compute(state: State) -> dict[str, Any]:
-    """Computes what COCO's leaderboard shows.
+    """Computes the metrics of COCO's leaderboard.
 
     Returns:
-      `NAMES`, 0 to 1, of at most 100 detections of an image, and NaN where there is no
-      object: "ap" at IoUs 0.5, 0.55, ... 0.95, "ap50" and "ap75" at one; "ar_1",
-      "ar_10" and "ar_100" of so many detections; objects are small up to 32 x 32 pixels
-      and large from 96 x 96 on. "by_class" has "ap" of each class, None where it has no
-      object.
+      `NAMES`, 0 to 1, for at most 100 detections of an image, and NaN if there is no
+      object: "ap" is the mean over the IoU thresholds 0.5, 0.55, ..., 0.95, "ap50" and
+      "ap75" are for one threshold; "ar_1", "ar_10" and "ar_100" are for this number of
+      detections. Objects are small up to 32 x 32 pixels and large from 96 x 96 on.
+      "by_class" is "ap" of each class, None if it has no object.
 
     Raises:
-      ImportError: There is no pycocotools.
+      ImportError: pycocotools is not installed.
     """
     try:
         from pycocotools.coco import COCO
@@ -120,7 +120,7 @@ def compute(state: State) -> dict[str, Any]:
             "categories": [{"id": k} for k in range(state.num_classes)],
             "annotations": [
                 {
-                    # The package takes 0 for "no match".
+                    # The package uses 0 for "no match".
                     "id": n + 1,
                     "image_id": int(row[0]),
                     "category_id": int(row[1]),
@@ -135,14 +135,14 @@ def compute(state: State) -> dict[str, Any]:
         coco.createIndex()
         return coco
 
-    # The package prints.
+    # The package prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         objects = index(state.objects, ("area", "iscrowd"))
         evaluation = COCOeval(objects, index(state.detections, ("score",)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # [IoU, recall, class, area, detections]; -1 where there is no object.
+    # [IoU, recall, class, area, detections]; -1 if there is no object.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     by_class = [
         float(each[each > -1].mean()) if (each > -1).any() else None

@@ -1,4 +1,4 @@
-"""Average precision of PASCAL VOC, on the host.
+"""Average precision of PASCAL VOC, computed on the host.
 
 state = empty(num_classes)
 state = update(state, detections, objects)  # for each batch
@@ -11,13 +11,13 @@ import numpy as np
 
 
 class Objects(NamedTuple):
-    """The objects of a batch of images.
+    """The ground truth of a batch of images.
 
     Attributes:
       boxes: float32 [B, N, 4], xyxy in the pixels of the detections.
       classes: int32 [B, N], 0 to K - 1.
       valid: bool [B, N]; False for padding.
-      difficult: bool [B, N]; they count neither as found nor as missed.
+      difficult: bool [B, N]; difficult objects are neither found nor missed.
     """
 
     boxes: np.ndarray
@@ -27,15 +27,15 @@ class Objects(NamedTuple):
 
 
 class State(NamedTuple):
-    """What was detected in the images seen so far.
+    """The detections in the images seen so far.
 
     Attributes:
-      classes: int32 [M], of the detections.
-      scores: float32 [M].
-      hits: int8 [M], 1 where a detection is right, 0 where it is wrong, -1 where it
-        does not count.
-      objects: int64 [K], of each class, without difficult ones.
-      images: How many there were.
+      classes: int32 [M], classes of the detections.
+      scores: float32 [M], scores of the detections.
+      hits: int8 [M], 1 for a true positive, 0 for a false positive, -1 for a detection
+        that is ignored.
+      objects: int64 [K], number of objects of each class, without difficult ones.
+      images: Number of images.
     """
 
     classes: np.ndarray
@@ -67,22 +67,22 @@ def update(
 ) -> State:
     """Adds a batch of images.
 
-    In each image the detections of a class, the best first, look at the one object of
-    the class that they overlap most. It is found by the first of them whose IoU with it
-    is larger than the threshold; that of a second one is wrong.
+    Each detection is assigned to the object of its class with the largest IoU. By
+    descending score, the first detection of an object whose IoU is above the threshold
+    is a true positive, and further ones are false positives.
 
     Args:
-      state: Of the images so far.
+      state: The images seen so far.
       detections: `zoo.Detections`.
-      objects: `Objects`, or what has arrays of these names.
-      valid: bool [B]; images that are padding are not counted. All are where None.
-      iou_threshold: 0 to 1.
-      inclusive: Whether the last pixel belongs to a box, as in the files of PASCAL VOC.
-        False for boxes whose first corner was moved by -1, as `train.data` does it:
-        they have the same IoU.
+      objects: `Objects`, or an object with the same attributes.
+      valid: bool [B]; False for padding, which is not counted. None if all are valid.
+      iou_threshold: IoU threshold, 0 to 1.
+      inclusive: Whether x2 and y2 are the last pixel of a box, as in the files of
+        PASCAL VOC. False for boxes whose upper left corner was moved by -1, as in
+        `train.data`, which have the same IoU.
 
     Raises:
-      ValueError: A class is not one of the state's.
+      ValueError: A class is out of range.
     """
     num_classes = len(state.objects)
     found = [np.asarray(getattr(detections, n)) for n in _DETECTED]
@@ -116,28 +116,28 @@ def update(
 
 
 def merge(a: State, b: State) -> State:
-    """Joins the states of two disjoint sets of images."""
+    """Merges the states of two disjoint sets of images."""
     joined = [np.concatenate(pair) for pair in zip(a[:3], b[:3], strict=True)]
     return State(*joined, a.objects + b.objects, a.images + b.images)
 
 
 def compute(state: State) -> dict[str, Any]:
-    """Computes average precision of each class, and its mean.
+    """Computes the average precision of each class, and its mean.
 
     Returns:
-      - "ap50": Mean over the classes that have objects of the area under the monotone
-        precision-recall curve (VOC 2010 and later), 0 to 1; NaN where none has.
-      - "ap50_voc07": The same of the mean precision at recalls 0, 0.1, ... 1.
-      - "images", "objects" (without difficult ones), "detections": How many.
-      - "by_class" and "by_class_voc07": Average precision of each class, None where it
+      - "ap50": The mean over classes with objects of the area under the monotone
+        precision-recall curve (VOC 2010 and later), 0 to 1; NaN if no class has any.
+      - "ap50_voc07": The same for the mean precision at the recalls 0, 0.1, ..., 1.
+      - "images", "objects" (without difficult ones) and "detections": Their numbers.
+      - "by_class" and "by_class_voc07": The average precision of each class, None if it
         has no objects.
-      - "curves": Recall and precision, float64 [n] each, of each class, after each of
-        its detections by falling score.
-      (They are at the threshold of `update`, which 50 stands for.)
+      - "curves": Recall and precision of each class, float64 [n] each, after each of
+        its detections by descending score.
+      All are for the threshold of `update`, 0.5 unless another is given.
 
     References:
       Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective,
-      2015, section 3.2; its rules in the code of Faster R-CNN (`voc_eval.py`).
+      2015, section 3.2; its implementation in Faster R-CNN (`voc_eval.py`).
     """
     curves = [curve(state, k) for k in range(len(state.objects))]
     rules = {"": area_under, "_voc07": eleven_points}
@@ -160,7 +160,7 @@ def compute(state: State) -> dict[str, Any]:
 
 
 def curve(state: State, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns recall and precision of a class after each of its detections."""
+    """Computes recall and precision of a class after each of its detections."""
     mine = (state.classes == number) & (state.hits >= 0)
     order = np.argsort(-state.scores[mine], kind="stable")
     right = np.cumsum(state.hits[mine][order], dtype=np.float64)
@@ -169,16 +169,16 @@ def curve(state: State, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def area_under(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Average precision of VOC 2010: the area under the monotone envelope."""
+    """Computes the average precision of VOC 2010, the area under the envelope."""
     recall = np.r_[0.0, recall]
-    # At each recall the best precision from there on.
+    # The maximum precision at each recall or a larger one.
     precision = np.maximum.accumulate(np.r_[precision, 0.0][::-1])[::-1][:-1]
     return float(np.sum(np.diff(recall) * precision))
 
 
 def eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Average precision of VOC 2007: the mean of the best at eleven recalls."""
-    # The numbers of the code that everybody compares with.
+    """Computes the average precision of VOC 2007, the mean at eleven recalls."""
+    # The same numbers as in the commonly used code.
     points = np.arange(0.0, 1.1, 0.1)
     return float(np.mean([precision[recall >= p].max(initial=0) for p in points]))
 
@@ -187,7 +187,7 @@ _DETECTED = ("boxes", "scores", "classes", "valid")
 
 
 def _match(near: np.ndarray, difficult: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of an image's detections, best first, are right: int8 [D] as in `State`."""
+    """Returns the `hits` int8 [D] of detections sorted by descending score."""
     hits = np.zeros(len(near), np.int8)
     if not near.shape[1]:
         return hits
@@ -204,15 +204,15 @@ def _match(near: np.ndarray, difficult: np.ndarray, threshold: float) -> np.ndar
 def overlaps(
     boxes: np.ndarray, others: np.ndarray, *, inclusive: bool = False
 ) -> np.ndarray:
-    """Divides shared by joint areas on the host, in float64; see `zoo.ops.boxes.iou`.
+    """Computes the IoU of all pairs in float64 on the host; see `zoo.ops.boxes.iou`.
 
     Args:
       boxes: [n, 4], xyxy.
       others: [m, 4].
-      inclusive: Whether the last pixel belongs to a box.
+      inclusive: Whether x2 and y2 are the last pixel of a box.
 
     Returns:
-      float64 [n, m]; 0 where both boxes are empty.
+      float64 [n, m]; 0 if both boxes are empty.
     """
     one = 1 if inclusive else 0
     boxes, others = boxes.astype(np.float64), others.astype(np.float64)

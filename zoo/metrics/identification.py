@@ -1,7 +1,7 @@
-"""How well scores find the person of a probe among people who are known.
+"""Metrics of face identification: finding the person of a probe in a gallery.
 
-A score is larger, the more alike two faces are. Where the gallery has several pictures
-of a person, the best one counts.
+Larger scores mean more similar faces. If the gallery has several pictures of a person,
+the largest score is used.
 """
 
 import numpy as np
@@ -10,10 +10,10 @@ Array = np.ndarray
 
 
 def person_scores(scores: Array, gallery: Array) -> tuple[Array, Array]:
-    """Takes for each person of a gallery the best of its pictures' scores.
+    """Computes the largest score of each person's pictures in a gallery.
 
     Args:
-      scores: float [P, G], of each probe and each picture of the gallery.
+      scores: float [P, G], scores of each probe and each picture of the gallery.
       gallery: int [G], the person of each picture.
 
     Returns:
@@ -35,11 +35,11 @@ def cmc(scores: Array, probes: Array, gallery: Array) -> Array:
       gallery: int [G], the person of each picture of the gallery.
 
     Returns:
-      float64 [N]: at r - 1 the part of the probes whose person is among the r best. A
-      person who scores as much as the right one comes before.
+      float64 [N]: at r - 1 the fraction of probes whose person is among the r best.
+      People with the same score as the true person are ranked before.
 
     Raises:
-      ValueError: There is no probe, or one's person is not in the gallery.
+      ValueError: There is no probe, or the person of a probe is not in the gallery.
     """
     ranks = _ranks(scores, probes, gallery)
     people = len(np.unique(gallery))
@@ -53,7 +53,7 @@ def cmc(scores: Array, probes: Array, gallery: Array) -> Array:
 
 
 def _ranks(scores: Array, probes: Array, gallery: Array) -> Array:
-    """The place of each probe's own person, from 1 on; 0 for strangers."""
+    """Returns the rank of each probe's person, starting at 1; 0 for unknown people."""
     best, people = person_scores(np.asarray(scores, np.float64), np.asarray(gallery))
     own = np.asarray(probes)[:, None] == people
     score = np.where(own, best, -np.inf).max(1, keepdims=True)
@@ -67,14 +67,15 @@ def dir_at_far(scores: Array, probes: Array, gallery: Array, far: float) -> floa
       scores: float [P, G].
       probes: int [P], the person of each probe; some are not in the gallery.
       gallery: int [G], the person of each picture of the gallery.
-      far: Part of the strangers, 0 to 1, for whom somebody's score may be at least the
-        threshold.
+      far: False accept rate, the fraction of probes of unknown people, 0 to 1, with a
+        score of at least the threshold.
 
     Returns:
-      The part of the other probes whose own person comes first, with such a score.
+      The fraction of the other probes whose person is ranked first, with a score of at
+      least the threshold.
 
     Raises:
-      ValueError: There is no stranger, or nobody else, or `far` is out of range.
+      ValueError: All people are known, or none, or `far` is out of range.
 
     Reference:
       Phillips, Grother, Micheals, Evaluation Methods in Face Recognition, 2011.
@@ -90,8 +91,8 @@ def dir_at_far(scores: Array, probes: Array, gallery: Array, far: float) -> floa
             "some must be, and some not."
         )
     top = scores.max(1)
-    strangers = np.sort(top[~known])[::-1]
-    allowed = int(np.floor(far * len(strangers) + 1e-9))
-    # Above the first one that may not pass.
-    threshold = strangers[allowed] if allowed < len(strangers) else -np.inf
+    unknown = np.sort(top[~known])[::-1]
+    allowed = int(np.floor(far * len(unknown) + 1e-9))
+    # The largest score that must be rejected.
+    threshold = unknown[allowed] if allowed < len(unknown) else -np.inf
     return float(((ranks == 1) & (top > threshold))[known].mean())

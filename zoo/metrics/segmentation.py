@@ -1,4 +1,4 @@
-"""Accuracy and intersection over union of masks, and how well boundaries are met."""
+"""Metrics of segmentation: accuracy, intersection over union, boundary F1."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 Array = jax.Array
 
-# What is carried over from `State.low` to `State.high`.
+# Number of pixels that is carried over from `State.low` to `State.high` as 1.
 _LIMB = 2**30
 
 
@@ -16,10 +16,11 @@ class State(NamedTuple):
     """Sums over the images seen so far.
 
     Attributes:
-      low: int32 [K, K], pixels of the confusion matrix; rows are the true classes.
-      high: int32 [K, K], what `low` has no room for, in units of 2**30 pixels.
-      loss: float32, sum of the images' losses.
-      images: int32, how many there were.
+      low: int32 [K, K], confusion matrix of pixels modulo 2**30; rows are the true
+        classes.
+      high: int32 [K, K], the rest of the confusion matrix in units of 2**30 pixels.
+      loss: float32, sum of the losses of the images.
+      images: int32, number of images.
     """
 
     low: Array
@@ -48,15 +49,15 @@ def update(
 
     Args:
       state: Sums so far.
-      predicted: uint8 or int32 [B, H, W], 0 to K - 1: of logits, `argmax(-1)`.
-      mask: uint8 or int32 [B, H, W], 0 to K - 1 or `ignore`. Other values do not
-        count, either.
+      predicted: uint8 or int32 [B, H, W], 0 to K - 1, such as `logits.argmax(-1)`.
+      mask: uint8 or int32 [B, H, W], 0 to K - 1 or `ignore`. Larger values are ignored
+        too.
       losses: float32 [B].
-      valid: bool [B]; images that are padding are not counted. All are where None.
-      ignore: Marks pixels that do not count.
+      valid: bool [B]; False for padding, which is not counted. None if all are valid.
+      ignore: Value of the mask for pixels that are ignored.
 
     Raises:
-      ValueError: The masks are not of one size.
+      ValueError: The sizes of the masks differ.
     """
     if predicted.shape != mask.shape:
         raise ValueError(
@@ -70,7 +71,7 @@ def update(
     classes = len(state.low)
     predicted, mask = predicted.astype(jnp.int32), mask.astype(jnp.int32)
     counts = valid.reshape(-1, 1, 1) & (mask != ignore) & (mask < classes)
-    # What does not count goes to a cell of its own, and is dropped with it.
+    # Ignored pixels are counted in an additional cell, which is dropped.
     cells = jnp.where(counts, mask * classes + predicted, classes**2)
     found = jnp.bincount(cells.reshape(-1), length=classes**2 + 1)[:-1]
     batch = State(
@@ -83,27 +84,27 @@ def update(
 
 
 def merge(a: State, b: State) -> State:
-    """Joins the sums of two disjoint sets of images."""
-    # Both are below 2**30, or one is a batch of less pixels: the sum is below 2**31.
+    """Merges the sums of two disjoint sets of images."""
+    # Both are below 2**30, or one is a batch of fewer pixels: the sum is below 2**31.
     low, high, loss, images = jax.tree.map(jnp.add, a, b)
     return State(low % _LIMB, high + low // _LIMB, loss, images)
 
 
 def compute(state: State) -> dict[str, Any]:
-    """Returns the measures of what was seen.
+    """Computes the metrics, as fractions.
 
-    All are fractions. A mean over classes leaves out those that are not defined: the
-    accuracy of a class that no mask has, and the intersection over union of a class
-    that is neither in a mask nor in a prediction.
+    Means over classes exclude undefined values: the accuracy of a class that is in no
+    mask, and the intersection over union of a class that is neither in a mask nor in a
+    prediction.
 
     Returns:
-      `pixels` and `images`, which were counted; `loss`, the mean over images;
-      `pixel_accuracy`; `class_accuracy`, the mean over classes of the part of a class's
-      pixels that were found; `mean_iou`; `frequency_weighted_iou`; by class, with None
-      where it is not defined, `accuracies` and `iou`.
+      `pixels` and `images`, their numbers; `loss`, the mean over images;
+      `pixel_accuracy`; `class_accuracy`, the mean over classes of the recall of pixels;
+      `mean_iou`; `frequency_weighted_iou`; and lists over classes, with None where
+      undefined, `accuracies` and `iou`.
 
     Raises:
-      ValueError: No pixel was evaluated.
+      ValueError: There are no pixels.
     """
     confusion = confusion_matrix(state).astype(np.float64)
     total = confusion.sum()
@@ -114,7 +115,7 @@ def compute(state: State) -> dict[str, Any]:
         )
     right, true = np.diag(confusion), confusion.sum(1)
     union = true + confusion.sum(0) - right
-    # 0 / 0 where a class is missing.
+    # NaN for missing classes.
     accuracies = np.divide(right, true, out=np.full_like(true, np.nan), where=true > 0)
     iou = np.divide(right, union, out=np.full_like(true, np.nan), where=union > 0)
     return {
@@ -131,7 +132,7 @@ def compute(state: State) -> dict[str, Any]:
 
 
 def confusion_matrix(state: State) -> np.ndarray:
-    """Returns how many pixels of each true class (rows) were called what, int64."""
+    """Returns the confusion matrix of pixels, int64 [K, K]; rows are true classes."""
     low, high = np.asarray(state.low), np.asarray(state.high)
     return low.astype(np.int64) + high.astype(np.int64) * _LIMB
 
@@ -147,27 +148,27 @@ def boundary_f1(
     tolerance: float = 0.0075,
     ignore: int = 255,
 ) -> float | None:
-    """How well the boundaries of an image's classes are met: SegNet's BF.
+    """Computes the boundary F1 measure of an image, BF in SegNet.
 
-    A pixel is on its class's boundary where one of its four neighbours has another
-    class. Precision is the part of a class's predicted boundary that is within the
-    tolerance of its true one, recall the part of the true one that is within the
-    tolerance of the predicted one, and F1 their harmonic mean. For a class that was
-    not predicted it is 0, and where neither side has a boundary 1.
+    A pixel is on the boundary of its class if one of its four neighbors has another
+    class. Precision is the fraction of the predicted boundary of a class that is within
+    the tolerance of its true boundary, recall the fraction of the true boundary that is
+    within the tolerance of the predicted one, and F1 their harmonic mean. It is 0 for a
+    class that is not predicted, and 1 if there is neither boundary.
 
-    The published value is the mean over the images of a set.
+    Published values are means over the images of a data set.
 
     Args:
       predicted: int [H, W], classes.
       mask: int [H, W], classes or `ignore`.
-      tolerance: Part of the image's diagonal.
-      ignore: Marks pixels that are on no boundary, nor make their neighbours so.
+      tolerance: Fraction of the diagonal of the image.
+      ignore: Value of the mask for pixels that are ignored, also as neighbors.
 
     Returns:
-      The mean of F1 over the classes of the mask; None where all of it is ignored.
+      The mean of F1 over the classes of the mask; None if all pixels are ignored.
 
     Raises:
-      ValueError: The masks are not of one size [H, W].
+      ValueError: The shapes of the masks differ or are not [H, W].
 
     Reference:
       Badrinarayanan, Kendall, Cipolla, SegNet, 2015, section 4; Csurka et al., What is
@@ -196,7 +197,7 @@ def boundary_f1(
 
 
 def _boundary(classes: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Which valid pixels [H, W] have a valid neighbour of another class."""
+    """Returns the valid pixels [H, W] with a valid neighbor of another class."""
     out = np.zeros(classes.shape, bool)
     for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = (classes[a] != classes[b]) & valid[a] & valid[b]
@@ -206,9 +207,9 @@ def _boundary(classes: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _near(pixels: np.ndarray, others: np.ndarray, limit: float) -> float:
-    """The part of some pixels [H, W] that is within a distance of some of others."""
+    """Returns the fraction of pixels [H, W] within a distance of other pixels."""
     if not pixels.any() or not others.any():
         return float(pixels.any() == others.any())
-    from scipy.ndimage import distance_transform_edt  # It comes with jax.
+    from scipy.ndimage import distance_transform_edt  # A dependency of jax.
 
     return float((distance_transform_edt(~others)[pixels] <= limit).mean())

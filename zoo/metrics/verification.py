@@ -1,8 +1,7 @@
-"""How well scores tell pairs of one person from pairs of two.
+"""Metrics of face verification: telling pairs of one person from pairs of two.
 
-A score is larger, the more alike two faces are. The measures of one number are the
-field's: ROC, AUC, EER, the true accept rate at a false accept rate, and LFW's accuracy
-in folds.
+Larger scores mean more similar faces. The metrics are the ROC curve, AUC, EER, the true
+accept rate at a false accept rate, and LFW's accuracy over folds.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Array = np.ndarray
-# False accept rates at which `compute` gives the true accept rate.
+# False accept rates for which `compute` returns the true accept rate.
 RATES = (0.1, 0.01, 0.001)
 
 
@@ -40,13 +39,13 @@ def update(state: State, scores: Array, same: Array, folds: Array | None = None)
       state: Pairs so far.
       scores: float [P].
       same: bool [P].
-      folds: int [P]; all in fold 0 if None.
+      folds: int [P]; None if all pairs are in fold 0.
 
     Returns:
       The new state.
 
     Raises:
-      ValueError: The lengths differ, or a score is not a number.
+      ValueError: The lengths differ, or a score is NaN.
     """
     scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
     folds = np.zeros(len(scores), np.int64) if folds is None else np.asarray(folds)
@@ -63,21 +62,21 @@ def update(state: State, scores: Array, same: Array, folds: Array | None = None)
 
 
 def merge(a: State, b: State) -> State:
-    """Joins two disjoint sets of pairs."""
+    """Merges two disjoint sets of pairs."""
     return State(*(np.concatenate(parts) for parts in zip(a, b, strict=True)))
 
 
 def compute(state: State) -> dict[str, Any]:
-    """Returns the measures of what was seen; rates are fractions.
+    """Computes the metrics; rates are fractions.
 
     Returns:
-      `pairs`, how many there are; `auc`; `eer`; for each of `RATES` such as 0.01
-      `tar_at_far_0.01`; `accuracy`, the mean over folds (see `fold_accuracies`; of one
-      fold the best accuracy of any threshold), its `standard_error`, and `threshold`,
-      the mean of the folds'.
+      `pairs`, their number; `auc`; `eer`; `tar_at_far_0.01` and so on for each of
+      `RATES`; `accuracy`, the mean over folds (see `fold_accuracies`; for one fold, the
+      accuracy of the best threshold), its `standard_error`, and `threshold`, the mean
+      over folds.
 
     Raises:
-      ValueError: No pair of one person, or of two, was seen.
+      ValueError: There is no pair of one person, or none of two.
     """
     curve = roc(state.scores, state.same)
     out = {
@@ -99,13 +98,13 @@ def compute(state: State) -> dict[str, Any]:
 
 
 class Curve(NamedTuple):
-    """A receiver operating characteristic, from the strictest threshold on.
+    """A receiver operating characteristic.
 
     Attributes:
-      far: float64 [T], false accept rate: of pairs of two people, the part that scores
-        at least the threshold.
-      tar: float64 [T], true accept rate: the same of pairs of one person.
-      thresholds: float64 [T], falling; the first one is infinite.
+      far: float64 [T], false accept rate: the fraction of pairs of two people with a
+        score of at least the threshold.
+      tar: float64 [T], true accept rate: the same for pairs of one person.
+      thresholds: float64 [T], descending; the first one is infinite.
     """
 
     far: Array
@@ -114,7 +113,7 @@ class Curve(NamedTuple):
 
 
 def roc(scores: Array, same: Array) -> Curve:
-    """Computes the curve with a point for each score that occurs.
+    """Computes the receiver operating characteristic, with a point for each score.
 
     Args:
       scores: float [P].
@@ -132,7 +131,9 @@ def roc(scores: Array, same: Array) -> Curve:
         )
     order = np.argsort(-scores, kind="stable")
     scores, same = scores[order], same[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of equal ones
+    last = np.append(
+        np.flatnonzero(np.diff(scores)), len(scores) - 1
+    )  # of equal scores
     tar, far = np.cumsum(same)[last] / counts[0], np.cumsum(~same)[last] / counts[1]
     return Curve(
         np.append(0.0, far), np.append(0.0, tar), np.append(np.inf, scores[last])
@@ -140,14 +141,14 @@ def roc(scores: Array, same: Array) -> Curve:
 
 
 def auc(curve: Curve) -> float:
-    """Returns the area under a curve, by trapezoids."""
+    """Computes the area under a curve by the trapezoidal rule."""
     return float(np.trapezoid(curve.tar, curve.far))
 
 
 def eer(curve: Curve) -> float:
-    """Returns the rate at which as many pairs of one person fail as of two pass.
+    """Computes the equal error rate: false accept rate equals false reject rate.
 
-    Between two thresholds the curve is a line.
+    The curve is interpolated linearly between thresholds.
     """
     miss = 1 - curve.tar
     at = int(np.argmax(curve.far >= miss))
@@ -159,7 +160,7 @@ def eer(curve: Curve) -> float:
 
 
 def tar_at_far(curve: Curve, far: float) -> float:
-    """Returns the highest true accept rate at which at most `far` false ones pass.
+    """Computes the true accept rate at a false accept rate of at most `far`.
 
     Args:
       curve: From `roc`.
@@ -174,12 +175,10 @@ def tar_at_far(curve: Curve, far: float) -> float:
 
 
 def best_threshold(scores: Array, same: Array) -> float:
-    """Returns the threshold with the fewest errors.
+    """Computes the threshold with the fewest errors.
 
-    Pairs above it are called one person's.
-
-    It lies in the middle between two scores; of several that are as good, it is the
-    lowest.
+    Pairs with a score above it are classified as one person. It is the midpoint of two
+    scores; of several thresholds with equal errors, the lowest.
 
     Args:
       scores: float [P].
@@ -189,28 +188,28 @@ def best_threshold(scores: Array, same: Array) -> float:
     values = np.unique(scores)
     middles = np.append(values[0] - 1.0, (values[1:] + values[:-1]) / 2)
     middles = np.append(middles, values[-1] + 1.0)
-    # Called two people's are those at most the threshold.
+    # Pairs with at most the threshold are classified as two people.
     below = np.searchsorted(np.sort(scores[same]), middles, "right")
     other = np.searchsorted(np.sort(scores[~same]), middles, "right")
     return float(middles[np.argmin(below - other)])
 
 
 def fold_accuracies(scores: Array, same: Array, folds: Array) -> tuple[Array, Array]:
-    """Computes each fold's accuracy at the threshold that is best for all others.
+    """Computes the accuracy of each fold with the best threshold of the other folds.
 
-    This is view 2 of LFW; its result is the mean, with the standard error
+    This is view 2 of LFW, which reports the mean and the standard error
     `std(ddof=1) / sqrt(folds)`.
 
     Args:
       scores: float [P].
       same: bool [P].
-      folds: int [P], at least two different ones.
+      folds: int [P], with at least two different values.
 
     Returns:
       Accuracies float64 [F] and thresholds float64 [F].
 
     Raises:
-      ValueError: There is one fold alone.
+      ValueError: There are fewer than two folds.
 
     Reference:
       Huang et al., Labeled Faces in the Wild, 2007, section 4.

@@ -1,9 +1,10 @@
-"""Random changes of training images, on the device.
+"""Random augmentation of training images on the device.
 
-Each takes a key first and one image [height, width, channels] of any numeric type;
-`jax.vmap` does a batch, with a key for each image. Those here move pixels and return an
-image of the same shape and type; what comes from outside of it is `fill`, in the
-image's own units. Those of `zoo.ops.colors` change colours and return float32.
+Each function takes a random key and one image [height, width, channels] of any numeric
+type; use `jax.vmap` with a key for each image of a batch. The functions of this module
+are geometric and return an image of the same shape and type. Pixels from outside of the
+image are `fill`, in units of the image. Those of `zoo.ops.colors` change colors and
+return float32.
 """
 
 import difflib
@@ -24,14 +25,12 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 def pad_crop(
     key: jax.Array, image: jax.Array, *, padding: int, fill: float = 0
 ) -> jax.Array:
-    """Pads all sides and cuts out the image's size at a random place.
-
-    In other words, shifts the image by -padding .. padding whole pixels down and right.
+    """Pads all sides and crops the size of the image at a random position.
 
     Args:
       key: Random key.
       image: [height, width, channels].
-      padding: Pixels on each side.
+      padding: Number of pixels on each side.
       fill: Value of the padding.
 
     Returns:
@@ -48,7 +47,7 @@ def pad_crop(
 
 
 def flip(key: jax.Array, image: jax.Array, *, p: float = 0.5) -> jax.Array:
-    """Mirrors left and right with probability `p`.
+    """Flips an image horizontally with probability `p`.
 
     Args:
       key: Random key.
@@ -72,17 +71,17 @@ def affine(
     scale: float = 0.1,
     fill: float = 0,
 ) -> jax.Array:
-    """Turns, scales and shifts a little, with bilinear interpolation.
+    """Rotates, scales and translates an image with bilinear interpolation.
 
-    Every amount is drawn uniformly: the angle from -degrees .. degrees, the factor from
-    1 - scale .. 1 + scale, and each shift from -shift .. shift of the image's side.
+    All amounts are uniform: the angle from -degrees to degrees, the scale from
+    1 - scale to 1 + scale, and each translation from -shift to shift times the side.
 
     Args:
       key: Random key.
       image: [height, width, channels].
-      degrees: Largest angle, about the image's centre.
-      shift: Largest shift down and right, as a share of height and width.
-      scale: Largest change of size, as a share; below 1.
+      degrees: Maximum angle of the rotation about the center.
+      shift: Maximum translation as a fraction of height and width.
+      scale: Maximum change of the scale, below 1.
       fill: Value outside of the image.
 
     Returns:
@@ -97,16 +96,16 @@ def affine(
     angle, factor = jnp.deg2rad(turn * degrees), 1 + grow * scale
     height, width, _ = image.shape
     offset = jnp.array([down * height, right * width]) * shift
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    return _resample(image, angle, factor, centre, offset, fill)
+    center = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    return _resample(image, angle, factor, center, offset, fill)
 
 
-def _resample(image, angle, factor, centre, offset, fill):
-    """Looks up, for each output pixel, the place in the image that it comes from."""
+def _resample(image, angle, factor, center, offset, fill):
+    """Resamples an image by the inverse of the affine map."""
     rows, columns = jnp.indices(image.shape[:2])
-    y, x = rows - centre[0] - offset[0], columns - centre[1] - offset[1]
+    y, x = rows - center[0] - offset[0], columns - center[1] - offset[1]
     cos, sin = jnp.cos(angle) / factor, jnp.sin(angle) / factor
-    places = [cos * y + sin * x + centre[0], cos * x - sin * y + centre[1]]
+    places = [cos * y + sin * x + center[0], cos * x - sin * y + center[1]]
 
     def channel(values):
         return map_coordinates(values, places, order=1, cval=fill)
@@ -117,24 +116,24 @@ def _resample(image, angle, factor, centre, offset, fill):
     return out.astype(image.dtype)
 
 
-MOVING: dict[str, Callable] = {f.__name__: f for f in (pad_crop, flip, affine)}
-AUGMENTS: dict[str, Callable] = MOVING | {
+GEOMETRIC: dict[str, Callable] = {f.__name__: f for f in (pad_crop, flip, affine)}
+AUGMENTS: dict[str, Callable] = GEOMETRIC | {
     f.__name__: f for f in (pca_color, color_jitter, photometric, ssd_photometric)
 }
 
 
 def parse_augment(text: str) -> Augment:
-    """Reads an augmentation and its numbers, such as "pad_crop:4" or "flip".
+    """Parses an augmentation and its options, such as "pad_crop:4" or "flip".
 
     Args:
-      text: A name of `AUGMENTS`, then its options in their order, each after a colon:
-        "affine:15:0.1:0" is 15 degrees, shift 0.1, scale 0.
+      text: A key of `AUGMENTS`, then its options in order, separated by colons:
+        "affine:15:0.1:0" stands for 15 degrees, shift 0.1 and scale 0.
 
     Returns:
       A function of a key and an image.
 
     Raises:
-      ValueError: The name is unknown, or the numbers do not fit it.
+      ValueError: The name is unknown, or an option is invalid.
     """
     return parse_call("augmentation", text, AUGMENTS)
 
@@ -142,18 +141,18 @@ def parse_augment(text: str) -> Augment:
 def parse_call(
     kind: str, text: str, functions: Mapping[str, Callable]
 ) -> Callable[..., Any]:
-    """Reads the name of a function and numbers for its keyword-only options.
+    """Parses the name of a function and values of its keyword-only options.
 
     Args:
-      kind: What to call it in errors.
-      text: The name, then options in their order, each after a colon.
-      functions: By name.
+      kind: Kind of the function, for error messages.
+      text: The name, then the options in order, separated by colons.
+      functions: Functions by name.
 
     Returns:
-      The function with these options; it can be pickled.
+      The function with these options, which can be pickled.
 
     Raises:
-      ValueError: The name is unknown, or the numbers do not fit it.
+      ValueError: The name is unknown, or an option is invalid.
     """
     name, *values = text.split(":")
     if name not in functions:
@@ -186,11 +185,11 @@ def parse_call(
 
 
 def compose(augments: Sequence[str]) -> Augment:
-    """Applies augmentations one after the other, each with a key of its own.
+    """Returns a function that applies augmentations in order, each with its own key.
 
     Args:
-      augments: As `parse_augment` reads them, such as ("pad_crop:4", "flip"); none
-        leave the image as it is.
+      augments: Arguments of `parse_augment`, such as ("pad_crop:4", "flip"); empty to
+        return images unchanged.
 
     Returns:
       A function of a key and an image [height, width, channels].

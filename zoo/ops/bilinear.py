@@ -1,4 +1,4 @@
-"""Upsampling by whole factors, as transposed convolutions with a bilinear kernel do."""
+"""Upsampling by integer factors, like transposed convolutions with bilinear kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +8,27 @@ Array = jax.Array
 
 
 def bilinear_filter(kernel: int) -> np.ndarray:
-    """The triangle by which a transposed convolution interpolates, float64 [kernel].
+    """Returns the kernel of a transposed convolution that interpolates linearly.
 
-    Its stride is half the kernel's length.
+    Args:
+      kernel: Length of the kernel, twice the stride.
+
+    Returns:
+      float64 [kernel], a triangle.
     """
     factor = (kernel + 1) // 2
-    centre = factor - 1 if kernel % 2 else factor - 0.5
-    return 1 - np.abs(np.arange(kernel) - centre) / factor
+    center = factor - 1 if kernel % 2 else factor - 0.5
+    return 1 - np.abs(np.arange(kernel) - center) / factor
 
 
 def interpolate(x: Array, stride: int, size: tuple[int, int], offset: int = 0) -> Array:
-    """Does what a transposed convolution with a bilinear kernel does, without kernel.
+    """Upsamples like a transposed convolution with a bilinear kernel.
 
     Args:
       x: [B, H, W, C], float32 or wider.
-      stride: Pixels of the result to one of `x`; half the kernel's length.
+      stride: Upsampling factor, half the length of the kernel.
       size: Height and width of the result.
-      offset: Rows and columns that are cut off, above and on the left.
+      offset: Number of rows and columns removed at the top and on the left.
 
     Returns:
       [B, size[0], size[1], C].
@@ -32,7 +36,7 @@ def interpolate(x: Array, stride: int, size: tuple[int, int], offset: int = 0) -
     taps = bilinear_filter(2 * stride)
     weights = []
     for length, target in zip(x.shape[1:3], size, strict=True):
-        # Which tap of the kernel at each pixel of `x` meets each one of the result.
+        # The element of the kernel at each pixel of `x` for each pixel of the result.
         tap = offset + np.arange(target)[:, None] - stride * np.arange(length)
         inside = (tap >= 0) & (tap < len(taps))
         values = np.where(inside, taps[tap.clip(0, len(taps) - 1)], 0)

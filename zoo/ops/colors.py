@@ -1,9 +1,8 @@
-"""Random changes of the colours of training images, on the device.
+"""Random augmentation of the colors of training images on the device.
 
-Each takes a key first and one image [height, width, 3], red, green, blue of 0 to 255 in
-any numeric type. It returns float32, so that nothing is rounded on the way to the
-network, and only `photometric` and `ssd_photometric` clip. `jax.vmap` does a batch,
-with a key for each image.
+Each function takes a random key and one RGB image [height, width, 3], 0 to 255, of any
+numeric type; use `jax.vmap` with a key for each image of a batch. It returns float32,
+which is not rounded before the network. Only `photometric` and `ssd_photometric` clip.
 """
 
 from collections.abc import Iterable
@@ -12,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The principal components of ImageNet's colours: red, green, blue of each column are a
-# unit vector times its eigenvalue. The eigenvalues are those of the covariance of
-# values 0 to 1 (their sum is the variance of three channels of standard deviation
-# 0.28), and fb.resnet.torch, which published them, adds the noise to such values
-# before it divides by the standard deviation. Here values are 0 to 255.
+# The principal components of the colors of ImageNet: each column is a unit vector times
+# its eigenvalue. The eigenvalues are those of the covariance of values from 0 to 1, as
+# their sum is the variance of three channels of standard deviation 0.28.
+# fb.resnet.torch, which published them, adds the noise to such values before it divides
+# them by the standard deviation. Here values are 0 to 255.
 IMAGENET_COLORS = 255.0 * np.array(
     [
         [-0.5675 * 0.2175, 0.7192 * 0.0188, 0.4009 * 0.0045],
@@ -34,13 +33,13 @@ def pca_color(
     *,
     std: float = 0.1,
 ) -> jax.Array:
-    """Adds one random colour along the principal components of a data set's colours.
+    """Adds a random color along the principal components of a data set's colors.
 
     Args:
       key: Random key.
-      image: [height, width, 3], red, green, blue, 0 to 255.
+      image: [height, width, 3], RGB, 0 to 255.
       components: float [3, 3] from `pca_of_colors`.
-      std: Standard deviation of the normal factors, one for each component.
+      std: Standard deviation of the normal factor of each component.
 
     Returns:
       float32 [height, width, 3], not clipped.
@@ -50,20 +49,20 @@ def pca_color(
     """
     _check_color("pca_color", image, std)
     factors = std * jax.random.normal(key, (3,))
-    # No matrix product, which accelerators would round to fewer bits.
+    # Not a matrix product, which accelerators compute with fewer bits.
     color = (jnp.asarray(components, jnp.float32) * factors[None]).sum(-1)
     return image.astype(jnp.float32) + color[None, None]
 
 
 def pca_of_colors(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Computes the principal components of the colours of images, for `pca_color`.
+    """Computes the principal components of the colors of images, for `pca_color`.
 
     Args:
-      images: uint8 [height, width, 3] each, of any sizes; they are read one by one, so
-        that a generator over a data set will do.
+      images: uint8 [height, width, 3] of any sizes, such as a generator over a data
+        set.
 
     Returns:
-      float64 [3, 3], for values 0 to 255 as `IMAGENET_COLORS`: column i is the unit
+      float64 [3, 3], for values 0 to 255 like `IMAGENET_COLORS`: column i is the unit
       eigenvector i times its eigenvalue, the largest first.
 
     Raises:
@@ -95,15 +94,15 @@ def color_jitter(
     contrast: float = 0.4,
     saturation: float = 0.4,
 ) -> jax.Array:
-    """Changes brightness, contrast and saturation, in an order drawn for each image.
+    """Changes brightness, contrast and saturation in random order.
 
-    Each mixes the image with another one, `f * image + (1 - f) * other`, where f is
-    drawn uniformly from 1 - amount .. 1 + amount: with black, with its own mean grey,
-    and with its own grey version.
+    Each change blends the image with another one, `f * image + (1 - f) * other`, with f
+    uniform from 1 - amount to 1 + amount: with black, with the mean of its grayscale
+    version, and with its grayscale version.
 
     Args:
       key: Random key.
-      image: [height, width, 3], red, green, blue, 0 to 255.
+      image: [height, width, 3], RGB, 0 to 255.
       brightness: Amount, 0 or more.
       contrast: Amount, 0 or more.
       saturation: Amount, 0 or more.
@@ -117,21 +116,21 @@ def color_jitter(
 
 
 def photometric(key: jax.Array, image: jax.Array, *, amount: float = 0.5) -> jax.Array:
-    """Does what `color_jitter` does, and clips to 0 .. 255 after each change.
+    """Applies `color_jitter`, and clips to 0 to 255 after each change.
 
-    Clipping is what Pillow's enhancements do, which the paper used; `pca_color` follows
-    them there.
+    Pillow's enhancements, which the paper used, clip in this way; the paper applies
+    `pca_color` after them.
 
     Args:
       key: Random key.
-      image: [height, width, 3], red, green, blue, 0 to 255.
-      amount: Of all three changes, 0 or more.
+      image: [height, width, 3], RGB, 0 to 255.
+      amount: Amount of all three changes, 0 or more.
 
     Returns:
       float32 [height, width, 3], 0 to 255.
 
     Reference: Howard, Some Improvements on Deep Convolutional Neural Network Based
-    Image Classification, 2013, which GoogLeNet names for its photometric distortions.
+    Image Classification, 2013, which GoogLeNet cites for its photometric distortions.
     """
     return _jitter("photometric", key, image, (amount,) * 3, clip=True)
 
@@ -145,19 +144,19 @@ def ssd_photometric(
     saturation: float = 0.5,
     hue: float = 18,
 ) -> jax.Array:
-    """Distorts colours as SSD's training does, each way with probability 1/2.
+    """Distorts colors as in the training of SSD, each change with probability 1/2.
 
-    In this order: a constant is added; contrast, all values times a factor, here or at
-    the end with equal probability; saturation and hue of the HSV colour are changed.
-    Values are clipped to 0 .. 255 after each.
+    In this order: a constant is added; the contrast is changed by a factor of all
+    values, either here or at the end with equal probability; saturation and hue are
+    changed in HSV. Values are clipped to 0 to 255 after each change.
 
     Args:
       key: Random key.
-      image: [height, width, 3], red, green, blue, 0 to 255.
-      brightness: Largest constant, either way.
-      contrast: Largest change of the factor from 1.
-      saturation: Largest change of the saturation's factor from 1.
-      hue: Largest change of the hue, either way, in OpenCV's units of two degrees.
+      image: [height, width, 3], RGB, 0 to 255.
+      brightness: Maximum absolute value of the constant.
+      contrast: Maximum deviation of the contrast's factor from 1.
+      saturation: Maximum deviation of the saturation's factor from 1.
+      hue: Maximum absolute change of the hue, in OpenCV's units of two degrees.
 
     Returns:
       float32 [height, width, 3], 0 to 255.
@@ -170,30 +169,30 @@ def ssd_photometric(
     key_which, key_amounts = jax.random.split(key)
     *which, first = jax.random.bernoulli(key_which, shape=(5,))
     draws = jax.random.uniform(key_amounts, (4,), minval=-1.0)
-    shift, by, saturate, turn = (
+    shift, contrast_by, saturate_by, turn = (
         jnp.where(do, draw * amount, 0)
         for do, draw, amount in zip(which, draws, amounts, strict=True)
     )
     image = _clip(image.astype(jnp.float32) + shift)
-    image = _clip(image * jnp.where(first, 1 + by, 1))
-    image = _turn_hue(_saturate(image, 1 + saturate), 2 * turn)
-    return _clip(image * jnp.where(first, 1, 1 + by))
+    image = _clip(image * jnp.where(first, 1 + contrast_by, 1))
+    image = _rotate_hue(_saturate(image, 1 + saturate_by), 2 * turn)
+    return _clip(image * jnp.where(first, 1, 1 + contrast_by))
 
 
 def _saturate(image, factor):
-    """Multiplies the saturation of HSV, at most to 1, and leaves hue and value."""
+    """Multiplies the saturation in HSV, up to 1; hue and value are kept."""
     value = image.max(-1, keepdims=True)
     range_ = value - image.min(-1, keepdims=True)
     most = value / jnp.where(range_ > 0, range_, 1)
     return value - jnp.clip(factor, 0, jnp.maximum(most, 1)) * (value - image)
 
 
-def _turn_hue(image, degrees):
-    """Turns the hue of HSV, and leaves saturation and value."""
+def _rotate_hue(image, degrees):
+    """Rotates the hue in HSV; saturation and value are kept."""
     value, least = image.max(-1), image.min(-1)
     range_ = jnp.where(value > least, value - least, 1)
     red, green, blue = jnp.moveaxis(image, -1, 0)
-    # Sixths of a turn from red.
+    # In sixths of a turn, starting at red.
     hue = jnp.where(
         value == red,
         (green - blue) / range_,
@@ -212,7 +211,7 @@ def _clip(image):
 
 
 def _jitter(name, key, image, amounts, clip=False):
-    """Mixes with black (0), mean grey (1) and grey (2), each once."""
+    """Blends with black (0), the mean gray (1) and the grayscale image (2)."""
     _check_color(name, image, *amounts)
     image = image.astype(jnp.float32)
     key_order, key_factors = jax.random.split(key)
@@ -220,8 +219,8 @@ def _jitter(name, key, image, amounts, clip=False):
     draws = jax.random.uniform(key_factors, (3,), minval=-1.0)
     factors = 1 + draws * jnp.asarray(amounts)
     for i in range(3):
-        grey = (image * _LUMA[None, None]).sum(-1, keepdims=True)
-        other = jnp.where(order[i] == 1, grey.mean(), grey)
+        gray = (image * _LUMA[None, None]).sum(-1, keepdims=True)
+        other = jnp.where(order[i] == 1, gray.mean(), gray)
         other = jnp.where(order[i] == 0, 0.0, other)
         factor = factors[order[i]]
         image = factor * image + (1 - factor) * other

@@ -1,6 +1,6 @@
-"""The convolution: `lax.conv_general_dilated`, and what `zoo.cpu` makes of it on CPUs.
+"""Convolutions, by `lax.conv_general_dilated` or, on CPUs, by `zoo.cpu`.
 
-Which one it is, is decided when a program is lowered for a platform.
+The implementation is selected when a program is lowered for a platform.
 """
 
 from functools import partial
@@ -23,26 +23,27 @@ def convolve(
     dilation: Pair = (1, 1),
     groups: int = 1,
 ) -> Array:
-    """Cross-correlates images with a kernel, as every framework's convolution does.
+    """Computes a convolution (cross-correlation) of images with a kernel.
 
-    All derivatives are defined, forward and reverse; only `jax.linear_transpose` of
-    the function itself is not (take `jax.vjp`).
+    All derivatives are defined, in forward and reverse mode. Only
+    `jax.linear_transpose` of the function itself is not; use `jax.vjp`.
 
     Args:
       x: [B, H, W, I], floating.
       kernel: [kh, kw, I / groups, O], of the type of `x`; the output channels of a
-        group are neighbours.
-      strides: Of rows and of columns.
-      padding: Zeros ((above, below), (left, right)).
-      dilation: Distance between neighbouring taps, of rows and of columns.
-      groups: Into how many independent parts the channels fall.
+        group are contiguous.
+      strides: Strides of rows and columns.
+      padding: Zeros ((top, bottom), (left, right)).
+      dilation: Dilation of rows and columns.
+      groups: Number of groups of channels.
 
     Returns:
-      [B, (H + above + below - (kh - 1) * dilation - 1) // stride + 1, ..., O], of the
+      [B, (H + top + bottom - (kh - 1) * dilation - 1) // stride + 1, ..., O], of the
       type of `x`; sums are float32 or wider.
 
     Raises:
-      ValueError: The kernel does not fit the channels, or the padded image.
+      ValueError: The kernel does not match the channels, or is larger than the padded
+        image.
     """
     padding = tuple(map(tuple, padding))
     window = cpu.Window(tuple(strides), padding, tuple(dilation), groups)
@@ -50,7 +51,7 @@ def convolve(
     return _convolve(x, kernel, window)
 
 
-# Compiled with what calls it; the jit has equal layers traced and differentiated once.
+# The jit makes JAX trace and differentiate equal layers once; it is inlined.
 @partial(jax.jit, static_argnums=2, inline=True)
 def _convolve(x: Array, kernel: Array, window: cpu.Window) -> Array:
     by_xla = partial(
@@ -72,24 +73,24 @@ def convolve_transposed(
     strides: Pair = (1, 1),
     crop: tuple[Pair, Pair] = ((0, 0), (0, 0)),
 ) -> Array:
-    """Paints the kernel, times each pixel, at `strides` times the pixel's position.
+    """Computes a transposed convolution, "deconvolution" in Caffe.
 
-    It is the adjoint of `convolve`, and "deconvolution" in Caffe. PyTorch's
-    `padding=p, output_padding=q` is the crop (p, p - q), its weights (I, O, kh, kw) are
-    the kernel transposed by (2, 3, 0, 1).
+    It is the adjoint of `convolve`. PyTorch's `padding=p, output_padding=q` is the crop
+    (p, p - q), and its weights (I, O, kh, kw) are the kernel transposed by
+    (2, 3, 0, 1).
 
     Args:
       x: [B, H, W, I], floating.
       kernel: [kh, kw, I, O], of the type of `x`.
-      strides: Of rows and of columns.
-      crop: Rows and columns cut off ((above, below), (left, right)); negative numbers
+      strides: Strides of rows and columns.
+      crop: Rows and columns to remove ((top, bottom), (left, right)); negative numbers
         add zeros.
 
     Returns:
-      [B, (H - 1) * stride + kh - above - below, ..., O], of the type of `x`.
+      [B, (H - 1) * stride + kh - top - bottom, ..., O], of the type of `x`.
 
     Raises:
-      ValueError: The kernel does not fit the channels.
+      ValueError: The kernel does not match the channels.
     """
     if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
         raise ValueError(

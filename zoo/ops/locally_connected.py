@@ -1,4 +1,4 @@
-"""Convolutions whose every output position has a kernel of its own."""
+"""Locally connected layers: convolutions with a kernel for each output position."""
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,23 @@ def locally_connected(
 ) -> Array:
     """Computes a convolution without padding and without shared weights.
 
-    The windows are gathered as patches [H', W', B, kh kw I], and each position's
-    patches of the whole batch are multiplied by its kernel: one batched product. With
-    the batch first instead, XLA copies the kernel: at DeepFace's L4 with 8 images on a
-    CPU that takes twice the memory (502 MB beside arguments and result instead of 249)
-    and twice the processor's time. `tests/benchmarks/benchmark_faces.py` measures it
-    beside PyTorch.
+    The windows are gathered as patches [H', W', B, kh kw I], and multiplied by the
+    kernels in one batched product. If the batch came first, XLA would copy the kernel:
+    for DeepFace's L4 with 8 images on a CPU this takes twice the memory (502 MB instead
+    of 249 MB besides arguments and result) and twice the time.
+    `tests/benchmarks/benchmark_faces.py` compares it with PyTorch.
 
     Args:
       x: [B, H, W, I], floating.
       kernel: [H', W', kh, kw, I, O], of the type of `x`.
       bias: [H', W', O]; None for none.
-      stride: Step between windows.
+      stride: Distance between windows.
 
     Returns:
       [B, H', W', O].
 
     Raises:
-      ValueError: The stride is not positive, a shape does not fit, or the windows do
-        not.
+      ValueError: The stride is not positive, or the shapes do not match.
 
     Reference:
       Taigman et al., DeepFace, 2014, section 3; Gregor and LeCun, Emergence of
@@ -54,7 +52,7 @@ def locally_connected(
             f"bias must be [{height}, {width}, {outputs}], got {list(bias.shape)}."
         )
     last = [(n - 1) * stride + 1 for n in (height, width)]
-    # Positions first, in patches and kernel alike: then neither is copied to multiply.
+    # Positions first, as in the kernel, so that neither is copied for the product.
     x = x.transpose(1, 2, 0, 3)
     taps = [
         x[i : i + last[0] : stride, j : j + last[1] : stride]
@@ -70,15 +68,15 @@ def locally_connected(
 def output_size(
     size: tuple[int, int], kernel: tuple[int, int], stride: int
 ) -> tuple[int, int]:
-    """Returns how many windows fit into a map, down and across.
+    """Returns the numbers of rows and columns of windows in a feature map.
 
     Args:
-      size: Height and width of the map.
+      size: Height and width of the feature map.
       kernel: Height and width of a window.
-      stride: Step between windows.
+      stride: Distance between windows.
 
     Raises:
-      ValueError: The stride is not positive, or not one window fits.
+      ValueError: The stride is not positive, or the window is larger than the map.
     """
     if stride < 1:
         raise ValueError(f"stride={stride} must be 1 or more.")
@@ -92,10 +90,10 @@ def output_size(
 
 
 def from_keras(kernel: Array, window: tuple[int, int], size: tuple[int, int]) -> Array:
-    """Brings a kernel of Keras' `LocallyConnected2D` into the order used here.
+    """Converts a kernel of Keras' `LocallyConnected2D`.
 
     Args:
-      kernel: [H' W', kh kw I, O], of its implementation 1 with channels last.
+      kernel: [H' W', kh kw I, O], as in implementation 1 with channels last.
       window: (kh, kw).
       size: (H', W').
 
@@ -103,7 +101,7 @@ def from_keras(kernel: Array, window: tuple[int, int], size: tuple[int, int]) ->
       [H', W', kh, kw, I, O]. Biases [H', W', O] are the same in both.
 
     Raises:
-      ValueError: The kernel does not fit the window or the size.
+      ValueError: The kernel does not match the window or the size.
     """
     places, fan_in, outputs = kernel.shape
     inputs, rest = divmod(fan_in, window[0] * window[1])
@@ -116,6 +114,6 @@ def from_keras(kernel: Array, window: tuple[int, int], size: tuple[int, int]) ->
 
 
 def to_keras(kernel: Array) -> Array:
-    """Inverts `from_keras`: [H', W', kh, kw, I, O] becomes [H' W', kh kw I, O]."""
+    """Inverts `from_keras`: [H', W', kh, kw, I, O] to [H' W', kh kw I, O]."""
     height, width, rows, columns, inputs, outputs = kernel.shape
     return kernel.reshape(height * width, rows * columns * inputs, outputs)

@@ -1,4 +1,4 @@
-"""Normalisation without parameters."""
+"""Normalization without parameters."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-# A call by this name in a traced network, which `zoo.explain` looks for.
+# `zoo.explain` looks for a call of this name in a traced network.
 @partial(jax.jit, static_argnames=("size", "alpha", "beta", "k"))
 def local_response_norm(
     x: jax.Array,
@@ -17,18 +17,18 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 2,
 ) -> jax.Array:
-    """Divides each value by the energy of the channels around it.
+    """Computes local response normalization across channels.
 
-    `x / (k + alpha * sum(x ** 2)) ** beta`, where the sum goes over `size` channels,
-    this one in their middle, as far as there are that many. The defaults are the
-    paper's. Caffe and PyTorch divide `alpha` by `size`; give `alpha / size` for theirs.
+    It is `x / (k + alpha * sum(x ** 2)) ** beta`, with the sum over `size` channels
+    around each channel, as far as they exist. The defaults are those of the paper.
+    Caffe and PyTorch divide `alpha` by `size`; use `alpha / size` for their values.
 
     Args:
       x: [..., C], floating.
-      size: Channels in the sum, odd.
+      size: Number of channels in the sum, odd.
       alpha: Factor of the sum.
       beta: Exponent.
-      k: Added to the sum.
+      k: Constant added to the sum.
 
     Returns:
       [..., C], of the type of `x`; the computation is float32 or wider.

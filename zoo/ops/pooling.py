@@ -1,4 +1,4 @@
-"""Pooling with the frameworks' own rules for borders."""
+"""Pooling with the border rules of Caffe and PyTorch."""
 
 import math
 from collections.abc import Sequence
@@ -12,39 +12,40 @@ from jax import lax
 from zoo import cpu
 
 Array = jax.Array
-# Below and above each axis.
+# Padding before and after each axis.
 Pads = tuple[tuple[int, int], ...]
 
-# XLA takes windows of more elements than this, of which each would be an operation.
+# Maximum number of elements of a window for the implementation with one operation for
+# each element; larger windows use XLA's.
 MAX_TAPS = 25
-# A number that no tap has.
+# An index that no element of a window has.
 NO_TAP = np.uint8(255)
 
 
 def max_pool(
     x: Array, window: int, stride: int, padding: int = 0, *, ceil: bool = False
 ) -> Array:
-    """Takes the largest value of each window, apart for each channel.
+    """Computes the maximum of each window.
 
     Args:
       x: [B, H, W, C], floating.
       window: Height and width of a window.
-      stride: Between windows.
-      padding: On each of the four sides, of values that are never the largest.
-      ceil: Rounds the number of windows up, as Caffe does and PyTorch does with
-        `ceil_mode`; the last one may reach over the border but not begin beyond it.
+      stride: Distance between windows.
+      padding: Number of pixels of minus infinity on each of the four sides.
+      ceil: Whether to round the number of windows up, as in Caffe and with PyTorch's
+        `ceil_mode`; the last window may extend beyond the border but not start there.
 
     Returns:
       [B, H', W', C].
 
     Raises:
-      ValueError: The window does not fit into the padded image, or lies in the padding.
+      ValueError: The window is larger than the padded image, or fits into the padding.
     """
     pads = pool_padding(x, window, stride, padding, ceil)
     return _max_pool(x, window, stride, pads)
 
 
-# Compiled with what calls it; the jit has equal layers traced and differentiated once.
+# The jit makes JAX trace and differentiate equal layers once; it is inlined.
 @partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     by_xla = partial(_max_by_xla, window=window, stride=stride, pads=pads)
@@ -58,7 +59,7 @@ def _max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
 
 
 def _max_by_xla(x: Array, window: int, stride: int, pads: Pads) -> Array:
-    # Of numpy: where jit makes it a tracer, the window has no derivative.
+    # From numpy, as reduce_window has no derivative if it is a tracer.
     lowest = np.array(-np.inf, x.dtype)
     return lax.reduce_window(
         x, lowest, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
@@ -67,7 +68,7 @@ def _max_by_xla(x: Array, window: int, stride: int, pads: Pads) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _max_of_taps(x: Array, window: int, stride: int, pads: Pads) -> Array:
-    """The same on CPUs, where XLA's gradient takes ten times as long."""
+    """Computes `max_pool` on CPUs, with a gradient ten times as fast as XLA's."""
     return reduce(jnp.maximum, window_taps(x, window, stride, pads, -np.inf))
 
 
@@ -76,30 +77,30 @@ def _max_of_taps_jvp(
     window: int, stride: int, pads: Pads, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     y, *others = window_taps(*primals, window, stride, pads, -np.inf)
-    # Which tap is the largest; the first of equals, as everywhere.
+    # The index of the maximum; of equal values the first.
     chosen = jnp.zeros(y.shape, jnp.uint8)
     for number, tap in enumerate(others, 1):
         chosen = jnp.where(tap > y, jnp.uint8(number), chosen)
         y = jnp.maximum(y, tap)
     y, chosen = lax.optimization_barrier((y, chosen))
 
-    @partial(jax.checkpoint, prevent_cse=False)  # Only `chosen` is kept.
+    @partial(jax.checkpoint, prevent_cse=False)  # Stores only `chosen`.
     def tangent(dx: Array, chosen: Array) -> Array:
         options = dict(window=window, stride=stride, pads=pads, shape=dx.shape)
         gradient = partial(_to_chosen, chosen=chosen, **options)
         return jax.vjp(gradient, jnp.zeros_like(y))[1](dx)[0]
 
-    # Reverse mode transposes the tangent: of an adjoint it gets the gradient itself.
+    # Reverse mode transposes the tangent map, which yields `gradient` itself.
     return y, tangent(*tangents, chosen)
 
 
 def _to_chosen(
     ct: Array, chosen: Array, window: int, stride: int, pads: Pads, shape: tuple
 ) -> Array:
-    """Adds each window's number to the pixel that it chose, of images of a shape.
+    """Adds the value of each window to its chosen pixel in images of a shape.
 
-    The images are cut into blocks of stride x stride pixels, one for each window. A
-    pixel is a tap of the window of its own block and of windows of blocks before it.
+    The images are divided into blocks of stride x stride pixels, one for each window. A
+    pixel belongs to the window of its own block and to those of blocks before it.
     """
     before = math.ceil(window / stride) - 1
     around = ((0, 0, 0), (before, before, 0), (before, before, 0), (0, 0, 0))
@@ -118,7 +119,7 @@ def _to_chosen(
     total = total.reshape(ct.shape[0], height, width, ct.shape[3])
     sizes = zip(shape, total.shape, pads, strict=True)
     cuts = [(-low, size + low - n, 0) for size, n, (low, _) in sizes]
-    # Behind a barrier, or what follows would make it once more for each of its uses.
+    # The barrier prevents XLA from computing it again for each of its uses.
     return lax.optimization_barrier(lax.pad(total, _zero(ct), cuts))
 
 
@@ -127,9 +128,14 @@ def _zero(x: Array) -> np.ndarray:
 
 
 def window_taps(x: Array, window: int, stride: int, pads: Pads, fill: float):
-    """Yields the pixels [B, H', W', C] that each element of the window meets.
+    """Yields the pixels [B, H', W', C] at each element of the window.
 
-    Args are those of `max_pool`, the `pool_padding`, and the value of what it adds.
+    Args:
+      x: [B, H, W, C].
+      window: Height and width of a window.
+      stride: Distance between windows.
+      pads: The result of `pool_padding`.
+      fill: Value of the padding.
     """
     x = lax.pad(x, np.array(fill, x.dtype), [(*sides, 0) for sides in pads])
     spans = [(n - window) // stride * stride + 1 for n in x.shape[1:3]]
@@ -147,22 +153,23 @@ def avg_pool(
     ceil: bool = False,
     count_padding: bool = True,
 ) -> Array:
-    """Takes the mean of each window, apart for each channel.
+    """Computes the mean of each window.
 
     Args:
       x: [B, H, W, C], floating.
       window: Height and width of a window.
-      stride: Between windows.
-      padding: Zeros on each of the four sides.
-      ceil: As in `max_pool`.
-      count_padding: Whether zeros of the padding count, as in Caffe and PyTorch; what
-        lies beyond the padding, under a window that `ceil` added, never does.
+      stride: Distance between windows.
+      padding: Number of zeros on each of the four sides.
+      ceil: See `max_pool`.
+      count_padding: Whether the mean includes the zeros of the padding, as in Caffe and
+        PyTorch. Pixels beyond the padding, in windows added by `ceil`, are never
+        included.
 
     Returns:
       [B, H', W', C].
 
     Raises:
-      ValueError: The window does not fit into the padded image, or lies in the padding.
+      ValueError: The window is larger than the padded image, or fits into the padding.
     """
     pads = pool_padding(x, window, stride, padding, ceil)
     shape, strides = (1, window, window, 1), (1, stride, stride, 1)
@@ -192,14 +199,14 @@ def global_average_pool(x: Array) -> Array:
 
 
 def adaptive_max_pool(x: Array, size: int) -> Array:
-    """Takes the largest value of each of `size` x `size` bins that cover the image.
+    """Computes the maximum of each of `size` x `size` bins that cover the image.
 
-    Bin i of n begins at row `floor(i * H / n)` and ends before `ceil((i + 1) * H / n)`,
-    as in PyTorch: where H is no multiple of n, neighbours share a row.
+    Bin i of n starts at row `floor(i * H / n)` and ends before `ceil((i + 1) * H / n)`,
+    as in PyTorch: if H is not a multiple of n, neighbors share a row.
 
     Args:
       x: [B, H, W, C], floating.
-      size: Bins in each direction.
+      size: Number of bins in each direction.
 
     Returns:
       [B, size, size, C].
@@ -209,11 +216,11 @@ def adaptive_max_pool(x: Array, size: int) -> Array:
 
 
 def adaptive_avg_pool(x: Array, size: int) -> Array:
-    """Takes the mean of each of `size` x `size` bins, see `adaptive_max_pool`.
+    """Computes the mean of each of `size` x `size` bins, see `adaptive_max_pool`.
 
     Args:
       x: [B, H, W, C], floating.
-      size: Bins in each direction.
+      size: Number of bins in each direction.
 
     Returns:
       [B, size, size, C], of the type of `x`; sums are float32 or wider.
@@ -232,19 +239,19 @@ def adaptive_avg_pool(x: Array, size: int) -> Array:
 def spatial_pyramid_pool(
     x: Array, levels: Sequence[int], *, window: int | None = None
 ) -> Array:
-    """Takes the largest value of each bin of several grids that cover the image.
+    """Computes the maximum of each bin of several grids that cover the image.
 
-    The result is as long for an image of any size.
+    The number of bins does not depend on the size of the image.
 
     Args:
       x: [B, H, W, C], floating.
-      levels: Bins in each direction, for each grid; (3, 1) makes 9 + 1 bins.
-      window: None to cover the image once; else the height and width, in pixels, of
-        what is covered, at each place of the image where that fits.
+      levels: Number of bins in each direction for each grid; (3, 1) has 9 + 1 bins.
+      window: Height and width in pixels of windows at all positions of the image, each
+        of which is covered by the grids; None to cover the image once.
 
     Returns:
       [B, bins, C], or with `window` [B, H', W', bins, C]; grid by grid, and row by row
-      within a grid. Bins are those of `adaptive_max_pool`.
+      within a grid. The bins are those of `adaptive_max_pool`.
 
     Raises:
       ValueError: The window is larger than the image.
@@ -256,49 +263,48 @@ def spatial_pyramid_pool(
     batch, height, width, channels = x.shape
     if window is not None and window > min(height, width):
         raise ValueError(f"a {window}x{window} window does not fit into {[*x.shape]}.")
-    places = [1 if window is None else n - window + 1 for n in (height, width)]
+    positions = [1 if window is None else n - window + 1 for n in (height, width)]
     grids = []
     for level in levels:
-        # Every bin as long as the longest, by repeating its last pixel: then one
-        # pooling takes all of them, and its gradient goes to the first of equals.
-        rows = _bin_pixels(window or height, level, places[0])
-        columns = _bin_pixels(window or width, level, places[1])
+        # The last pixel of shorter bins is repeated, so that all bins have the same
+        # length and one pooling computes all of them. Its gradient goes to the first of
+        # equal values.
+        rows = _bin_pixels(window or height, level, positions[0])
+        columns = _bin_pixels(window or width, level, positions[1])
         y = jnp.take(x, rows.reshape(-1), axis=1, mode="clip")
         y = jnp.take(y, columns.reshape(-1), axis=2, mode="clip")
         shape = (1, rows.shape[-1], columns.shape[-1], 1)
         lowest = np.array(-np.inf, x.dtype)
         y = lax.reduce_window(y, lowest, lax.max, shape, shape, "VALID")
-        y = y.reshape(batch, places[0], level, places[1], level, channels)
+        y = y.reshape(batch, positions[0], level, positions[1], level, channels)
         y = y.transpose(0, 1, 3, 2, 4, 5)
-        grids.append(y.reshape(batch, *places, level**2, channels))
+        grids.append(y.reshape(batch, *positions, level**2, channels))
     bins = jnp.concatenate(grids, axis=3)
     return bins if window is not None else bins[:, 0, 0]
 
 
 def _bins(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each of `count` bins that cover `length` pixels begins and ends."""
+    """Returns start and end of each of `count` bins that cover `length` pixels."""
     index = np.arange(count)
     return index * length // count, -(-(index + 1) * length // count)
 
 
-def _bin_pixels(length: int, count: int, places: int) -> np.ndarray:
-    """The pixels of each bin [places, count, longest], at one place after another.
+def _bin_pixels(length: int, count: int, positions: int) -> np.ndarray:
+    """Returns the pixels of each bin at each position, [positions, count, longest].
 
-    A bin's last pixel stands as often as makes it as long as the longest.
+    The last pixel of a bin is repeated up to the length of the longest.
     """
     starts, ends = _bins(length, count)
     pixels = starts[:, None] + np.arange((ends - starts).max())
     pixels = np.minimum(pixels, ends[:, None] - 1)
-    return pixels + np.arange(places)[:, None, None]
+    return pixels + np.arange(positions)[:, None, None]
 
 
 def pool_padding(x: Array, window: int, stride: int, padding: int, ceil: bool) -> Pads:
-    """The padding of each axis; a rest that no window reaches is left over.
-
-    Args are those of `max_pool`.
+    """Returns the padding of each axis for the arguments of `max_pool`.
 
     Raises:
-      ValueError: The window does not fit into the padded image, or lies in the padding.
+      ValueError: The window is larger than the padded image, or fits into the padding.
     """
     if padding >= window:
         raise ValueError(
@@ -316,7 +322,7 @@ def pool_padding(x: Array, window: int, stride: int, padding: int, ceil: bool) -
         count = (math.ceil(room / stride) if ceil else room // stride) + 1
         if ceil and (count - 1) * stride >= size + padding:
             count -= 1
-        # Not less than the padding: JAX has no gradient for a window on less.
+        # At least the padding: JAX has no gradient otherwise.
         high = (count - 1) * stride + window - size - padding
         pads.append((padding, max(high, padding)))
     return (*pads, (0, 0))

@@ -1,4 +1,4 @@
-"""Cutting regions of interest out of feature maps, all to the same size."""
+"""Pooling of regions of interest from feature maps to one size."""
 
 import math
 from collections.abc import Sequence
@@ -25,35 +25,34 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = False,
 ) -> Array:
-    """Averages interpolated values in each of a region's output_size^2 bins.
+    """Averages bilinear samples in each bin of each region, as in torchvision.
 
-    Equal to torchvision's operator. A sample further than one cell outside of the map
-    counts as 0.
+    A sample that is more than one cell outside of the feature map is 0.
 
     Args:
       features: floating [H, W, C].
-      rois: float32 [R, 4], xyxy in pixels of the image. No gradient goes through them.
+      rois: float32 [R, 4], xyxy in pixels of the image. They have no gradient.
       output_size: Height and width of the result.
-      spatial_scale: Cells of the map per pixel of the image: 1 / 16 at stride 16.
-      sampling_ratio: Samples of a bin in each direction, 1 or more. torchvision's 0 and
-        -1, which take the more the larger a region is, have no static shape and are
-        refused.
-      aligned: Whether the value of a cell lies at its middle; False places it at its
-        upper left corner, and takes regions as one cell high and wide at least.
+      spatial_scale: Cells of the feature map per pixel of the image, such as 1 / 16.
+      sampling_ratio: Number of samples of a bin in each direction, 1 or more.
+        torchvision's 0 and -1, with a number that depends on the size of the region,
+        have no static shape and are not supported.
+      aligned: Whether the value of a cell is at its center; False for its upper left
+        corner, and a minimum of one cell for the height and width of regions.
 
     Returns:
-      [R, output_size, output_size, C] of the features' type.
+      [R, output_size, output_size, C] of the type of the features.
 
     Raises:
-      ValueError: Shapes do not fit, or a number is out of range.
+      ValueError: Shapes do not match, or a number is out of range.
 
     Reference:
       He et al., Mask R-CNN, 2017, section 3, "RoIAlign".
     """
     _check("roi_align", [features], rois, output_size, sampling_ratio)
-    nothing = jnp.zeros(len(rois), jnp.int32)
+    level = jnp.zeros(len(rois), jnp.int32)
     cells = rois * spatial_scale
-    return _align([features], cells, nothing, output_size, sampling_ratio, aligned)
+    return _align([features], cells, level, output_size, sampling_ratio, aligned)
 
 
 def multiscale_roi_align(
@@ -67,24 +66,24 @@ def multiscale_roi_align(
     canonical_size: float = 224,
     canonical_level: int = 4,
 ) -> Array:
-    """Aligns each region within the level of a pyramid that fits its size.
+    """Applies `roi_align` to each region in the level of a pyramid that suits its size.
 
     Args:
       levels: floating [Hi, Wi, C], the finest first.
-      rois: float32 [R, 4], xyxy in pixels of the image. No gradient goes through them.
+      rois: float32 [R, 4], xyxy in pixels of the image. They have no gradient.
       strides: Pixels of the image per cell of each level: powers of 2, each twice the
-        one before. A level's number is log2 of its stride.
-      output_size: As in `roi_align`, and the next two.
-      sampling_ratio: 1 or more.
-      aligned: Where a cell's value lies.
-      canonical_size: As in `assign_levels`.
-      canonical_level: As in `assign_levels`.
+        one before. The number of a level is log2 of its stride.
+      output_size: See `roi_align`.
+      sampling_ratio: See `roi_align`.
+      aligned: See `roi_align`.
+      canonical_size: See `assign_levels`.
+      canonical_level: See `assign_levels`.
 
     Returns:
-      [R, output_size, output_size, C] of the features' type.
+      [R, output_size, output_size, C] of the type of the features.
 
     Raises:
-      ValueError: Shapes do not fit, or a number is out of range.
+      ValueError: Shapes do not match, or a number is out of range.
     """
     _check("multiscale_roi_align", levels, rois, output_size, sampling_ratio)
     first = math.floor(math.log2(strides[0])) if strides and strides[0] >= 1 else 0
@@ -100,9 +99,9 @@ def multiscale_roi_align(
         canonical_size=canonical_size,
         canonical_level=canonical_level,
     )
-    place = level - first
-    cells = rois / jnp.asarray(strides, jnp.float32)[place][:, None]
-    return _align(levels, cells, place, output_size, sampling_ratio, aligned)
+    index = level - first
+    cells = rois / jnp.asarray(strides, jnp.float32)[index][:, None]
+    return _align(levels, cells, index, output_size, sampling_ratio, aligned)
 
 
 def assign_levels(
@@ -113,22 +112,22 @@ def assign_levels(
     canonical_size: float = 224,
     canonical_level: int = 4,
 ) -> Array:
-    """Chooses levels of a feature pyramid: the larger a box, the coarser.
+    """Assigns boxes to levels of a feature pyramid, larger boxes to coarser levels.
 
     Args:
       boxes: [..., 4], xyxy in pixels of the image.
-      min_level: Of the finest map; level l has a stride of 2^l pixels.
-      max_level: Of the coarsest map.
-      canonical_size: Side in pixels of a square box that belongs to `canonical_level`;
-        twice the side is one level more.
-      canonical_level: See there.
+      min_level: The finest level; level l has a stride of 2^l pixels.
+      max_level: The coarsest level.
+      canonical_size: Side in pixels of a square box that is assigned to
+        `canonical_level`; a box of twice the side is assigned to the next level.
+      canonical_level: The level of a box of `canonical_size`.
 
     Returns:
-      int32 [...], min_level to max_level; boxes without area are on the finest.
+      int32 [...], min_level to max_level; min_level for boxes without area.
 
     Reference:
-      Lin et al., Feature Pyramid Networks, 2017, equation 1. The 1e-6 is torchvision's:
-      it keeps exact sizes from being rounded down.
+      Lin et al., Feature Pyramid Networks, 2017, equation 1, with torchvision's 1e-6,
+      which prevents exact sizes from being rounded down.
     """
     side = jnp.sqrt(area(lax.stop_gradient(jnp.asarray(boxes, jnp.float32))))
     level = jnp.floor(canonical_level + jnp.log2(side / canonical_size) + 1e-6)
@@ -138,22 +137,22 @@ def assign_levels(
 def _align(
     levels: Sequence[Array],
     cells: Array,
-    place: Array,
+    index: Array,
     output_size: int,
     sampling_ratio: int,
     aligned: bool,
 ) -> Array:
-    """Aligns regions [R, 4], in cells of their level; `place` [R] says which it is."""
+    """Applies `roi_align` to regions [R, 4] in cells of their levels `index` [R]."""
     sizes = np.array([x.shape[:2] for x in levels], np.int32)
     starts = np.cumsum([0, *sizes.prod(axis=1)[:-1]], dtype=np.int32)
     start, height, width = (
-        jnp.asarray(facts)[place] for facts in (starts, sizes[:, 0], sizes[:, 1])
+        jnp.asarray(values)[index] for values in (starts, sizes[:, 0], sizes[:, 1])
     )
     cells = lax.stop_gradient(cells)
     options = {"bins": output_size, "samples": sampling_ratio, "aligned": aligned}
     y = sample_bins(cells[:, 1::2], height, **options)
     x = sample_bins(cells[:, ::2], width, **options)
-    # In one table of all levels, a region costs no more than in its own.
+    # With one table of all levels, each region is pooled from one level only.
     table = jnp.concatenate([level.reshape(-1, level.shape[2]) for level in levels])
     return bilinear_gather(table, Samples(start, width, y, x))
 
@@ -161,24 +160,24 @@ def _align(
 def roi_max_pool(
     features: Array, rois: Array, *, output_size: int = 7, spatial_scale: float
 ) -> Array:
-    """Takes the largest value in each of a region's output_size^2 bins.
+    """Computes the maximum in each bin of each region, as in Fast R-CNN.
 
-    A region covers whole cells, of which its corners are the first and the last; its
-    bins may overlap by a cell. Of equal values one alone has a gradient.
+    A region consists of whole cells, including those of both corners; its bins may
+    overlap by a cell. Of equal values only one has a gradient.
 
     Args:
       features: floating [H, W, C].
-      rois: float32 [R, 4], xyxy in pixels of the image, x2 and y2 those of the last
-        pixel. No gradient goes through them.
+      rois: float32 [R, 4], xyxy in pixels of the image, with x2 and y2 the last pixel.
+        They have no gradient.
       output_size: Height and width of the result.
-      spatial_scale: Cells of the map per pixel of the image: 1 / 16 at stride 16.
+      spatial_scale: Cells of the feature map per pixel of the image, such as 1 / 16.
 
     Returns:
-      [R, output_size, output_size, C] of the features' type; 0 where a bin lies outside
-      of the map.
+      [R, output_size, output_size, C] of the type of the features; 0 for bins outside
+      of the feature map.
 
     Raises:
-      ValueError: Shapes do not fit, or a number is out of range.
+      ValueError: Shapes do not match, or a number is out of range.
 
     Reference:
       Girshick, Fast R-CNN, 2015, section 2.1; roi_pooling_layer.cpp of its Caffe.
@@ -186,7 +185,7 @@ def roi_max_pool(
     _check("roi_max_pool", [features], rois, output_size, 1)
     height, width, channels = features.shape
     cells = lax.stop_gradient(rois) * spatial_scale
-    # C's round, half away from zero; limited for the sake of integers.
+    # Rounds half away from zero as in C; clipped to fit into integers.
     cells = jnp.sign(cells) * jnp.floor(jnp.abs(cells) + 0.5)
     cells = jnp.clip(cells, -(2**20), 2**20).astype(jnp.int32)
     ys = _cover_bins(cells[:, 1::2], height, output_size)
@@ -195,21 +194,21 @@ def roi_max_pool(
     table, column_starts = _span_maxima(table, 1)
     rows = jnp.asarray(row_starts)[ys.power][..., None] + ys.firsts  # [R, S, 2]
     columns = jnp.asarray(column_starts)[xs.power][..., None] + xs.firsts
-    places = (rows * table.shape[1])[:, :, None, :, None] + columns[:, None, :, None]
-    places = places.reshape(*places.shape[:3], 4)
-    found = gather(table.reshape(-1, channels), places)
+    indices = (rows * table.shape[1])[:, :, None, :, None] + columns[:, None, :, None]
+    indices = indices.reshape(*indices.shape[:3], 4)
+    found = gather(table.reshape(-1, channels), indices)
     best = reduce(_larger, [found[..., i, :] for i in range(4)])
     empty = ys.empty[:, :, None] | xs.empty[:, None]
     return jnp.where(empty[..., None], 0, best)
 
 
 class _Cover(NamedTuple):
-    """Bins along one axis, each covered by two spans of 2^power cells that may overlap.
+    """Bins along one axis, each the union of two spans of 2^power cells.
 
     Attributes:
-      firsts: int32 [R, S, 2], the first cells of both.
+      firsts: int32 [R, S, 2], the first cell of both spans.
       power: int32 [R, S].
-      empty: bool [R, S], bins outside of the map.
+      empty: bool [R, S], bins outside of the feature map.
     """
 
     firsts: Array
@@ -232,11 +231,11 @@ def _cover_bins(ends: Array, length: int, bins: int) -> _Cover:
 
 
 def _span_maxima(x: Array, axis: int) -> tuple[Array, np.ndarray]:
-    """Puts the maxima of all spans of 1, 2, 4 ... elements of an axis one by one.
+    """Computes the maxima of all spans of 1, 2, 4, ... elements of an axis.
 
     Returns:
-      `x` with a longer axis: all spans of 1 element, all of 2, of 4 ...; and the place
-      of the first one of each.
+      The maxima of all spans of 1 element, of 2 elements, and so on, concatenated along
+      the axis; and the index of the first span of each length.
     """
     parts, step = [x], 1
     while 2 * step <= x.shape[axis]:
@@ -250,7 +249,7 @@ def _span_maxima(x: Array, axis: int) -> tuple[Array, np.ndarray]:
 
 
 def _larger(first: Array, second: Array) -> Array:
-    # Unlike that of `jnp.maximum`, its gradient is not divided among equals.
+    # Unlike `jnp.maximum`, whose gradient is divided among equal values.
     return jnp.where(second > first, second, first)
 
 

@@ -1,7 +1,6 @@
-"""Max pooling that tells which pixels it took, and the way back.
+"""Max pooling with indices, and unpooling.
 
-A pixel is told by its number in the image, row * width + column, as in PyTorch and in
-SegNet's code. Unpooling puts values to the pixels that were taken and zeros elsewhere.
+The index of a pixel is row * width + column, as in PyTorch and in SegNet's code.
 """
 
 import jax
@@ -18,28 +17,27 @@ Size = tuple[int, int]
 def max_pool_with_indices(
     x: Array, window: int, stride: int, padding: int = 0, *, ceil: bool = False
 ) -> tuple[Array, Array]:
-    """Takes the largest value of each window, and says where it was.
+    """Computes the maximum of each window and its index.
 
-    Of equal values the first is taken, row by row; a value that is no number is larger
-    than all.
+    Of equal values the first is the maximum, row by row; NaN is larger than all values.
 
     Args:
       x: [B, H, W, C], floating.
       window: Height and width of a window.
-      stride: Between windows.
-      padding: On each of the four sides, of values that are never the largest.
-      ceil: As in `zoo.ops.pooling.max_pool`.
+      stride: Distance between windows.
+      padding: Number of pixels of minus infinity on each of the four sides.
+      ceil: See `zoo.ops.pooling.max_pool`.
 
     Returns:
-      `(y, indices)`: what `max_pool` returns, [B, H', W', C], and int32 of the same
-      shape, the number row * W + column of the pixel that was taken.
+      `(y, indices)`: the result of `max_pool`, [B, H', W', C], and int32 of the same
+      shape, the index row * W + column of each maximum.
 
     Raises:
-      ValueError: The window does not fit into the padded image, or lies in the padding.
+      ValueError: The window is larger than the padded image, or fits into the padding.
     """
     pads = pool_padding(x, window, stride, padding, ceil)
     number = _largest_tap(lax.stop_gradient(x), window, stride, pads)
-    # A sum with one term: its derivative, too, is a choice among taps.
+    # A sum with one nonzero term, whose derivative is a selection too.
     zero = jnp.zeros((), x.dtype)
     taps = window_taps(x, window, stride, pads, -np.inf)
     y = sum(jnp.where(number == i, tap, zero) for i, tap in enumerate(taps))
@@ -50,12 +48,12 @@ def max_pool_with_indices(
     number = number.astype(jnp.int32)
     rows = rows.reshape(1, -1, 1, 1) + number // window
     columns = columns.reshape(1, 1, -1, 1) + number % window
-    # Where nothing is larger than the padding, its first tap is taken.
+    # If all values are minus infinity, the first element may be in the padding.
     return y, jnp.maximum(rows, 0) * x.shape[2] + jnp.maximum(columns, 0)
 
 
 def _largest_tap(x: Array, window: int, stride: int, pads: Pads) -> Array:
-    """Which tap of each window is the largest, the first of equals: uint8 or int32."""
+    """Returns the index of the maximum within each window: uint8 or int32."""
     y, *others = window_taps(x, window, stride, pads, -np.inf)
     kind = jnp.uint8 if window**2 < 256 else jnp.int32
     chosen = jnp.zeros(y.shape, kind)
@@ -69,23 +67,23 @@ def _largest_tap(x: Array, window: int, stride: int, pads: Pads) -> Array:
 def max_unpool(
     y: Array, indices: Array, size: Size, *, stride: int | None = None
 ) -> Array:
-    """Puts each value where the largest one of its window was; zeros elsewhere.
+    """Places each value at the index of the maximum of its window, and zeros elsewhere.
 
-    Where windows overlapped and took the same pixel, their values are added (PyTorch
-    leaves open which one stays): so it is the adjoint of taking the pixels.
+    If overlapping windows have the same index, their values are added (in PyTorch one
+    of them is kept), so that it is the adjoint of gathering the maxima.
 
     Args:
       y: [B, H', W', C].
-      indices: int32 [B, H', W', C], of `max_pool_with_indices`.
-      size: Height and width of what was pooled, in pixels.
-      stride: Of the pooling, where its window was as large and without padding: then
-        nothing is scattered, which is faster. None for any pooling.
+      indices: int32 [B, H', W', C], from `max_pool_with_indices`.
+      size: Height and width of the unpooled map, in pixels.
+      stride: Stride of the pooling if its windows have the same size and there was no
+        padding, which needs no scatter and is faster. None for any pooling.
 
     Returns:
       [B, size[0], size[1], C], of the type of `y`.
 
     Raises:
-      ValueError: The shapes do not fit.
+      ValueError: The shapes do not match.
     """
     if y.ndim != 4 or y.shape != indices.shape:
         raise ValueError(
@@ -119,20 +117,20 @@ def _scatter(y: Array, indices: Array, size: Size) -> Array:
 
 
 def _fit(x: Array, size: Size) -> Array:
-    """Cuts a map, or fills it up with zeros, below and on the right."""
+    """Crops a map, or pads it with zeros, at the bottom and on the right."""
     ends = [n - m for n, m in zip(size, x.shape[1:3], strict=True)]
     pads = [(0, 0, 0), *((0, end, 0) for end in ends), (0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
 def repeat_pixels(x: Array, factor: int) -> Array:
-    """Makes each pixel a square of pixels: "nearest" enlargement by a whole factor.
+    """Upsamples by nearest neighbors and an integer factor.
 
-    Unlike a gather, it has a gradient that is a plain sum.
+    Unlike that of a gather, its gradient is a plain sum.
 
     Args:
       x: [B, H, W, C].
-      factor: Height and width of the square.
+      factor: Upsampling factor of height and width.
 
     Returns:
       [B, H * factor, W * factor, C].

@@ -317,8 +317,8 @@ def _spec(name: str, params: int, macs: int, published: str) -> ModelSpec:
         ),
         published=(published,),
         deviations=(
-            "enlargement is bilinear between the pixels' centres; the released code "
-            "has each second pixel as it was, and the mean of its neighbours between",
+            "upsampling is bilinear between the centers of pixels; the released code "
+            "keeps every second pixel, and has the mean of its neighbors in between",
         ),
     )
 
