@@ -131,23 +131,21 @@ def select_detections(
       `Detections`, with boxes in the pixels of the candidates. Equal scores are sorted
       by class, then by the order of the candidates.
     """
-    boxes = candidates.boxes
-    scores = jax.vmap(lambda *image: _rank(*image, postprocess))(*candidates)
-
-    def over_images(function: Callable, *options: Any) -> Callable:
-        return jax.vmap(lambda *image: function(*image, postprocess, *options))
-
-    found = over_images(_suppress_top_n, top_n)(boxes, scores)
+    boxes, options = candidates.boxes, {"postprocess": postprocess}
+    scores = jax.vmap(partial(_mask_scores, **options))(*candidates)
+    found = jax.vmap(partial(_suppress_top_n, top_n=top_n, **options))(boxes, scores)
     if scores[0].size > top_n:
         # The best candidates are enough if they fill the result or there are no more.
         more = (scores > -jnp.inf).sum(axis=(1, 2)) > top_n
         enough = (found[1].all(axis=1) | ~more).all()
-        all_candidates = over_images(_suppress_each_class)
+        all_candidates = jax.vmap(partial(_suppress_each_class, **options))
         found = lax.cond(enough, lambda *images: found, all_candidates, boxes, scores)
     return jax.vmap(_gather)(boxes, scores, *found)
 
 
-def _rank(boxes: Array, scores: Array, valid: Array, postprocess: Postprocess) -> Array:
+def _mask_scores(
+    boxes: Array, scores: Array, valid: Array, postprocess: Postprocess
+) -> Array:
     """Returns the scores of one image, float32 [K, R], -inf for removed candidates."""
     sides = boxes[..., 2:] - boxes[..., :2]
     large = (sides >= postprocess.min_size).all(axis=-1)
