@@ -30,6 +30,10 @@ INITIALIZERS: dict[str, Callable] = {
 }
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if type(value) in (list, tuple) else value
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Options that every network has; a family's config adds its own.
@@ -41,6 +45,12 @@ class NetworkConfig:
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        # Files have lists for tuples, which modules need, as they must be hashable.
+        for field in dataclasses.fields(self):
+            value = _as_tuple(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
     @property
     def dtypes(self) -> dict[str, Any]:

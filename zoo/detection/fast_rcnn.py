@@ -8,7 +8,8 @@ Reference:
   Girshick, Fast R-CNN, 2015.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,8 @@ from zoo.detection.roi_heads import (
     predictor_rules,
 )
 from zoo.detection.two_stage import TwoStage
-from zoo.detection.types import Postprocess
-from zoo.layers import Conv, Layer, initializer, remat_stage
+from zoo.detection.types import DetectorConfig, Postprocess
+from zoo.layers import Conv, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.roi import roi_max_pool
 from zoo.spec import Card, ModelSpec, Preprocess, TorchRule
@@ -60,32 +61,44 @@ DEVIATIONS = (
 )
 
 
-class VGGTrunk(Layer):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FastRCNNConfig(DetectorConfig):
+    """Options of Fast R-CNN on VGG-16.
+
+    Attributes:
+      widths: Number of channels of each of VGG-16's five blocks.
+      dense: Number of outputs of fc6 and fc7.
+      dropout: Dropout rate after the dense layers.
+    """
+
+    widths: tuple[int, ...] = WIDTHS
+    dense: int = DENSE
+    dropout: float = 0.5
+
+
+class VGGTrunk(nn.Module):
     """VGG-16's convolutions, conv1_1 to conv5_3, with pools that round up as in Caffe.
 
     Attributes:
-      network: Name of the network, for error messages.
-      widths: Number of channels of each of the five blocks.
-      kernel_init: Initializer of the kernels.
-      remat: Whether to recompute each block's activations in the backward pass.
+      label: Name of the network, for error messages.
+      config: The options of the network.
     """
 
-    network: str
-    widths: tuple[int, ...] = WIDTHS
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    remat: bool = False
+    label: str
+    config: FastRCNNConfig = FastRCNNConfig()
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, self.network, min_size=STRIDE)
+        config = self.config
+        check_images(images, self.label, min_size=STRIDE)
         conv = partial(
-            Conv, kernel=3, padding=1, kernel_init=self.kernel_init, **self.dtypes
+            Conv, kernel=3, padding=1, kernel_init=config.kernel_init, **config.dtypes
         )
 
         def block(self, x: Array, i: int) -> dict[str, Array]:
             out = {}
             for j in range(1, len(CONFIGS["D"][i - 1]) + 1):
-                x = nn.relu(conv(self.widths[i - 1], name=f"conv{i}_{j}")(x))
+                x = nn.relu(conv(config.widths[i - 1], name=f"conv{i}_{j}")(x))
                 out[f"conv{i}_{j}"] = x
             if i < 5:
                 out[f"pool{i}"] = max_pool(x, 2, 2, ceil=True)
@@ -93,7 +106,7 @@ class VGGTrunk(Layer):
 
         out, x = {}, images
         for i in range(1, 6):
-            out |= remat_stage(partial(block, i=i), self.remat)(self, x)
+            out |= remat_stage(partial(block, i=i), config.remat)(self, x)
             x = [*out.values()][-1]
         return out
 
@@ -114,41 +127,24 @@ def roi_pool(levels: Sequence[Array], rois: Array, *, size: int) -> Array:
     return roi_max_pool(features, rois, output_size=size, spatial_scale=1 / STRIDE)
 
 
-def fast_rcnn(
-    *,
-    num_classes: int,
-    widths: tuple[int, ...] = WIDTHS,
-    dense: int = DENSE,
-    dropout: float = 0.5,
-    init: str = "he_fan_out",
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> TwoStage:
+def fast_rcnn(*, num_classes: int, **options: Any) -> TwoStage:
     """Builds the network of section 2 on VGG-16, which takes proposals as an input.
 
     Args:
       num_classes: Number of classes, without background.
-      widths: Number of channels of each of VGG-16's five blocks.
-      dense: Number of outputs of fc6 and fc7.
-      dropout: Dropout rate after the dense layers.
-      init: Initializer of VGG-16's layers, a key of `zoo.layers.INITIALIZERS`.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
-      remat: Whether to recompute activations in the backward pass, to save memory.
+      **options: Fields of `FastRCNNConfig`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    check_detector_classes("fast_rcnn_vgg16", num_classes)
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    vgg = dict(kernel_init=initializer(init), **dtypes)
+    name, config = "fast_rcnn_vgg16", FastRCNNConfig(**options)
+    check_detector_classes(name, num_classes)
     return TwoStage(
-        backbone=VGGTrunk("fast_rcnn_vgg16", tuple(widths), remat=remat, **vgg),
+        backbone=VGGTrunk(name, config),
         neck=None,
         rpn=None,
-        box_head=DenseHead(dense, dropout=dropout, **vgg),
-        predictor=Predictor(num_classes, **dtypes),
+        box_head=vgg_head(config),
+        predictor=Predictor(num_classes, **config.dtypes),
         rpn_endpoints=(),
         roi_endpoints=("conv5_3",),
         roi_pool=partial(roi_pool, size=7),
@@ -161,6 +157,16 @@ def fast_rcnn(
     )
 
 
+def vgg_head(config: FastRCNNConfig) -> DenseHead:
+    """Builds the dense layers of VGG-16."""
+    return DenseHead(
+        config.dense,
+        dropout=config.dropout,
+        kernel_init=config.kernel_init,
+        **config.dtypes,
+    )
+
+
 def trunk_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     """Returns the rules for the authors' names of VGG-16's layers up to fc7."""
     names = [
@@ -170,7 +176,9 @@ def trunk_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     ]
     return (
         *(TorchRule(f"backbone/{name}", name) for name in names),
-        TorchRule("box_head/fc6", "fc6", flatten=(model.backbone.widths[-1], 7, 7)),
+        TorchRule(
+            "box_head/fc6", "fc6", flatten=(model.backbone.config.widths[-1], 7, 7)
+        ),
         TorchRule("box_head/fc7", "fc7"),
     )
 
@@ -203,6 +211,7 @@ SPECS = (
         name="fast_rcnn_vgg16",
         task="detection",
         build=fast_rcnn,
+        config=FastRCNNConfig,
         paper="Girshick: Fast R-CNN, 2015, section 2, model L",
         num_classes=20,
         preprocess=PREPROCESS,

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zoo.checks import check_detector_classes
@@ -22,7 +21,6 @@ from zoo.classification.imagenet import IMAGENET
 from zoo.classification.resnet import INIT as RESNET_INIT
 from zoo.classification.resnet import Bottleneck, ResNetBackbone, ResNetConfig
 from zoo.classification.resnet import torch_rules as backbone_rules
-from zoo.classification.vgg import DENSE, WIDTHS
 from zoo.detection import fast_rcnn
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.fpn import FPN
@@ -35,8 +33,8 @@ from zoo.detection.roi_heads import (
 )
 from zoo.detection.rpn import RPN, RPNConfig
 from zoo.detection.two_stage import TwoStage
-from zoo.detection.types import Postprocess
-from zoo.layers import INITIALIZERS, initializer
+from zoo.detection.types import DetectorConfig, Postprocess
+from zoo.layers import INITIALIZERS
 from zoo.ops.anchors import make_anchors, rpn_anchors
 from zoo.ops.roi import multiscale_roi_align
 from zoo.spec import ModelSpec, TorchRule, Weights
@@ -162,105 +160,113 @@ def pyramid_roi_align(
     )
 
 
-def faster_rcnn_vgg16(
-    *,
-    num_classes: int,
-    widths: tuple[int, ...] = WIDTHS,
-    dense: int = DENSE,
-    anchors: str = "voc",
-    dropout: float = 0.5,
-    init: str = "he_fan_out",
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> TwoStage:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VGG16Config(fast_rcnn.FastRCNNConfig):
+    """Options of Faster R-CNN on VGG-16.
+
+    Attributes:
+      anchors: "voc" for nine anchors at each position, "coco" for the paper's twelve
+        for COCO.
+    """
+
+    anchors: str = "voc"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class C4Config(DetectorConfig):
+    """Options of Faster R-CNN on the first stages of a ResNet.
+
+    Attributes:
+      anchors: See `VGG16Config`.
+      early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
+        as published, and not in the 3x3 one, as in most public weights.
+    """
+
+    anchors: str = "voc"
+    early_stride: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FPNConfig(DetectorConfig):
+    """Options of Faster R-CNN with a feature pyramid.
+
+    Attributes:
+      frozen: Whether the backbone's batch norm is a fixed affine map, as for a
+        pretrained backbone. Use False to train from scratch with large batches.
+      epsilon: The epsilon of batch norm.
+      momentum: Decay rate of batch norm's running averages.
+    """
+
+    frozen: bool = True
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+
+def faster_rcnn_vgg16(*, num_classes: int, **options: Any) -> TwoStage:
     """Builds the network of section 3 on VGG-16.
 
     Args:
       num_classes: Number of classes, without background.
-      widths: Number of channels of each of VGG-16's five blocks.
-      dense: Number of outputs of fc6 and fc7.
-      anchors: "voc" for nine anchors at each position, "coco" for the paper's twelve
-        for COCO.
-      dropout: Dropout rate after the dense layers.
-      init: Initializer of VGG-16's layers, a key of `zoo.layers.INITIALIZERS`.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
-      remat: Whether to recompute activations in the backward pass, to save memory.
+      **options: Fields of `VGG16Config`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    name = "faster_rcnn_vgg16"
-    check_detector_classes(name, num_classes)
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    vgg = dict(kernel_init=initializer(init), **dtypes)
+    name, config = "faster_rcnn_vgg16", VGG16Config(**options)
     return TwoStage(
-        backbone=fast_rcnn.VGGTrunk(name, tuple(widths), remat=remat, **vgg),
-        box_head=DenseHead(dense, dropout=dropout, **vgg),
+        backbone=fast_rcnn.VGGTrunk(name, config),
+        box_head=fast_rcnn.vgg_head(config),
         roi_pool=partial(fast_rcnn.roi_pool, size=7),
-        **_published_parts(name, num_classes, "conv5_3", anchors, dtypes),
+        **_published_parts(name, num_classes, "conv5_3", config),
     )
 
 
-def faster_rcnn_c4(
-    *,
-    num_classes: int,
-    anchors: str = "voc",
-    early_stride: bool = True,
-    init: str = "he_fan_out",
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> TwoStage:
+def faster_rcnn_c4(*, num_classes: int, **options: Any) -> TwoStage:
     """Builds the network of the residual networks' appendix A, on ResNet-101.
 
     Args:
       num_classes: Number of classes, without background.
-      anchors: See `faster_rcnn_vgg16`.
-      early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
-        as published, and not in the 3x3 one, as in most public weights.
-      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
-      remat: Whether to recompute activations in the backward pass, to save memory.
+      **options: Fields of `C4Config`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    name = "faster_rcnn_resnet101_c4"
-    check_detector_classes(name, num_classes)
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    resnet_config = ResNetConfig(init=init, remat=remat, **dtypes)
+    name, config = "faster_rcnn_resnet101_c4", C4Config(**options)
+    resnet_config = ResNetConfig(init=config.init, remat=config.remat, **config.dtypes)
     return TwoStage(
         backbone=ResNetBackbone(
             label=name,
             block=Bottleneck,
             blocks=(3, 4, 23),
             config=resnet_config,
-            early_stride=early_stride,
+            early_stride=config.early_stride,
             frozen=True,
             pooled=False,
         ),
-        box_head=StageHead(512, 3, early_stride, resnet_config.kernel_init, **dtypes),
+        box_head=StageHead(
+            512, 3, config.early_stride, config.kernel_init, **config.dtypes
+        ),
         # The last stage halves the resolution.
         roi_pool=partial(fast_rcnn.roi_pool, size=14),
-        **_published_parts(name, num_classes, "stage3", anchors, dtypes),
+        **_published_parts(name, num_classes, "stage3", config),
     )
 
 
 def _published_parts(
-    name: str, num_classes: int, endpoint: str, anchors: str, dtypes: dict[str, Any]
+    name: str, num_classes: int, endpoint: str, config: VGG16Config | C4Config
 ) -> dict[str, Any]:
     """Returns the arguments of `TwoStage` that both published networks share."""
-    if anchors not in PAPER_ANCHORS:
-        raise ValueError(f"anchors={anchors!r} must be one of {[*PAPER_ANCHORS]}.")
+    check_detector_classes(name, num_classes)
+    if config.anchors not in PAPER_ANCHORS:
+        raise ValueError(
+            f"anchors={config.anchors!r} must be one of {[*PAPER_ANCHORS]}."
+        )
     rpn_config, roi_config = CONFIGS[name]
-    cells = PAPER_ANCHORS[anchors]
+    cells = PAPER_ANCHORS[config.anchors]
     return dict(
         neck=None,
-        rpn=RPN(len(cells[0]), 512, two_scores=True, **dtypes),
-        predictor=Predictor(num_classes, **dtypes),
+        rpn=RPN(len(cells[0]), 512, two_scores=True, **config.dtypes),
+        predictor=Predictor(num_classes, **config.dtypes),
         rpn_endpoints=(endpoint,),
         roi_endpoints=(endpoint,),
         rpn_config=dataclasses.replace(rpn_config, cell_anchors=cells),
@@ -270,47 +276,33 @@ def _published_parts(
     )
 
 
-def faster_rcnn_fpn(
-    *,
-    num_classes: int,
-    frozen: bool = True,
-    epsilon: float = 1e-5,
-    init: str = "he_fan_out",
-    momentum: float = 0.9,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> TwoStage:
+def faster_rcnn_fpn(*, num_classes: int, **options: Any) -> TwoStage:
     """Builds torchvision's `fasterrcnn_resnet50_fpn`.
 
     Args:
       num_classes: Number of classes, without background.
-      frozen: Whether the backbone's batch norm is a fixed affine map, as for a
-        pretrained backbone. Use False to train from scratch with large batches.
-      epsilon: The epsilon of batch norm.
-      init: Initializer of the backbone's convolutions, a key of
-        `zoo.layers.INITIALIZERS`.
-      momentum: Decay rate of batch norm's running averages.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
-      remat: Whether to recompute activations in the backward pass, to save memory.
+      **options: Fields of `FPNConfig`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    name = "faster_rcnn_resnet50_fpn"
+    name, config = "faster_rcnn_resnet50_fpn", FPNConfig(**options)
     check_detector_classes(name, num_classes)
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    dense = INITIALIZERS["torch"]
+    dense, dtypes = INITIALIZERS["torch"], config.dtypes
     rpn_config, roi_config = CONFIGS[name]
     return TwoStage(
         backbone=ResNetBackbone(
             label=name,
             block=Bottleneck,
             blocks=(3, 4, 6, 3),
-            config=ResNetConfig(init=init, momentum=momentum, remat=remat, **dtypes),
-            frozen=frozen,
-            epsilon=epsilon,
+            config=ResNetConfig(
+                init=config.init,
+                momentum=config.momentum,
+                remat=config.remat,
+                **dtypes,
+            ),
+            frozen=config.frozen,
+            epsilon=config.epsilon,
             pooled=False,
         ),
         neck=FPN(("stage1", "stage2", "stage3", "stage4"), (2, 3, 4, 5), **dtypes),
@@ -408,6 +400,7 @@ SPECS = (
         name="faster_rcnn_vgg16",
         task="detection",
         build=faster_rcnn_vgg16,
+        config=VGG16Config,
         paper=f"{PAPER}, section 3",
         num_classes=20,
         preprocess=fast_rcnn.PREPROCESS,
@@ -438,6 +431,7 @@ SPECS = (
         name="faster_rcnn_resnet101_c4",
         task="detection",
         build=faster_rcnn_c4,
+        config=C4Config,
         paper="He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, "
         "2015, appendix A",
         num_classes=20,
@@ -465,6 +459,7 @@ SPECS = (
         name="faster_rcnn_resnet50_fpn",
         task="detection",
         build=faster_rcnn_fpn,
+        config=FPNConfig,
         paper=f"{FPN_PAPER}, section 5.2, as torchvision's fasterrcnn_resnet50_fpn",
         num_classes=90,
         preprocess=FPN_PREPROCESS,

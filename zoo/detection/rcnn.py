@@ -20,7 +20,7 @@ from flax import linen as nn
 from zoo.checks import check_detector_classes
 from zoo.classification import alexnet, vgg
 from zoo.detection.types import Candidates, Postprocess
-from zoo.layers import INITIALIZERS, Layer
+from zoo.layers import INITIALIZERS, Layer, NetworkConfig
 from zoo.ops import box_coding
 from zoo.ops.boxes import clip
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -171,26 +171,28 @@ def warp(
 _CLASSIFIERS = {spec.name: spec for family in (alexnet, vgg) for spec in family.SPECS}
 
 
-def rcnn(
-    *,
-    classifier: str,
-    num_classes: int = 20,
-    widths: tuple[int, ...] | None = None,
-    dense: int = vgg.DENSE,
-    context: int = CONTEXT,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> RCNN:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RCNNConfig(NetworkConfig):
+    """Options of R-CNN.
+
+    Attributes:
+      widths: The option of the classifier; None for its default.
+      dense: Number of outputs of fc6 and fc7.
+      context: Number of pixels of context around the box in a warped region.
+    """
+
+    widths: tuple[int, ...] | None = None
+    dense: int = vgg.DENSE
+    context: int = CONTEXT
+
+
+def rcnn(*, classifier: str, num_classes: int = 20, **options: Any) -> RCNN:
     """Builds an R-CNN.
 
     Args:
       classifier: Name of the classifier, "alexnet" or "vgg16".
       num_classes: Number of classes, without background.
-      widths: The option of the classifier; None for its default.
-      dense: Number of outputs of fc6 and fc7.
-      context: Number of pixels of context around the box in a warped region.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `RCNNConfig`.
 
     Raises:
       ValueError: An option is out of range.
@@ -198,17 +200,16 @@ def rcnn(
     spec = _CLASSIFIERS[classifier]
     size = spec.preprocess.size
     check_detector_classes(f"rcnn_{classifier}", num_classes)
-    if not 0 <= context < size // 2:
-        raise ValueError(f"context={context} must be 0 to {size // 2 - 1}.")
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    options = dict(dense=dense, **dtypes)
-    if widths is not None:
-        options["widths"] = widths
+    config = RCNNConfig(**options)
+    if not 0 <= config.context < size // 2:
+        raise ValueError(f"context={config.context} must be 0 to {size // 2 - 1}.")
+    widths = {} if config.widths is None else {"widths": config.widths}
+    options = dict(num_classes=0, dense=config.dense, **widths, **config.dtypes)
     return RCNN(
-        backbone=spec.build(num_classes=0, **options).backbone,
-        head=RegionHead(num_classes, **dtypes),
+        backbone=spec.build(**options).backbone,
+        head=RegionHead(num_classes, **config.dtypes),
         preprocess=dataclasses.replace(spec.preprocess, resize=None, fit="stretch"),
-        context=context,
+        context=config.context,
     )
 
 
@@ -229,6 +230,7 @@ def _spec(classifier: str, params: int, macs: int, published: tuple[str, ...]):
         name=f"rcnn_{classifier}",
         task="detection",
         build=partial(rcnn, classifier=classifier),
+        config=RCNNConfig,
         paper=f"{PAPER}, sections 2 and 3, appendices A to C",
         num_classes=20,
         preprocess=rcnn(classifier=classifier).preprocess,

@@ -5,6 +5,7 @@ paper describes them: the heads, losses and decoding are those of the papers, on
 a few convolutions with batch norm. They are trained from scratch.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from zoo.detection.roi_heads import DenseHead, Predictor
 from zoo.detection.rpn import RPN
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
 from zoo.detection.two_stage import TwoStage
+from zoo.detection.types import DetectorConfig
 from zoo.detection.yolo import YOLO
 from zoo.layers import (
     INITIALIZERS,
@@ -61,49 +63,62 @@ FASTER_RCNN_PREPROCESS = Preprocess(
 )
 
 
-class SmallBackbone(Layer):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallConfig(DetectorConfig):
+    """Options of the small SSD and YOLO.
+
+    Attributes:
+      widths: Number of channels of each stage of the backbone.
+      momentum: Decay rate of batch norm's running averages.
+    """
+
+    widths: tuple[int, ...] = WIDTHS
+    momentum: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallFasterRCNNConfig(DetectorConfig):
+    """Options of the small Faster R-CNN.
+
+    Attributes:
+      momentum: Decay rate of batch norm's running averages.
+    """
+
+    momentum: float = 0.9
+
+
+class SmallBackbone(nn.Module):
     """Stages of 3x3 convolutions with batch norm, the first of which has stride 2.
 
     Attributes:
-      network: Name of the network, for error messages.
+      label: Name of the network, for error messages.
       depths: Number of convolutions of each stage.
-      widths: Number of channels of each stage's convolutions.
-      momentum: Decay rate of batch norm's running averages.
-      kernel_init: Initializer of the kernels.
-      remat: Whether to recompute each stage's activations in the backward pass.
+      config: The options of the network.
     """
 
-    network: str
+    label: str
     depths: tuple[int, ...]
-    widths: tuple[int, ...] = WIDTHS
-    momentum: float = 0.9
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    remat: bool = False
+    config: SmallConfig = SmallConfig()
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, self.network, size=SIZE)
-        conv = partial(
-            Conv,
-            kernel=3,
-            padding=1,
-            use_bias=False,
-            kernel_init=self.kernel_init,
-            **self.dtypes,
-        )
-        norm = partial(BatchNorm, momentum=self.momentum, **self.dtypes)
+        check_images(images, self.label, size=SIZE)
+        config, dtypes = self.config, self.config.dtypes
+        options = dict(padding=1, use_bias=False, kernel_init=config.kernel_init)
+        conv = partial(Conv, kernel=3, **options, **dtypes)
+        norm = partial(BatchNorm, momentum=config.momentum, **dtypes)
 
         def stage(self, x: Array, i: int) -> dict[str, Array]:
             for j in range(1, self.depths[i - 1] + 1):
                 stride = 2 if j == 1 else 1
-                layer = conv(self.widths[i - 1], stride=stride, name=f"conv{i}_{j}")
+                layer = conv(config.widths[i - 1], stride=stride, name=f"conv{i}_{j}")
                 x = norm(name=f"bn{i}_{j}")(layer(x), train=train)
                 x = nn.relu(x)
             return {f"stage{i}": x}
 
         out, x = {}, images
         for i in range(1, len(self.depths) + 1):
-            out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
+            out |= remat_stage(partial(stage, i=i), config.remat)(self, x)
             x = out[f"stage{i}"]
         return out
 
@@ -144,81 +159,45 @@ class GridHead(Layer):
         }
 
 
-def small_detector(
-    *,
-    variant: str,
-    num_classes: int,
-    widths: tuple[int, ...] = WIDTHS,
-    init: str = "he_fan_out",
-    momentum: float = 0.9,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> SSD | YOLO:
+def small_detector(*, variant: str, num_classes: int, **options: Any) -> SSD | YOLO:
     """Builds a small SSD or YOLO.
 
     Args:
       variant: "ssd96_small" or "yolo96_small".
       num_classes: Number of classes, without background.
-      widths: Number of channels of each stage of the backbone.
-      init: Initializer of the backbone, a key of `zoo.layers.INITIALIZERS`.
-      momentum: Decay rate of batch norm's running averages.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `SmallConfig`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or `init` is unknown.
     """
     check_detector_classes(variant, num_classes)
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    backbone = partial(
-        SmallBackbone,
-        variant,
-        widths=tuple(widths),
-        momentum=momentum,
-        kernel_init=initializer(init),
-        remat=remat,
-        **dtypes,
-    )
+    config = SmallConfig(**options)
     if variant == "yolo96_small":
-        head = GridHead(num_classes, initializer("gaussian_0.01"), **dtypes)
-        return YOLO(backbone(YOLO_DEPTHS), head, PREPROCESS)
+        init = initializer("gaussian_0.01")
+        head = GridHead(num_classes, init, **config.dtypes)
+        return YOLO(SmallBackbone(variant, YOLO_DEPTHS, config), head, PREPROCESS)
     return SSD(
-        backbone(SSD_DEPTHS),
-        MultiBoxHead(num_classes, LEVELS, **dtypes),
+        SmallBackbone(variant, SSD_DEPTHS, config),
+        MultiBoxHead(num_classes, LEVELS, **config.dtypes),
         last_size=LAST_SIZE,
         max_side=None,
         preprocess=PREPROCESS,
     )
 
 
-def faster_rcnn_small(
-    *,
-    num_classes: int,
-    init: str = "he_fan_out",
-    momentum: float = 0.9,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> TwoStage:
+def faster_rcnn_small(*, num_classes: int, **options: Any) -> TwoStage:
     """Builds a small Faster R-CNN with a feature pyramid.
 
     Args:
       num_classes: Number of classes, without background.
-      init: Initializer of the backbone's convolutions, a key of
-        `zoo.layers.INITIALIZERS`.
-      momentum: Decay rate of batch norm's running averages.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
-      remat: Whether to recompute activations in the backward pass, to save memory.
+      **options: Fields of `SmallFasterRCNNConfig`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
-    name = "faster_rcnn_small"
+    name, config = "faster_rcnn_small", SmallFasterRCNNConfig(**options)
     check_detector_classes(name, num_classes)
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    dtypes = config.dtypes
     dense, stages = INITIALIZERS["he_fan_in"], ("stage1", "stage2", "stage3")
     rpn_config, roi_config = faster_rcnn.CONFIGS[name]
     return TwoStage(
@@ -227,7 +206,11 @@ def faster_rcnn_small(
             block=BasicBlock,
             blocks=(2, 2, 2),
             config=ResNetConfig(
-                width=32, init=init, momentum=momentum, remat=remat, **dtypes
+                width=32,
+                init=config.init,
+                momentum=config.momentum,
+                remat=config.remat,
+                **dtypes,
             ),
             pooled=False,
         ),
@@ -278,6 +261,7 @@ def _spec(
         name=name,
         task="detection",
         build=partial(small_detector, variant=name),
+        config=SmallConfig,
         paper=f"none: a small network of this zoo with the head of {kind}",
         num_classes=10,
         preprocess=PREPROCESS,
@@ -299,6 +283,7 @@ SPECS = (
         name="faster_rcnn_small",
         task="detection",
         build=faster_rcnn_small,
+        config=SmallFasterRCNNConfig,
         paper=f"none: the parts of {faster_rcnn.FPN_PAPER}",
         num_classes=10,
         preprocess=FASTER_RCNN_PREPROCESS,

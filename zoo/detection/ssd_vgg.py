@@ -5,7 +5,8 @@ Reference:
   2016, section 3 and figure 2; the authors' Caffe, examples/ssd.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from zoo.checks import check_detector_classes, check_images
 from zoo.classification.vgg import CONFIGS, WIDTHS
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
-from zoo.layers import Conv, Layer, initializer, per_channel, remat_stage
+from zoo.detection.types import DetectorConfig
+from zoo.layers import Conv, initializer, per_channel, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.spec import Card, ModelSpec, Preprocess, TorchRule, Weights
 
@@ -97,39 +99,53 @@ class L2Norm(nn.Module):
         return (y * per_channel(scale, y)).astype(x.dtype)
 
 
-class SSDVGGBackbone(Layer):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SSDConfig(DetectorConfig):
+    """Options of SSD on VGG-16.
+
+    The layers that are not VGG-16's convolutions are initialized as in the paper.
+
+    Attributes:
+      widths: Number of channels of each of VGG-16's five blocks.
+      dense: Number of channels of fc6 and fc7.
+      boxes: The default boxes: "voc" or "coco" for the authors' boxes for these data
+        sets, "torchvision" for those for COCO, limited to the size of the image. None
+        for "torchvision" in SSD300, as its public weights require, and "voc" in SSD512.
+    """
+
+    widths: tuple[int, ...] = WIDTHS
+    dense: int = DENSE
+    boxes: str | None = None
+
+
+class SSDVGGBackbone(nn.Module):
     """VGG-16 with convolutional fc6 and fc7 and additional layers, figure 2.
 
     The convolutions of VGG-16 have the same paths as in the classifier.
 
     Attributes:
-      network: Name of the network, for error messages.
+      label: Name of the network, for error messages.
       size: Height and width of the images, a key of `EXTRAS`.
-      widths: Number of channels of each of VGG-16's five blocks.
-      dense: Number of channels of fc6 and fc7.
-      conv_init: Initializer of VGG-16's own convolutions.
-      remat: Whether to recompute each block's activations in the backward pass.
+      config: The options of the network.
     """
 
-    network: str
+    label: str
     size: int
-    widths: tuple[int, ...] = WIDTHS
-    dense: int = DENSE
-    conv_init: Callable = nn.initializers.lecun_normal()
-    remat: bool = False
+    config: SSDConfig = SSDConfig()
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, self.network, size=self.size)
+        check_images(images, self.label, size=self.size)
+        config, dtypes = self.config, self.config.dtypes
         vgg_conv = partial(
-            Conv, kernel=3, padding=1, kernel_init=self.conv_init, **self.dtypes
+            Conv, kernel=3, padding=1, kernel_init=config.kernel_init, **dtypes
         )
-        conv = partial(Conv, kernel_init=initializer("glorot"), **self.dtypes)
+        conv = partial(Conv, kernel_init=initializer("glorot"), **dtypes)
 
         def block(self, x: Array, i: int) -> dict[str, Array]:
             out = {}
             for j in range(1, len(BLOCKS[i - 1]) + 1):
-                layer = vgg_conv(self.widths[i - 1], name=f"conv{i}_{j}")
+                layer = vgg_conv(config.widths[i - 1], name=f"conv{i}_{j}")
                 x = out[f"conv{i}_{j}"] = nn.relu(layer(x))
             if i < 5:
                 out[f"pool{i}"] = max_pool(x, 2, 2, ceil=i == 3)
@@ -139,14 +155,14 @@ class SSDVGGBackbone(Layer):
 
         out, x = {}, images
         for i in range(1, 6):
-            out |= remat_stage(partial(block, i=i), self.remat)(self, x)
+            out |= remat_stage(partial(block, i=i), config.remat)(self, x)
             x = out[f"pool{i}"]
             if i == 4:
-                norm = L2Norm(self.param_dtype, name="conv4_3_norm")
+                norm = L2Norm(config.param_dtype, name="conv4_3_norm")
                 out["conv4_3_norm"] = norm(out["conv4_3"])
-        fc6 = conv(self.dense, kernel=3, padding=6, dilation=6, name="fc6")
+        fc6 = conv(config.dense, kernel=3, padding=6, dilation=6, name="fc6")
         x = out["fc6"] = nn.relu(fc6(x))
-        x = out["fc7"] = nn.relu(conv(self.dense, kernel=1, name="fc7")(x))
+        x = out["fc7"] = nn.relu(conv(config.dense, kernel=1, name="fc7")(x))
         for i, (few, many, window, stride, padding) in enumerate(EXTRAS[self.size], 8):
             first = conv(few, kernel=1, name=f"conv{i}_1")
             x = out[f"conv{i}_1"] = nn.relu(first(x))
@@ -155,45 +171,23 @@ class SSDVGGBackbone(Layer):
         return out
 
 
-def ssd_vgg16(
-    *,
-    size: int,
-    variant: str,
-    num_classes: int,
-    widths: tuple[int, ...] = WIDTHS,
-    dense: int = DENSE,
-    boxes: str | None = None,
-    init: str = "he_fan_out",
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> SSD:
+def ssd_vgg16(*, size: int, variant: str, num_classes: int, **options: Any) -> SSD:
     """Builds SSD300 or SSD512.
 
     Args:
       size: Height and width of the images, 300 or 512.
       variant: Name of the model, for error messages.
       num_classes: Number of classes, without background.
-      widths: Number of channels of each of VGG-16's five blocks.
-      dense: Number of channels of fc6 and fc7.
-      boxes: The default boxes: "voc" or "coco" for the authors' boxes for these data
-        sets, "torchvision" for those for COCO, limited to the size of the image. None
-        for "torchvision" in SSD300, as its public weights require, and "voc" in SSD512.
-      init: Initializer of VGG-16's own convolutions, a key of
-        `zoo.layers.INITIALIZERS`. The other layers are initialized as in the paper.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `SSDConfig`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
     check_detector_classes(variant, num_classes)
-    if boxes is None:
-        boxes = "torchvision" if size == 300 else "voc"
+    config = SSDConfig(**options)
+    boxes = config.boxes or ("torchvision" if size == 300 else "voc")
     if boxes not in BOXES:
         raise ValueError(f"{variant}: boxes={boxes!r} must be one of {BOXES}.")
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     *sizes, last = SIZES[size, "voc" if boxes == "voc" else "coco"]
     extras = (f"conv{i}_2" for i in range(8, 8 + len(EXTRAS[size])))
     levels = tuple(
@@ -203,16 +197,8 @@ def ssd_vgg16(
         )
     )
     return SSD(
-        backbone=SSDVGGBackbone(
-            variant,
-            size,
-            tuple(widths),
-            dense,
-            conv_init=initializer(init),
-            remat=remat,
-            **dtypes,
-        ),
-        head=MultiBoxHead(num_classes, levels, **dtypes),
+        backbone=SSDVGGBackbone(variant, size, config),
+        head=MultiBoxHead(num_classes, levels, **config.dtypes),
         last_size=last,
         max_side=size if boxes == "torchvision" else None,
         preprocess=_preprocess(size),
@@ -370,6 +356,7 @@ def _spec(size: int, num_classes: int, params: int, macs: int, **facts) -> Model
         name=name,
         task="detection",
         build=partial(ssd_vgg16, size=size, variant=name),
+        config=SSDConfig,
         paper=PAPER,
         num_classes=num_classes,
         preprocess=_preprocess(size),

@@ -24,13 +24,34 @@ A detector is a Linen module with the fields `preprocess` (`zoo.spec.Preprocess`
 `Detections`.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from zoo.layers import NetworkConfig, initializer
+
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectorConfig(NetworkConfig):
+    """Options of every detector; the configs of families add their own.
+
+    Attributes:
+      init: Initializer of the backbone, a key of `zoo.layers.INITIALIZERS`.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+    """
+
+    init: str = "he_fan_out"
+    remat: bool = False
+
+    @property
+    def kernel_init(self) -> Callable:
+        """The initializer of the backbone's kernels."""
+        return initializer(self.init)
 
 
 class Targets(NamedTuple):

@@ -6,6 +6,7 @@ Reference:
   cfg/yolov1-tiny.cfg of the authors' Darknet.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,14 +17,20 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_detector_classes, check_images
-from zoo.detection.types import Candidates, LossSum, Postprocess, Targets, divide_losses
+from zoo.detection.types import (
+    Candidates,
+    DetectorConfig,
+    LossSum,
+    Postprocess,
+    Targets,
+    divide_losses,
+)
 from zoo.layers import (
     BatchNorm,
     ClassOutputs,
     Conv,
     FullyConnected,
     Layer,
-    initializer,
     remat_stage,
 )
 from zoo.ops.boxes import clip, from_cxcywh, iou, to_cxcywh
@@ -70,11 +77,29 @@ TINY = (*_NARROW, ((3, 1024), (3, 1024), (3, 1024)))
 TINY_BN = (*_NARROW, ((3, 1024), (3, 256)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class YOLOConfig(DetectorConfig):
+    """Options of YOLO; `init` is the initializer of all layers.
+
+    Attributes:
+      stages: Convolutions (kernel, channels[, stride]) of each stage, with 2 x 2 max
+        pools between the stages; None for the variant's.
+      hidden: Numbers of outputs of the dense layers before the last; None for the
+        variant's.
+      dropout: Dropout rate before the last layer, if there are several dense layers.
+    """
+
+    init: str = "he_fan_in"
+    stages: tuple | None = None
+    hidden: tuple[int, ...] | None = None
+    dropout: float = 0.5
+
+
 class YOLOBackbone(Layer):
     """The convolutions of figure 3, each followed by a leaky ReLU.
 
     Attributes:
-      network: Name of the network, for error messages.
+      label: Name of the network, for error messages.
       stages: Convolutions (kernel, channels[, stride]) of each stage, with 2 x 2 max
         pools between the stages.
       batch_norm: Whether each convolution has batch norm instead of a bias.
@@ -82,7 +107,7 @@ class YOLOBackbone(Layer):
       remat: Whether to recompute each stage's activations in the backward pass.
     """
 
-    network: str
+    label: str
     stages: tuple[tuple[tuple[int, ...], ...], ...]
     batch_norm: bool = False
     kernel_init: Callable = nn.initializers.lecun_normal()
@@ -90,7 +115,7 @@ class YOLOBackbone(Layer):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        check_images(images, self.network, size=SIZE)
+        check_images(images, self.label, size=SIZE)
         conv = partial(
             Conv,
             use_bias=not self.batch_norm,
@@ -352,45 +377,25 @@ def _cells(grid: int) -> Array:
     return jnp.stack([columns, rows], axis=-1)
 
 
-def yolo_v1(
-    *,
-    variant: str,
-    num_classes: int,
-    stages: tuple | None = None,
-    hidden: tuple[int, ...] | None = None,
-    init: str = "he_fan_in",
-    dropout: float = 0.5,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> YOLO:
+def yolo_v1(*, variant: str, num_classes: int, **options: Any) -> YOLO:
     """Builds a network of YOLO's first version.
 
     Args:
       variant: Name of the model, one of `SPECS`.
       num_classes: Number of classes, without background.
-      stages: Convolutions (kernel, channels[, stride]) of each stage, with 2 x 2 max
-        pools between the stages; None for the variant's.
-      hidden: Numbers of outputs of the dense layers before the last; None for the
-        variant's.
-      init: Initializer of all layers, a key of `zoo.layers.INITIALIZERS`.
-      dropout: Dropout rate before the last layer, if there are several dense layers.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `YOLOConfig`.
 
     Raises:
       ValueError: `num_classes` is less than 1, or `init` is unknown.
     """
     check_detector_classes(variant, num_classes)
-    row = _NETWORKS[variant]
-    stages = row.stages if stages is None else stages
-    stages = tuple(tuple(map(tuple, stage)) for stage in stages)
-    hidden = row.hidden if hidden is None else tuple(hidden)
-    options = dict(kernel_init=initializer(init), dtype=dtype, param_dtype=param_dtype)
+    row, config = _NETWORKS[variant], YOLOConfig(**options)
+    stages = row.stages if config.stages is None else config.stages
+    hidden = row.hidden if config.hidden is None else config.hidden
+    layers = dict(kernel_init=config.kernel_init, **config.dtypes)
     return YOLO(
-        backbone=YOLOBackbone(variant, stages, row.batch_norm, remat=remat, **options),
-        head=YOLOHead(num_classes, hidden, dropout, **options),
+        YOLOBackbone(variant, stages, row.batch_norm, remat=config.remat, **layers),
+        YOLOHead(num_classes, hidden, config.dropout, **layers),
         preprocess=PREPROCESS,
     )
 
@@ -475,6 +480,7 @@ def _spec(name: str, row: _Network) -> ModelSpec:
         name=name,
         task="detection",
         build=partial(yolo_v1, variant=name),
+        config=YOLOConfig,
         paper=f"{PAPER}, {row.source}",
         num_classes=20,
         preprocess=PREPROCESS,
