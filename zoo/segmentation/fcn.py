@@ -25,7 +25,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -38,6 +37,7 @@ from zoo.segmentation.segmenter import (
     ConvHead,
     ConvTransposed,
     Segmenter,
+    SegmenterConfig,
     Size,
     bilinear,
     promote,
@@ -90,14 +90,14 @@ class FCNHead(Layer):
       stride: Stride of the finest scores: 32, 16 or 8.
       learned: Names of the upsampling layers that have parameters; the others
         interpolate.
-      scales: Factors of the pools by name; 1 for those that are missing.
+      at_once: Whether the pools are multiplied by `AT_ONCE`.
       score_init: Initializer of the kernels of the scores.
     """
 
     num_classes: int
     stride: int
     learned: tuple[str, ...] = ()
-    scales: Mapping[str, float] | None = None
+    at_once: bool = False
     score_init: Callable = nn.initializers.zeros
 
     @nn.compact
@@ -113,7 +113,7 @@ class FCNHead(Layer):
         for upscore, pool, offset in SKIPS[self.stride]:
             doubled = [2 * n + 2 for n in x.shape[1:3]]
             x = out[upscore] = self._upsample(upscore, x, 2, doubled)
-            skip = features[pool] * (self.scales or {}).get(pool, 1.0)
+            skip = features[pool] * (AT_ONCE[pool] if self.at_once else 1.0)
             skip = out[f"score_{pool}"] = score(name=f"score_{pool}")(skip)
             rows, columns = (slice(offset, offset + n) for n in x.shape[1:3])
             x = out[f"fuse_{pool}"] = x + skip[:, rows, columns]
@@ -147,25 +147,11 @@ class FCNHead(Layer):
         return dict.fromkeys(scores, score) | dict.fromkeys(self.learned, learned)
 
 
-def fcn_vgg16(
-    *,
-    stride: int,
-    num_classes: int = 21,
-    widths: tuple[int, ...] = vgg.WIDTHS,
-    dense: int = vgg.DENSE,
-    upsampling: str = "paper",
-    at_once: bool = False,
-    init: str | None = None,
-    dropout: float = 0.5,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
-    """Builds a fully convolutional VGG-16.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FCNConfig(SegmenterConfig):
+    """Options of FCN on VGG-16; `init` is the initializer of the backbone.
 
-    Args:
-      stride: Stride of the finest scores: 32, 16 or 8.
-      num_classes: Number of classes including background; 0 for no head.
+    Attributes:
       widths: Number of channels of each of VGG-16's five blocks.
       dense: Number of channels of fc6 and fc7.
       upsampling: Which upsampling layers have parameters, initialized with bilinear
@@ -173,37 +159,69 @@ def fcn_vgg16(
         networks were trained, "learnt" for all.
       at_once: Whether pool4 and pool3 are scaled by 0.01 and 0.0001, to train all skip
         connections at once instead of one after the other.
-      init: Initializer of the backbone, a key of `zoo.layers.INITIALIZERS`; None for
-        VGG's.
       dropout: Dropout rate after fc6 and fc7.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+    """
+
+    widths: tuple[int, ...] = vgg.WIDTHS
+    dense: int = vgg.DENSE
+    upsampling: str = "paper"
+    at_once: bool = False
+    dropout: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FCNResNetConfig(SegmenterConfig):
+    """Options of FCN on a residual network.
+
+    Attributes:
+      aux: Whether to add the auxiliary head on stage 3, the endpoint "aux", for an
+        additional loss.
+      output_stride: Stride of the scores: 32, 16 or 8. Below 32 the last stages are
+        dilated instead, with the same parameters.
+      dropout: Dropout rate before the scores.
+      momentum: Decay rate of batch norm's running averages.
+    """
+
+    aux: bool = False
+    output_stride: int = 8
+    dropout: float = 0.1
+    momentum: float = 0.9
+
+
+def fcn_vgg16(*, stride: int, num_classes: int = 21, **options: Any) -> Segmenter:
+    """Builds a fully convolutional VGG-16.
+
+    Args:
+      stride: Stride of the finest scores: 32, 16 or 8.
+      num_classes: Number of classes including background; 0 for no head.
+      **options: Fields of `FCNConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     layers = (*(name for name, _, _ in SKIPS[stride]), LAST[stride][0])
     learned = {"paper": layers[:-1], "fixed": (), "learnt": layers}
-    if upsampling not in learned:
-        raise ValueError(f"upsampling must be one of {[*learned]}, got {upsampling!r}.")
+    config = FCNConfig(**options)
+    if config.upsampling not in learned:
+        raise ValueError(
+            f"upsampling must be one of {[*learned]}, got {config.upsampling!r}."
+        )
     check_num_classes(num_classes)
-    label = f"fcn{stride}s_vgg16"
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
-    config = vgg.VGGConfig(
-        widths=tuple(widths),
-        dense=dense,
+    label, init = f"fcn{stride}s_vgg16", config.init or "gaussian_0.1"
+    vgg_config = vgg.VGGConfig(
+        widths=config.widths,
+        dense=config.dense,
         fully_convolutional=True,
-        dropout=dropout,
-        remat=remat,
-        **dtypes,
+        dropout=config.dropout,
+        remat=config.remat,
+        **config.dtypes,
     )
     backbone = vgg.VGGBackbone(
         label,
         vgg.CONFIGS["D"],
-        config,
-        conv_init=init or "gaussian_0.1",
-        dense_init=init or "gaussian_0.1",
+        vgg_config,
+        conv_init=init,
+        dense_init=init,
         min_size=1,
         first_padding=100,
         ceil=True,
@@ -211,9 +229,9 @@ def fcn_vgg16(
     head = FCNHead(
         num_classes,
         stride,
-        learned=learned[upsampling],
-        scales=AT_ONCE if at_once else None,
-        **dtypes,
+        learned=learned[config.upsampling],
+        at_once=config.at_once,
+        **config.dtypes,
     )
     return Segmenter(
         backbone,
@@ -224,64 +242,46 @@ def fcn_vgg16(
     )
 
 
-def fcn_resnet(
-    *,
-    depth: int,
-    num_classes: int = 21,
-    aux: bool = False,
-    output_stride: int = 8,
-    init: str | None = None,
-    dropout: float = 0.1,
-    momentum: float = 0.9,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+def fcn_resnet(*, depth: int, num_classes: int = 21, **options: Any) -> Segmenter:
     """Builds a fully convolutional residual network.
 
     Args:
       depth: Depth of the residual network, 50 or 101.
       num_classes: Number of classes including background; 0 for no heads.
-      aux: Whether to add the auxiliary head on stage 3, the endpoint "aux", for an
-        additional loss.
-      output_stride: Stride of the scores: 32, 16 or 8. Below 32 the last stages are
-        dilated instead, with the same parameters.
-      init: Initializer of the backbone and the 3x3 convolutions, a key of
-        `zoo.layers.INITIALIZERS`; None for torchvision's.
-      dropout: Dropout rate before the scores.
-      momentum: Decay rate of batch norm's running averages.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `FCNResNetConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
     label = f"fcn_resnet{depth}"
-    options = dict(momentum=momentum, dtype=dtype, param_dtype=param_dtype)
-    config = resnet.ResNetConfig(
-        output_stride=output_stride, init=init, remat=remat, **options
+    config = FCNResNetConfig(**options)
+    shared = dict(momentum=config.momentum, **config.dtypes)
+    resnet_config = resnet.ResNetConfig(
+        output_stride=config.output_stride,
+        init=config.init,
+        remat=config.remat,
+        **shared,
     )
     backbone = resnet.ResNetBackbone(
-        label, resnet.Bottleneck, BLOCKS[depth], config, pooled=False
+        label, resnet.Bottleneck, BLOCKS[depth], resnet_config, pooled=False
     )
     head = partial(
         ConvHead,
         num_classes,
-        dropout=dropout,
-        kernel_init=initializer(init or "torch"),
+        dropout=config.dropout,
+        kernel_init=initializer(config.init or "torch"),
         score_init=initializer("torch"),
-        **options,
+        **shared,
     )
     return Segmenter(
         backbone,
         head(512) if num_classes else None,
-        head(256, reads="stage3") if num_classes and aux else None,
+        head(256, reads="stage3") if num_classes and config.aux else None,
         label=label,
         preprocess=RESNET_PREPROCESS,
-        min_size=output_stride,
-        stride=output_stride,
+        min_size=config.output_stride,
+        stride=config.output_stride,
     )
 
 
@@ -345,6 +345,7 @@ def _vgg_spec(stride: int) -> ModelSpec:
         name=f"fcn{stride}s_vgg16",
         task="segmentation",
         build=partial(fcn_vgg16, stride=stride),
+        config=FCNConfig,
         paper=f"{PAPER}, section 4 and figure 3, FCN-{stride}s",
         num_classes=21,
         preprocess=PREPROCESS,
@@ -389,6 +390,7 @@ def _resnet_spec(depth: int) -> ModelSpec:
         name=f"fcn_resnet{depth}",
         task="segmentation",
         build=partial(fcn_resnet, depth=depth),
+        config=FCNResNetConfig,
         paper=RESNET_PAPER,
         num_classes=21,
         preprocess=RESNET_PREPROCESS,

@@ -5,6 +5,7 @@ References:
   Segmentation in Street Scenes, 2017. Its released code (TobyPDE/FRRN).
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from zoo.checks import check_num_classes
 from zoo.layers import BatchNorm, Conv, Layer, initializer, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.unpooling import repeat_pixels
-from zoo.segmentation.segmenter import ScoreHead, Segmenter, promote
+from zoo.segmentation.segmenter import ScoreHead, Segmenter, SegmenterConfig, promote
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -218,18 +219,22 @@ def upsample_double(x: Array) -> Array:
     return x.astype(dtype)
 
 
-def frrn(
-    *,
-    variant: str,
-    num_classes: int = 19,
-    width: int = 48,
-    lanes: int = 32,
-    init: str | None = None,
-    momentum: float = 0.9,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FRRNConfig(SegmenterConfig):
+    """Options of FRRN; `init` is that of the convolutions followed by a ReLU.
+
+    Attributes:
+      width: Number of channels at full resolution; 2 to 8 times as many below.
+      lanes: Number of channels of the residual stream.
+      momentum: Decay rate of batch norm's running averages.
+    """
+
+    width: int = 48
+    lanes: int = 32
+    momentum: float = 0.9
+
+
+def frrn(*, variant: str, num_classes: int = 19, **options: Any) -> Segmenter:
     """Builds FRRN A or B.
 
     The residual stream has the size of the image throughout. Training stores it after
@@ -238,30 +243,26 @@ def frrn(
     Args:
       variant: Name of the model, a key of `TABLES`.
       num_classes: Number of classes; 0 for no head.
-      width: Number of channels at full resolution; 2 to 8 times as many below.
-      lanes: Number of channels of the residual stream.
-      init: Initializer of the convolutions that are followed by a ReLU, a key of
-        `zoo.layers.INITIALIZERS`; None for the released code's.
-      momentum: Decay rate of batch norm's running averages.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `FRRNConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
-    if min(width, lanes) < 1:
-        raise ValueError(f"width={width} and lanes={lanes} must be at least 1.")
-    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    config = FRRNConfig(**options)
+    if min(config.width, config.lanes) < 1:
+        raise ValueError(
+            f"width={config.width} and lanes={config.lanes} must be at least 1."
+        )
+    dtypes = config.dtypes
     backbone = FRRNBackbone(
         variant,
         TABLES[variant],
-        width=width,
-        lanes=lanes,
-        kernel_init=initializer(init) if init else HE_UNIFORM,
-        momentum=momentum,
-        remat=remat,
+        width=config.width,
+        lanes=config.lanes,
+        kernel_init=initializer(config.init) if config.init else HE_UNIFORM,
+        momentum=config.momentum,
+        remat=config.remat,
         **dtypes,
     )
     stride = max(scale for _, scale, _, _ in TABLES[variant])
@@ -304,6 +305,7 @@ def _spec(name: str, params: int, macs: int, published: str) -> ModelSpec:
         name=name,
         task="segmentation",
         build=partial(frrn, variant=name),
+        config=FRRNConfig,
         paper=f"{PAPER}, table 1, {name[-1].upper()}",
         num_classes=19,
         preprocess=_preprocess(*_INPUT[name]),

@@ -20,7 +20,7 @@ from zoo.classification.imagenet import CAFFE_MEAN
 from zoo.layers import BatchNorm, Conv
 from zoo.ops.pooling import adaptive_avg_pool, max_pool
 from zoo.ops.resize import resize
-from zoo.segmentation.segmenter import ConvHead, Segmenter
+from zoo.segmentation.segmenter import ConvHead, Segmenter, SegmenterConfig
 from zoo.spec import ModelSpec, TorchRule
 
 Array = jax.Array
@@ -38,7 +38,7 @@ class DeepStem(nn.Module):
 
     Attributes:
       features: Number of channels of the first two convolutions.
-      small: Not used; see `zoo.classification.residual.Stem`.
+      small: Not used; see `zoo.classification.resnet.Stem`.
       conv: Constructor of convolutions.
       norm: Constructor of batch norms.
     """
@@ -82,64 +82,66 @@ class PyramidHead(ConvHead):
         return {"pyramid": jnp.concatenate(levels, axis=-1)}
 
 
-def pspnet(
-    *,
-    depth: int,
-    num_classes: int = 19,
-    aux: bool = False,
-    early_stride: bool = True,
-    init: str | None = None,
-    dropout: float = 0.1,
-    momentum: float = 0.95,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PSPNetConfig(SegmenterConfig):
+    """Options of PSPNet.
+
+    Attributes:
+      aux: Whether to add the auxiliary head on stage 3, the endpoint "aux", for an
+        additional loss.
+      early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
+        as in the networks released for Caffe, or in the 3x3 one, as in those for
+        PyTorch.
+      dropout: Dropout rate before the scores.
+      momentum: Decay rate of batch norm's running averages: 0.95 in the networks for
+        Caffe, 0.9 in those for PyTorch.
+    """
+
+    aux: bool = False
+    early_stride: bool = True
+    dropout: float = 0.1
+    momentum: float = 0.95
+
+
+def pspnet(*, depth: int, num_classes: int = 19, **options: Any) -> Segmenter:
     """Builds a pyramid scene parsing network.
 
     Args:
       depth: Depth of the residual network, 50 or 101.
       num_classes: Number of classes, including background if there is one; 0 for no
         heads.
-      aux: Whether to add the auxiliary head on stage 3, the endpoint "aux", for an
-        additional loss.
-      early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
-        as in the networks released for Caffe, or in the 3x3 one, as in those for
-        PyTorch.
-      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
-        for "he_fan_out".
-      dropout: Dropout rate before the scores.
-      momentum: Decay rate of batch norm's running averages: 0.95 in the networks for
-        Caffe, 0.9 in those for PyTorch.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `PSPNetConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
     label = f"pspnet_resnet{depth}"
-    types = dict(momentum=momentum, dtype=dtype, param_dtype=param_dtype)
-    config = resnet.ResNetConfig(output_stride=8, init=init, remat=remat, **types)
+    config = PSPNetConfig(**options)
+    shared = dict(momentum=config.momentum, **config.dtypes)
+    resnet_config = resnet.ResNetConfig(
+        output_stride=8, init=config.init, remat=config.remat, **shared
+    )
     backbone = resnet.ResNetBackbone(
         label,
         resnet.Bottleneck,
         BLOCKS[depth],
-        config,
+        resnet_config,
         stem=DeepStem,
-        early_stride=early_stride,
+        early_stride=config.early_stride,
         dilate_first=True,
         pooled=False,
     )
-    options = dict(
-        dropout=dropout, align_corners=True, kernel_init=config.kernel_init, **types
+    shared |= dict(
+        dropout=config.dropout,
+        align_corners=True,
+        kernel_init=resnet_config.kernel_init,
     )
     head, aux_head = None, None
     if num_classes:
-        head = PyramidHead(num_classes, 512, **options)
-    if num_classes and aux:
-        aux_head = ConvHead(num_classes, 256, reads="stage3", **options)
+        head = PyramidHead(num_classes, 512, **shared)
+    if num_classes and config.aux:
+        aux_head = ConvHead(num_classes, 256, reads="stage3", **shared)
     return Segmenter(
         backbone,
         head,
@@ -205,6 +207,7 @@ def _spec(depth: int) -> ModelSpec:
         name=f"pspnet_resnet{depth}",
         task="segmentation",
         build=partial(pspnet, depth=depth),
+        config=PSPNetConfig,
         paper=f"{PAPER}, section 3",
         num_classes=19,
         preprocess=_PREPROCESS[depth],

@@ -1,5 +1,6 @@
 """The parts that segmentation networks share."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,7 +11,14 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_images, check_kernel
-from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, per_channel
+from zoo.layers import (
+    BatchNorm,
+    ClassOutputs,
+    Conv,
+    Layer,
+    NetworkConfig,
+    per_channel,
+)
 from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
 from zoo.ops.resize import resize
@@ -18,6 +26,20 @@ from zoo.spec import Preprocess
 
 Array = jax.Array
 Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(NetworkConfig):
+    """Options of every segmentation network; the configs of families add their own.
+
+    Attributes:
+      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
+        for the paper's.
+      remat: Whether to recompute activations in the backward pass, to save memory.
+    """
+
+    init: str | None = None
+    remat: bool = False
 
 
 class Segmenter(nn.Module):

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -29,7 +28,12 @@ from zoo.classification.imagenet import IMAGENET
 from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, initializer, remat_stage
 from zoo.ops.normalization import local_response_norm
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool
-from zoo.segmentation.segmenter import Segmenter, Size, promote
+from zoo.segmentation.segmenter import (
+    Segmenter,
+    SegmenterConfig,
+    Size,
+    promote,
+)
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -54,7 +58,7 @@ class ConvSpec(NamedTuple):
     features: int
 
 
-class SegNetConfig(NamedTuple):
+class SegNetLayers(NamedTuple):
     """The layers of a network.
 
     Attributes:
@@ -83,8 +87,8 @@ def _stage(stage: int, *widths: int, decoder: bool = False) -> tuple[ConvSpec, .
     return tuple(layers)
 
 
-CONFIGS = {
-    "segnet": SegNetConfig(
+LAYERS = {
+    "segnet": SegNetLayers(
         encoder=(
             _stage(1, 64, 64),
             _stage(2, 128, 128),
@@ -104,7 +108,7 @@ CONFIGS = {
         classifier=("conv1_1_D", 3),
         normalized=False,
     ),
-    "segnet_basic": SegNetConfig(
+    "segnet_basic": SegNetLayers(
         encoder=tuple((ConvSpec(f"conv{i}", f"bn{i}", 64),) for i in (1, 2, 3, 4)),
         decoder=tuple(
             (ConvSpec(f"conv_decode{i}", f"bn_decode{i}", 64),) for i in (4, 3, 2, 1)
@@ -123,12 +127,12 @@ class SegNetEncoder(Layer):
     The endpoint "pool1_mask" int32 holds the index row * W + column of each maximum.
 
     Attributes:
-      config: The layers of the network.
+      layers: The layers of the network.
       kernel_init: Initializer of the kernels.
       remat: Whether to recompute each stage's activations in the backward pass.
     """
 
-    config: SegNetConfig
+    layers: SegNetLayers
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
 
@@ -138,17 +142,17 @@ class SegNetEncoder(Layer):
 
         def stage(self, x: Array, i: int) -> dict[str, Array]:
             out = {}
-            for layer in self.config.encoder[i - 1]:
+            for layer in self.layers.encoder[i - 1]:
                 x = out[layer.name] = nn.relu(convolve(layer, x))
             pooled = max_pool_with_indices(x, 2, 2, ceil=True)
             out[f"pool{i}"], out[f"pool{i}_mask"] = pooled
             return out
 
         out, x = {}, images
-        if self.config.normalized:
+        if self.layers.normalized:
             # The constants of the released network, as Caffe defines them.
             x = out["norm"] = local_response_norm(x, alpha=1e-4 / 5, k=1)
-        for i in range(1, len(self.config.encoder) + 1):
+        for i in range(1, len(self.layers.encoder) + 1):
             out |= remat_stage(partial(stage, i=i), self.remat)(self, x)
             x = out[f"pool{i}"]
         return out
@@ -159,13 +163,13 @@ class SegNetDecoder(Layer):
 
     Attributes:
       num_classes: Number of classes.
-      config: The layers of the network.
+      layers: The layers of the network.
       kernel_init: Initializer of the kernels.
       remat: Whether to recompute each stage's activations in the backward pass.
     """
 
     num_classes: int
-    config: SegNetConfig
+    layers: SegNetLayers
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
 
@@ -175,15 +179,15 @@ class SegNetDecoder(Layer):
     ) -> dict[str, Array]:
         """Computes the endpoints of each stage and "logits"."""
         convolve = partial(_conv_norm, self, train=train)
-        activate = nn.relu if self.config.decoder_relu else lambda x: x
-        stages = len(self.config.encoder)
+        activate = nn.relu if self.layers.decoder_relu else lambda x: x
+        stages = len(self.layers.encoder)
         # The size of the input of each pool.
         sizes = [size, *(features[f"pool{i}"].shape[1:3] for i in range(1, stages))]
 
         def stage(self, x: tuple[Array, Array], i: int) -> dict[str, Array]:
             x = max_unpool(*x, sizes[i - 1], stride=2)
             out = {f"pool{i}_D": x}
-            for layer in self.config.decoder[stages - i]:
+            for layer in self.layers.decoder[stages - i]:
                 x = out[layer.name] = activate(convolve(layer, x))
             return out
 
@@ -192,7 +196,7 @@ class SegNetDecoder(Layer):
             one = remat_stage(partial(stage, i=i), self.remat)
             out |= one(self, (x, features[f"pool{i}_mask"]))
             x = [*out.values()][-1]
-        name, kernel = self.config.classifier
+        name, kernel = self.layers.classifier
         out["logits"] = promote(_conv(self, kernel, self.num_classes, name)(x))
         return out
 
@@ -200,7 +204,7 @@ class SegNetDecoder(Layer):
     def class_outputs(self) -> dict[str, ClassOutputs]:
         """Returns the class of each output of the last convolution."""
         classes = np.arange(self.num_classes)
-        return {self.config.classifier[0]: ClassOutputs(classes, self.kernel_init)}
+        return {self.layers.classifier[0]: ClassOutputs(classes, self.kernel_init)}
 
 
 def _conv(module: nn.Module, kernel: int, features: int, name: str) -> Conv:
@@ -215,44 +219,32 @@ def _conv(module: nn.Module, kernel: int, features: int, name: str) -> Conv:
 
 
 def _conv_norm(module: nn.Module, layer: ConvSpec, x: Array, train: bool) -> Array:
-    x = _conv(module, module.config.kernel, layer.features, layer.name)(x)
+    x = _conv(module, module.layers.kernel, layer.features, layer.name)(x)
     return BatchNorm(name=layer.norm, **module.dtypes)(x, train=train)
 
 
-def segnet(
-    *,
-    variant: str,
-    num_classes: int = 11,
-    init: str | None = None,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+def segnet(*, variant: str, num_classes: int = 11, **options: Any) -> Segmenter:
     """Builds SegNet or SegNet-Basic; images may have any size.
 
     Args:
-      variant: Name of the model, a key of `CONFIGS`.
+      variant: Name of the model, a key of `LAYERS`.
       num_classes: Number of classes; 0 for no head, and thus no decoder.
-      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
-        for the paper's.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `SegmenterConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
-    options = dict(
-        config=CONFIGS[variant],
-        kernel_init=initializer(init or "he_fan_in"),
-        remat=remat,
-        dtype=dtype,
-        param_dtype=param_dtype,
+    config = SegmenterConfig(**options)
+    shared = dict(
+        layers=LAYERS[variant],
+        kernel_init=initializer(config.init or "he_fan_in"),
+        remat=config.remat,
+        **config.dtypes,
     )
     return Segmenter(
-        SegNetEncoder(**options),
-        SegNetDecoder(num_classes, **options) if num_classes else None,
+        SegNetEncoder(**shared),
+        SegNetDecoder(num_classes, **shared) if num_classes else None,
         label=variant,
         preprocess=PREPROCESS[variant],
     )
@@ -260,13 +252,13 @@ def segnet(
 
 def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """Returns the rules for the names of the released networks."""
-    config = model.backbone.config
+    layers = model.backbone.layers
     rules = []
-    for part, stages in (("backbone", config.encoder), ("head", config.decoder)):
+    for part, stages in (("backbone", layers.encoder), ("head", layers.decoder)):
         for layer in sum(stages, ()):
             rules.append(TorchRule(f"{part}/{layer.name}", layer.name))
             rules.append(TorchRule(f"{part}/{layer.norm}", f"{layer.name}_bn"))
-    name, _ = config.classifier
+    name, _ = layers.classifier
     return (*rules, TorchRule(f"head/{name}", name))
 
 
@@ -289,6 +281,7 @@ SPECS = (
         name="segnet",
         task="segmentation",
         build=partial(segnet, variant="segnet"),
+        config=SegmenterConfig,
         paper=f"{PAPER}, section 3 and figure 2",
         num_classes=11,
         preprocess=PREPROCESS["segnet"],
@@ -314,6 +307,7 @@ SPECS = (
         name="segnet_basic",
         task="segmentation",
         build=partial(segnet, variant="segnet_basic"),
+        config=SegmenterConfig,
         paper=f"{PAPER}, section 3.1",
         num_classes=11,
         preprocess=PREPROCESS["segnet_basic"],

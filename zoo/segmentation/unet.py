@@ -5,6 +5,7 @@ Reference:
   Segmentation, 2015.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from zoo.segmentation.segmenter import (
     ConvTransposed,
     ScoreHead,
     Segmenter,
+    SegmenterConfig,
     Size,
     promote,
 )
@@ -236,56 +238,69 @@ def _crop(x: Array, size: Size) -> Array:
     return x[:, top : top + size[0], left : left + size[1]]
 
 
-def unet(
-    *,
-    variant: str,
-    num_classes: int = 2,
-    widths: tuple[int, ...] | None = None,
-    init: str | None = None,
-    dropout: float | None = None,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig(SegmenterConfig):
+    """Options of U-Net; `init` is the initializer of the 3x3 convolutions.
+
+    Attributes:
+      widths: Number of channels of each level, the highest first; None for the
+        variant's.
+      dropout: Dropout rate at the end of the two lowest levels; None for the variant's.
+    """
+
+    widths: tuple[int, ...] | None = None
+    dropout: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallUNetConfig(SegmenterConfig):
+    """Options of the small U-Net; `init` is the initializer of the 3x3 convolutions.
+
+    Attributes:
+      widths: Number of channels of each level of the contracting path.
+      up_widths: Number of channels of each step of the expanding path, the lowest
+        first; one fewer than `widths`.
+      aux: Whether to add the auxiliary head on the third level, the endpoint "aux", for
+        an additional loss.
+    """
+
+    widths: tuple[int, ...] = SMALL_WIDTHS
+    up_widths: tuple[int, ...] = SMALL_UP_WIDTHS
+    aux: bool = False
+
+
+def unet(*, variant: str, num_classes: int = 2, **options: Any) -> Segmenter:
     """Builds the network of figure 1, or the form with padding and batch norm.
 
     Args:
       variant: Name of the model, "unet" or "unet_same".
       num_classes: Number of classes including background; 0 for no head, and thus no
         expanding path.
-      widths: Number of channels of each level, the highest first; None for the
-        variant's.
-      init: Initializer of the 3x3 convolutions, a key of `zoo.layers.INITIALIZERS`;
-        None for the paper's.
-      dropout: Dropout rate at the end of the two lowest levels; None for the variant's.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `UNetConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    row = _NETWORKS[variant]
-    widths = row["widths"] if widths is None else tuple(widths)
+    row, config = _NETWORKS[variant], UNetConfig(**options)
+    widths = row["widths"] if config.widths is None else config.widths
     if len(widths) < 2:
         raise ValueError(f"widths must be of two levels or more, got {widths}.")
     check_num_classes(num_classes)
     valid = variant == "unet"
-    options = dict(
+    shared = dict(
         padding=0 if valid else 1,
         batch_norm=not valid,
-        kernel_init=initializer(init or "he_fan_in"),
-        remat=remat,
-        dtype=dtype,
-        param_dtype=param_dtype,
+        kernel_init=initializer(config.init or "he_fan_in"),
+        remat=config.remat,
+        **config.dtypes,
     )
-    rate = row["dropout"] if dropout is None else dropout
+    dropout = row["dropout"] if config.dropout is None else config.dropout
     levels = len(widths)
     head = UNetHead(
         num_classes,
         reads=tuple(f"down{i}" for i in range(levels, 0, -1)),
         widths=widths[-2::-1],
-        **options,
+        **shared,
     )
     # Without padding the lowest map has at least 4 pixels and its input 8. The input of
     # each level has twice as many as the level below, and 4 more; the logits have 4.
@@ -296,7 +311,7 @@ def unet(
         margin = (smallest - 4) // 2
         sizes = dict(min_size=smallest, remainder=smallest % stride, margin=margin)
     return Segmenter(
-        UNetEncoder(variant, widths, dropout=rate, **options),
+        UNetEncoder(variant, widths, dropout=dropout, **shared),
         head if num_classes else None,
         label=variant,
         preprocess=row["preprocess"],
@@ -305,62 +320,41 @@ def unet(
     )
 
 
-def unet_small(
-    *,
-    num_classes: int = 11,
-    widths: tuple[int, ...] = SMALL_WIDTHS,
-    up_widths: tuple[int, ...] = SMALL_UP_WIDTHS,
-    aux: bool = False,
-    init: str | None = None,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+def unet_small(*, num_classes: int = 11, **options: Any) -> Segmenter:
     """Builds a small U-Net that is trained on a CPU in minutes.
 
     Args:
       num_classes: Number of classes including background; 0 for no heads, and thus no
         expanding path.
-      widths: Number of channels of each level of the contracting path.
-      up_widths: Number of channels of each step of the expanding path, the lowest
-        first; one fewer than `widths`.
-      aux: Whether to add the auxiliary head on the third level, the endpoint "aux", for
-        an additional loss.
-      init: Initializer of the 3x3 convolutions, a key of `zoo.layers.INITIALIZERS`;
-        None for the paper's.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `SmallUNetConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
-    lowest = len(widths)
-    options = dict(
-        kernel_init=initializer(init or "he_fan_in"),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+    config = SmallUNetConfig(**options)
+    lowest = len(config.widths)
+    kernel_init = initializer(config.init or "he_fan_in")
+    shared = dict(kernel_init=kernel_init, **config.dtypes)
     head = UNetHead(
         num_classes,
         reads=tuple(f"down{i}" for i in range(lowest, 0, -1)),
-        widths=tuple(up_widths),
+        widths=config.up_widths,
         upconv=False,
         convs=1,
-        remat=remat,
-        **options,
+        remat=config.remat,
+        **shared,
     )
-    aux_head = ScoreHead(num_classes, SMALL_AUX, **options) if aux else None
+    aux_head = ScoreHead(num_classes, SMALL_AUX, **shared) if config.aux else None
     return Segmenter(
         UNetEncoder(
             "unet_small",
-            tuple(widths),
+            config.widths,
             padding=1,
             batch_norm=True,
             stride=2,
-            remat=remat,
-            **options,
+            remat=config.remat,
+            **shared,
         ),
         head if num_classes else None,
         aux_head if num_classes else None,
@@ -435,6 +429,7 @@ def _spec(name: str, params: int, macs: int, **facts: Any) -> ModelSpec:
         name=name,
         task="segmentation",
         build=partial(unet, variant=name),
+        config=UNetConfig,
         preprocess=_NETWORKS[name]["preprocess"],
         params=params,
         macs=macs,
@@ -478,6 +473,7 @@ SPECS = (
         name="unet_small",
         task="segmentation",
         build=unet_small,
+        config=SmallUNetConfig,
         paper=f"after {PAPER}, figure 1",
         num_classes=11,
         preprocess=SMALL_PREPROCESS,

@@ -12,15 +12,13 @@ The variables of `backbone` are those of the classifier, so that they can be cop
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.resnet import INIT as RESNET_INIT
 from zoo.classification.resnet import PAPER as RESNET_PAPER
 from zoo.classification.resnet import BasicBlock, resnet, torch_rules
 from zoo.layers import Classifier, initializer
-from zoo.segmentation.segmenter import Segmenter
+from zoo.segmentation.segmenter import Segmenter, SegmenterConfig
 from zoo.segmentation.unet import INIT, PAPER, SAME, UNetHead
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
@@ -86,36 +84,37 @@ def unet_on(
     )
 
 
-def unet_resnet34(
-    *,
-    num_classes: int = 21,
-    init: str | None = None,
-    momentum: float = 0.9,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Segmenter:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetResNetConfig(SegmenterConfig):
+    """Options of U-Net on a residual network.
+
+    `init` None is ResNet's initializer in the backbone and He's in the head.
+
+    Attributes:
+      momentum: Decay rate of the running averages of the backbone's batch norm.
+    """
+
+    momentum: float = 0.9
+
+
+def unet_resnet34(*, num_classes: int = 21, **options: Any) -> Segmenter:
     """Builds an expanding path on the stages of a ResNet-34.
 
     Args:
       num_classes: Number of classes including background; 0 for no head.
-      init: Initializer of the convolutions, a key of `zoo.layers.INITIALIZERS`; None
-        for ResNet's in the backbone and He's in the head.
-      momentum: Decay rate of the running averages of the backbone's batch norm.
-      remat: Whether to recompute activations in the backward pass, to save memory.
-      dtype: The dtype of the computation.
-      param_dtype: The dtype of the parameters.
+      **options: Fields of `UNetResNetConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
-    options = dict(init=init, remat=remat, dtype=dtype, param_dtype=param_dtype)
+    config = UNetResNetConfig(**options)
+    shared = dict(init=config.init, remat=config.remat, **config.dtypes)
     resnet34 = resnet(
         block=BasicBlock,
         blocks=(3, 4, 6, 3),
         num_classes=0,
-        momentum=momentum,
-        **options,
+        momentum=config.momentum,
+        **shared,
     )
     return unet_on(
         resnet34,
@@ -123,7 +122,7 @@ def unet_resnet34(
         num_classes=num_classes,
         label="unet_resnet34",
         preprocess=PREPROCESS,
-        **options,
+        **shared,
     )
 
 
@@ -148,6 +147,7 @@ SPECS = (
         params=24_439_269,
         macs=6_127_091_712,
         build=unet_resnet34,
+        config=UNetResNetConfig,
         paper=f"after {PAPER}, figure 1, on {RESNET_PAPER}",
         num_classes=21,
         preprocess=PREPROCESS,

@@ -9,14 +9,14 @@ import zoo
 from zoo.segmentation.segmenter import Segmenter
 from zoo.segmentation.segnet import (
     ConvSpec,
-    SegNetConfig,
     SegNetDecoder,
     SegNetEncoder,
+    SegNetLayers,
 )
 from zoo.summary import abstract_variables, list_endpoints
 from zoo.transfer import graft
 
-TINY = SegNetConfig(
+TINY = SegNetLayers(
     encoder=((ConvSpec("conv1", "bn1", 4),), (ConvSpec("conv2", "bn2", 5),)),
     decoder=((ConvSpec("back2", "bn_back2", 4),), (ConvSpec("back1", "bn_back1", 3),)),
     kernel=3,
