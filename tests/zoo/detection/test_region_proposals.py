@@ -160,9 +160,9 @@ def test_proposals_follow_the_authors_code():
         best = np.argsort(-logits, kind="stable")[: pre_nms[train]]
         a, d = anchors[best] - np.float32([0, 0, 1, 1]), deltas[best]
         side = a[:, 2:] - a[:, :2] + 1
-        centre = a[:, :2] + 0.5 * (side - 1)
-        centre, side = d[:, :2] * side + centre, np.exp(d[:, 2:]) * side
-        last = np.concatenate([centre - (side - 1) / 2, centre + (side - 1) / 2], 1)
+        center = a[:, :2] + 0.5 * (side - 1)
+        center, side = d[:, :2] * side + center, np.exp(d[:, 2:]) * side
+        last = np.concatenate([center - (side - 1) / 2, center + (side - 1) / 2], 1)
         last = np.clip(last, 0, np.tile(size[::-1], 2) - 1)
         large = (last[:, 2:] - last[:, :2] + 1 >= 16).all(1)
         last, scores = last[large], logits[best][large]

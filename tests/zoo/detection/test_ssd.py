@@ -204,10 +204,10 @@ def test_decoding_by_hand():
     assert found.valid.all()
     # Of a cell of 300 pixels, 1 to sqrt(2) as wide as high: clipped to the image.
     x1, y1, x2, y2 = MODEL.default_boxes()[8731]
-    centre, width = (x1 + x2) / 2 + 0.1 * (x2 - x1), 2 * (x2 - x1)
+    center, width = (x1 + x2) / 2 + 0.1 * (x2 - x1), 2 * (x2 - x1)
     height = y2 - y1
     top = (y1 + y2) / 2 - 0.2 * height - height / 2
-    wanted = [centre - width / 2, top, centre + width / 2, top + height]
+    wanted = [center - width / 2, top, center + width / 2, top + height]
     np.testing.assert_allclose(found.boxes[0, 8731], np.clip(wanted, 0, 300), rtol=1e-5)
     small = MODEL.decode(outputs, jnp.array([[100.0, 200.0]]))
     assert small.boxes[0, :, [0, 2]].max() == 200

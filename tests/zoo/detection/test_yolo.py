@@ -101,7 +101,7 @@ def make_targets():
 
 
 def overlap(a, b):
-    """IoU of boxes (centre x, centre y, width, height)."""
+    """IoU of boxes (center x, center y, width, height)."""
     sides = [
         min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2)
         - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2)
@@ -120,10 +120,10 @@ def restate(row, boxes, classes, valid):
         ("coordinates", "confidence_object", "confidence_no_object", "class"), 0.0
     )
     for box, kind, real in zip(boxes / SIDE, classes, valid, strict=True):
-        centre = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
-        column, line = (min(int(7 * c), 6) for c in centre)
+        center = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+        column, line = (min(int(7 * c), 6) for c in center)
         if real and (line, column) not in cells:
-            cells[line, column] = [*centre, *(box[2:] - box[:2])], kind
+            cells[line, column] = [*center, *(box[2:] - box[:2])], kind
     for line in range(7):
         for column in range(7):
             cell = 7 * line + column
@@ -245,9 +245,9 @@ def test_decoding_is_darknets():
 
 
 def test_cells_have_the_first_object_in_them():
-    centres = jnp.array([[0.9, 0.1], [0.2, 0.3], [0.25, 0.4], [1.0, 1.0], [-3.0, 9.0]])
+    centers = jnp.array([[0.9, 0.1], [0.2, 0.3], [0.25, 0.4], [1.0, 1.0], [-3.0, 9.0]])
     valid = jnp.array([True, True, True, True, False])
-    found = yolo.assign_cells(centres, valid, 2)
+    found = yolo.assign_cells(centers, valid, 2)
     np.testing.assert_array_equal(found, [[1, 0], [5, 3]])
 
 

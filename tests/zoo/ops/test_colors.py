@@ -31,7 +31,7 @@ def make_image(seed=0, shape=(6, 8, 3), least=0, most=256):
 # Colour noise
 
 
-def test_the_noise_is_one_colour_for_each_image():
+def test_the_noise_is_one_color_for_each_image():
     image = make_image()
     out = np.asarray(jax.vmap(pca_color, (0, None))(KEYS, image))
     assert out.dtype == np.float32
@@ -40,7 +40,7 @@ def test_the_noise_is_one_colour_for_each_image():
     assert len(np.unique(noise[:, 0, 0, 0])) == len(KEYS)
 
 
-def test_the_noise_has_the_published_spread_along_the_published_colours():
+def test_the_noise_has_the_published_spread_along_the_published_colors():
     values = np.array([0.2175, 0.0188, 0.0045])
     vectors = np.array(
         [
@@ -49,7 +49,7 @@ def test_the_noise_has_the_published_spread_along_the_published_colours():
             [-0.5836, -0.6948, 0.4203],
         ]
     )
-    # They are an orthonormal basis, whose first colour is grey.
+    # They are an orthonormal basis, whose first color is grey.
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)
     image = np.zeros((1, 1, 3), np.float32)
     keys = jax.random.split(jax.random.key(1), 20_000)
@@ -183,7 +183,7 @@ def test_ranges():
 
 
 def slow_distortion(key, image, amounts):
-    """One pixel after the other, by the colour space of Python's own library."""
+    """One pixel after the other, by the color space of Python's own library."""
     key_which, key_amounts = jax.random.split(key)
     *which, first = np.asarray(jax.random.bernoulli(key_which, shape=(5,)))
     draws = np.asarray(jax.random.uniform(key_amounts, (4,), minval=-1.0), float)

@@ -1,4 +1,4 @@
-"""Local response normalisation against slow numpy and PyTorch's convention."""
+"""Local response normalization against slow numpy and PyTorch's convention."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_pytorch_divides_alpha_by_the_size():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_normalised_in_float32():
+def test_bfloat16_is_normalized_in_float32():
     x = jnp.asarray(images(9, scale=300), jnp.bfloat16)
     got = local_response_norm(x)
     assert got.dtype == jnp.bfloat16

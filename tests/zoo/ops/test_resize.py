@@ -67,7 +67,7 @@ def pillow_line(length, target, method):
 
 
 def torch_line(length, target, method, corners):
-    """Weights between neighbours; beyond the border its pixel is repeated."""
+    """Weights between neighbors; beyond the border its pixel is repeated."""
     weights = np.zeros((target, length))
     for i in range(target):
         if not corners:
@@ -141,7 +141,7 @@ def test_a_photograph_is_pillows():
     np.testing.assert_array_equal(resize(image, (256, 341), antialias=True), pillow)
 
 
-@pytest.mark.parametrize("rule", ["antialias", "centres", "corners"])
+@pytest.mark.parametrize("rule", ["antialias", "centers", "corners"])
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "target"), SIZES)
 def test_numbers_are_weighted_as_restated(size, target, method, rule):
@@ -154,7 +154,7 @@ def test_numbers_are_weighted_as_restated(size, target, method, rule):
     np.testing.assert_allclose(got, expected, rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("rule", ["antialias", "centres", "corners"])
+@pytest.mark.parametrize("rule", ["antialias", "centers", "corners"])
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 def test_numbers_are_pytorchs(method, rule):
     torch = pytest.importorskip("torch")
@@ -187,7 +187,7 @@ def test_nearest_repeats_pixels_at_whole_factors():
     np.testing.assert_array_equal(got, image.repeat(3, 0).repeat(2, 1))
 
 
-@pytest.mark.parametrize("rule", ["antialias", "centres", "corners"])
+@pytest.mark.parametrize("rule", ["antialias", "centers", "corners"])
 def test_what_is_constant_or_of_the_same_size_stays(rule):
     for method in ("bilinear", "bicubic"):
         white = resize(np.ones((5, 9, 1)), (13, 4), method, **options(rule))

@@ -239,5 +239,5 @@ def test_other_json_is_no_card(values):
 
 def test_a_card_with_an_unknown_field_is_refused():
     card = Card("lenet5", 3, {}, facts(28)).to_json()
-    with pytest.raises(ValueError, match=r"not a model card: .*colour"):
-        Card.from_json({**card, "colour": 1})
+    with pytest.raises(ValueError, match=r"not a model card: .*color"):
+        Card.from_json({**card, "color": 1})

@@ -83,7 +83,7 @@ def test_the_papers_scales():
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_centre_crop_is_that_of_preprocessing(height, width):
+def test_the_center_crop_is_that_of_preprocessing(height, width):
     image = map_of(height, width)
     (views,) = get_protocol("center_crop").views(image, PREPROCESS)
     np.testing.assert_array_equal(views[0], resize_center_crop(image, PREPROCESS))
@@ -93,7 +93,7 @@ def test_the_centre_crop_is_that_of_preprocessing(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 301), (301, 256), (256, 256)])
-def test_ten_crops_are_the_corners_and_the_centre_of_the_square(height, width):
+def test_ten_crops_are_the_corners_and_the_center_of_the_square(height, width):
     (views,) = get_protocol("ten_crop").views(map_of(height, width), PREPROCESS)
     y, x = round((height - 256) / 2), round((width - 256) / 2)
     expected = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]

@@ -29,7 +29,7 @@ def build(name, **options):
 
 
 def make_variables(name, shape=SHAPE, **options):
-    """Random variables, without an initialisation that takes seconds to compile."""
+    """Random variables, without an initialization that takes seconds to compile."""
     model = build(name, **options)
     shapes = flatten(abstract_variables(model, shape))
     random = np.random.default_rng(0)
@@ -44,11 +44,11 @@ def make_variables(name, shape=SHAPE, **options):
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 7, 16])
 def test_bilinear_kernels_are_those_of_caffes_filler(kernel):
     factor = (kernel + 1) // 2
-    centre = factor - 1 if kernel % 2 else factor - 0.5
+    center = factor - 1 if kernel % 2 else factor - 0.5
     expected = np.zeros((kernel, kernel, 3, 3))
     for i in range(kernel):
         for j in range(kernel):
-            value = (1 - abs(i - centre) / factor) * (1 - abs(j - centre) / factor)
+            value = (1 - abs(i - center) / factor) * (1 - abs(j - center) / factor)
             expected[i, j] = value * np.eye(3)
     found = bilinear(jax.random.key(0), (kernel, kernel, 3, 3))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
