@@ -215,7 +215,7 @@ def _filters(network: Network) -> str:
             note += f"{kernel.shape[1]}, each stretched to its own range."
             picture = Picture(grid, f"filters of {layer.path}", note, size=WHOLE)
             return macros.gallery([picture], "wide")
-    return macros.paragraph("The first layer is no convolution of the image.")
+    return macros.paragraph("The first layer is not a convolution of the image.")
 
 
 def _batches(
@@ -262,9 +262,9 @@ def _layer_section(
         figures.append(Picture(both, name, name, largest, WHOLE))
     size = " x ".join(map(str, np.minimum(field.size, shape[:2])))
     note = (
-        f"Of {len(alive)} channels of {len(top.values)} that some image excites, "
-        f"{len(chosen)}: the projections ({method}) of the nine strongest activations, "
-        f"each of another image, beside the patches of {size} pixels that they see."
+        f"{len(chosen)} of {len(alive)} active channels ({len(top.values)} in all): "
+        f"the projections ({method}) of the nine strongest activations, each in a "
+        f"different image, beside the {size} pixels in their receptive fields."
     )
     return _gallery(f"Layer {layer}", note, figures, 2 * 3 * (CELL + 2) + 12)
 
