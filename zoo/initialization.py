@@ -1,40 +1,46 @@
-"""The variables of a new network, without compiling the network."""
+"""Initializers that compile quickly, and the variables of a new network."""
 
-from functools import cache, partial
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+Array = jax.Array
 
-def init_variables(model: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> dict:
-    """Returns what `model.init` does for images of a shape [B, H, W, C]."""
-    with nn.intercept_methods(_compile_draws):
-        return model.lazy_init(key, jax.ShapeDtypeStruct(shape, jnp.float32))
-
-
-def _compile_draws(call, args, kwargs, context):
-    init = getattr(context.module, "kernel_init", None)
-    if init is not None and getattr(init, "func", None) is not _draw:
-        # The module is a copy that lives as long as the call.
-        object.__setattr__(context.module, "kernel_init", partial(_draw, init))
-    return call(*args, **kwargs)
+# A kernel is initialized once: optimization takes longer than it saves.
+_QUICK = {
+    "xla_backend_optimization_level": 1,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
-def _draw(init, key, *args):
-    # Compiler options are for a program of its own, which there is not within `scan`.
-    nested = isinstance(key, jax.core.Tracer)
-    return (init if nested else partial(_jit(jax.default_backend()), init))(key, *args)
+def init_variables(model: nn.Module, key: Array, shape: tuple[int, ...]) -> dict:
+    """Returns the variables of `model.init` without compiling the network.
+
+    Args:
+      model: A network.
+      key: Key of the random numbers.
+      shape: Shape of the images, [B, H, W, C].
+    """
+    return model.lazy_init(key, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-@cache
-def _jit(backend: str):
-    # A kernel is drawn once: optimizing that takes longer than it saves.
-    cheap = {"xla_backend_optimization_level": 1}
-    cheap["xla_llvm_disable_expensive_passes"] = True
-    options = cheap if backend == "cpu" else {}
-    return jax.jit(
-        lambda init, *args: init(*args),
-        static_argnums=(0, 2, 3),
-        compiler_options=options,
-    )
+@functools.cache
+def compile_quickly(init: Callable) -> Callable:
+    """Compiles an initializer by itself, on CPUs with few optimizations.
+
+    Args:
+      init: Function from a key, a shape and a dtype to an array.
+    """
+    plain = jax.jit(init, static_argnums=(1, 2))
+    quick = jax.jit(init, static_argnums=(1, 2), compiler_options=_QUICK)
+
+    def draw(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        # A part of another program cannot have compiler options.
+        if isinstance(key, jax.core.Tracer):
+            return init(key, shape, dtype)
+        return (quick if jax.default_backend() == "cpu" else plain)(key, shape, dtype)
+
+    return draw

@@ -1,4 +1,4 @@
-"""The few Linen parts that several families share."""
+"""Linen modules and configs that several families share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_kernel, check_num_classes
+from zoo.initialization import compile_quickly
 from zoo.ops.convolution import convolve
 from zoo.ops.locally_connected import locally_connected, output_size
 from zoo.ops.pooling import global_average_pool
@@ -95,7 +96,7 @@ def initializer(name: str) -> Callable:
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init={name!r} is unknown; choose from {[*INITIALIZERS]}.")
-    return INITIALIZERS[name]
+    return compile_quickly(INITIALIZERS[name])
 
 
 class Layer(nn.Module, kw_only=True):
@@ -144,7 +145,8 @@ class Conv(Layer):
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
         check_kernel(self, shape)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        init = compile_quickly(self.kernel_init)
+        kernel = self.param("kernel", init, shape, self.param_dtype)
         y = convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -183,7 +185,8 @@ class FullyConnected(Layer):
         window, channels = (self.window, self.window), x.shape[-1]
         shape = (self.window**2 * channels, self.features)
         check_kernel(self, shape)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        init = compile_quickly(self.kernel_init)
+        kernel = self.param("kernel", init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if not self.everywhere and x.shape[1:3] != window:
@@ -307,7 +310,7 @@ class BatchNorm(Layer):
 
 
 class LocallyConnected(Layer):
-    """A convolution without padding whose every position has a kernel of its own.
+    """A convolution without padding that has a separate kernel at every position.
 
     Its parameters are `kernel` [H', W', k, k, C, features] and `bias` [H', W',
     features]. The initializer draws each position's kernel apart, so that its fan-in
@@ -381,7 +384,8 @@ class DescriptorLayer(Layer):
     def __call__(self, x: Array, *, train: bool) -> Array:
         shape = (x.shape[-1], self.features)
         check_kernel(self, shape)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        init = compile_quickly(self.kernel_init)
+        kernel = self.param("kernel", init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         largest = self.variable("batch_stats", "max", jnp.zeros, shape[1:])
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
@@ -420,7 +424,7 @@ class LinearHead(Layer):
     def __call__(self, features: Array) -> Array:
         logits = nn.Dense(
             self.num_classes,
-            kernel_init=self.kernel_init,
+            kernel_init=compile_quickly(self.kernel_init),
             name=self.layer,
             **self.dtypes,
         )(features)

@@ -39,6 +39,9 @@ PAPER = (
 
 # Initial value of every slope of a PReLU.
 SLOPE = 0.25
+# Equation 15: a rectifier passes (1 + slope^2) / 2 of the backward signal's variance.
+RELU_INIT = nn.initializers.variance_scaling(2, "fan_out", "normal")
+PRELU_INIT = nn.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_out", "normal")
 
 
 class PReLU(Layer):
@@ -139,10 +142,7 @@ class HeInitConfig(DenseConfig):
         """The initializer of the convolutions; equation 15 if `init` is None."""
         if self.init:
             return initializer(self.init)
-        # Of the backward signal a rectifier passes (1 + slope^2) / 2.
-        slope = 0.0 if self.activation == "relu" else SLOPE
-        gain = 2 / (1 + slope**2)
-        return nn.initializers.variance_scaling(gain, "fan_out", "normal")
+        return RELU_INIT if self.activation == "relu" else PRELU_INIT
 
 
 class HeInitBackbone(nn.Module):
