@@ -76,7 +76,8 @@ def test_every_endpoint_is_what_torch_computes(kind, options, cheap_jit):
 
 
 def test_one_training_step_is_what_torch_computes(cheap_jit):
-    pair = make_pair("bottleneck", shortcut="B", output_stride=16)
+    groups = {"groups": 2, "width_per_group": 48}
+    pair = make_pair("bottleneck", shortcut="B", output_stride=16, **groups)
     check_training_step(*pair, IMAGES[:, :40, :40], LABELS, jit=cheap_jit)
 
 
