@@ -119,7 +119,7 @@ def test_labels_out_of_range_are_named():
         array_source(images, np.array([0, 1, 7]), ["x", "y"])
 
 
-def test_a_grey_image_for_a_colour_network_says_what_to_do(images, tmp_path):
+def test_a_gray_image_for_a_color_network_says_what_to_do(images, tmp_path):
     name = "cifar10_resnet20"
     result = train(images, tmp_path / "run", name=name)
     assert_refused(result, f"{images}/", "1 channel", "3", "rgb")

@@ -39,8 +39,8 @@ def test_first_batch_gives_exact_statistics(mean):
         stats["mean"], 0.1 * exact.mean((0, 1, 2)), rtol=1e-6, atol=1e-7
     )
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * var, rtol=1e-6)
-    centred = exact - exact.mean((0, 1, 2))
-    expected = centred / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    centered = exact - exact.mean((0, 1, 2))
+    expected = centered / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
     # The mean is rounded to float32.
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 + 1e-7 * abs(mean))
 
@@ -73,9 +73,9 @@ def test_gradient_is_that_of_exact_statistics(mean):
 
     def gradient(x):
         """The textbook's, in float64."""
-        centred = x - x.mean((0, 1, 2))
+        centered = x - x.mean((0, 1, 2))
         factor = 1 / np.sqrt(x.var((0, 1, 2)) + 1e-5)
-        normal = centred * factor
+        normal = centered * factor
         slope = (weights * normal).mean((0, 1, 2))
         return factor * (weights - weights.mean((0, 1, 2)) - normal * slope)
 

@@ -26,7 +26,7 @@ def train_on(layer, x, variables=None):
 def test_batch_norm_standardises_the_batch():
     x = X.astype(np.float64)
     y, _ = train_on(BatchNorm(epsilon=0.1), X)
-    # The batch is normalised by its biased variance.
+    # The batch is normalized by its biased variance.
     expected = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 0.1)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 

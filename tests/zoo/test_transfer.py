@@ -296,13 +296,13 @@ def test_images_with_equal_channels_keep_their_response(variables, channels):
     new = transfer.change_input_channels(variables, layer, channels)
     kernel = new["params"]["backbone"]["stem"]["conv"]["kernel"]
     assert kernel.shape == (3, 3, channels, 8)
-    grey = IMAGES[:1, :, :, :1]
+    gray = IMAGES[:1, :, :, :1]
     conv = nn.Conv(8, (3, 3), padding=1, use_bias=False)
     response, expected = (
         conv.apply({"params": v["params"]["backbone"]["stem"]["conv"]}, x)
         for v, x in (
-            (new, grey.repeat(channels, -1)),
-            (variables, grey.repeat(3, -1)),
+            (new, gray.repeat(channels, -1)),
+            (variables, gray.repeat(3, -1)),
         )
     )
     error = np.abs(response - expected).max() / np.abs(expected).max()
@@ -310,12 +310,12 @@ def test_images_with_equal_channels_keep_their_response(variables, channels):
     jax.tree.map(np.testing.assert_array_equal, variables, before)
 
 
-def test_a_grey_network_is_the_rgb_network(variables):
+def test_a_gray_network_is_the_rgb_network(variables):
     new = transfer.change_input_channels(variables, "backbone/stem/conv", 1)
     apply = jax.jit(MODEL.apply)
-    grey = IMAGES[..., :1]
-    expected = apply(variables, grey.repeat(3, -1))
-    error = np.abs(apply(new, grey) - expected).max() / np.abs(expected).max()
+    gray = IMAGES[..., :1]
+    expected = apply(variables, gray.repeat(3, -1))
+    error = np.abs(apply(new, gray) - expected).max() / np.abs(expected).max()
     assert error < 1e-6
 
 

@@ -184,7 +184,7 @@ def test_auxiliary_heads_and_other_sizes():
 
 @pytest.mark.apart
 @pytest.mark.parametrize("name", NAMES)
-def test_initialisations(name, cheap_jit):
+def test_initializations(name, cheap_jit):
     model = zoo.build(name, aux=True, modules=MODULES)
 
     def init(key):
@@ -210,7 +210,7 @@ def test_initialisations(name, cheap_jit):
 
 
 def filled(name, **options):
-    """Random variables of a network, without its initialisation."""
+    """Random variables of a network, without its initialization."""
     shapes = abstract_variables(zoo.build(name, **options), (224, 224, 3))
     rng = np.random.default_rng(3)
     return jax.tree.map(lambda v: rng.random(v.shape, np.float32), shapes)
@@ -303,7 +303,7 @@ def test_published_weights_are_complete():
     assert weights.url.endswith("googlenet-1378be20.pth")
     assert weights.accuracy.startswith("69.78 % (top-5 89.53 %)")
     assert len(weights.class_names) == 1000
-    # What torchvision makes inside the network of an input with ImageNet's colours.
+    # What torchvision makes inside the network of an input with ImageNet's colors.
     ours, theirs = weights.preprocess, zoo.get_spec("resnet18").preprocess
     value = 0.3
     for i, (mean, std) in enumerate(zip(theirs.mean, theirs.std, strict=True)):

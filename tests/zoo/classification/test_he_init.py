@@ -1,4 +1,4 @@
-"""The rectifier networks: table, parts, initialisations, and what these are for."""
+"""The rectifier networks: table, parts, initializations, and what these are for."""
 
 from functools import partial
 

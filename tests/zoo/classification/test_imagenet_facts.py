@@ -85,7 +85,7 @@ def test_vggs_rules_know_timms_names():
     }
 
 
-def test_colours():
+def test_colors():
     assert IMAGENET.mean == (0.485, 0.456, 0.406)
     assert IMAGENET.std == (0.229, 0.224, 0.225)
     assert [round(m * 255, 3) for m in CAFFE_MEAN.mean] == [123.68, 116.779, 103.939]
@@ -94,7 +94,7 @@ def test_colours():
         if "ImageNet" in facts.accuracy:
             shorter = 232 if weights == "imagenet_v2" else 256
             assert facts.preprocess.resize == shorter, name
-            if name != "googlenet_tv":  # It was trained with other colours.
+            if name != "googlenet_tv":  # It was trained with other colors.
                 assert facts.preprocess.mean == IMAGENET.mean, name
 
 

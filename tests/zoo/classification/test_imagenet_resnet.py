@@ -174,7 +174,7 @@ def test_torchvision_names_come_back_bit_by_bit():
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-def test_other_initialisations_are_options(cheap_jit):
+def test_other_initializations_are_options(cheap_jit):
     images = jnp.zeros((1, 8, 8, 3))
     for init, std in ((None, (2 / (9 * 64)) ** 0.5), ("gaussian_0.01", 0.01)):
         model = small(BasicBlock, blocks=(1,), width=64, init=init)

@@ -243,7 +243,7 @@ def test_dropout_is_after_the_dense_layers_in_training(cheap_jit):
         ("vgg11", "glorot", (2 / (9 * 7 + 9 * 7)) ** 0.5, (2 / (32 + 900)) ** 0.5),
     ],
 )
-def test_initialisations(name, init, conv, dense, cheap_jit):
+def test_initializations(name, init, conv, dense, cheap_jit):
     model = build(name, num_classes=900, init=init)
 
     @cheap_jit

@@ -54,7 +54,7 @@ NARROW = dict(widths=(4, 5, 6, 7, 3), dense=64)
 
 
 def test_every_endpoint_is_what_torch_computes(cheap_jit):
-    # As large as an image of 0 to 255, so that the normalisation does something.
+    # As large as an image of 0 to 255, so that the normalization does something.
     rng = np.random.default_rng(0)
     images = rng.normal(scale=70, size=(1, *SHAPE)).astype(np.float32)
     model = zoo.build("zfnet", num_classes=5, **NARROW)
@@ -126,7 +126,7 @@ def test_dropout_is_active_in_training_alone():
 
 
 @pytest.mark.parametrize(("init", "std"), [(None, 0.01), ("gaussian_0.1", 0.1)])
-def test_initialisation(init, std, cheap_jit):
+def test_initialization(init, std, cheap_jit):
     model = zoo.build("zfnet", num_classes=300, init=init, dense=64)
 
     @cheap_jit

@@ -85,7 +85,7 @@ def test_another_order_of_flattening_is_found(monkeypatch, cheap_jit):
 
 
 @pytest.mark.apart
-def test_another_constant_of_the_normalisation_is_found(monkeypatch, cheap_jit):
+def test_another_constant_of_the_normalization_is_found(monkeypatch, cheap_jit):
     norm = partial(alexnet.local_response_norm, alpha=1e-4 / 5)
     monkeypatch.setattr(alexnet, "local_response_norm", norm)
     names = failed(verify("alexnet", jit=cheap_jit))

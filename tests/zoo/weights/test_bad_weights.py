@@ -120,7 +120,7 @@ def test_a_cut_file_is_named(write, size):
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "alexnet_tv"])
-def test_the_file_of_another_network_is_recognised(write, name):
+def test_the_file_of_another_network_is_recognized(write, name):
     path, _ = write(lambda arrays, name: None)
     error = refusal(path, name)
     assert f"of {NAME}" in error
