@@ -46,7 +46,7 @@ NARROW = {
     ),
     "he_init": dict(widths=(4, 5, 3), depths=(3, 2), dense=24),
     "resnet": dict(width=4),
-    "fcn_vgg": dict(widths=(4, 4, 8, 8, 8), dense=16),
+    "fcn": dict(widths=(4, 4, 8, 8, 8), dense=16),
     "ssd_vgg": dict(widths=(4, 5, 6, 7, 3), dense=8),
     "fast_rcnn": dict(widths=(4, 5, 6, 7, 3), dense=16),
 }
