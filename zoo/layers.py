@@ -275,20 +275,22 @@ class BatchNorm(Layer):
         if self.frozen:
             scale, bias = jax.lax.stop_gradient((scale, bias))
 
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train and not self.frozen and not self.is_initializing():
-            mean, var, count = self._batch_statistics(x)
+            mean, var, count = self._batch_statistics(x, running_mean.value)
             keep = self.momentum
             unbiased = var * (count / (count - 1))
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
         y = (x - per_channel(mean, x)) * per_channel(factor, x) + per_channel(bias, x)
         return y.astype(self.dtype)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
+    def _batch_statistics(
+        self, x: Array, running_mean: Array
+    ) -> tuple[Array, Array, int]:
         average, devices = jnp.asarray, 1
         if self.axis_name is not None:
             average = partial(jax.lax.pmean, axis_name=self.axis_name)
@@ -299,11 +301,18 @@ class BatchNorm(Layer):
                 f"{'/'.join(self.path)}: batch statistics need more than one value per "
                 f"channel, got the input {list(x.shape)}."
             )
-        # One pass over the map. It is as exact as two passes, because the squared
-        # values are differences from the mean of one row, a few deviations at most.
+        # One pass over the map. The squared values are differences from a value near
+        # the mean, so that the result is as exact as that of two passes. In half
+        # precision, whose own rounding is coarser, the running mean is near enough, and
+        # an accelerator need not read the map again: it adds up what a convolution
+        # writes. In float32 it is the mean of one row.
         axes = tuple(range(x.ndim - 1))
-        row = x[:, x.shape[1] // 2] if x.ndim > 2 else x
-        origin = average(jax.lax.stop_gradient(row).mean(axes[: row.ndim - 1]))
+        if x.dtype.itemsize < 4:
+            origin = running_mean
+        else:
+            row = x[:, x.shape[1] // 2] if x.ndim > 2 else x
+            origin = average(row.mean(axes[: row.ndim - 1]))
+        origin = jax.lax.stop_gradient(origin)
         x = x - per_channel(origin, x)
         mean, square = average(jnp.stack([x.mean(axes), jnp.square(x).mean(axes)]))
         return origin + mean, jnp.maximum(square - jnp.square(mean), 0), count
