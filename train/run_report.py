@@ -8,9 +8,9 @@ import jax
 
 import zoo
 from train.config import to_json
-from train.fit import Result
 from train.history import read_history
-from train.report import Section, make_evaluation, write_report
+from train.report import Section, write_report
+from train.run import Result
 
 
 def write_run_report(result: Result, sections: Sequence[Section] = ()) -> Path | None:
@@ -35,7 +35,7 @@ def write_run_report(result: Result, sections: Sequence[Section] = ()) -> Path |
         "until the first step": _duration(result.first_step_seconds),
     }
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    evaluation = make_evaluation(result) if result.finished else None
+    evaluation = experiment.task.report(result) if result.finished else None
     try:
         return write_report(
             result.run_dir,

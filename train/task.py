@@ -61,6 +61,8 @@ class Task(abc.ABC):
       evaluate_options: Those of `evaluate`'s options `--scales`, `--align` and
         `--mirror` that the task has.
       predict_arguments: Example arguments of `predict`.
+      report: Makes the task's part of a run's report, a `train.report.Evaluation`, from
+        a `train.run.Result`.
     """
 
     name: ClassVar[str]
@@ -69,6 +71,7 @@ class Task(abc.ABC):
     eval_batch_size: ClassVar[int] = 8
     evaluate_options: ClassVar[frozenset[str]] = frozenset()
     predict_arguments: ClassVar[str] = "IMAGE.png"
+    report: ClassVar[Callable[[Any], Any]]
 
     @classmethod
     @abc.abstractmethod

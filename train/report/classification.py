@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from train.fit import Result
 from train.report.parts import (
     Evaluation,
     Picture,
@@ -16,6 +15,7 @@ from train.report.parts import (
     macros,
     percent,
 )
+from train.run import Result
 from zoo.figures.pictures import to_pil
 from zoo.metrics.classification import confidence_interval
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from train.data import Source
 from train.figures import line_chart
-from train.fit import Result
+from train.report.matching import match_objects, overlaps
 from train.report.parts import (
     Evaluation,
     Picture,
@@ -17,8 +17,8 @@ from train.report.parts import (
     macros,
     percent,
 )
-from train.tasks.detection import Detected
-from train.tasks.matching import match_objects, overlaps
+from train.run import Result
+from train.task import Evaluated
 from zoo.figures.boxes import cut_around, draw_boxes, draw_detections
 from zoo.figures.pictures import MISS, beside
 
@@ -84,7 +84,7 @@ def evaluate_detector(result: Result) -> Evaluation:
 
 
 def report_detector(
-    found: Detected,
+    found: Evaluated,
     class_names: Sequence[str],
     shown: Sequence[Picture] = (),
     alarms: Sequence[Picture] = (),
@@ -143,7 +143,7 @@ def report_detector(
     )
 
 
-def _boxes_of(found: Detected, i: int) -> tuple[Boxes, Boxes]:
+def _boxes_of(found: Evaluated, i: int) -> tuple[Boxes, Boxes]:
     """Returns the objects of image i, and all its detections."""
     objects, detections = found.objects, found.detections
     known, valid = objects.valid[i], detections.valid[i]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from train.fit import Result
 from train.report.parts import (
     Evaluation,
     Picture,
@@ -16,8 +15,9 @@ from train.report.parts import (
     macros,
     percent,
 )
+from train.run import Result
 from train.steps import make_prepare
-from train.tasks.segmentation import Segmented
+from train.task import Evaluated
 from zoo.figures.masks import draw_comparison, make_palette
 from zoo.preprocess import center_crop
 
@@ -60,7 +60,7 @@ def evaluate_segmentation(result: Result) -> Evaluation:
 
 
 def report_segmentation(
-    found: Segmented,
+    found: Evaluated,
     class_names: Sequence[str],
     worst: Sequence[Picture] = (),
     others: Sequence[Picture] = (),

@@ -9,9 +9,9 @@ from train.data import Source, align_source, fit_source
 from train.evaluate import Evaluator
 from train.figures import line_chart
 from train.figures.faces import draw_alignment
-from train.fit import Result
 from train.report.parts import Evaluation, Picture, Section, macros, percent
-from train.tasks.verification import Verified, probability
+from train.run import Result
+from train.task import Evaluated
 from zoo.figures.pictures import beside, enlarge
 
 MAX_MISTAKES = 24
@@ -46,7 +46,7 @@ def evaluate_verification(result: Result) -> Evaluation:
 
 
 def report_verification(
-    every: Mapping[str, Verified],
+    every: Mapping[str, Evaluated],
     mistakes: Sequence[Picture] = (),
     steps: Sequence[Picture] = (),
 ) -> Evaluation:
@@ -157,3 +157,9 @@ def _draw_pair(found, source: Source, i: int) -> Picture:
         caption.format(share, float(score), truth),
         " and ".join(source.provenance(k) for k in at),
     )
+
+
+def probability(score: float, metrics: dict[str, float]) -> float:
+    """Returns the probability that a pair with a score is of one person."""
+    logit = metrics["logit_scale"] * (score - metrics["threshold"])
+    return float(1 / (1 + np.exp(-logit)))

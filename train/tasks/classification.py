@@ -11,6 +11,7 @@ import optax
 
 from train.config import DataConfig, OptimConfig
 from train.data import Source
+from train.report.classification import evaluate_classifier
 from train.task import Task, apply_and_compare
 from zoo import protocols
 from zoo.metrics import classification as metrics
@@ -102,6 +103,7 @@ class Classification(Task):
     aux_losses: Sequence[tuple[str, float]] = ()
     name = "classification"
     primary_metric = PRIMARY_METRICS[name]
+    report = staticmethod(evaluate_classifier)
     has_targets_in_place = False
     eval_batch_size = 512
     evaluate_options = frozenset({"scales"})

@@ -10,6 +10,7 @@ import numpy as np
 
 from train.config import DataConfig, OptimConfig
 from train.data import Source
+from train.report.detection import evaluate_detector
 from train.task import Task, format_rows
 from train.tasks.classification import check_no_aux_loss, check_no_smoothing
 from zoo.detect import select_detections
@@ -54,6 +55,7 @@ class Detection(Task):
     difficult: bool = False
     name = "detection"
     primary_metric = PRIMARY_METRICS[name]
+    report = staticmethod(evaluate_detector)
 
     @classmethod
     def create(

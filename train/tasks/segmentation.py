@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from train.config import DataConfig, OptimConfig
 from train.data import Source
+from train.report.segmentation import evaluate_segmentation
 from train.task import Task, apply_and_compare
 from train.tasks.classification import check_no_smoothing
 from zoo.metrics import segmentation as metrics
@@ -118,6 +119,7 @@ class Segmentation(Task):
     aux_loss: PixelLoss | None = None
     name = "segmentation"
     primary_metric = PRIMARY_METRICS[name]
+    report = staticmethod(evaluate_segmentation)
 
     @classmethod
     def create(

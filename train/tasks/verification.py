@@ -17,6 +17,7 @@ from train.data.faces import LANDMARKS_FILE, align_face, read_landmarks
 from train.data.files import Files
 from train.data.landmarks import make_detector
 from train.history import read_history
+from train.report.verification import evaluate_verification, probability
 from train.task import Predicted, Task, apply_and_compare, format_rows
 from train.tasks.classification import Loss, check_no_aux_loss, make_loss
 from train.tasks.pair_protocols import evaluate_pairs, weighted_chi_squared
@@ -86,6 +87,7 @@ class Verification(Task):
     eval_batch_size = 64
     evaluate_options = frozenset({"align", "mirror"})
     predict_arguments = "A.png B.png"
+    report = staticmethod(evaluate_verification)
 
     @classmethod
     def create(
@@ -378,9 +380,3 @@ def fit_logit(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
     model = LogisticRegression(fit_intercept=False)
     model.fit((scores[:, None] - threshold) / spread, same)
     return float(model.coef_[0, 0]) / spread
-
-
-def probability(score: float, metrics: dict[str, float]) -> float:
-    """Returns the probability that a pair with a score is of one person."""
-    logit = metrics["logit_scale"] * (score - metrics["threshold"])
-    return float(1 / (1 + np.exp(-logit)))

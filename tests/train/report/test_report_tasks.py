@@ -16,8 +16,8 @@ from train.report.detection import (
 from train.report.detection import (
     draw_comparison as draw_found,
 )
+from train.report.matching import match_objects, overlaps
 from train.report.segmentation import draw_prediction, report_segmentation
-from train.tasks.matching import match_objects, overlaps
 from zoo.figures.boxes import class_color, cut_around, draw_boxes, draw_detections
 from zoo.figures.masks import (
     CAMVID,

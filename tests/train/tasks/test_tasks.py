@@ -336,6 +336,7 @@ def test_every_network_has_a_task_with_a_primary_metric():
         assert task.name == name
         assert task.primary_metric == PRIMARY_METRICS[name]
         assert issubclass(task, Task)
+        assert callable(task.report)
     # Each is made from the facts of the network alone.
     for spec in specs:
         if not spec.reads_regions:
