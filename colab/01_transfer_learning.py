@@ -36,8 +36,8 @@ MODE = "smoke"  # or "full"
 
 # %% [markdown]
 # `"smoke"` trains briefly, to see that all of it works; `"full"` takes as many steps
-# and repetitions as the study of `python -m train digits_transfer`. Everything that is
-# written goes into the current folder: data sets into `data/`, runs into `runs/`.
+# and repetitions as a study takes. Everything that is written goes into the current
+# folder: data sets into `data/`, runs into `runs/`.
 
 # %%
 import os
@@ -57,11 +57,11 @@ import optax
 from IPython.display import Markdown, display
 
 import zoo
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.data import fit_source, load_dataset, load_resident
 from train.experiment import prepare_experiment
 from train.fit import fit
 from train.run_dir import new_run_dir
-from train.transfer_study import METHODS, PER_CLASS, base_config, transfer_config
 from zoo.paths import flatten
 
 print(jax.devices())
@@ -71,8 +71,9 @@ if jax.default_backend() == "cpu" and (
     print("!!! WARNING: jax RUNS ON THE CPU, though this machine should have more.")
     print("!!! On Colab: Runtime > Change runtime type > v5e-1 TPU, then start again.")
 
+METHODS = ("frozen features", "fine-tuned", "from scratch")
 EPOCHS, STEPS, SEEDS, POINTS = (
-    (20, 100, 3, PER_CLASS) if MODE == "full" else (3, 20, 1, (1, 10))
+    (20, 100, 3, (1, 5, 10, 50)) if MODE == "full" else (3, 20, 1, (1, 10))
 )
 RUNS = new_run_dir("transfer")
 COLORS = ("#0072b2", "#d55e00", "#00835f")
@@ -94,7 +95,48 @@ def show_table(header, rows):
 # %% [markdown]
 # ## Learn the digits 0 to 4
 
+
 # %%
+def base_config(epochs=20):
+    """The network that knows the digits 0 to 4."""
+    return TrainConfig(
+        model=ModelConfig("lenet5_modern"),
+        data=DataConfig(
+            "digits",
+            classes=("0", "1", "2", "3", "4"),
+            batch_size=32,
+            augment=("affine",),
+        ),
+        optim=OptimConfig(learning_rate=0.01, weight_decay=5e-4, schedule="cosine"),
+        epochs=epochs,
+        eval_every=epochs,
+        save_every=epochs,
+    )
+
+
+def transfer_config(method, per_class, seed, weights, steps):
+    """Learns the digits 5 to 9 from a few images of each."""
+    base = base_config()
+    start = None if method == "from scratch" else str(weights)
+    frozen = ("backbone/**",) if method == "frozen features" else ()
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, weights=start),
+        data=dataclasses.replace(
+            base.data,
+            classes=("5", "6", "7", "8", "9"),
+            per_class=per_class,
+            batch_size=min(32, 5 * per_class),
+        ),
+        optim=dataclasses.replace(base.optim, freeze=frozen),
+        steps=steps,
+        seed=seed,
+        # One evaluation and one checkpoint, at the end.
+        eval_every=steps,
+        save_every=steps,
+    )
+
+
 base = fit(base_config(EPOCHS), RUNS / "base", quiet=True)
 print(f"{base.metrics['accuracy']:.1%} of {base.metrics['count']} test images right")
 

@@ -12,7 +12,6 @@ from flax import linen as nn
 from tyro.conf import Positional
 
 import zoo
-from train import transfer_study
 from train.config import COLORS, DataConfig, load_config, long, parse_options
 from train.data import Source, find_problems, fit_source
 from train.data.faces import LANDMARKS_FILE
@@ -21,7 +20,6 @@ from train.evaluate import Evaluator
 from train.experiment import open_split
 from train.history import format_rate
 from train.multi_crop import evaluate_multi_crop
-from train.run_dir import new_run_dir
 from train.steps import make_mesh, put_replicated
 from train.tasks import TASKS, make_task
 from train.visualize import Network, read_steps, write_visualization
@@ -307,21 +305,6 @@ def landmarks(folder: Positional[Path]) -> None:
     print(f"{folder / LANDMARKS_FILE} has landmarks of {count} pictures.")
     if missing:
         print(f"No face was found in {len(missing)}: {', '.join(missing[:10])}")
-
-
-def digits_transfer(run_dir: Path | None = None, *, seeds: int = 3) -> None:
-    """Compares frozen, fine-tuned and untrained features on few images of new digits.
-
-    Args:
-      run_dir: Folder of the study; runs/digits_transfer-TIME if not given.
-      seeds: Choices of training images for each point.
-    """
-    run_dir = run_dir or new_run_dir("digits_transfer")
-    _, accuracy = transfer_study.digits_transfer(run_dir, seeds=seeds)
-    print("images a class   " + "".join(f"{n:>8}" for n in transfer_study.PER_CLASS))
-    for method, values in accuracy.items():
-        print(f"{method:<17}" + "".join(f"{v:>8.1%}" for v in values.mean(axis=1)))
-    print(f"The table and the plot are in {run_dir / 'report.html'}.")
 
 
 def study(

@@ -19,7 +19,7 @@ COMMANDS = (
     "predict",
     "visualize",
     "transfer",
-    "digits_transfer",
+    "study",
 )
 
 

@@ -20,7 +20,6 @@ from train.config import ModelConfig, load_config
 from train.fit import NonFiniteLossError, fit, resume_run
 from train.history import History, read_history
 from train.run_report import write_run_report
-from train.transfer_study import digits_transfer
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +201,6 @@ def test_a_signal_stops_after_a_step_and_saves(config, tmp_path):
     text = write_run_report(result).read_text()
     assert f"{step} of {result.experiment.total_steps}" in text
     assert "Confusion matrix" not in text
-
-
-@pytest.mark.usefixtures("interrupted")
-def test_nothing_is_transferred_from_half_a_training(tmp_path):
-    with pytest.raises(ValueError, match="was stopped after step"):
-        digits_transfer(tmp_path / "study", epochs=2)
-    assert not (tmp_path / "study" / "transfers").exists()
 
 
 def test_history_takes_back_what_came_after_and_what_was_cut_off(tmp_path):

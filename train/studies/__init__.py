@@ -2,7 +2,18 @@
 
 from pathlib import Path
 
-from train.studies import depth, initialization, sliding_window
+from train.studies import (
+    batch_norm,
+    degradation,
+    depth,
+    few_images,
+    generic_features,
+    initialization,
+    residual_gradients,
+    skips,
+    sliding_window,
+    which_layer,
+)
 from train.studies.page import write_page
 from train.studies.study import Band, Report, Study, run_study
 from zoo.registry import unknown
@@ -20,7 +31,18 @@ __all__ = [
 
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
-    for module in (initialization, depth, sliding_window)
+    for module in (
+        initialization,
+        batch_norm,
+        degradation,
+        residual_gradients,
+        depth,
+        few_images,
+        which_layer,
+        generic_features,
+        sliding_window,
+        skips,
+    )
 }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from train.steps import make_train_step
 from train.studies.study import write_json
 from train.tasks import Classification, softmax_cross_entropy
 from zoo.cpu import compiler_options, jit_inference
+from zoo.initialization import init_variables
 
 Array = jax.Array
 
@@ -93,6 +95,19 @@ def digits(side: int, channels: int = 1, train: int | None = None) -> Arrays:
     return Arrays(images[kept], labels[kept], images[test], labels[test])
 
 
+def build_resnet(name: str, depth: int, width: int) -> nn.Module:
+    """Builds a residual or plain network of CIFAR's kind of any depth, for 10 classes.
+
+    Args:
+      name: Registered network of its kind, such as "cifar_plain20".
+      depth: Layers with weights: 6n + 2, and 9n + 2 with pre-activation.
+      width: Channels of the first stage.
+    """
+    blocks = (depth - 2) // (9 if name.endswith("_v2") else 6)
+    options = dict(blocks=(blocks,) * 3, width=width, num_classes=10)
+    return zoo.get_spec(name).build(**options)
+
+
 def short_config(
     name: str,
     *,
@@ -146,18 +161,35 @@ def train_short(
       change: Applied to the initial variables.
       frozen: Path patterns of parameters that are not trained.
     """
+
+    def run() -> dict[str, Any]:
+        options = dict(model=model, change=change, frozen=frozen)
+        return dataclasses.asdict(train_in_memory(config, arrays, **options)[0])
+
+    return read_curve(keep(folder, name, to_json(config), run))
+
+
+def keep(
+    folder: Path, name: str, plan: Mapping[str, Any], run: Callable[[], dict]
+) -> dict[str, Any]:
+    """Returns what a run found: it is read where the same was run before.
+
+    Args:
+      folder: Folder of the study; the result is kept in `runs/NAME.json` below it.
+      name: Name of the run in its study.
+      plan: What the run does, as JSON takes it; what was kept of another plan is
+        replaced.
+      run: Runs it; its result is JSON.
+    """
     path = folder / "runs" / f"{name}.json"
-    plan = json.loads(json.dumps(to_json(config)))
+    plan = json.loads(json.dumps(plan))
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["config"] == plan:
-            return read_curve(kept["curve"])
-    curve, _ = train_in_memory(
-        config, arrays, model=model, change=change, frozen=frozen
-    )
+        if kept["plan"] == plan:
+            return kept["found"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": plan, "curve": dataclasses.asdict(curve)})
-    return curve
+    write_json(path, {"plan": plan, "found": run()})
+    return json.loads(path.read_text(encoding="utf-8"))["found"]
 
 
 def read_curve(values: Mapping[str, list]) -> Curve:
@@ -194,7 +226,7 @@ def train_in_memory(
             config.model.name, num_classes=classes, key=key, **options
         )
     else:
-        variables = jax.jit(model.init)(key, arrays.images[:1])
+        variables = init_variables(model, key, arrays.images[:1].shape)
     variables = change(variables) if change else variables
     # The state is donated to the step: what was given is not the caller's any more.
     variables = jax.tree.map(jnp.copy, variables)
@@ -264,12 +296,16 @@ def train_long(config: TrainConfig, folder: Path) -> Curve:
     Args:
       config: What to do.
       folder: Folder of the run.
+
+    Raises:
+      ValueError: A signal ended the run.
     """
     config = dataclasses.replace(config, run_dir=str(folder))
     if (folder / "config.json").exists():
-        resume_run(folder, config=config)
+        result = resume_run(folder, config=config)
     else:
-        fit(config, folder)
+        result = fit(config, folder)
+    _ = result.metrics  # Nothing is concluded from half a training.
     return read_run(folder)
 
 
@@ -291,11 +327,11 @@ def read_run(folder: Path) -> Curve:
 
 
 class Signal(NamedTuple):
-    """What passes a layer with a kernel, forward and backward.
+    """What passes a module, forward and backward.
 
     Attributes:
-      input: The layer's input.
-      output: Its output, before any activation.
+      input: The module's input.
+      output: Its output; a layer's is before any activation.
       gradient: Gradient of the loss with respect to `output`.
     """
 
@@ -304,36 +340,36 @@ class Signal(NamedTuple):
     gradient: Array
 
 
-def probe(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    images: Array,
-    labels: Array,
-    *,
-    train: bool = False,
-) -> dict[str, Signal]:
-    """Reads the signals of every convolution and dense layer, in their order.
+def make_probe(
+    model: nn.Module, *, where: str | None = None, train: bool = False
+) -> Callable[[Mapping[str, Any], Array, Array], dict[str, Signal]]:
+    """Makes the function that reads what passes the layers of a classifier.
 
     Args:
       model: A classifier.
-      variables: Variables of the model.
-      images: float32 [B, H, W, C], preprocessed.
-      labels: int32 [B], of the softmax cross-entropy.
+      where: Regular expression of the paths of the modules to read; None for every
+        convolution and dense layer.
       train: Whether batch norm uses the batch.
 
     Returns:
-      By the path of the layer.
+      `probe(variables, images, labels) -> signals`, jitted, of preprocessed images
+      float32 [B, H, W, C] and labels int32 [B] of the softmax cross-entropy, which is
+      summed over the images; the signals by path, in the order of the network.
     """
+    order: list[str] = []
 
     def run(shifts, variables, images, labels):
         record: dict[str, tuple[Array, Array]] = {}
 
         def intercept(call, args, kwargs, context):
             out = call(*args, **kwargs)
-            module = context.module
-            if context.method_name != "__call__" or not _has_kernel(module):
+            module, path = context.module, "/".join(context.module.path)
+            if where is None:
+                chosen = module.has_variable("params", "kernel")
+            else:
+                chosen = re.fullmatch(where, path)
+            if context.method_name != "__call__" or not chosen:
                 return out
-            path = "/".join(module.path)
             out = out + shifts[path] if shifts else out
             record[path] = (args[0], out)
             return out
@@ -344,16 +380,15 @@ def probe(
         order[:] = record
         return softmax_cross_entropy(logits, labels).sum(), record
 
-    order: list[str] = []
-    inputs = variables, images, labels
-    record = jax.eval_shape(lambda *inputs: run({}, *inputs)[1], *inputs)
-    shifts = {
-        path: jnp.zeros(out.shape, out.dtype) for path, (_, out) in record.items()
-    }
-    gradients, record = jax.jit(jax.grad(run, has_aux=True))(shifts, *inputs)
-    return {path: Signal(*record[path], gradients[path]) for path in order}
+    @jax.jit
+    def read(*inputs):
+        _, record = jax.eval_shape(lambda *inputs: run({}, *inputs), *inputs)
+        shifts = {path: jnp.zeros(x.shape, x.dtype) for path, (_, x) in record.items()}
+        gradients, record = jax.grad(run, has_aux=True)(shifts, *inputs)
+        return {path: Signal(*record[path], gradients[path]) for path in record}
 
+    def probe(variables, images, labels):
+        found = read(variables, images, labels)
+        return {path: found[path] for path in order}
 
-def _has_kernel(module: nn.Module) -> bool:
-    """Whether a module has a kernel of its own, as layers have and blocks have not."""
-    return module.has_variable("params", "kernel")
+    return probe

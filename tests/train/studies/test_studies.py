@@ -11,7 +11,7 @@ from tiny_runs import run_command
 import zoo
 from train.studies import STUDIES, Band, run_study, write_page
 from train.studies.depth import count_depth
-from train.studies.runner import Curve, digits, probe, short_config, train_short
+from train.studies.runner import Curve, digits, make_probe, short_config, train_short
 
 
 class Page(HTMLParser):
@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     first = train_short(config, arrays, tmp_path, "run")
     path = tmp_path / "runs" / "run.json"
     kept = json.loads(path.read_text())
-    kept["curve"]["loss"] = [7.0, None]
+    kept["found"]["loss"] = [7.0, None]
     path.write_text(json.dumps(kept))
     again = train_short(config, arrays, tmp_path, "run")
     assert again.loss[0] == 7.0
@@ -98,7 +98,7 @@ def test_signals_are_read_where_layers_put_them_out():
     model, variables = zoo.create("lenet5_modern")
     images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
     labels = np.array([3, 4])
-    signals = probe(model, variables, images, labels)
+    signals = make_probe(model)(variables, images, labels)
     assert [*signals] == [
         "backbone/conv1",
         "backbone/conv2",

@@ -1,0 +1,335 @@
+"""The skip is a direct path for the gradient.
+
+python -m train study residual_gradients
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.config import to_json
+from train.state import TrainState
+from train.studies.drawing import COLORS, draw_spread, new_figure
+from train.studies.runner import (
+    Arrays,
+    Curve,
+    build_resnet,
+    digits,
+    keep,
+    make_probe,
+    read_curve,
+    short_config,
+    train_in_memory,
+)
+from train.studies.study import Band, Job, Outcome, Study, Table
+from zoo.initialization import init_variables
+from zoo.paths import flatten, unflatten
+
+# Registered networks, which take any depth.
+KINDS = {
+    "plain": "cifar_plain20",
+    "residual": "cifar_resnet20",
+    "pre-activation": "cifar_resnet164_v2",
+}
+BLOCKS = r"backbone/stage\d+/block\d+"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      depths: Layers of the networks.
+      width: Channels of the first stage.
+      side: Height and width of the images, in pixels.
+      batch: Images per step, and images of a measurement.
+      steps: Length of the training, in steps.
+      entries: Measurements during the training.
+      seeds: Seeds.
+      scales: Factors of each branch's last scale, or kernel, for the identity.
+    """
+
+    depths: tuple[int, ...]
+    width: int
+    side: int
+    batch: int
+    steps: int
+    entries: int
+    seeds: tuple[int, ...]
+    scales: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """Gradients with respect to the blocks' outputs, from the first to the last.
+
+    Attributes:
+      step: Steps done, for each measurement.
+      norms: Euclidean norms [measurements, blocks], mean over the images.
+      curve: How the run went.
+    """
+
+    step: list[int]
+    norms: list[list[float]]
+    curve: Curve
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Norm at the first block divided by that at the last, by measurement."""
+        norms = np.array(self.norms)
+        return norms[:, 0] / norms[:, -1]
+
+
+def run(job: Job) -> Outcome:
+    """Measures gradients during training, and how near a block is to the identity."""
+    sizes = job.sizes
+    arrays = digits(sizes.side, 3)
+    found = {
+        (kind, depth): [measure(kind, depth, seed, arrays, job) for seed in sizes.seeds]
+        for depth in sizes.depths
+        for kind in KINDS
+        if kind != "pre-activation" or depth % 9 == 2
+    }
+    deepest = max(sizes.depths)
+    identity = {
+        kind: distances(kind, deepest, arrays, sizes)
+        for kind in KINDS
+        if (kind, deepest) in found
+    }
+    return Outcome(
+        figures=[
+            (
+                "Norm of the loss's gradient with respect to the output of each block, "
+                "relative to the last block's: before the first step and after the "
+                "training.",
+                draw_norms(found, sizes),
+            ),
+            (
+                "Left: norm at the first block divided by that at the last during the "
+                "training. Right: distance of a block's output from its input relative "
+                "to it, where the branch's last scale is multiplied by a "
+                "factor: near zero, a residual block is the identity.",
+                draw_course(found, identity, sizes),
+            ),
+        ],
+        tables=[norm_table(found)],
+        bands=make_bands(found, identity, sizes),
+        seeds=sizes.seeds,
+        values={
+            "norms": {
+                f"{kind}/{depth}": [dataclasses.asdict(each) for each in runs]
+                for (kind, depth), runs in found.items()
+            },
+            "distances": identity,
+        },
+    )
+
+
+def measure(kind: str, depth: int, seed: int, arrays: Arrays, job: Job) -> Norms:
+    """Trains a network and measures its gradients at the start and at each entry."""
+    sizes, name = job.sizes, f"{kind}{depth}-seed{seed}"
+    config = short_config(
+        KINDS[kind],
+        batch_size=sizes.batch,
+        steps=sizes.steps,
+        seed=seed,
+        entries=sizes.entries,
+        learning_rate=0.1 if depth < 110 else 0.01,
+        momentum=0.9,
+        weight_decay=1e-4,
+    )
+
+    def run() -> dict[str, Any]:
+        model = build_resnet(KINDS[kind], depth, sizes.width)
+        probe = make_probe(model, where=BLOCKS, train=True)
+        images, labels = arrays.images[: sizes.batch], arrays.labels[: sizes.batch]
+        steps, norms = [], []
+
+        def watch(step: int, state: TrainState) -> None:
+            signals = probe(state.variables(), images, labels)
+            steps.append(step)
+            norms.append([gradient_norm(s.gradient) for s in signals.values()])
+
+        curve, _ = train_in_memory(config, arrays, model=model, watch=watch)
+        return {"step": steps, "norms": norms, "curve": dataclasses.asdict(curve)}
+
+    plan = {**to_json(config), "depth": depth, "width": sizes.width}
+    found = keep(job.folder, name, plan, run)
+    return Norms(found["step"], found["norms"], read_curve(found["curve"]))
+
+
+def gradient_norm(gradient: jax.Array) -> float:
+    """Returns the Euclidean norm of each image's gradient, mean over the images."""
+    flat = np.asarray(gradient).reshape(len(gradient), -1)
+    return float(np.linalg.norm(flat, axis=1).mean())
+
+
+def distances(
+    kind: str, depth: int, arrays: Arrays, sizes: Sizes
+) -> dict[float, float]:
+    """Returns how far blocks are from the identity, by the factor of their branches.
+
+    Only blocks that keep the shape count; the mean over them of the relative distance.
+    """
+    model = build_resnet(KINDS[kind], depth, sizes.width)
+    variables = init_variables(model, jax.random.key(0), arrays.images[:1].shape)
+    images, labels = arrays.images[: sizes.batch], arrays.labels[: sizes.batch]
+    probe = make_probe(model, where=BLOCKS, train=True)
+    last = "conv3/kernel" if kind == "pre-activation" else "bn2/scale"
+    found = {}
+    for scale in sizes.scales:
+        params = {
+            path: leaf * scale if path.endswith(last) else leaf
+            for path, leaf in flatten(variables["params"]).items()
+        }
+        scaled: dict[str, Any] = {**variables, "params": unflatten(params)}
+        signals = probe(scaled, images, labels)
+        same = [s for s in signals.values() if s.input.shape == s.output.shape]
+        each = [
+            np.linalg.norm(s.output - s.input) / np.linalg.norm(s.input)
+            for s in same
+            if jnp.any(s.input)  # Behind a plain block of zeros nothing is left.
+        ]
+        found[scale] = float(np.mean(each))
+    return found
+
+
+def draw_norms(found, sizes: Sizes):
+    """Draws norms by block: a row for each depth, the start and the end."""
+    figure, axes = new_figure(2, len(sizes.depths))
+    for row, depth in zip(axes, sizes.depths, strict=True):
+        for axis, i, when in zip(
+            row, (0, -1), ("at the start", "at the end"), strict=True
+        ):
+            for kind, color in zip(KINDS, COLORS, strict=False):
+                if (kind, depth) not in found:
+                    continue
+                norms = [np.array(each.norms[i]) for each in found[kind, depth]]
+                share = np.linspace(0, 1, len(norms[0]))
+                curves = [n / n[-1] for n in norms]
+                draw_spread(axis, share, curves, label=kind, color=color)
+            axis.set(yscale="log", title=f"{depth} layers, {when}")
+            axis.set(xlabel="depth of the block (0 first, 1 last)")
+        row[0].set_ylabel("gradient norm / the last block's")
+        row[0].legend(frameon=False)
+    return figure
+
+
+def draw_course(found, identity, sizes: Sizes):
+    """Draws ratios by step, and distances from the identity by factor."""
+    figure, (axes,) = new_figure(2)
+    deepest = max(sizes.depths)
+    for kind, color in zip(KINDS, COLORS, strict=False):
+        if kind not in identity:
+            continue
+        runs = found[kind, deepest]
+        ratios = [each.ratios for each in runs]
+        draw_spread(axes[0], runs[0].step, ratios, label=kind, color=color)
+        scales = [scale for scale in identity[kind] if scale]
+        values = [identity[kind][scale] for scale in scales]
+        axes[1].loglog(scales, values, "o-", color=color, label=kind)
+    axes[0].set(yscale="log", xlabel="step", title=f"{deepest} layers")
+    axes[0].set_ylabel("gradient norm, first block / last")
+    axes[1].set(xlabel="factor of the branch's last scale")
+    axes[1].set_ylabel("|output - input| / |input|")
+    axes[1].legend(frameon=False)
+    return figure
+
+
+def norm_table(found) -> Table:
+    """Lists the ratios and the errors."""
+    rows = []
+    for (kind, depth), runs in found.items():
+        ratios = np.array([each.ratios for each in runs])
+        rows.append(
+            (
+                f"{kind} {depth}",
+                f"{ratios[:, 0].mean():.3g}",
+                f"{np.median(ratios[:, 1:]):.3g}",
+                f"{np.mean([each.curve.train_error[-1] for each in runs]):.1%}",
+            )
+        )
+    header = ("network", "at the start", "median during training", "training error")
+    return Table("Gradient norm at the first block divided by the last's", header, rows)
+
+
+def make_bands(found, identity, sizes: Sizes) -> list[Band]:
+    """Says the claim in numbers."""
+    shallowest, deepest = min(sizes.depths), max(sizes.depths)
+
+    def start(kind: str, depth: int) -> float:
+        return float(np.mean([each.ratios[0] for each in found[kind, depth]]))
+
+    bands = [
+        Band(
+            f"plain {deepest}, start: norm at the first block / last, divided by the "
+            f"{kind} network's",
+            start("plain", deepest) / start(kind, deepest),
+            low=3.0,
+            reason="with batch norm a plain network's gradient does not vanish but "
+            "grows towards the input; past a skip it grows less",
+            published="He et al. 2015, section 4.1: gradients do not vanish",
+        )
+        for kind in identity
+        if kind != "plain"
+    ]
+    for kind in identity:
+        grown = start(kind, deepest) / start(kind, shallowest)
+        plain = kind == "plain"
+        bands.append(
+            Band(
+                f"{kind}, start: its growth from {shallowest} to {deepest} layers",
+                grown,
+                low=20.0 if plain else None,
+                high=None if plain else 20.0,
+                reason="a factor for each layer: exponential in depth"
+                if plain
+                else "the k-th block adds a share of 1 / k: a power of the depth, and "
+                "(56 / 20)^3 is 22",
+            )
+        )
+    for kind in ("residual", "pre-activation"):
+        if kind in identity:
+            bands.append(
+                Band(
+                    f"{kind} {deepest}, branches times {min(sizes.scales):g}: distance "
+                    "from the identity",
+                    identity[kind][min(sizes.scales)],
+                    high=1e-6,
+                    reason="a branch of zeros leaves the identity",
+                )
+            )
+    bands.append(
+        Band(
+            f"plain {deepest}, the same",
+            identity["plain"][min(sizes.scales)],
+            low=0.5,
+            reason="a plain layer of zeros forgets its input",
+        )
+    )
+    return bands
+
+
+STUDY = Study(
+    name="residual_gradients",
+    claim=(
+        "The skip is a direct path for the gradient: it reaches the first block as it "
+        "left the last, and a branch near zero leaves the identity."
+    ),
+    reference=(
+        "He et al., Deep Residual Learning, 2015, sections 3.1 and 4.1; He et al., "
+        "Identity Mappings in Deep Residual Networks, 2016, section 2."
+    ),
+    run=run,
+    scales={
+        "smoke": Sizes((8,), 2, 8, 4, 1, 1, (0,), (1.0, 0.0)),
+        "quick": Sizes((20, 56), 4, 16, 64, 60, 6, (0, 1), (1.0, 0.1, 0.01, 0.0)),
+    },
+    changes={
+        "quick": "Networks as deep and 4 channels wide in the first stage (16 in the "
+        "paper), on embedded digits of 16 x 16 pixels; 60 steps."
+    },
+)

@@ -1,0 +1,349 @@
+"""Upsampling loses detail; skips bring it back.
+
+python -m train study skips
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from train.data.formats.digits import draw_canvas, read_digits
+from train.studies.drawing import COLORS, format_spread, new_figure
+from train.studies.runner import keep
+from train.studies.study import Band, Job, Outcome, Study, Table
+from zoo.cpu import compiler_options, jit_inference
+from zoo.initialization import init_variables
+from zoo.layers import BatchNorm, Conv, initializer
+from zoo.ops.pooling import max_pool
+from zoo.ops.unpooling import max_pool_with_indices, max_unpool
+
+# Mean IoU in percent where a paper reports it.
+PUBLISHED = {
+    "FCN-32s": "59.4 (VOC 2011 val)",
+    "FCN-16s": "62.4",
+    "FCN-8s": "62.7",
+    "U-Net": "92.0 (PhC-U373)",
+    "SegNet": "60.1 (CamVid)",
+}
+VARIANTS = (
+    "FCN-32s",
+    "FCN-16s",
+    "FCN-8s",
+    "U-Net without skips",
+    "U-Net",
+    "SegNet without switches",
+    "SegNet",
+)
+BORDER = 2  # pixels on either side of a boundary
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      train: Canvases to train on.
+      test: Canvases to test on.
+      widths: Channels of the encoder's levels; each but the first follows a pool.
+      steps: Length of a run, in steps.
+      batch: Canvases per step.
+      seeds: Seeds.
+      variants: Names of `VARIANTS`.
+    """
+
+    train: int
+    test: int
+    widths: tuple[int, ...]
+    steps: int
+    batch: int
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...] = VARIANTS
+
+
+class SkipNet(nn.Module):
+    """One encoder with the decoders of FCN, U-Net or SegNet, for two classes.
+
+    Attributes:
+      variant: A name of `VARIANTS`.
+      widths: Channels of the encoder's levels.
+    """
+
+    variant: str
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        def block(x: jax.Array, features: int, name: str) -> jax.Array:
+            init = initializer("he_fan_in")
+            options = dict(padding=1, use_bias=False, kernel_init=init)
+            x = Conv(features, 3, name=f"{name}_conv", **options)(x)
+            return nn.relu(BatchNorm(name=f"{name}_bn")(x, train=train))
+
+        def score(x: jax.Array, name: str) -> jax.Array:
+            return Conv(2, 1, name=name, kernel_init=initializer("glorot"))(x)
+
+        maps, switches, x = [], [], images
+        for i, features in enumerate(self.widths):
+            if i:
+                maps.append(x)
+                if self.variant == "SegNet":
+                    x, indices = max_pool_with_indices(x, 2, 2)
+                    switches.append(indices)
+                else:
+                    x = max_pool(x, 2, 2)
+            x = block(x, features, f"down{i + 1}")
+        if self.variant.startswith("FCN"):
+            # The stride of the scores: that of the lowest level, or of higher ones.
+            y, left = score(x, "score"), 2 ** (len(self.widths) - 1)
+            goal = int(self.variant.removeprefix("FCN-").removesuffix("s"))
+            while left > goal:
+                left //= 2
+                skip = score(maps.pop(), f"score{left}")
+                y = upsample(y, 2) + skip
+            return upsample(y, left)
+        for i in range(len(self.widths) - 2, -1, -1):
+            if self.variant == "SegNet":
+                # What is unpooled has the channels of what was pooled.
+                x = block(x, self.widths[i], f"narrow{i + 1}")
+                x = max_unpool(x, switches[i], maps[i].shape[1:3])
+            elif self.variant == "SegNet without switches":
+                x = upsample(block(x, self.widths[i], f"narrow{i + 1}"), 2)
+            else:
+                x = upsample(x, 2)
+            if self.variant == "U-Net":
+                x = jnp.concatenate([maps[i], x], axis=-1)
+            x = block(x, self.widths[i], f"up{i + 1}")
+        return score(x, "score")
+
+
+def upsample(x: jax.Array, factor: int) -> jax.Array:
+    """Enlarges maps [B, H, W, C] bilinearly."""
+    shape = (x.shape[0], factor * x.shape[1], factor * x.shape[2], x.shape[3])
+    return jax.image.resize(x, shape, "bilinear")
+
+
+def run(job: Job) -> Outcome:
+    """Trains every variant and measures it inside and at boundaries."""
+    sizes = job.sizes
+    scenes = {s: draw_scenes(s, getattr(sizes, s)) for s in ("train", "test")}
+    found, examples = {}, {}
+    for variant in sizes.variants:
+        results = [measure(variant, seed, scenes, job) for seed in sizes.seeds]
+        found[variant] = [each for each, _ in results]
+        examples[variant] = results[0][1]
+    return Outcome(
+        figures=[
+            (
+                "A test image, its mask, and what the variants make of it.",
+                draw_examples(scenes["test"], examples),
+            ),
+            (
+                f"IoU of the digits' pixels inside, more than {BORDER} pixels from any "
+                "boundary, and at boundaries. Mean over the seeds, lowest and highest.",
+                draw_bars(found),
+            ),
+        ],
+        tables=[table(found)],
+        bands=make_bands(found) if len(found) == len(VARIANTS) else [],
+        seeds=sizes.seeds,
+        values={"iou": found},
+    )
+
+
+def draw_scenes(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws canvases float32 [N, 96, 96, 3] around 0, and masks bool [N, 96, 96]."""
+    images, labels, test = read_digits()
+    kept = test if split == "test" else ~test
+    scenes = [draw_canvas(split, i, images[kept], labels[kept]) for i in range(count)]
+    canvases = np.stack([scene[0] for scene in scenes]).astype(np.float32)
+    return canvases / 127.5 - 1, np.stack([scene[3] for scene in scenes]) > 0
+
+
+def measure(
+    variant: str, seed: int, scenes, job: Job
+) -> tuple[dict[str, float], np.ndarray]:
+    """Trains a variant, or reads it where it was trained, and measures it.
+
+    Returns:
+      IoU of the digits everywhere, inside and at boundaries, and the mask of the first
+      test image.
+    """
+    plan = dataclasses.asdict(dataclasses.replace(job.sizes, seeds=(), variants=()))
+    name = f"{variant}-seed{seed}".replace(" ", "-")
+    found = keep(
+        job.folder, name, plan, lambda: train(variant, seed, scenes, job.sizes)
+    )
+    return found["iou"], np.array(found["example"], bool)
+
+
+def train(variant: str, seed: int, scenes, sizes: Sizes) -> dict[str, Any]:
+    """Trains a variant and measures it; see `measure`."""
+    model = SkipNet(variant, sizes.widths)
+    images, masks = (jnp.asarray(each) for each in scenes["train"])
+    variables = init_variables(model, jax.random.key(seed), images[:1].shape)
+    schedule = optax.cosine_decay_schedule(0.01, sizes.steps)
+    tx = optax.adam(schedule)
+    state = variables["params"], variables["batch_stats"]
+    opt_state = tx.init(state[0])
+
+    def step(state, opt_state, images, masks, chosen):
+        def loss(params):
+            variables = {"params": params, "batch_stats": state[1]}
+            logits, updated = model.apply(
+                variables, images[chosen], train=True, mutable=["batch_stats"]
+            )
+            labels = masks[chosen].astype(jnp.int32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), updated["batch_stats"]
+
+        gradients, stats = jax.grad(loss, has_aux=True)(state[0])
+        updates, opt_state = tx.update(gradients, opt_state, state[0])
+        return (optax.apply_updates(state[0], updates), stats), opt_state
+
+    step = jax.jit(step, compiler_options=compiler_options(training=True))
+    rng = np.random.default_rng(seed)
+    for _ in range(sizes.steps):
+        chosen = rng.integers(0, len(images), sizes.batch)
+        state, opt_state = step(state, opt_state, images, masks, chosen)
+    variables = {"params": state[0], "batch_stats": state[1]}
+    predict = jit_inference(lambda v, x: model.apply(v, x).argmax(-1) == 1)
+    test_images, test_masks = scenes["test"]
+    predicted = np.concatenate(
+        [
+            np.asarray(predict(variables, test_images[i : i + sizes.batch]))
+            for i in range(0, len(test_images), sizes.batch)
+        ]
+    )
+    example = predicted[0].astype(int).tolist()
+    return {"iou": score(predicted, test_masks), "example": example}
+
+
+def score(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Returns the digits' IoU everywhere, inside and at boundaries.
+
+    Args:
+      predicted: bool [N, H, W].
+      masks: bool [N, H, W].
+    """
+    size = 2 * BORDER + 1
+    borders = ((0, 0), (BORDER, BORDER), (BORDER, BORDER))
+    padded = np.pad(masks, borders, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (1, 2))
+    boundary = windows.any((-2, -1)) & ~windows.all((-2, -1))
+    zones = {
+        "everywhere": np.ones_like(boundary),
+        "inside": ~boundary,
+        "at boundaries": boundary,
+    }
+    return {
+        name: float(
+            (predicted & masks & zone).sum() / ((predicted | masks) & zone).sum()
+        )
+        for name, zone in zones.items()
+    }
+
+
+def draw_examples(scenes, examples: dict[str, np.ndarray]):
+    """Draws the first test image and the masks."""
+    images, masks = scenes
+    shown = {"image": (images[0] + 1) / 2, "mask": masks[0], **examples}
+    figure, axes = new_figure(4, -(-len(shown) // 4), height=2.9)
+    for axis, (name, picture) in zip(axes.flat, shown.items(), strict=False):
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(name)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def draw_bars(found):
+    """Draws IoU inside and at boundaries."""
+    figure, axes = new_figure(1, height=4)
+    axis, width = axes[0, 0], 0.38
+    figure.set_size_inches(9, 4)
+    for i, zone in enumerate(("inside", "at boundaries")):
+        values = np.array([[100 * r[zone] for r in runs] for runs in found.values()])
+        means = values.mean(1)
+        spread = [means - values.min(1), values.max(1) - means]
+        x = np.arange(len(found)) + (i - 0.5) * width
+        bars = axis.bar(x, means, width, yerr=spread, color=COLORS[i], label=zone)
+        axis.bar_label(bars, fmt="%.0f", fontsize=8)
+    axis.set_xticks(
+        range(len(found)), [n.replace(" without", "\nwithout") for n in found]
+    )
+    axis.set_ylabel("IoU of digits (%)")
+    axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def table(found) -> Table:
+    """Lists the IoUs."""
+    zones = ("everywhere", "inside", "at boundaries")
+    rows = [
+        (
+            variant,
+            *(format_spread([each[zone] for each in runs]) for zone in zones),
+            PUBLISHED.get(variant, ""),
+        )
+        for variant, runs in found.items()
+    ]
+    return Table(
+        "IoU of the digits' pixels",
+        ("network", *zones, "published mean IoU, %"),
+        rows,
+        "The published ones are of other sets, and of whole networks: FCN's three are "
+        "to be compared with each other.",
+    )
+
+
+def make_bands(found) -> list[Band]:
+    """Says the claims in numbers."""
+
+    def gain(better: str, worse: str, zone: str) -> float:
+        means = [np.mean([r[zone] for r in found[name]]) for name in (better, worse)]
+        return float(means[0] - means[1])
+
+    pairs = (
+        ("FCN-16s", "FCN-32s", 0.02, "62.4 - 59.4 % mean IoU"),
+        ("FCN-8s", "FCN-16s", 0.02, "62.7 - 62.4 % mean IoU"),
+        ("U-Net", "U-Net without skips", 0.02, ""),
+        ("SegNet", "SegNet without switches", 0.0, "SegNet, table 1: small"),
+    )
+    return [
+        Band(
+            f"{better} minus {worse}: IoU at boundaries",
+            gain(better, worse, "at boundaries"),
+            low=low,
+            reason="higher resolution from lower layers places the boundary",
+            published=published,
+        )
+        for better, worse, low, published in pairs
+    ]
+
+
+STUDY = Study(
+    name="skips",
+    claim=(
+        "Upsampling loses detail, and skips bring it back: FCN's sums, U-Net's "
+        "concatenations, SegNet's switches."
+    ),
+    reference=(
+        "Long et al., Fully Convolutional Networks, 2015, tables 2 and 3; Ronneberger "
+        "et al., U-Net, 2015; Badrinarayanan et al., SegNet, 2015."
+    ),
+    run=run,
+    scales={
+        "smoke": Sizes(2, 2, (2, 2, 2), 1, 2, (0,), ("U-Net", "SegNet")),
+        "quick": Sizes(400, 100, (8, 16, 32, 32, 32, 32), 120, 8, (0,)),
+    },
+    changes={
+        "quick": "One small encoder with each paper's way up, trained from scratch on "
+        "embedded canvases of 96 x 96 pixels; two classes, digit or not, so that "
+        "detail decides and not recognition.",
+    },
+)
