@@ -95,8 +95,8 @@ def run(job: Job) -> Outcome:
     if not sizes.weights:
         remarks.append(
             "Five digits are no large set, and digits need no more than a few images: "
-            "at this size the curves lie near each other, and the claim is weak. It "
-            "shows at the medium scale, from the features of CIFAR-10."
+            "at this size the curves lie near each other, and the claim is weak. The "
+            "medium scale puts it to the test, from CIFAR-10 to CIFAR-100."
         )
     return Outcome(
         figures=[

@@ -77,8 +77,8 @@ def run(job: Job) -> Outcome:
     remarks = []
     if not sizes.weights:
         remarks.append(
-            "Five classes of digits are as well told apart by their pixels; the claim "
-            "shows at the medium scale, from CIFAR-10 to CIFAR-100."
+            "Five classes of digits are as well told apart by their pixels; the medium "
+            "scale puts the claim to the test, from CIFAR-10 to CIFAR-100."
         )
     gain = {
         task: found["trained"][task] - found["pixels"][task]

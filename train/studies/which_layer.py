@@ -93,8 +93,8 @@ def run(job: Job) -> Outcome:
     if not sizes.weights:
         remarks.append(
             "A linear SVM on their pixels tells digits apart, so that no layer can be "
-            "much better: the claim does not show at this size. It does at the medium "
-            "scale, from CIFAR-10 to CIFAR-100."
+            "much better: the claim cannot show at this size. The medium scale puts it "
+            "to the test, from CIFAR-10 to CIFAR-100."
         )
     return Outcome(
         figures=[
