@@ -115,6 +115,7 @@ TOP_LEVEL = {
     "README.md",
     "LICENSE",
     "CHANGELOG.md",
+    "CITATION.cff",
 }
 
 
