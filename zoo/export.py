@@ -57,7 +57,8 @@ def export(
         found = exported.call(images, sizes)  # "boxes", "scores", "classes", "valid"
 
     With `format="onnx"`, which needs `canon-zoo[onnx]`, it is a model for ONNX's
-    runtimes; `tests/benchmarks/README.md` lists the networks that were checked:
+    runtimes. `tests/benchmarks/README.md` lists the networks that were checked; the
+    suppression of detectors has no translation yet:
 
         session = onnxruntime.InferenceSession(artifact)
         (logits,) = session.run(None, {"images": images})

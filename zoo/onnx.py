@@ -1,9 +1,9 @@
 """From a function of jax to an ONNX file, through the library jax2onnx.
 
 The function's program is first brought to a form that the library translates: of what
-is computed differently on CPUs it has the other form, and pooling and padding, whose
-translation fails for maps [B, H, W, C] or an unknown B, become slices and
-concatenations. What depends on the variables alone is computed.
+is computed differently on CPUs it has the other form, and pooling, padding and
+stacking, whose translation fails for maps [B, H, W, C] or an unknown B, become slices
+and concatenations. What depends on the variables alone is computed.
 """
 
 import itertools
@@ -118,6 +118,9 @@ def _step(step: Any, operands: list, program: core.Jaxpr) -> list:
     if kind == "cond" and isinstance(operands[0], int):
         branch = step.params["branches"][operands[0]]
         return _evaluate(branch.jaxpr, branch.consts, operands[1:])
+    if kind == "stack":
+        axis = step.params["axis"]
+        return [lax.concatenate([lax.expand_dims(x, [axis]) for x in operands], axis)]
     if kind in _CALLS:
         keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
         inner = next(step.params[key] for key in keys if key in step.params)
