@@ -27,8 +27,8 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # Bytes of transformed tiles that stay in a shared cache (measured).
 GROUP_BYTES = 7 * 2**22
-# With fewer channels, or numbers in all, the transforms take longer than is saved; so
-# they do with more pixels for each channel (measured).
+# With fewer channels, or numbers in an image's map, the transforms take longer than is
+# saved, as in ResNets; so they do with more pixels for each channel (measured).
 CHANNELS = 128
 NUMBERS = 200_000
 PIXELS_PER_CHANNEL = 128
@@ -36,12 +36,12 @@ PIXELS_PER_CHANNEL = 128
 
 def pays(x: Array, kernel: Array) -> bool:
     """Whether a convolution of these shapes is faster this way."""
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     channels = min(channels, kernel.shape[3])
     return (
         x.dtype == jnp.promote_types(x.dtype, jnp.float32)
         and channels >= CHANNELS
-        and batch * height * width * channels >= NUMBERS
+        and height * width * channels >= NUMBERS
         and height * width <= PIXELS_PER_CHANNEL * channels
     )
 
