@@ -154,9 +154,10 @@ def heat_map(strength: np.ndarray) -> Markup:
 @contextlib.contextmanager
 def _style():
     # Imported late: matplotlib takes a second.
-    import matplotlib
+    from matplotlib import style
 
-    with matplotlib.rc_context(_STYLE):
+    # The user's own settings, such as those of a notebook, change nothing.
+    with style.context(["default", _STYLE]):
         yield
 
 

@@ -327,3 +327,13 @@ def test_a_browser_shows_the_page(tmp_path):
     with Image.open(shot) as picture:
         spread = np.ptp(np.asarray(picture.convert("RGB"), int), axis=-1)
     assert (spread > 60).sum() > 1000, "curves, matrix and bars are in colour"
+
+
+def test_charts_do_not_follow_the_users_settings():
+    import matplotlib
+
+    curve = {"loss": ([0, 1], [2.0, 1.0])}
+    expected = line_chart(curve, "step", "loss").svg
+    settings = {"figure.constrained_layout.use": True, "axes.facecolor": "red"}
+    with matplotlib.rc_context(settings):
+        assert line_chart(curve, "step", "loss").svg == expected
