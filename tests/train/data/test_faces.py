@@ -257,7 +257,7 @@ def test_landmarks_lie_on_what_is_drawn():
     view = View(
         rotation=np.eye(3),
         scale=26.0,
-        centre=np.array([40.0, 32.0]),
+        center=np.array([40.0, 32.0]),
         light=np.array([0.0, 0.0, 1.0]),
         ambient=0.6,
         gain=np.ones(3),
