@@ -27,7 +27,7 @@ def positive_variables(model, shape):
         if name == "kernel":
             inputs = np.prod(leaf.shape[-2:-1])
             return np.full(leaf.shape, 1 / (3 * inputs), np.float32)
-        return np.full(leaf.shape, name in ("scale", "var", "slope"), np.float32)
+        return np.full(leaf.shape, name not in ("bias", "mean"), np.float32)
 
     return jax.tree_util.tree_map_with_path(make, abstract_variables(model, shape))
 
@@ -40,8 +40,9 @@ def gradient_boxes(model, shape, endpoint, units, images=24):
     variables = positive_variables(model, shape)
     drawn = np.random.default_rng(0).uniform(0.5, 1.5, (images, *shape))
 
+    # As constants, equal weights would become sums that jaxlib 0.10's CPU gets wrong.
     @jax.jit
-    def support(image, row, column):
+    def support(variables, image, row, column):
         def value(image):
             out = model.apply(variables, image[None], method="endpoints")[endpoint]
             return out[0, row, column].sum()
@@ -51,7 +52,7 @@ def gradient_boxes(model, shape, endpoint, units, images=24):
     boxes = []
     for row, column in units:
         total = sum(
-            np.asarray(support(image.astype(np.float32), row, column)) > 0
+            np.asarray(support(variables, image.astype(np.float32), row, column)) > 0
             for image in drawn
         )
         rows, columns = (np.flatnonzero(total.any(axis=axis)) for axis in (1, 0))
