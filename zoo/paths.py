@@ -85,5 +85,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Words the error for an unknown name: the nearest ones, or all there are."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {known}."
+    hint = f"there are: {known}." if known else "there are none."
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
     return f"unknown {kind} {name!r}; {hint}"

@@ -153,6 +153,8 @@ def test_a_run_folder(tmp_path, variables):
 def test_a_source_that_is_neither_a_name_nor_a_path(published):
     with pytest.raises(ValueError, match=r"did you mean letters.* Nor is there a file"):
         load(NAME, "leters")
+    with pytest.raises(ValueError, match=r"'imagenet'; there are none\. Nor is there"):
+        load("zfnet", "imagenet")
     with pytest.raises(ValueError, match=r"unknown model 'lenet6'.* lenet5"):
         load("lenet6", "letters")
     with pytest.raises(ValueError, match="unknown option of lenet5_modern 'shortcut'"):
