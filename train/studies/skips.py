@@ -277,7 +277,7 @@ def draw_bars(found):
         range(len(found)), [n.replace(" without", "\nwithout") for n in found]
     )
     axis.set_ylabel("IoU of digits (%)")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
