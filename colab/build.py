@@ -29,6 +29,7 @@ NOTEBOOKS = (
     "04_segmentation",
     "05_faces",
     "06_what_networks_see",
+    "07_the_lecture",
 )
 TIMEOUT = 600  # Seconds for one cell.
 
