@@ -175,7 +175,7 @@ STUDY = Study(
             *(("stem", "stage1", "stage2", "stage3", "pool"), 50, (0,)),
         ),
         "full": Sizes(
-            *("zfnet", "imagenet", "imagefolder:caltech256"),
+            *("alexnet_tv", "imagenet", "imagefolder:caltech256"),
             *(("pool1", "pool2", "conv3", "conv4", "pool5", "fc7"), 60, (0, 1, 2)),
         ),
     },
@@ -183,6 +183,7 @@ STUDY = Study(
         "quick": "A LeNet that knows the digits 0 to 4; the SVMs tell 5 to 9 apart.",
         "medium": "A public ResNet-20 of CIFAR-10; the SVMs tell the 100 classes of "
         "CIFAR-100 apart, from 50 images of each.",
-        "full": "Caltech-256 in a folder with the splits train and test.",
+        "full": "torchvision's AlexNet, as there are no weights of zfnet; Caltech-256 "
+        "in a folder with the splits train and test.",
     },
 )
