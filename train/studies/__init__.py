@@ -6,6 +6,7 @@ from train.studies import (
     batch_norm,
     degradation,
     depth,
+    detectors,
     few_images,
     generic_features,
     initialization,
@@ -42,6 +43,7 @@ STUDIES: dict[str, Study] = {
         generic_features,
         sliding_window,
         skips,
+        detectors,
     )
 }
 

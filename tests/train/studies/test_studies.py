@@ -4,6 +4,7 @@ import json
 import math
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 from tiny_runs import run_command
@@ -11,7 +12,9 @@ from tiny_runs import run_command
 import zoo
 from train.studies import STUDIES, Band, run_study, write_page
 from train.studies.depth import count_depth
+from train.studies.detectors import load_faster_rcnn, measure_recall
 from train.studies.runner import Curve, digits, make_probe, short_config, train_short
+from zoo.detection.two_stage import Proposals
 
 
 class Page(HTMLParser):
@@ -116,6 +119,21 @@ def test_signals_are_read_where_layers_put_them_out():
 @pytest.mark.parametrize(("name", "depth"), [("vgg16", 16), ("googlenet", 22)])
 def test_depth_is_counted_along_the_longest_path(name, depth):
     assert count_depth(zoo.get_spec(name)) == depth
+
+
+def test_recall_is_the_share_of_objects_that_the_first_proposals_cover():
+    boxes = np.array([[[0, 0, 9, 9], [20, 20, 30, 30], [0, 0, 0, 0]]], np.float32)
+    test = {"boxes": boxes, "box_valid": np.array([[True, True, False]])}
+    proposed = np.array([[[50, 50, 60, 60], *boxes[0, :2]]], np.float32)
+    regions = [Proposals(proposed, np.array([[True, True, False]]))]
+    assert measure_recall(regions, test, 0.5) == [0, 0.5, 0.5]
+
+
+@pytest.mark.apart
+def test_faster_rcnn_is_trained_once(tmp_path):
+    _, trained = load_faster_rcnn(tmp_path, 1, 2)
+    _, again = load_faster_rcnn(tmp_path, 1, 2)
+    jax.tree.map(np.testing.assert_array_equal, trained, again)
 
 
 def test_the_command_lists_the_studies_and_refuses_what_it_does_not_know():

@@ -1,0 +1,538 @@
+"""Detectors became fast by sharing features, and then by one pass.
+
+python -m train study detectors
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
+
+import zoo
+from train.configs import get_config
+from train.data.formats.digits import SIDE, draw_canvas, read_digits
+from train.optim import make_optimizer, make_schedule
+from train.state import create_state
+from train.steps import make_prepare, make_train_step
+from train.studies.drawing import COLORS, new_figure
+from train.studies.study import Band, Job, Outcome, Study, Table
+from train.tasks.detection import Detection
+from zoo.cpu import compiler_options, jit_inference
+from zoo.detect import select_detections
+from zoo.detection.rcnn import warp
+from zoo.detection.two_stage import Proposals, TwoStage
+from zoo.detection.types import Detections
+from zoo.metrics import detection as metrics
+
+SLOTS = 8  # for the objects of an image
+# Height and width to which R-CNN warps a region, half of the image's as in the paper
+# (227 of about 500 pixels), and its context, in pixels.
+WARPED, CONTEXT = 48, 3
+# The last endpoints of each backbone, which the heads read.
+BACKBONES = {
+    "faster_rcnn_small": ("p2", "p3", "p4"),
+    "ssd96_small": ("stage3", "stage4", "stage5"),
+    "yolo96_small": ("stage3",),
+}
+PARTS = ("backbone", "proposals", "head", "decoding and suppression")
+NAMES = {
+    "faster_rcnn_small": "Faster R-CNN",
+    "ssd96_small": "SSD",
+    "yolo96_small": "YOLO",
+}
+# Mean average precision on VOC 2007 in percent, seconds for an image, training set,
+# and where the numbers are from. GPUs: K40 for the first three, Titan X.
+PUBLISHED = {
+    "R-CNN": (66.0, 47.0, "07", "Fast R-CNN, tables 1 and 4, without proposals"),
+    "Fast R-CNN": (70.0, 0.32, "07+12", "Fast R-CNN, without proposals"),
+    "Faster R-CNN": (73.2, 0.198, "07+12", "Faster R-CNN, tables 3 and 5"),
+    "SSD": (74.3, 1 / 46, "07+12", "SSD300: SSD, table 7, one image at a time"),
+    "YOLO": (63.4, 1 / 45, "07+12", "YOLO, table 1"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      steps: Length of the training of Faster R-CNN, in steps; 0 for initial weights.
+      batch_size: Images in a step.
+      canvases: Number of test images.
+      repeats: Measurements of each time, of which the median counts.
+    """
+
+    steps: int
+    batch_size: int
+    canvases: int
+    repeats: int
+
+
+def run(job: Job) -> Outcome:
+    """Measures average precision, time and its parts, and the recall of proposals."""
+    sizes = job.sizes
+    steps = job.steps or sizes.steps
+    test = draw_canvases("test", range(sizes.canvases))
+    detectors = {
+        "faster_rcnn_small": load_faster_rcnn(job.folder, steps, sizes.batch_size),
+        "ssd96_small": zoo.create("ssd96_small", weights="digits_canvas"),
+        "yolo96_small": zoo.create("yolo96_small", weights="digits_canvas"),
+    }
+    prefixes = {name: make_prefixes(name, *found) for name, found in detectors.items()}
+    faster, variables = detectors["faster_rcnn_small"]
+    propose = prefixes["faster_rcnn_small"]["proposals"]
+    images = [image[None] for image in test["image"]]
+    regions = [propose(image)[0] for image in images]
+    fast, rcnn = make_fast_rcnn(faster, variables), make_rcnn(faster, variables)
+    found = {"Fast R-CNN": [*map(fast, images, regions)]}
+    for name, prefix in prefixes.items():
+        found[NAMES[name]] = [*map(prefix[PARTS[-1]], images)]
+    ap50 = {name: measure(detections, test) for name, detections in found.items()}
+    recall = {iou: measure_recall(regions, test, iou) for iou in (0.5, 0.7)}
+    image, given = jnp.asarray(images[0]), regions[0]
+    calls = {
+        ("R-CNN", PARTS[-1]): partial(rcnn, image, given),
+        ("Fast R-CNN", PARTS[-1]): partial(fast, image, given),
+    }
+    for name, prefix in prefixes.items():
+        for part, call in prefix.items():
+            calls[NAMES[name], part] = partial(call, image)
+    times = time_calls(calls, sizes.repeats)
+    whole = {name: times[name, PARTS[-1]] for name in PUBLISHED}
+    parts = {name: split_time(times, name) for name in NAMES.values()}
+    one_pass = "one pass over the image, without a network for each region"
+    return Outcome(
+        figures=[
+            (
+                "Average precision and time for one image: here, on canvases of 96 x "
+                "96 pixels, and as published, on VOC 2007 and the GPUs of their time.",
+                draw_tradeoff(ap50, whole),
+            ),
+            (
+                "Share of the time of each part, and the share of the objects that "
+                "the first proposals of Faster R-CNN cover, best first.",
+                draw_parts(parts, recall),
+            ),
+        ],
+        tables=[detector_table(ap50, whole), part_table(parts), recall_table(recall)],
+        bands=[
+            *(
+                Band(f"AP50 of {name}", ap50[name], low=low, reason=reason)
+                for name, low, reason in (
+                    (
+                        "Faster R-CNN",
+                        0.6,
+                        "200 of the 500 steps of its recipe, without augmentation",
+                    ),
+                    ("SSD", 0.93, "the trained weights of the package had 97.7 %"),
+                    ("YOLO", 0.91, "the trained weights of the package had 95.7 %"),
+                )
+            ),
+            Band(
+                "time of R-CNN divided by Fast R-CNN's",
+                whole["R-CNN"] / whole["Fast R-CNN"],
+                low=2.0,
+                reason="the backbone reads 64 regions of a quarter of the image's "
+                "pixels: 16 times the multiply-adds of reading the image once",
+                published="47 s / 0.32 s, with about 2,000 regions",
+            ),
+            Band(
+                "time of Faster R-CNN divided by Fast R-CNN's with given proposals",
+                whole["Faster R-CNN"] / whole["Fast R-CNN"],
+                high=2.0,
+                reason="proposals read the features that are there already",
+                published="0.198 s with proposals; selective search alone takes 1.5 s",
+            ),
+            *(
+                Band(
+                    f"time of {name} divided by Faster R-CNN's",
+                    whole[name] / whole["Faster R-CNN"],
+                    high=1.0,
+                    reason=one_pass,
+                    published=published,
+                )
+                for name, published in (
+                    ("SSD", "46 to 7 images a second (SSD, table 7)"),
+                    ("YOLO", "45 to 7 images a second (YOLO, table 1)"),
+                )
+            ),
+            Band(
+                "recall of all proposals at an IoU of 0.5",
+                recall[0.5][-1],
+                low=0.9,
+                reason="what is not proposed cannot be found",
+            ),
+        ],
+        seeds=(0,),
+        remarks=[
+            "R-CNN's time is that of Faster R-CNN's own network on each warped region, "
+            "which is not trained for that: its accuracy is not measured here. Fast "
+            "R-CNN is the second stage, given the proposals of the first.",
+        ],
+        values={
+            "ap50": ap50,
+            "milliseconds": whole,
+            "milliseconds_by_part": parts,
+            "recall": {str(iou): values for iou, values in recall.items()},
+        },
+    )
+
+
+def draw_canvases(split: str, numbers: range) -> dict[str, np.ndarray]:
+    """Draws canvases of digits as a batch of the trainer's.
+
+    Args:
+      split: "train" or "test".
+      numbers: Numbers of the canvases, which decide what is on them.
+    """
+    images, labels, test = read_digits()
+    chosen = test if split == "test" else ~test
+    images, labels, count = images[chosen], labels[chosen], len(numbers)
+    batch = {
+        "image": np.zeros((count, SIDE, SIDE, 3), np.uint8),
+        "boxes": np.zeros((count, SLOTS, 4), np.float32),
+        "classes": np.zeros((count, SLOTS), np.int32),
+        "box_valid": np.zeros((count, SLOTS), bool),
+        "difficult": np.zeros((count, SLOTS), bool),
+        "size": np.full((count, 2), SIDE, np.int32),
+        "index": np.asarray(numbers, np.int32),
+    }
+    for i, number in enumerate(numbers):
+        canvas, boxes, classes, _ = draw_canvas(split, number, images, labels)
+        batch["image"][i] = canvas
+        batch["boxes"][i, : len(boxes)] = boxes
+        batch["classes"][i, : len(boxes)] = classes
+        batch["box_valid"][i, : len(boxes)] = True
+    return batch
+
+
+def load_faster_rcnn(
+    folder: Path, steps: int, batch_size: int
+) -> tuple[TwoStage, dict[str, Any]]:
+    """Trains the small Faster R-CNN on canvases, or reads it where it was trained.
+
+    Every canvas is shown once. The optimizer is that of `digits_detection_faster_rcnn`.
+
+    Args:
+      folder: Folder of the study.
+      steps: Length, in steps; 0 for initial weights.
+      batch_size: Images in a step.
+    """
+    path = folder / f"faster_rcnn_small-{steps}x{batch_size}.safetensors"
+    if path.exists():
+        return zoo.create("faster_rcnn_small", weights=path)
+    model, variables, card = zoo.create_with_card("faster_rcnn_small")
+    if not steps:
+        return model, variables
+    optim = get_config("digits_detection_faster_rcnn").optim
+    optim = dataclasses.replace(optim, warmup_steps=min(50, steps // 5))
+    schedule = make_schedule(optim, steps)
+    tx = make_optimizer(optim, schedule, variables["params"])
+    step = make_train_step(
+        model,
+        Detection(),
+        tx,
+        schedule=schedule,
+        prepare=make_prepare(model.preprocess, None),
+        seed=0,
+    )
+    options = compiler_options(training=True)
+    step = jax.jit(step, donate_argnums=0, compiler_options=options)
+    state = create_state(jax.tree.map(jnp.copy, variables), tx)
+    for first in range(0, steps * batch_size, batch_size):
+        batch = draw_canvases("train", range(first, first + batch_size))
+        state, _ = step(state, batch)
+    zoo.weights.save_safetensors(path, state.variables(), card)
+    return model, state.variables()
+
+
+def make_prefixes(
+    name: str, model: Any, variables: Mapping[str, Any]
+) -> dict[str, Callable]:
+    """Makes a detector's jitted prefixes: each ends with a part of `PARTS`.
+
+    Args:
+      name: Registered name of the detector.
+      model: The detector.
+      variables: Its variables.
+
+    Returns:
+      Functions of uint8 [1, H, W, 3]: "backbone" to the last feature maps, "proposals"
+      to `Proposals` and the maps if the detector has them, "head" to the outputs of the
+      network, and the last part to `Detections`.
+    """
+
+    def read(variables, images):
+        images = zoo.normalize(images, model.preprocess)
+        features = model.apply(variables, images, method="endpoints")
+        return [features[endpoint] for endpoint in BACKBONES[name]]
+
+    def propose(variables, images):
+        # The feature maps are kept, so that those for the head alone are computed, too.
+        outputs, features = model.apply(
+            variables,
+            zoo.normalize(images, model.preprocess),
+            capture_intermediates=lambda module, _: module.name == "neck",
+            mutable=["intermediates"],
+        )
+        return Proposals(outputs["rois"], outputs["roi_valid"]), features
+
+    def predict(variables, images):
+        return model.apply(variables, zoo.normalize(images, model.preprocess))
+
+    prefixes = {"backbone": jit_inference(read)}
+    if isinstance(model, TwoStage):
+        prefixes["proposals"] = jit_inference(propose)
+    prefixes |= {"head": jit_inference(predict), PARTS[-1]: zoo.make_detector(model)}
+    return {part: partial(call, variables) for part, call in prefixes.items()}
+
+
+def make_fast_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
+    """Makes Fast R-CNN of Faster R-CNN: its second stage, given proposals.
+
+    Args:
+      model: Faster R-CNN.
+      variables: Its variables.
+
+    Returns:
+      `detect(images, proposals) -> Detections`.
+    """
+    detect = zoo.make_detector(_without_rpn(model))
+    return lambda images, proposals: detect(variables, images, None, proposals)
+
+
+def make_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
+    """Makes R-CNN of Faster R-CNN: the network reads each warped region by itself.
+
+    Args:
+      model: Faster R-CNN.
+      variables: Its variables.
+
+    Returns:
+      `detect(images, proposals) -> Detections` for one image.
+    """
+    network = _without_rpn(model)
+
+    @jit_inference
+    def detect(variables, images, proposals):
+        image = zoo.normalize(images, model.preprocess)[0]
+        extent = jnp.array(image.shape[:2], jnp.float32)
+        boxes = proposals.boxes[0]
+        crops = warp(image, boxes, extent, size=WARPED, context=CONTEXT)
+        # Without proposals a region is the whole of each crop.
+        found = network.apply(variables, crops)
+        outputs = {
+            "class_logits": found["class_logits"][None, :, 0],
+            "box_deltas": found["box_deltas"][None, :, 0],
+            "rois": proposals.boxes,
+            "roi_valid": proposals.valid,
+        }
+        return select_detections(model.decode(outputs, extent[None]), model.postprocess)
+
+    return partial(detect, variables)
+
+
+def _without_rpn(model: TwoStage) -> TwoStage:
+    return model.clone(rpn=None, rpn_config=None, rpn_endpoints=())
+
+
+def measure(found: list[Detections], test: Mapping[str, np.ndarray]) -> float:
+    """Measures AP50.
+
+    Args:
+      found: Detections in each image.
+      test: The batch of all images.
+    """
+    joined = zip(*map(jax.device_get, found), strict=True)
+    names = ("boxes", "classes", "box_valid", "difficult")
+    objects = metrics.Objects(*(test[name] for name in names))
+    detections = Detections(*map(np.concatenate, joined))
+    state = metrics.update(metrics.empty(10), detections, objects)
+    return metrics.compute(state)["ap50"]
+
+
+def measure_recall(
+    regions: list[Proposals], test: Mapping[str, np.ndarray], iou: float
+) -> list[float]:
+    """Measures the share of objects that the best 1, 2, .. proposals cover.
+
+    Args:
+      regions: Proposals of each image, best first.
+      test: The batch of all images.
+      iou: IoU from which an object is covered.
+
+    Returns:
+      The share for each number of proposals.
+    """
+    first = []
+    for i, (boxes, valid) in enumerate(map(jax.device_get, regions)):
+        objects = test["boxes"][i][test["box_valid"][i]]
+        covered = metrics.overlaps(boxes[0], objects) >= iou
+        covered &= valid[0][:, None]
+        rank = np.where(covered.any(0), covered.argmax(0), len(covered))
+        first.extend(rank)
+    count = regions[0].valid.shape[1]
+    return [float(np.mean(np.array(first) < n)) for n in range(1, count + 1)]
+
+
+def time_calls(calls: Mapping[Any, Callable], repeats: int) -> dict[Any, float]:
+    """Times calls in turn, so that what disturbs one disturbs all.
+
+    Args:
+      calls: Functions without arguments.
+      repeats: Number of measurements of each.
+
+    Returns:
+      The median time of each, in milliseconds.
+    """
+    times = {key: [] for key in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(repeats):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[key].append(1000 * (time.perf_counter() - start))
+    return {key: float(np.median(values)) for key, values in times.items()}
+
+
+def split_time(times: Mapping[Any, float], name: str) -> dict[str, float]:
+    """Returns the time of each part: what its prefix takes longer than the one before.
+
+    A difference below 0 is one of noise, and counts as 0.
+
+    Args:
+      times: Milliseconds by detector and prefix.
+      name: The detector.
+    """
+    parts, before = dict.fromkeys(PARTS, 0.0), 0.0
+    for part in PARTS:
+        if (name, part) in times:
+            parts[part] = max(0.0, times[name, part] - before)
+            before = max(before, times[name, part])
+    return parts
+
+
+def draw_tradeoff(ap50: Mapping[str, float], whole: Mapping[str, float]):
+    """Draws average precision against time, here and as published."""
+    figure, (axes,) = new_figure(2, height=3.8)
+    colors = dict(zip(PUBLISHED, COLORS, strict=False))
+    for name, color in colors.items():
+        if name in ap50:
+            axes[0].plot(whole[name], 100 * ap50[name], "o", color=color, label=name)
+        else:
+            label = f"{name}: time alone"
+            axes[0].axvline(whole[name], color=color, ls="--", label=label)
+        precision, seconds, *_ = PUBLISHED[name]
+        axes[1].plot(1000 * seconds, precision, "o", color=color, label=name)
+    axes[0].set(title="here", ylabel="AP50 (%)")
+    axes[1].set(title="published", ylabel="mAP of VOC 2007 (%)")
+    for axis in axes:
+        axis.set(xscale="log", xlabel="milliseconds an image")
+        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def draw_parts(
+    parts: Mapping[str, Mapping[str, float]], recall: Mapping[float, list[float]]
+):
+    """Draws the share of each part, and recall by the number of proposals."""
+    figure, (axes,) = new_figure(2, height=3.8)
+    names, left = [*parts], np.zeros(len(parts))
+    totals = np.array([sum(parts[name].values()) for name in names])
+    for part, color in zip(PARTS, COLORS, strict=False):
+        shares = 100 * np.array([parts[name][part] for name in names]) / totals
+        axes[0].barh(names, shares, left=left, color=color, label=part)
+        left += shares
+    axes[0].set(xlabel="share of the time (%)", ylim=(-0.6, len(names) + 0.4))
+    axes[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
+    for (iou, values), color in zip(recall.items(), COLORS, strict=False):
+        numbers, shares = range(1, len(values) + 1), [100 * v for v in values]
+        axes[1].plot(numbers, shares, color=color, label=f"IoU {iou:g}")
+    axes[1].set(xlabel="proposals", ylabel="objects that are covered (%)")
+    axes[1].set_ylim(0, 102)
+    axes[1].legend(frameon=False)
+    return figure
+
+
+def detector_table(ap50: Mapping[str, float], whole: Mapping[str, float]) -> Table:
+    """Lists precision and time, here and as published."""
+    rows = []
+    for name, (precision, seconds, data, source) in PUBLISHED.items():
+        here = f"{100 * ap50[name]:.1f} %" if name in ap50 else "not trained"
+        there = f"{precision} % ({data})", f"{1000 * seconds:,.0f}", source
+        rows.append((name, here, f"{whole[name]:.2f}", *there))
+    header = (
+        "detector",
+        "AP50 here",
+        "ms here",
+        "published mAP",
+        "published ms",
+        "source",
+    )
+    return Table(
+        "Precision and time",
+        header,
+        rows,
+        "Time is of the whole jitted function for one image, the median. The times of "
+        "R-CNN and Fast R-CNN are without those of their proposals.",
+    )
+
+
+def part_table(parts: Mapping[str, Mapping[str, float]]) -> Table:
+    """Lists the time of each part."""
+    rows = [
+        (name, *(f"{found[part]:.2f} ms" for part in PARTS))
+        for name, found in parts.items()
+    ]
+    return Table(
+        "Time by part",
+        ("detector", *PARTS),
+        rows,
+        "A part is the difference of two jitted prefixes of the detector. Faster "
+        "R-CNN's head reads the proposed regions; the others have no proposals.",
+    )
+
+
+def recall_table(recall: Mapping[float, list[float]]) -> Table:
+    """Lists the recall of some numbers of proposals."""
+    count = len(recall[0.5])
+    numbers = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= count]
+    rows = [
+        (f"IoU {iou:g}", *(f"{100 * values[n - 1]:.1f} %" for n in numbers))
+        for iou, values in recall.items()
+    ]
+    return Table("Recall of the first proposals", ("", *map(str, numbers)), rows)
+
+
+STUDY = Study(
+    name="detectors",
+    claim=(
+        "Detectors became fast by sharing: R-CNN reads each region, Fast R-CNN the "
+        "image once, Faster R-CNN proposes regions from the same features, and SSD and "
+        "YOLO find objects in one pass."
+    ),
+    reference=(
+        "Girshick et al., R-CNN, 2014; Girshick, Fast R-CNN, 2015; Ren et al., Faster "
+        "R-CNN, 2015; Liu et al., SSD, 2016, table 7; Redmon et al., YOLO, 2016, table "
+        "1."
+    ),
+    run=run,
+    scales={"smoke": Sizes(0, 2, 4, 1), "quick": Sizes(200, 16, 400, 30)},
+    changes={
+        "quick": "Small networks on canvases of embedded digits of 96 x 96 pixels: SSD "
+        "and YOLO with the weights of the package, Faster R-CNN trained here on 3,200 "
+        "canvases, each seen once (--steps for longer); R-CNN and Fast R-CNN with its "
+        "64 proposals in place of 2,000 of selective search; a CPU in place of GPUs."
+    },
+)
