@@ -528,7 +528,7 @@ STUDY = Study(
         "1."
     ),
     run=run,
-    scales={"smoke": Sizes(0, 2, 4, 1), "quick": Sizes(200, 16, 400, 30)},
+    scales={"smoke": Sizes(0, 2, 4, 1), "quick": Sizes(200, 16, 400, 100)},
     changes={
         "quick": "Small networks on canvases of embedded digits of 96 x 96 pixels: SSD "
         "and YOLO with the weights of the package, Faster R-CNN trained here on 3,200 "
