@@ -6,8 +6,7 @@ A run that was interrupted is resumed, and one that is complete is not trained a
 Arrays are stored as float16 and batch statistics as float32. The networks of more than
 500,000 parameters have kernels of int8 with a scale for each output channel (of a
 locally connected layer, for each channel of each position), because all of these files
-together shall take at most 8 MB. What is measured is the stored file. The package
-carries no file of faster_rcnn_small; `zoo/README.md` lists those that it carries.
+together shall take at most 8 MB. What is measured is the stored file.
 """
 
 import argparse
