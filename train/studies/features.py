@@ -11,6 +11,7 @@ from flax import linen as nn
 import zoo
 from train.data import fit_source, load_dataset, load_resident
 from train.studies.runner import Arrays, short_config, train_in_memory
+from train.studies.study import Job
 from zoo.cpu import jit_inference
 from zoo.spec import Preprocess
 
@@ -51,6 +52,32 @@ def train_base(steps: int) -> tuple[nn.Module, dict[str, Any]]:
     arrays = load_arrays("digits", preprocess, OLD)
     _, variables = train_in_memory(config, arrays)
     return zoo.build("lenet5_modern", num_classes=len(OLD)), variables
+
+
+def load_base(
+    job: Job,
+) -> tuple[nn.Module, dict[str, Any], Arrays, tuple[str, ...]]:
+    """Loads a study's network with trained weights, and images of other classes.
+
+    Args:
+      job: The study's job, whose sizes have `model`, `weights`, `dataset` and
+        `base_steps`. Where `weights` is None, `train_base` trains the network.
+
+    Returns:
+      The network, its variables, the images, and the names of their classes, none for
+      all of the data set's.
+    """
+    sizes = job.sizes
+    if sizes.weights:
+        model, variables, card = zoo.create_with_card(
+            sizes.model, weights=sizes.weights
+        )
+        preprocess, classes = card.preprocess, ()
+    else:
+        model, variables = train_base(sizes.base_steps)
+        preprocess, classes = zoo.get_spec(sizes.model).preprocess, NEW
+    arrays = load_arrays(job.dataset or sizes.dataset, preprocess, classes)
+    return model, variables, arrays, classes
 
 
 def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

@@ -12,12 +12,10 @@ import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.studies.drawing import COLORS, format_spread, new_figure
 from train.studies.features import (
-    NEW,
     choose,
     compute_features,
-    load_arrays,
+    load_base,
     score_svm,
-    train_base,
 )
 from train.studies.runner import Arrays, short_config, train_long, train_short
 from train.studies.study import Band, Job, Outcome, Study, Table
@@ -66,15 +64,7 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Measures the accuracy of each method by the number of images."""
     sizes = job.sizes
-    if sizes.weights:
-        model, variables, card = zoo.create_with_card(
-            sizes.model, weights=sizes.weights
-        )
-        preprocess, classes = card.preprocess, ()
-    else:
-        model, variables = train_base(sizes.base_steps)
-        preprocess, classes = zoo.get_spec(sizes.model).preprocess, NEW
-    arrays = load_arrays(job.dataset or sizes.dataset, preprocess, classes)
+    model, variables, arrays, classes = load_base(job)
     images = np.concatenate([arrays.images, arrays.test_images])
     vectors = compute_features(model, variables, images, [sizes.endpoint])
     vectors = np.split(vectors[sizes.endpoint], [len(arrays.images)])

@@ -10,11 +10,9 @@ import numpy as np
 import zoo
 from train.studies.drawing import COLORS, new_figure
 from train.studies.features import (
-    NEW,
     compute_features,
-    load_arrays,
+    load_base,
     score_svm,
-    train_base,
 )
 from train.studies.study import Band, Job, Outcome, Study, Table
 
@@ -49,15 +47,7 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Classifies and retrieves by features, initial weights' features, and pixels."""
     sizes = job.sizes
-    if sizes.weights:
-        model, variables, card = zoo.create_with_card(
-            sizes.model, weights=sizes.weights
-        )
-        preprocess, classes = card.preprocess, ()
-    else:
-        model, variables = train_base(sizes.base_steps)
-        preprocess, classes = zoo.get_spec(sizes.model).preprocess, NEW
-    arrays = load_arrays(job.dataset or sizes.dataset, preprocess, classes)
+    model, variables, arrays, _ = load_base(job)
     _, initial = zoo.create(sizes.model, num_classes=model.head.num_classes)
     images = np.concatenate([arrays.images, arrays.test_images])
     vectors = {"pixels": images.reshape(len(images), -1)}

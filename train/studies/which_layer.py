@@ -10,12 +10,10 @@ import numpy as np
 import zoo
 from train.studies.drawing import COLORS, format_spread, new_figure
 from train.studies.features import (
-    NEW,
     choose,
     compute_features,
-    load_arrays,
+    load_base,
     score_svm,
-    train_base,
 )
 from train.studies.study import Band, Job, Outcome, Study, Table
 
@@ -57,16 +55,8 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Trains linear SVMs on each layer's features, and on those of initial weights."""
     sizes = job.sizes
-    if sizes.weights:
-        model, variables, card = zoo.create_with_card(
-            sizes.model, weights=sizes.weights
-        )
-        preprocess, classes = card.preprocess, ()
-    else:
-        model, variables = train_base(sizes.base_steps)
-        preprocess, classes = zoo.get_spec(sizes.model).preprocess, NEW
+    _, variables, arrays, _ = load_base(job)
     _, initial = zoo.create(sizes.model)
-    arrays = load_arrays(job.dataset or sizes.dataset, preprocess, classes)
     chosen = [choose(arrays.labels, sizes.per_class, seed) for seed in sizes.seeds]
     names = {"pixels": None, **dict.fromkeys(sizes.endpoints)}
     accuracy = {"trained": {}, "initial": {}}
@@ -85,7 +75,6 @@ def run(job: Job) -> Outcome:
                 )
                 for few in chosen
             ]
-    del model
     means = {k: {n: np.mean(v) for n, v in a.items()} for k, a in accuracy.items()}
     trained = [float(means["trained"][name]) for name in sizes.endpoints]
     best = sizes.endpoints[int(np.argmax(trained))]
