@@ -54,7 +54,7 @@ def describe(
     """Describes a model: paper, layers, parameters, MACs, endpoints, weights.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       num_classes: The paper's number if not given.
     """
     print(zoo.describe(name, num_classes=num_classes))
@@ -91,7 +91,7 @@ def verify(
     """Compares a network with its source at every endpoint; status 1 if they differ.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       weights: As for convert; compared with torchvision's network, where that is
         installed. If not given, deterministic ones, compared with a golden file.
       training: Compare loss, gradients and running statistics of a training step in
@@ -118,11 +118,11 @@ def predict(
     Args:
       images: Files, folders, and patterns in quotes such as 'photos/*.jpg'.
       model: Name of a model; or a run's folder, or a file that says its model.
-      weights: Of a model that is given by name: as for convert.
+      weights: Weights of a model given by name, as for convert.
       out: Folder for pictures of what was found; none are written if not given.
       json: Print one line of JSON for each image.
       top: Number of classes that a classifier names.
-      score_threshold: Of detectors: score below which boxes are left out, 0 to 1.
+      score_threshold: Score below which boxes are left out, 0 to 1.
     """
     if not images:
         raise ValueError("name at least one image, folder or pattern.")
@@ -163,7 +163,7 @@ def convert(
     """Writes weights into one safetensors file, with the zoo's or PyTorch's names.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       source: Safetensors or torch file, run folder, checkpoint, or a published name.
       target: File to write; ends in .safetensors.
       layout: zoo or torch.
@@ -187,13 +187,13 @@ def export(
     """Writes inference with its weights: StableHLO for jax alone, or ONNX.
 
     Args:
-      name: Of the model.
+      name: Name of the model.
       target: File to write.
       weights: As for convert; initialised at random if not given.
       preprocess: Take uint8 images of the network's size.
       batch: Images in a call: a number, or a name for any number.
-      num_classes: Of the head; the weights' if not given.
-      dtype: Of the computation.
+      num_classes: Number of classes; the weights' if not given.
+      dtype: Type of the computation.
       format: stablehlo, or onnx, which needs jax2onnx.
       platforms: Where it is to run, of cpu, cuda, rocm and tpu; ONNX runs on all.
     """

@@ -47,7 +47,7 @@ def check_images(
 
     Args:
       images: What was given.
-      name: Of the network, for the error.
+      name: Name of the network, for the error.
       size: The one height and width that it takes; None for any.
       min_size: Smallest height and width that it takes.
     """

@@ -64,8 +64,9 @@ def export(
         (logits,) = session.run(None, {"images": images})
 
     Args:
-      name: Of the model.
-      variables: Of the model; where `constants` is False, shapes and types suffice.
+      name: Name of the model.
+      variables: Variables of the model; where `constants` is False, their shapes and
+        types suffice.
       batch: Images in a call: a number, or a name such as "b" for any number.
       size: Height and width of the images, in pixels, or both as a pair; the
         preprocessing's, or else the model's own, where None.
@@ -78,8 +79,8 @@ def export(
         kilobytes, compiles faster, and is called with `(variables, images)`.
       platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu"; an ONNX model
         runs on all.
-      num_classes: Of the head: as many as the variables have where None, 0 for none.
-      detector: Of a detector, options of `zoo.make_detector`.
+      num_classes: Number of classes; that of the variables where None, 0 for no head.
+      detector: Options of `zoo.make_detector`, for a detector.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`.
 
     Returns:

@@ -326,7 +326,7 @@ def make_predictor(
     Args:
       name_or_run: Name of a model, or a folder or file that says which model it is of:
         the folder of a run, a checkpoint, or a safetensors file with a card.
-      weights: Of a model given by name: see `zoo.create`.
+      weights: Weights of a model given by name, see `zoo.create`.
       top: Number of classes that a classifier names.
       score_threshold: Score below which a detector's boxes are left out, 0 to 1; 0.3,
         or the network's own where that is higher, where None.

@@ -42,12 +42,12 @@ def smooth_grad(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: See `zoo.explain.deconvnet`.
       channels: See `zoo.explain.deconvnet`.
       positions: See `zoo.explain.deconvnet`.
-      key: For the noise.
+      key: Random key of the noise.
       samples: Number of noisy copies.
       noise: Standard deviation of the noise, as a fraction of the range of each image's
         values.
@@ -114,7 +114,7 @@ def integrated_gradients(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: See `zoo.explain.deconvnet`.
       channels: See `zoo.explain.deconvnet`.
@@ -179,7 +179,7 @@ def completeness_error(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: As it was given to `integrated_gradients`, as all the following.
       maps: float32 [B, H, W, C], what that returned.
@@ -217,7 +217,7 @@ def grad_cam(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: Name of a map [B, h, w, c], such as the last before the pooling.
       classes: A number, int [B], or None for the class with the highest score.

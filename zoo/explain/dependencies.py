@@ -24,7 +24,7 @@ class Field:
     Attributes:
       edges: int32 [4, ...], for each element; an axis along which nothing differs may
         have the length 1.
-      shape: Of the array.
+      shape: Shape of the array.
     """
 
     def __init__(self, edges: np.ndarray, shape: tuple):

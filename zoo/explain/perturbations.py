@@ -61,7 +61,7 @@ def occlusion(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them.
       channels: A number, int [B], or None for the channel of each image with the
@@ -196,7 +196,7 @@ def correspondence(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed; two or more.
       boxes: [B, 4], xyxy in pixels, the part of each image.
       endpoint: Name of an activation [B, ...].

@@ -71,7 +71,7 @@ def deconvnet(
 
     Args:
       model: A network of the zoo, with rectifiers.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them. Of a
         detector also one of its outputs, such as "class_logits" [B, A, K + 1].
@@ -102,7 +102,7 @@ def guided_backprop(
 
     Args:
       model: A network of the zoo, with rectifiers.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: See `deconvnet`.
       channels: See `deconvnet`.
@@ -134,7 +134,7 @@ def saliency(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: See `deconvnet`.
       channels: See `deconvnet`.

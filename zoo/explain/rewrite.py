@@ -27,7 +27,7 @@ def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
     """Makes a function that computes what `function` does, but for some operations.
 
     Args:
-      function: Of arrays, or trees of arrays.
+      function: Function of arrays, or trees of arrays.
       rules: By the name of a jitted function, which is how `jax.nn`'s activations
         appear in a trace: what to do in its place.
 

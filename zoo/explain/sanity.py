@@ -32,9 +32,9 @@ def randomize_layers(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: [B, H, W, C], of the size for which layers are listed.
-      key: For the shuffling.
+      key: Random key of the shuffling.
 
     Yields:
       The path of each layer with a kernel, and the variables.
@@ -118,7 +118,7 @@ def perturbation_curve(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       maps: [B, H, W, C], of which the magnitude orders the pixels.
       labels: int [B], the classes whose probability is followed.

@@ -71,7 +71,7 @@ def update(
     """Adds a batch; of each image and channel the strongest position counts.
 
     Args:
-      state: Of the images so far.
+      state: State of the images so far.
       activations: [B, ..., C].
       images: int32 [B], their numbers.
       valid: bool [B]; images that are padding are not counted. All are where None.
@@ -127,10 +127,10 @@ def top_activations(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
-      batches: Of images float32 [B, H, W, C], preprocessed, or pairs of them and of
-        `valid`, bool [B], which is False for padding. Images are numbered from 0 on, as
-        they come, without padding.
+      variables: Variables of the model.
+      batches: Batches of images float32 [B, H, W, C], preprocessed, or pairs of them
+        and of `valid`, bool [B], which is False for padding. Images are numbered from 0
+        on, as they come, without padding.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them.
       k: How many images to find for each channel.
 

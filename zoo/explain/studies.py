@@ -37,7 +37,7 @@ def invariance(
 
     Args:
       model: A network of the zoo.
-      variables: Of the model.
+      variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       labels: int [B], the true classes.
       transforms: From images to images of the same shape, such as those of
@@ -110,8 +110,8 @@ def ablate(variables: Mapping[str, Any], paths: Sequence[str]) -> dict:
     """Sets the parameters of some layers to zero, which removes residual branches.
 
     Args:
-      variables: Of a model.
-      paths: Of the layers, as `zoo.list_layers` names them;
+      variables: Variables of a model.
+      paths: Paths of the layers, as `zoo.list_layers` names them;
         "backbone/stage3/block2/bn2" removes the block's branch, and leaves its
         shortcut.
 

@@ -107,7 +107,7 @@ def check_target(
     """Checks which activation is meant, as far as that is known before it is traced.
 
     Args:
-      shape: Of the activations, [B, ..., C].
+      shape: Shape of the activations, [B, ..., C].
       endpoint: Their name.
       channels: A number, int [B], or None.
       positions: int [B, P], or None.

@@ -97,7 +97,7 @@ def draw_overlay(
         mask: uint8 [H, W].
         class_names: K names.
         palette: uint8 [256, 3], see `make_palette`.
-        strength: Of the mask's colours, 0 to 1.
+        strength: Opacity of the mask's colors, 0 to 1.
 
     Returns:
         An RGB picture.

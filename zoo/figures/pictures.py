@@ -151,10 +151,10 @@ def fit_caption(name: str, index: int, room: float, size: int = 17) -> str:
     """Returns a name on one line of at most `room` pixels, in glyphs that exist.
 
     Args:
-        name: Of a class.
+        name: Name of a class.
         index: Its number, which is said where the name cannot be.
         room: In pixels.
-        size: Of the letters.
+        size: Size of the letters.
     """
     font, characters = make_font(size)
     name = " ".join(name.split())

@@ -51,7 +51,7 @@ def summarize(
     """Summarizes named arrays.
 
     Args:
-      arrays: Of floating point; maps are [B, H, W, C].
+      arrays: Floating point arrays; maps are [B, H, W, C].
       samples: How many values to keep of each.
       sums: How many sums to keep of each, 8 or fewer.
     """
