@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 logger = logging.getLogger("zoo")
 
 FILE = "checksums.json"
-_CHUNK = 1 << 22
+_BLOCK = 1 << 24  # bytes that a thread sums at a time
+_CHUNK = 1 << 20
+_POLYNOMIAL = 0xEDB88320  # of CRC-32, x^31 in bit 0
 
 
 def crc32(parts: Iterable[Any]) -> str:
@@ -27,14 +29,29 @@ def crc32(parts: Iterable[Any]) -> str:
     return f"{total:08x}"
 
 
+def combine_crc32(first: int, second: int, length: int) -> int:
+    """Computes the CRC-32 of the concatenation of two byte strings from theirs.
+
+    Args:
+      first: The CRC-32 of the first one.
+      second: The CRC-32 of the second one.
+      length: The length of the second one, in bytes.
+
+    Reference: `crc32_combine` of zlib.
+    """
+    factor, power = 1 << 31, 1 << 23  # 1, and x^8, which appends a byte
+    while length:
+        if length & 1:
+            factor = _multiply(factor, power)
+        power, length = _multiply(power, power), length >> 1
+    return _multiply(factor, first) ^ second
+
+
 def write_checksums(folder: str | os.PathLike) -> None:
     """Writes the sizes and checksums of all files below a folder into it."""
     folder = Path(folder)
-    names = _list_files(folder)
-    with ThreadPoolExecutor() as threads:  # zlib releases the global interpreter lock.
-        sums = dict(
-            zip(names, threads.map(_sum, map(folder.joinpath, names)), strict=True)
-        )
+    with ThreadPoolExecutor() as threads:
+        sums = {name: found() for name, found in _start_sums(folder, threads).items()}
     text = json.dumps(sums, indent=1)
     content = {"files": sums, "crc32": crc32([text.encode()])}
     (folder / FILE).write_text(json.dumps(content, indent=1))
@@ -62,14 +79,15 @@ def check_checksums(folder: Path) -> bool:
         raise ValueError(f"{path} is not as it was written.")
     found = _list_files(folder)
     wrong = [f"{folder / name} is missing" for name in sums if name not in found]
-    for name in sums.keys() & {*found}:
-        try:
-            same = _sum(folder / name) == sums[name]
-        except OSError as error:
-            wrong.append(f"{folder / name} cannot be read: {error.strerror}")
-            continue
-        if not same:
-            wrong.append(f"{folder / name} is not as it was written")
+    with ThreadPoolExecutor() as threads:
+        for name, sum_of_file in _start_sums(folder, threads).items():
+            try:
+                same = name not in sums or sum_of_file() == sums[name]
+            except OSError as error:
+                wrong.append(f"{folder / name} cannot be read: {error.strerror}")
+                continue
+            if not same:
+                wrong.append(f"{folder / name} is not as it was written")
     if wrong:
         raise ValueError(f"{'; '.join(sorted(wrong)[:5])}.")
     return True
@@ -106,6 +124,49 @@ def _list_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name != FILE)
 
 
-def _sum(path: Path) -> list[int | str]:
-    with open(path, "rb") as file:
-        return [path.stat().st_size, crc32(iter(lambda: file.read(_CHUNK), b""))]
+def _start_sums(
+    folder: Path, threads: ThreadPoolExecutor
+) -> dict[str, Callable[[], list[int | str]]]:
+    """Starts to sum all files in blocks; zlib releases the global interpreter lock.
+
+    Returns:
+      For each file a function that waits for its size and its CRC-32.
+    """
+    return {name: _start_sum(folder / name, threads) for name in _list_files(folder)}
+
+
+def _start_sum(
+    path: Path, threads: ThreadPoolExecutor
+) -> Callable[[], list[int | str]]:
+    size = path.stat().st_size
+    starts = range(0, size, _BLOCK)
+    blocks = [threads.submit(_sum_block, path, start) for start in starts]
+
+    def wait() -> list[int | str]:
+        total = 0
+        for start, block in zip(starts, blocks, strict=True):
+            length = min(_BLOCK, size - start)
+            total = combine_crc32(total, block.result(), length)
+        return [size, f"{total:08x}"]
+
+    return wait
+
+
+def _sum_block(path: Path, start: int) -> int:
+    buffer, total = memoryview(bytearray(_CHUNK)), 0
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        for _ in range(_BLOCK // _CHUNK):
+            total = zlib.crc32(buffer[: file.readinto(buffer)], total)
+    return total
+
+
+def _multiply(a: int, b: int) -> int:
+    """Multiplies polynomials over two elements modulo that of CRC-32."""
+    product = 0
+    while a:
+        if a & 1 << 31:
+            product ^= b
+        a = a << 1 & 0xFFFFFFFF
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return product

@@ -1,0 +1,75 @@
+"""Checksums of folders: CRC-32 of whole files, whatever the blocks they are read in."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from zoo.weights.checksums import FILE, check_checksums, combine_crc32, write_checksums
+
+
+def make_bytes(size):
+    return np.random.default_rng(size).bytes(size)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (0, 1), (5, 3), (1000, 65537)])
+def test_the_sum_of_two_parts_is_that_of_the_whole(sizes):
+    first, second = map(make_bytes, sizes)
+    sums = zlib.crc32(first), zlib.crc32(second)
+    assert combine_crc32(*sums, len(second)) == zlib.crc32(first + second)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files of no, one and several blocks, and of exactly one."""
+    (tmp_path / "deep").mkdir()
+    sizes = {"empty": 0, "small": 10, "deep/block": 2**24, "deep/blocks": 2**25 + 3}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(make_bytes(size))
+    return tmp_path
+
+
+def test_files_have_their_size_and_crc32(folder):
+    write_checksums(folder)
+    found = json.loads((folder / FILE).read_bytes())["files"]
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths(folder)}
+    assert found == {k: [len(v), f"{zlib.crc32(v):08x}"] for k, v in files.items()}
+    assert check_checksums(folder)
+
+
+def paths(folder):
+    return [p for p in folder.rglob("*") if p.is_file() and p.name != FILE]
+
+
+@pytest.mark.parametrize("place", [0, 2**24 - 1, 2**24, 2**25 + 2])
+def test_a_bit_of_any_block_is_noticed(folder, place):
+    write_checksums(folder)
+    with open(folder / "deep/blocks", "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 16]))
+    with pytest.raises(ValueError, match="deep/blocks is not as it was written"):
+        check_checksums(folder)
+
+
+def test_what_is_missing_or_cut_is_named(folder):
+    write_checksums(folder)
+    (folder / "small").unlink()
+    with open(folder / "deep/block", "r+b") as file:
+        file.truncate(2**23)
+    with pytest.raises(ValueError, match="deep/block is not as.*small is missing"):
+        check_checksums(folder)
+
+
+def test_sums_of_an_earlier_version_are_checked(tmp_path):
+    (tmp_path / "a").write_bytes(b"123456789")
+    sums = {"a": [9, "cbf43926"]}  # the check value of CRC-32
+    text = json.dumps(sums, indent=1).encode()
+    content = {"files": sums, "crc32": f"{zlib.crc32(text):08x}"}
+    (tmp_path / FILE).write_text(json.dumps(content, indent=1))
+    assert check_checksums(tmp_path)
+    (tmp_path / "a").write_bytes(b"123456788")
+    with pytest.raises(ValueError, match="a is not as it was written"):
+        check_checksums(tmp_path)
