@@ -1,5 +1,6 @@
 """Checkpoints of a run: asynchronous, atomic, the last two and the best."""
 
+import functools
 import json
 import logging
 import re
@@ -29,16 +30,14 @@ class _SummedState(ocp.StandardCheckpointHandler):
     """Writes checksums before the step is given its name."""
 
     def finalize(self, directory: Any) -> None:
-        super().finalize(directory)
-        write_checksums(directory)
+        write_checksums(directory, functools.partial(super().finalize, directory))
 
 
 class _SummedJson(ocp.JsonCheckpointHandler):
     """Writes checksums before the step is given its name."""
 
     def finalize(self, directory: Any) -> None:
-        super().finalize(directory)
-        write_checksums(directory)
+        write_checksums(directory, functools.partial(super().finalize, directory))
 
 
 def _make_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:

@@ -17,7 +17,7 @@ logger = logging.getLogger("zoo")
 
 FILE = "checksums.json"
 _BLOCK = 1 << 24  # bytes that a thread sums at a time
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, x^31 in bit 0
 
 
@@ -47,11 +47,29 @@ def combine_crc32(first: int, second: int, length: int) -> int:
     return _multiply(factor, first) ^ second
 
 
-def write_checksums(folder: str | os.PathLike) -> None:
-    """Writes the sizes and checksums of all files below a folder into it."""
+def write_checksums(
+    folder: str | os.PathLike, finish: Callable[[], None] = lambda: None
+) -> None:
+    """Writes the sizes and checksums of all files below a folder into it.
+
+    Args:
+      folder: The folder.
+      finish: A function that completes the folder. Large files that are there already
+        are read while it runs.
+    """
     folder = Path(folder)
     with ThreadPoolExecutor() as threads:
-        sums = {name: found() for name, found in _start_sums(folder, threads).items()}
+        paths = [folder / name for name in _list_files(folder)]
+        large = [path for path in paths if path.stat().st_size >= _BLOCK]
+        early = {path: (_stamp(path), _start_sum(path, threads)) for path in large}
+        finish()
+        waits = {}
+        for name in _list_files(folder):
+            stamp, wait = early.get(folder / name, (None, None))
+            if wait is None or stamp != _stamp(folder / name):
+                wait = _start_sum(folder / name, threads)
+            waits[name] = wait
+        sums = {name: wait() for name, wait in waits.items()}
     text = json.dumps(sums, indent=1)
     content = {"files": sums, "crc32": crc32([text.encode()])}
     (folder / FILE).write_text(json.dumps(content, indent=1))
@@ -80,9 +98,11 @@ def check_checksums(folder: Path) -> bool:
     found = _list_files(folder)
     wrong = [f"{folder / name} is missing" for name in sums if name not in found]
     with ThreadPoolExecutor() as threads:
-        for name, sum_of_file in _start_sums(folder, threads).items():
+        known = [name for name in found if name in sums]
+        waits = {name: _start_sum(folder / name, threads) for name in known}
+        for name, wait in waits.items():
             try:
-                same = name not in sums or sum_of_file() == sums[name]
+                same = wait() == sums[name]
             except OSError as error:
                 wrong.append(f"{folder / name} cannot be read: {error.strerror}")
                 continue
@@ -124,20 +144,14 @@ def _list_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name != FILE)
 
 
-def _start_sums(
-    folder: Path, threads: ThreadPoolExecutor
-) -> dict[str, Callable[[], list[int | str]]]:
-    """Starts to sum all files in blocks; zlib releases the global interpreter lock.
-
-    Returns:
-      For each file a function that waits for its size and its CRC-32.
-    """
-    return {name: _start_sum(folder / name, threads) for name in _list_files(folder)}
-
-
 def _start_sum(
     path: Path, threads: ThreadPoolExecutor
 ) -> Callable[[], list[int | str]]:
+    """Starts to sum a file in blocks; zlib releases the global interpreter lock.
+
+    Returns:
+      A function that waits for the file's size and its CRC-32.
+    """
     size = path.stat().st_size
     starts = range(0, size, _BLOCK)
     blocks = [threads.submit(_sum_block, path, start) for start in starts]
@@ -150,6 +164,11 @@ def _start_sum(
         return [size, f"{total:08x}"]
 
     return wait
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _sum_block(path: Path, start: int) -> int:

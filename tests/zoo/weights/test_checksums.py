@@ -42,6 +42,19 @@ def paths(folder):
     return [p for p in folder.rglob("*") if p.is_file() and p.name != FILE]
 
 
+def test_what_is_finished_meanwhile_is_summed_as_it_is_then(folder):
+    def finish():
+        (folder / "deep/blocks").write_bytes(make_bytes(2**24 + 1))
+        (folder / "deep/block").unlink()
+        (folder / "small").write_bytes(b"other")
+        (folder / "new").write_bytes(b"new")
+
+    write_checksums(folder, finish)
+    found = json.loads((folder / FILE).read_bytes())["files"]
+    assert sorted(found) == ["deep/blocks", "empty", "new", "small"]
+    assert check_checksums(folder)
+
+
 @pytest.mark.parametrize("place", [0, 2**24 - 1, 2**24, 2**25 + 2])
 def test_a_bit_of_any_block_is_noticed(folder, place):
     write_checksums(folder)
@@ -59,7 +72,7 @@ def test_what_is_missing_or_cut_is_named(folder):
     (folder / "small").unlink()
     with open(folder / "deep/block", "r+b") as file:
         file.truncate(2**23)
-    with pytest.raises(ValueError, match="deep/block is not as.*small is missing"):
+    with pytest.raises(ValueError, match=r"deep/block is not as.*small is missing"):
         check_checksums(folder)
 
 
