@@ -107,6 +107,9 @@ def test_a_description_has_the_facts():
     assert "1000 classes, 'tench' to 'toilet tissue'" in text
 
 
+VERSIONS = ("imagenet", "imagenet_v2")
+
+
 def command(*arguments, **environment):
     line = [sys.executable, "-m", "zoo", *arguments]
     return subprocess.run(line, capture_output=True, text=True, env=environment)
@@ -115,11 +118,16 @@ def command(*arguments, **environment):
 def test_the_command_lists_them_with_the_place_of_the_file(tmp_path):
     done = command("weights", "resnet50*", ZOO_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    for key in (("resnet50", "imagenet"), ("resnet50", "imagenet_v2")):
+    for key in (("resnet50", name) for name in VERSIONS):
         assert f"{' '.join(key)}: {PUBLISHED[key].accuracy}" in done.stdout
         path = tmp_path / cache_path(PUBLISHED[key]).name
         assert f"will be kept as {path}" in done.stdout
     assert "resnet18" not in done.stdout
+    # The publisher states a part of the hash of one of them.
+    first, second = (PUBLISHED["resnet50", name].sha256 for name in VERSIONS)
+    assert f"sha256 {first}\n" in done.stdout
+    assert (len(first), len(second)) == (64, 8)
+    assert f"sha256 {second} (the first 8 of 64 digits are published)\n" in done.stdout
 
 
 def test_the_command_says_what_has_none_and_does_not_fetch_offline(tmp_path):
