@@ -2,7 +2,9 @@
 
 import os
 import tomllib
+from pathlib import Path
 
+import pytest
 from tiny_runs import ROOT, environment, run_python
 
 SCRIPT = """
@@ -48,6 +50,25 @@ def test_what_is_not_installed_is_said_with_the_line_that_installs_it(tmp_path):
     # What needs no training needs no extra.
     done = canon_zoo(tmp_path, "list", "lenet5", missing=["cattrs", "grain"])
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="no folder that refuses root")
+def test_a_read_only_home_is_named_with_what_replaces_it(tmp_path):
+    env = environment(tmp_path, PYTHONPATH=str(ROOT), GLIBC_TUNABLES="", HOME="/sys")
+    for name in ("ZOO_CACHE", "TFDS_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
+        env.pop(name, None)
+    command = ("-m", "train", "digits_lenet5_modern_tiny", "--run-dir")
+    done = run_python(*command, str(tmp_path / "run"), env=env)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "compiled steps are not kept" in done.stderr
+    assert "digits cannot be prepared in /sys/tensorflow_datasets" in done.stderr
+    assert "--data.data-dir" in done.stderr
+    assert not (tmp_path / "run").exists()
+    create = "import zoo; zoo.create('cifar_resnet32', weights='cifar10')"
+    done = run_python("-c", create, env=env)
+    assert "/sys/.cache/canon-zoo/weights/resnet32-" in done.stderr
+    assert "ZOO_CACHE names another folder for weights" in done.stderr
 
 
 def test_no_home_is_no_traceback(tmp_path):

@@ -1,6 +1,7 @@
 """Prepared data sets of TFDS and of this project, read without TensorFlow."""
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import io
@@ -93,6 +94,7 @@ class PreparedSource(Source):
         turned = ("upright", "auto") if self.task == "classification" else ("upright",)
         self._upright = orientation in turned
         self.class_names = self.find_class_names(builder.info.features)
+        self._version = builder.info.full_name
         self._records = builder.as_data_source(
             split, decoders=dict.fromkeys(self.undecoded, tfds.decode.SkipDecoding())
         )
@@ -128,6 +130,9 @@ class PreparedSource(Source):
 
     def provenance(self, index: int) -> str:
         return f"{self.name} {self.split} #{index}"
+
+    def content(self, index: int) -> str:
+        return self._version
 
     def _decode(self, record, index: int) -> np.ndarray:
         data = record[self.undecoded[0]]
@@ -299,6 +304,11 @@ OWN = {
 }
 # Read at random by position, and written without TensorFlow.
 _FORMAT = "array_record"
+# A folder cannot be written, or its disk is full.
+_DISK_ERRORS = (
+    *(errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTDIR),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+)
 
 
 def open_prepared(
@@ -370,8 +380,8 @@ def _prepare(builder, name: str, data_dir: str | Path | None) -> None:
     except OSError as error:
         if builder.data_path.exists():
             return  # another process was faster
-        if archive is None:
-            raise
+        if archive is None or error.errno in _DISK_ERRORS:
+            raise _cannot_write(name, builder, error) from error
         raise OSError(
             f"{name}: cannot prepare from {builder.URL} ({error}). Without a network, "
             f"put {archive} into a folder and name it as data_dir."
@@ -401,8 +411,21 @@ def _open_builder(name: str, data_dir: str | Path | None):
     if not builder.data_path.exists():
         if not has_tensorflow:
             raise _needs_tensorflow(name, builder.data_dir)
-        builder.download_and_prepare(file_format=_FORMAT)
+        try:
+            builder.download_and_prepare(file_format=_FORMAT)
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise _cannot_write(name, builder, error) from error
     return builder
+
+
+def _cannot_write(name: str, builder, error: OSError) -> OSError:
+    return OSError(
+        f"{name} cannot be prepared in {builder.data_dir}: {error.strerror or error}. "
+        "--data.data-dir (data_dir=) or the environment variable TFDS_DATA_DIR names "
+        "another folder."
+    )
 
 
 def _make_builder(name: str, data_dir: str | Path | None):
