@@ -118,6 +118,18 @@ def test_lfw_without_pictures_or_lists(tmp_path):
         load_dataset(f"lfw:{tmp_path}", "test")
 
 
+def test_two_pictures_of_one_number_are_refused(tmp_path):
+    make_lfw(tmp_path / "lfw")
+    save(tmp_path / "lfw/Person_A/Person_A_0001.png")
+    with pytest.raises(ValueError, match=r"0001\.jpg and .*0001\.png are two pictures"):
+        load_dataset(f"lfw:{tmp_path / 'lfw'}", "all")
+    for person in range(1, 41):
+        save(tmp_path / f"orl/s{person}/1.pgm", mode="L")
+    save(tmp_path / "orl/s7/1.png", mode="L")
+    with pytest.raises(ValueError, match=r"s7/1\.pgm and s7/1\.png are two pictures"):
+        load_dataset(f"orl:{tmp_path / 'orl'}", "all")
+
+
 def test_youtube_faces_are_templates(tmp_path):
     for video in ("Ann/0", "Ann/1", "Bob/0", "Bob/2"):
         for frame in range(3):

@@ -69,12 +69,13 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
       identification, 1994.
     """
     files = Files(path)
-    found = []
+    pictures = {}
     for entry in files.listing().entries:
         match = re.fullmatch(r"(?:.*/)?s(\d+)/(\d+)\.(?:pgm|png|jpg)", entry)
         if match:
-            found.append((int(match[1]), int(match[2]), entry))
-    people = sorted({person for person, _, _ in found})
+            _add_picture(pictures, (int(match[1]), int(match[2])), entry, files)
+    found = [(*key, entry) for key, entry in pictures.items()]
+    people = sorted({person for person, _ in pictures})
     if len(people) < ORL_PEOPLE + 2:
         raise ValueError(
             f"{path}: expected pictures sN/M.pgm of more than {ORL_PEOPLE + 1} people, "
@@ -129,7 +130,7 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         if pure.suffix == ".txt":
             lists[pure.name] = entry
         elif match and match[1] == pure.parent.name and files.is_image(entry):
-            pictures[match[1], int(match[2])] = entry
+            _add_picture(pictures, (match[1], int(match[2])), entry, files)
     if not pictures:
         raise ValueError(f"{path}: expected pictures NAME/NAME_0001.jpg, found none.")
     (chosen,) = find_splits(split, (*LFW_FILES, "all"), str(path))
@@ -165,6 +166,16 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         read_landmarks(files),
         pairs=pairs,
     )
+
+
+def _add_picture(pictures: dict, key: tuple, entry: str, files: Files) -> None:
+    """Adds a picture by its person and number; raises ValueError if there is one."""
+    other = pictures.setdefault(key, entry)
+    if other != entry:
+        raise ValueError(
+            f"{files.path}: {other} and {entry} are two pictures of the same person "
+            "and number; which one is meant? Rename or remove one."
+        )
 
 
 def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int]]:
