@@ -149,6 +149,8 @@ def check_fingerprints(
         try:
             before = json.loads(path.read_bytes())[name]
             count, digest = before["count"], before["sha256"]
+            # Runs of earlier versions do not have it.
+            content = before.get("content_sha256")
         except Exception as error:
             raise ValueError(
                 f"{path}: cannot be read ({type(error).__name__}: {error}); without "
@@ -161,6 +163,11 @@ def check_fingerprints(
                 else f"{count} as before, but other names, classes or another order"
             )
             changes.append(f"the {_SPLITS[name]} images ({what})")
+        elif content and content != now.get("content_sha256"):
+            changes.append(
+                f"the {_SPLITS[name]} images ({count} of the same names, but files of "
+                "other sizes or other annotations)"
+            )
     if not changes:
         return
     changed = f"{run_dir}: what has changed since the run began: {'; '.join(changes)}."

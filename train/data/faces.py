@@ -122,6 +122,11 @@ class FileFaces(FaceSource):
     def provenance(self, index: int) -> str:
         return self._files.where(self._members[index])
 
+    def content(self, index: int) -> str:
+        points = self.landmarks(index)
+        stamp = self._files.stamp(self._members[index])
+        return stamp if points is None else f"{stamp} {points.tobytes().hex()}"
+
 
 def read_landmarks(files: Files) -> dict[str, np.ndarray]:
     """Reads the landmarks of images from `landmarks.csv` beside them.
@@ -283,6 +288,9 @@ class AlignedFaces(FaceSource):
 
     def provenance(self, index: int) -> str:
         return self.photographs.provenance(index)
+
+    def content(self, index: int) -> str:
+        return self.photographs.content(index)
 
 
 def align_face(

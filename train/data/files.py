@@ -33,6 +33,8 @@ LOOP = "links that lead back to a folder above them"
 NESTED = f"links to folders within more than {MAX_LINKS} other links"
 SPECIAL = "neither files nor folders (broken links, pipes, devices)"
 NO_IMAGE = "no images that Pillow reads"
+OUTSIDE = "names that lead out of the zip file, by '..'"
+_UNIX = 3  # what a zip file's member says it was made on
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +145,16 @@ class Files:
                 f"{self.where(name)}: cannot be read ({type(error).__name__}: {error})."
             ) from error
 
+    def stamp(self, name: str) -> str:
+        """Returns the size of a file, and in a zip file its CRC-32; nothing is read."""
+        if self._zipped:
+            info = self._archive().getinfo(name)
+            return f"{info.file_size} {info.CRC:08x}"
+        try:
+            return str((self.path / name).stat().st_size)
+        except OSError as error:  # reading it will say what is wrong
+            return f"{error.strerror}"
+
     def where(self, name: str) -> str:
         """Returns the name of a file in errors."""
         return str(self.path / name)
@@ -174,7 +186,9 @@ class Files:
             raise ValueError(f"{self.path} has {count} members called {name}.")
         for info in infos:
             name = info.filename
-            if any(map(_is_system, PurePosixPath(name).parts)):
+            if ".." in PurePosixPath(name).parts:
+                left_out.setdefault(OUTSIDE, []).append(name)
+            elif any(map(_is_system, PurePosixPath(name).parts)):
                 left_out.setdefault(SYSTEM, []).append(name)
             elif stat.S_ISLNK(info.external_attr >> 16):
                 left_out.setdefault(SPECIAL, []).append(name)
@@ -318,9 +332,17 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=8)
 def _zip_file(path: Path, process: int, version: tuple[int, ...]) -> zipfile.ZipFile:
-    """Opens a zip file once in each process: a fork must not share its position."""
+    """Opens a zip file once in each process: a fork must not share its position.
+
+    Some programs write the backslashes of Windows into names, as separators.
+    """
     del process, version
-    return zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(path)
+    for info in archive.infolist():
+        if info.create_system != _UNIX:
+            info.filename = info.filename.replace("\\", "/")
+    archive.NameToInfo = {info.filename: info for info in archive.infolist()}
+    return archive
 
 
 _KINDS = {

@@ -208,6 +208,9 @@ class FittedSource(Source):
     def identity(self, index: int) -> str:
         return self.source.identity(index)
 
+    def content(self, index: int) -> str:
+        return self.source.content(index)
+
     def objects(self, index: int) -> Objects | None:
         return self.source.objects(index)
 

@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from train.data.annotations import Objects
 
 Example = dict[str, np.ndarray | np.int32]
+_BLOCK = 1024  # examples that a thread looks at for a fingerprint
 
 
 class Source:
@@ -49,21 +50,46 @@ class Source:
         """Returns a name of the example, independent of the data set's folder."""
         return self.provenance(index)
 
+    def content(self, index: int) -> str:
+        """Returns what tells an example from another of its name without reading it.
+
+        These are the sizes of its files, for members of zip files their CRC-32, and its
+        annotations as far as they are in memory; "" if nothing is known.
+        """
+        del index
+        return ""
+
     def objects(self, index: int) -> "Objects | None":
         """Returns the objects of an image; None if they must be read with it."""
         del index
         return None
 
     def fingerprint(self) -> dict[str, int | str]:
-        """Returns the number of examples and a hash of their list and of the classes.
+        """Returns the number of examples, and hashes of what is known without reading.
 
-        Two sources that are read in the same order from the same files have the same;
-        the files are not read.
+        Returns:
+          `split`; `count`, the number of examples; `sha256`, the hash of the classes
+          and of the examples' `identity` in their order; and `content_sha256`, the hash
+          of their `content`, where there is any.
         """
-        digest = hashlib.sha256()
-        for text in (*self.class_names, "", *map(self.identity, range(len(self)))):
-            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-        return {"split": self.split, "count": len(self), "sha256": digest.hexdigest()}
+        names = (*self.class_names, "", *map(self.identity, range(len(self))))
+        found = {"split": self.split, "count": len(self), "sha256": _hash(names)}
+        # In blocks, as a thread for each file takes longer than a local disk.
+        blocks = [
+            range(i, min(i + _BLOCK, len(self))) for i in range(0, len(self), _BLOCK)
+        ]
+        contents = [
+            text
+            for block in map_in_threads(
+                lambda b: [self.content(i) for i in blocks[b]],
+                len(blocks),
+                f"looking at the files of {self.name}",
+            )
+            for text in block
+        ]
+        if any(contents):
+            found["content_sha256"] = _hash(contents)
+        return found
 
     def example(self, index: int) -> Example:
         """Returns the example at a position that exists, without `index`."""
@@ -98,6 +124,13 @@ class Source:
         return {**self.example(index), "index": np.int32(index)}
 
 
+def _hash(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
 class Subset(Source):
     """Some examples of a source; for classification they can have new labels.
 
@@ -129,6 +162,9 @@ class Subset(Source):
 
     def identity(self, index: int) -> str:
         return self.source.identity(int(self._indices[index]))
+
+    def content(self, index: int) -> str:
+        return self.source.content(int(self._indices[index]))
 
     def objects(self, index: int) -> "Objects | None":
         return self.source.objects(int(self._indices[index]))
@@ -189,6 +225,10 @@ class Joined(Source):
     def identity(self, index: int) -> str:
         source, index = self._find(index)
         return source.identity(index)
+
+    def content(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.content(index)
 
     def objects(self, index: int) -> "Objects | None":
         source, index = self._find(index)
@@ -305,6 +345,9 @@ class KeptClasses(Source):
 
     def identity(self, index: int) -> str:
         return self._source.identity(index)
+
+    def content(self, index: int) -> str:
+        return self._source.content(index)
 
     def objects(self, index: int) -> "Objects | None":
         objects = self._source.objects(index)

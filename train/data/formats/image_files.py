@@ -65,6 +65,9 @@ class _FileImages(Source):
     def identity(self, index: int) -> str:
         return self._images[index]
 
+    def content(self, index: int) -> str:
+        return self._files.stamp(self._images[index])
+
     def orientation(self, index: int) -> int:
         """Returns the EXIF orientation of an image, 1 if it has none."""
         name, files = self._images[index], self._files
@@ -148,6 +151,10 @@ class FileObjects(_FileImages):
     def objects(self, index: int) -> Objects:
         return self._objects[index]
 
+    def content(self, index: int) -> str:
+        values = (array.tobytes().hex() for array in self._objects[index])
+        return " ".join((super().content(index), *values))
+
     def example(self, index: int) -> Example:
         image, size = self.image(index), tuple(self._sizes[index].tolist())
         if all(size) and size != image.shape[:2]:
@@ -196,6 +203,9 @@ class FileMasks(_FileImages):
     ):
         super().__init__(files, split, class_names, images, color, orientation)
         self._masks, self.values, self.sure = list(masks), values, sure
+
+    def content(self, index: int) -> str:
+        return f"{super().content(index)} {self._files.stamp(self._masks[index])}"
 
     def mask(self, index: int) -> np.ndarray:
         """Returns the values of a mask's file, uint8 [height, width]."""

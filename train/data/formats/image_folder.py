@@ -70,6 +70,9 @@ class FolderSource(Source):
     def identity(self, index: int) -> str:
         return self._members[index]
 
+    def content(self, index: int) -> str:
+        return self._files.stamp(self._members[index])
+
 
 def open_folder(
     path: Path, split: str, *, color: str | None = None, orientation: str = "auto"
