@@ -189,6 +189,50 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
         open_folder(tmp_path / "s")
 
 
+def test_two_images_of_one_stem_are_two_examples_of_their_class(tmp_path):
+    # The folder is the label, so that nothing is in doubt.
+    write(tmp_path, "cat/a.png", "cat/a.jpg", "dog/a.png")
+    source = open_folder(tmp_path)
+    assert members(source) == ["cat/a.jpg", "cat/a.png", "dog/a.png"]
+    assert source.labels.tolist() == [0, 0, 1]
+
+
+def write_zip(path, names, system=0, content=None):
+    """Writes a zip file as a program of Windows (0) or of Unix (3) does."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            info = zipfile.ZipInfo(name)
+            info.create_system = system
+            archive.writestr(info, content or encode(value=i))
+    return path
+
+
+def test_backslashes_in_a_zip_of_windows_separate_folders(tmp_path):
+    names = [r"set\train\cat\1.png", r"set\train\dog\1.png", r"set\test\cat\2.png"]
+    source = open_folder(write_zip(tmp_path / "s.zip", names), "train")
+    assert members(source) == ["set/train/cat/1.png", "set/train/dog/1.png"]
+    assert [int(source[i]["image"][0, 0, 0]) for i in (0, 1)] == [0, 1]
+    # In Unix a backslash is a letter like any other.
+    names = [r"cat/a\b.png", r"dog/a\b.png"]
+    source = open_folder(write_zip(tmp_path / "unix.zip", names, system=3))
+    assert members(source) == names
+    both = write_zip(tmp_path / "both.zip", [r"cat\1.png", "cat/1.png"])
+    with pytest.raises(ValueError, match=r"both\.zip has 2 members called cat/1\.png"):
+        open_folder(both)
+
+
+def test_members_that_lead_out_of_a_zip_are_left_out_and_named(tmp_path, caplog):
+    names = ["cat/1.png", "../cat/2.png", "cat/../../3.png", r"..\dog\4.png"]
+    source = open_folder(write_zip(tmp_path / "s.zip", names))
+    assert members(source) == ["cat/1.png"]
+    assert "3 names that lead out of the zip file" in caplog.text
+    assert "../cat/2.png" in caplog.text
+    names = ["/data/cat/1.png", "/data/dog/1.png"]
+    source = open_folder(write_zip(tmp_path / "absolute.zip", names))
+    assert source.class_names == ("cat", "dog")
+    assert source[0]["image"].shape == (4, 4, 3)
+
+
 def test_a_zip_with_two_members_of_one_name_is_refused(tmp_path):
     path = tmp_path / "s.zip"
     with zipfile.ZipFile(path, "w") as archive:
