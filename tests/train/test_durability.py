@@ -142,6 +142,34 @@ def test_a_bad_line_in_the_middle_is_named_and_no_row_is_lost(run):
     assert len(read_history(run)) == len(lines) - 1
 
 
+# Lets no file of a process become larger, as a full disk would.
+FULL = """
+import resource, signal, sys
+from train.__main__ import train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+train(["resume", sys.argv[1]])
+"""
+
+
+def test_a_full_disk_costs_the_report_alone(run):
+    (run / "report.html").write_text("the last one")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    done = run_python("-c", FULL, str(run), env=environment(run.parent))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"the run in {run} is saved, and only its report cannot" in done.stderr
+    assert "File too large" in done.stderr
+    assert f"`canon-zoo train resume {run}` writes it" in done.stderr
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert {p for p in after if after[p] != before.get(p)} <= {
+        p for p in after if p.parent.name == "events"
+    }
+    code, _, err = run_command("resume", run)
+    assert code == 0, err
+    assert (run / "report.html").stat().st_size > 20_000
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
