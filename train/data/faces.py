@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from train.data.files import Files
+from train.data.files import Files, read_text
 from train.data.rng import RandomStream
 from train.data.source import Source
 from zoo.decode import decode_image
@@ -144,8 +144,11 @@ def read_landmarks(files: Files) -> dict[str, np.ndarray]:
     if LANDMARKS_FILE not in files.listing().entries:
         return {}
     where = files.where(LANDMARKS_FILE)
-    text = files.read(LANDMARKS_FILE).decode("utf-8-sig")
-    rows = list(csv.reader(io.StringIO(text)))
+    text = read_text(files, LANDMARKS_FILE)
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise ValueError(f"{where}: no table of commas ({error}).") from error
     header = rows[0] if rows else []
     count = (len(header) - 1) // 2
     wanted = ["file", *(f"{axis}{i}" for i in range(count) for axis in "xy")]

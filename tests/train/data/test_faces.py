@@ -101,12 +101,22 @@ def test_a_wrong_list_of_pairs_is_named(tmp_path, old, new, message):
         ("2\n1\nPerson_A 3\n1\nPerson_A 3\n", "fold 2 of 1 people is there twice"),
         ("2\n1\nPerson_A 3\n2\nPerson_C 3\n", "fold 2 announces 2 people and has 1"),
         ("1\n1\nPerson_A 3\nPerson_B 3\n", "'Person_B 3' comes after the last fold"),
+        ("²\n1\nPerson_A 3\n", r"people\.txt, line 1: .* number of folds, got '²'"),
+        ("7\n", "fold 1 announces 7 people and has 0"),
     ],
 )
 def test_a_wrong_list_of_people_is_named(tmp_path, people, message):
     make_lfw(tmp_path)
     (tmp_path / "people.txt").write_text(people)
     with pytest.raises(ValueError, match=message):
+        load_dataset(f"lfw:{tmp_path}", "all")
+
+
+@pytest.mark.parametrize("name", ["people.txt", "landmarks.csv"])
+def test_a_list_in_another_encoding_is_named(tmp_path, name):
+    make_lfw(tmp_path)
+    (tmp_path / name).write_bytes("1\nJosé 3\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}:2: not UTF-8 \(.*\); save it as"):
         load_dataset(f"lfw:{tmp_path}", "all")
 
 

@@ -7,7 +7,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from train.data.faces import FaceSource, FileFaces, read_landmarks
-from train.data.files import Files, find_splits, split_images, warn_of_left_out
+from train.data.files import (
+    Files,
+    find_splits,
+    read_text,
+    split_images,
+    warn_of_left_out,
+)
 from train.data.formats.image_folder import find_layout
 from zoo.face.verification import Pairs
 
@@ -140,7 +146,7 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         name = LFW_FILES[chosen]
         if name not in lists:
             raise ValueError(f"{path}: split {split!r} needs the file {name}.")
-        where, text = files.where(lists[name]), files.read(lists[name]).decode()
+        where, text = files.where(lists[name]), read_text(files, lists[name])
         rows = read_pairs(text, where)
         for line, first, second, _, _ in rows:
             for key in (first, second):
@@ -154,7 +160,7 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         pairs = _make_pairs(columns)
     elif "people.txt" in lists:
         where = files.where(lists["people.txt"])
-        folds = read_people(files.read(lists["people.txt"]).decode(), where)
+        folds = read_people(read_text(files, lists["people.txt"]), where)
         keys = [key for key in keys if key[0] in folds]
     return FileFaces(
         files,
@@ -199,7 +205,7 @@ def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int
     lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1)]
     lines = [(i, words) for i, words in lines if words]
     head = lines[0][1] if lines else []
-    if len(head) not in (1, 2) or not all(word.isdigit() for word in head):
+    if len(head) not in (1, 2) or not all(map(_is_count, head)):
         raise ValueError(
             f"{where}, line 1: expected the numbers of folds and of pairs, got "
             f"{' '.join(head)!r}."
@@ -215,7 +221,7 @@ def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int
         fold, place = divmod(number, 2 * each)
         same = place < each
         numbers = words[1::2] if len(words) == 4 else words[1:]
-        if len(words) != (3 if same else 4) or not all(n.isdigit() for n in numbers):
+        if len(words) != (3 if same else 4) or not all(map(_is_count, numbers)):
             form = "NAME NUMBER NUMBER" if same else "NAME NUMBER NAME NUMBER"
             raise ValueError(
                 f"{where}, line {line}: pair {place + 1} of fold {fold + 1} must be "
@@ -242,11 +248,15 @@ def read_people(text: str, where: str) -> dict[str, int]:
         twice. Names the line.
     """
     lines = [line.split() for line in text.splitlines() if line.split()]
-    several = bool(lines) and len(lines[0]) == 1 and len(lines[1]) == 1
+    several = [len(words) for words in lines[:2]] == [1, 1]
+    if several and not _is_count(lines[0][0]):
+        raise ValueError(
+            f"{where}, line 1: expected the number of folds, got {lines[0][0]!r}."
+        )
     rest, folds = lines[1:] if several else lines, {}
     count = int(lines[0][0]) if several else 1
     for fold in range(count):
-        if not rest or len(rest[0]) != 1 or not rest[0][0].isdigit():
+        if not rest or len(rest[0]) != 1 or not _is_count(rest[0][0]):
             raise ValueError(
                 f"{where}: fold {fold + 1} must begin with its number of people, got "
                 f"{' '.join(rest[0]) if rest else 'the end of the file'!r}."
@@ -254,7 +264,7 @@ def read_people(text: str, where: str) -> dict[str, int]:
         length = int(rest[0][0])
         people, rest = rest[1 : length + 1], rest[length + 1 :]
         for words in people:
-            if len(words) != 2 or not words[1].isdigit() or words[0] in folds:
+            if len(words) != 2 or not _is_count(words[1]) or words[0] in folds:
                 what = "is there twice" if words[0] in folds else "must be NAME COUNT"
                 raise ValueError(
                     f"{where}: {' '.join(words)!r} in fold {fold + 1} of {length} "
@@ -306,7 +316,7 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         if not lists:
             raise ValueError(f"{path}: split 'test' needs the file splits.txt.")
         where = files.where(lists[0])
-        rows = _read_video_pairs(files.read(lists[0]).decode(), where, {*videos})
+        rows = _read_video_pairs(read_text(files, lists[0]), where, {*videos})
     used = {video for row in rows for video in row[:2]} or {*videos}
     kept = [video for video in videos if video in used]
     number = {video: i for i, video in enumerate(kept)}
@@ -331,9 +341,9 @@ def _read_video_pairs(text: str, where: str, known: set[str]) -> list[tuple]:
     rows = []
     for line, content in enumerate(text.splitlines(), 1):
         words = [word.strip() for word in content.split(",")]
-        if not content.strip() or (line == 1 and not words[0].isdigit()):
+        if not content.strip() or (line == 1 and not _is_count(words[0])):
             continue
-        fits = len(words) >= 4 and words[0].isdigit() and words[-1] in ("0", "1")
+        fits = len(words) >= 4 and _is_count(words[0]) and words[-1] in ("0", "1")
         if not fits or int(words[0]) < 1:
             raise ValueError(
                 f"{where}, line {line}: expected FOLD, VIDEO, VIDEO, 0 or 1, got "
@@ -346,6 +356,10 @@ def _read_video_pairs(text: str, where: str, known: set[str]) -> list[tuple]:
     if not rows:
         raise ValueError(f"{where} has no pairs.")
     return rows
+
+
+def _is_count(word: str) -> bool:
+    return re.fullmatch("[0-9]{1,9}", word) is not None
 
 
 def _make_pairs(rows: Sequence[tuple[int, int, bool, int]]) -> Pairs:
