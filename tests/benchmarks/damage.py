@@ -1,21 +1,18 @@
-"""What damage and misfortune do to runs and weights: flipped bits, kills, clashes.
+"""What misfortune does to runs and weights: flipped bits, kills, clashes.
 
     python tests/benchmarks/damage.py flips [--count 400] [--seed 0]
     python tests/benchmarks/damage.py kills [--count 5]
     python tests/benchmarks/damage.py clashes [--count 8]
-    python tests/benchmarks/damage.py mutations [--count 2000] [--seed 0]
     python tests/benchmarks/damage.py cost [--megabytes 200]
 
 Each prints one line of JSON; the status is 1 where something went unnoticed or was
 lost. `flips` changes single bits of a run's checkpoints and of a safetensors file, and
 reads them; `kills` kills runs with worker processes and resumes them; `clashes` starts
-runs at the same time; `mutations` reads changed weights files, which must load or be
-refused in words; `cost` measures how much longer a checkpoint is written with its
+runs at the same time; `cost` measures how much longer a checkpoint is written with its
 checksums than without.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -31,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors.numpy
 
 import train.checkpoint
 import zoo
@@ -43,7 +39,7 @@ from zoo.spec import Card
 from zoo.weights.checksums import check_step
 
 MODEL = "lenet5_modern"
-COMMANDS = ("flips", "kills", "clashes", "mutations", "cost")
+COMMANDS = ("flips", "kills", "clashes", "cost")
 
 
 def save_run(run_dir: Path, steps: tuple[int, ...] = (1, 2)) -> dict[str, np.ndarray]:
@@ -120,75 +116,6 @@ def flips(folder: Path, count: int, seed: int) -> dict[str, int]:
         out["flips"] += 1
         out[kind] += 1
         path.write_bytes(before)
-    return out
-
-
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes some bytes, cuts, repeats, drops or edits a part of a file."""
-    data, kind = bytearray(data), int(rng.integers(6))
-    # Most of what is read as structure lies near either end.
-    where = [rng.integers(min(2000, len(data))), rng.integers(len(data))]
-    place = int(where[int(rng.integers(2))])
-    if rng.integers(3) == 0:
-        place = max(0, len(data) - 1 - place)
-    if kind == 0:
-        for _ in range(int(rng.integers(1, 9))):
-            at = int(np.clip(place + rng.integers(-20, 20), 0, len(data) - 1))
-            data[at] = int(rng.integers(256))
-    elif kind == 1:
-        del data[place:]
-    elif kind == 2:
-        del data[place : place + int(rng.integers(1, 50))]
-    elif kind == 3:
-        data[place:place] = data[place : place + int(rng.integers(1, 50))]
-    else:
-        pairs = [(b"F32", b"F8_E4M3"), (b"F32", b"I64"), (b"F32", b"BOOL")]
-        pairs += [(b'"shape":[', b'"shape":[-'), (b"/kernel", b""), (b"conv1", b"")]
-        pairs += [(b"[0,", b"[1,"), (b"3", b"99999999999"), (b"weight", b"")]
-        old, new = pairs[int(rng.integers(len(pairs)))]
-        data = data.replace(old, new, int(rng.integers(1, 3)))
-    return bytes(data)
-
-
-def mutations(folder: Path, count: int, seed: int) -> dict[str, int]:
-    """Reads changed safetensors, PyTorch and Darknet files.
-
-    Returns:
-      How many were read, how many were refused in words, how many loaded, and how many
-      ended in another exception.
-    """
-    rng = np.random.default_rng(seed)
-    _, variables, card = zoo.create_with_card(MODEL, num_classes=3)
-    files = {name: folder / f"{name}.safetensors" for name in ("zoo", "torch", "bare")}
-    for layout in ("zoo", "torch"):
-        zoo.weights.save_safetensors(files[layout], variables, card, layout=layout)
-    state = zoo.weights.to_torch(MODEL, variables)
-    safetensors.numpy.save_file(state, files["bare"])
-    with contextlib.suppress(ImportError):
-        import torch
-
-        files["pickled"] = folder / "pickled.pth"
-        tensors = {k: torch.tensor(v) for k, v in state.items()}
-        torch.save({"state_dict": tensors, "epoch": 3}, files["pickled"])
-    contents = {name: path.read_bytes() for name, path in files.items()}
-    names = [*files]
-    out = {"read": 0, "refused": 0, "loaded": 0, "raw": 0}
-    for i in range(count):
-        name = names[i % len(names)]
-        path = folder / f"mutated{files[name].suffix}"
-        path.write_bytes(mutate(contents[name], rng))
-        out["read"] += 1
-        try:
-            zoo.weights.load(MODEL, path)
-            out["loaded"] += 1
-        except (ValueError, OSError) as error:
-            out["refused"] += 1
-            if str(path) not in str(error):
-                out["raw"] += 1
-                print(f"{i} ({name}): {error} does not name the file", file=sys.stderr)
-        except Exception as error:
-            out["raw"] += 1
-            print(f"{i} ({name}): {type(error).__name__}: {error}", file=sys.stderr)
     return out
 
 
@@ -425,9 +352,6 @@ def main() -> None:
             out = clashes(folder, given.count or 8)
             bad = out["failed"] or out["mixed"] or out["folders"] != out["started"]
             bad = bad or out["succeeded"] < 1
-        elif given.what == "mutations":
-            out = mutations(folder, given.count or 2000, given.seed)
-            bad = out["raw"]
         else:
             out, bad = cost(folder, given.megabytes), 0
     print(json.dumps({"what": given.what, **out}))

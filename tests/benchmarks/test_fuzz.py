@@ -3,7 +3,8 @@
 import json
 
 import numpy as np
-from fuzz import KINDS, damage, run_case, run_cases
+from fuzz import KINDS, run_case, run_cases
+from fuzz_damage import damage
 
 SECONDS = 10
 
