@@ -21,6 +21,8 @@ from zoo.weights.checksums import check_checksums, check_step, write_checksums
 
 logger = logging.getLogger("train")
 
+NUMBER = int | float | None  # the types of a metric
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
@@ -233,7 +235,8 @@ def _set_damaged_aside(folder: Path) -> None:
             check_checksums(path / "metrics")
             for file in (path / "metrics" / "metrics", path / "_CHECKPOINT_METADATA"):
                 content = json.loads(file.read_bytes()) if file.exists() else {}
-                if not isinstance(content, dict):
+                good = isinstance(content, dict)
+                if not good or not isinstance(primary_metric(content), NUMBER):
                     raise ValueError(f"{file} is not as it was written.")
         except (ValueError, OSError) as error:
             aside = folder / f"damaged-{step}"

@@ -106,10 +106,13 @@ def write_safetensors(rng: Rng, folder: Path) -> None:
     path = folder / "case.safetensors"
     data = make_safetensors(str(rng.choice(["zoo", "torch", "bare"])))
     length = int.from_bytes(data[:8], "little")
-    header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
+    # Sorted, as the library writes entries in any order.
+    header = dict(sorted(json.loads(data[8 : 8 + length]).items()))
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    rest = data[8 + length :]
     way = rng.random()
     if way < 0.4:  # the card
-        texts = header.get("__metadata__", {})
+        texts = header["__metadata__"]
         for name, text in texts.items():
             try:
                 content = damage_json(rng, json.loads(text))
@@ -206,14 +209,15 @@ def make_run() -> tempfile.TemporaryDirectory:
 def write_checkpoint(rng: Rng, folder: Path) -> None:
     shutil.copytree(make_run().name, folder / "run")
     step = folder / "run/checkpoints/2"
-    if rng.random() < 0.7:  # as earlier versions saved it
-        for path in step.rglob("checksums.json"):
-            path.unlink()
     files = sorted(p for p in step.rglob("*") if p.is_file())
     path = files[rng.integers(len(files))]
+    # As earlier versions saved it. (Of a damaged state orbax prints tracebacks then.)
+    if "state" not in path.parts and rng.random() < 0.7:
+        for sums in step.rglob("checksums.json"):
+            sums.unlink()
     way = rng.random()
-    if way < 0.2:
-        path.unlink()
+    if way < 0.2 or not path.exists():
+        path.unlink(missing_ok=True)
     elif way < 0.5 and path.name in ("metadata", "metrics", "_METADATA"):
         content = damage_json(rng, json.loads(path.read_bytes()))
         path.write_bytes(dump(rng, content))

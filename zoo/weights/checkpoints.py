@@ -64,7 +64,7 @@ def read_card(path: str | os.PathLike) -> Card:
     root, steps = _list_steps(path)
     folder = root / str(_choose(root, steps))
     check_step(folder, ("card",))
-    return Card.from_json(_read_json(folder / "card" / "metadata"))
+    return _read_card(folder)
 
 
 def find_tree(path: Path) -> Path | None:
@@ -126,7 +126,10 @@ def _choose(root: Path, steps: list[int]) -> int:
         try:
             check_checksums(file.parent)
             found[step] = primary_metric(_read_json(file))
+            if not isinstance(found[step], int | float | None):
+                raise ValueError(f"{file} is not whole: {found[step]!r} is no number.")
         except ValueError as error:
+            found.pop(step, None)
             logger.warning("step %d has no part in the choice: %s", step, error)
     known = [step for step in steps if found.get(step) is not None]
     return max(known, key=lambda step: (found[step], step)) if known else steps[-1]
@@ -142,10 +145,18 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
+def _read_card(folder: Path) -> Card:
+    file = folder / "card" / "metadata"
+    try:
+        return Card.from_json(_read_json(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
 def _read_step(folder: Path) -> tuple[dict[str, Any], Card]:
     if not check_step(folder, ("card", "state")):
         check_store(folder / "state")
-    card = Card.from_json(_read_json(folder / "card" / "metadata"))
+    card = _read_card(folder)
     state = _read_arrays(folder / "state", ("params", "batch_stats", "ema"))
     averages = state.get("ema") or {}
     params = merge(state["params"], averages.get("params") or {})

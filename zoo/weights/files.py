@@ -142,7 +142,12 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], Card | No
             "which model it belongs to; give the file to `load` with a model."
         )
     options = {"num_classes": card.num_classes, **card.overrides}
-    return from_torch(card.model, arrays, **options), card
+    try:
+        return from_torch(card.model, arrays, **options), card
+    # A card can name any model and any options.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} does not fit its card: {reason}") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:

@@ -1,5 +1,6 @@
 """Variables out of a training run's checkpoints."""
 
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from zoo.spec import Card, Preprocess
-from zoo.weights import read_checkpoint
+from zoo.weights import read_card, read_checkpoint
 from zoo.weights.checksums import write_checksums
 
 CARD = Card(
@@ -179,6 +180,22 @@ def test_steps_of_earlier_versions_are_read_and_what_they_lack_is_said(
     write_run(tmp_path, {5: make_state(5)}, checksums=False)
     assert read_checkpoint(tmp_path)[2] == 5
     assert "checkpoints/5 has no checksums" in caplog.text
+
+
+def test_a_damaged_card_or_metric_without_checksums_is_named(tmp_path, caplog):
+    metrics = {step: {"accuracy": step / 10} for step in (1, 2)}
+    states = {step: make_state(step) for step in (1, 2)}
+    write_run(tmp_path, states, metrics, checksums=False)
+    file = tmp_path / "checkpoints/2/metrics/metrics"
+    file.write_text('{"accuracy": "high"}')
+    assert read_checkpoint(tmp_path)[2] == 1
+    assert f"{file} is not whole: 'high' is no number" in caplog.text
+    file = tmp_path / "checkpoints/1/card/metadata"
+    content = json.loads(file.read_bytes())
+    file.write_text(json.dumps({**content, "num_classes": "many"}))
+    for read in (read_checkpoint, read_card):
+        with pytest.raises(ValueError, match=r"card/metadata: not a model card: num_c"):
+            read(tmp_path)
 
 
 def test_nothing_is_printed_or_logged(run, capfd, caplog):

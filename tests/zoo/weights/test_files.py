@@ -1,5 +1,6 @@
 """Weights files: safetensors with a card, and PyTorch's own."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -133,6 +134,15 @@ def test_a_damaged_card_is_an_error(tmp_path):
         safetensors.numpy.save_file({"params/a": np.ones(2)}, path, {"zoo": text})
         with pytest.raises(ValueError, match="its card cannot be read"):
             load_safetensors(path)
+
+
+def test_a_card_of_another_model_is_named_with_the_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    card = dataclasses.replace(CARD, model="cat").to_json()
+    arrays = {"fc.weight": np.ones(2)}
+    safetensors.numpy.save_file(arrays, path, {"zoo": json.dumps(card)})
+    with pytest.raises(ValueError, match=r"safetensors does not fit its card: unknown"):
+        load_safetensors(path)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):
