@@ -4,7 +4,7 @@
 pip install -e '.[train,tpu-compiler]'
 # every cell that tests/benchmarks/tpu.json lacks: several hours
 python tests/benchmarks/compile_for_tpu.py
-# cells by pattern: network/work/type/batch, with xN for N chips
+# cells by pattern: NETWORK/WORK/TYPE/BATCH, with xN for N chips
 python tests/benchmarks/compile_for_tpu.py 'resnet50/*' '*/inference/bfloat16/1'
 # prints the cells, the table; writes it to the README
 python tests/benchmarks/compile_for_tpu.py --list
