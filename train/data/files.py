@@ -151,7 +151,7 @@ class Files:
             info = self._archive().getinfo(name)
             return f"{info.file_size} {info.CRC:08x}"
         try:
-            return str((self.path / name).stat().st_size)
+            return str(os.stat(f"{self.path}/{name}").st_size)
         except OSError as error:  # reading it will say what is wrong
             return f"{error.strerror}"
 
