@@ -493,8 +493,13 @@ def _is_stored(run: Path) -> bool:
     file = run / "config.json"
     if not file.is_file():
         return False
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("data", {}).get("orientation") == "stored"
+    try:
+        return json.loads(file.read_bytes())["data"].get("orientation") == "stored"
+    # Of a damaged file anything can be missing, or of another type.
+    except Exception as error:
+        raise ValueError(
+            f"{file} is no config of a run ({type(error).__name__}: {error})."
+        ) from error
 
 
 def list_images(sources: Sequence[str | os.PathLike]) -> list[Path]:

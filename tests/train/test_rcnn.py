@@ -98,6 +98,10 @@ def test_proposals_are_found_once(tmp_path):
     again = [remember(propose, tmp_path / "a")(image) for image in images]
     np.testing.assert_array_equal(first, again)
     assert len(calls) == 2
+    for file in (tmp_path / "a").iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"\.npy cannot be read .*; without it"):
+        remembered(images[0])
 
 
 @pytest.fixture(scope="module")

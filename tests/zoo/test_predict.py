@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from damage import save_run
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -97,6 +98,14 @@ def test_a_descriptor():
 def test_what_cannot_be_loaded(arguments, weights, message):
     with pytest.raises(ValueError, match=message):
         zoo.make_predictor(arguments, weights=weights)
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"\xff", b'{"data": 3}', b"["])
+def test_a_run_whose_config_is_damaged(tmp_path, content):
+    save_run(tmp_path, steps=(1,))
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is no config of a run"):
+        zoo.make_predictor(tmp_path)
 
 
 def test_a_file_that_says_its_model(tmp_path, digit):

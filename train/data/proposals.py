@@ -85,7 +85,13 @@ def remember(
         digest = hashlib.sha256(repr(image.shape).encode() + content.tobytes())
         file = folder / f"{digest.hexdigest()[:32]}.npy"
         if file.exists():
-            return np.load(file, allow_pickle=False)
+            try:
+                return np.load(file, allow_pickle=False)
+            except Exception as error:
+                raise ValueError(
+                    f"{file} cannot be read ({type(error).__name__}: {error}); without "
+                    "it the proposals are found again."
+                ) from error
         found = propose(image)
         part = file.with_suffix(".part")
         with part.open("wb") as out:

@@ -184,9 +184,16 @@ def keep(
     path = folder / "runs" / f"{name}.json"
     plan = json.loads(json.dumps(plan))
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["plan"] == plan:
-            return kept["found"]
+        try:
+            kept = json.loads(path.read_bytes())
+            same, found = kept["plan"] == plan, kept["found"]
+        except Exception as error:
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); without it "
+                "the run is done again."
+            ) from error
+        if same:
+            return found
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"plan": plan, "found": run()})
     return json.loads(path.read_text(encoding="utf-8"))["found"]

@@ -13,7 +13,14 @@ import zoo
 from train.studies import STUDIES, Band, run_study, write_page
 from train.studies.depth import count_depth
 from train.studies.detectors import load_faster_rcnn, measure_recall
-from train.studies.runner import Curve, digits, make_probe, short_config, train_short
+from train.studies.runner import (
+    Curve,
+    digits,
+    keep,
+    make_probe,
+    short_config,
+    train_short,
+)
 from zoo.detection.two_stage import Proposals
 
 
@@ -49,6 +56,23 @@ def test_every_study_runs_and_writes_its_page_and_its_result(name, tmp_path):
     assert len([*tmp_path.glob("figure-*.png")]) == page.images
     both = Page(write_page(tmp_path / "all.html", [report, report]))
     assert f"of {len(report.outcome.bands)}" in both.text
+
+
+def test_what_was_measured_is_kept_and_a_damaged_file_is_named(tmp_path):
+    calls = []
+
+    def run():
+        calls.append(1)
+        return {"value": len(calls)}
+
+    for plan, value in (({"steps": 1}, 1), ({"steps": 1}, 1), ({"steps": 2}, 2)):
+        assert keep(tmp_path, "a", plan, run) == {"value": value}
+    for content in (b"", b"null", b"{}", b"\xff"):
+        (tmp_path / "runs/a.json").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"a\.json cannot be read .*; without"
+        ):
+            keep(tmp_path, "a", {"steps": 2}, run)
 
 
 def test_every_scale_says_what_was_changed():
