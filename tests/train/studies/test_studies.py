@@ -69,9 +69,7 @@ def test_what_was_measured_is_kept_and_a_damaged_file_is_named(tmp_path):
         assert keep(tmp_path, "a", plan, run) == {"value": value}
     for content in (b"", b"null", b"{}", b"\xff"):
         (tmp_path / "runs/a.json").write_bytes(content)
-        with pytest.raises(
-            ValueError, match=r"a\.json cannot be read .*; without"
-        ):
+        with pytest.raises(ValueError, match=r"a\.json cannot be read .*; without"):
             keep(tmp_path, "a", {"steps": 2}, run)
 
 
