@@ -6,7 +6,7 @@ References:
   Selvaraju et al., Grad-CAM, 2017.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import lax
 from jax.extend import core
 
+from zoo.cpu import jit_inference
 from zoo.explain import targets
 from zoo.explain.rewrite import evaluate, inline
 from zoo.ops.resize import resize
@@ -35,6 +36,7 @@ def smooth_grad(
     key: Array,
     samples: int = 50,
     noise: float = 0.15,
+    chunk: int = 8,
 ) -> Array:
     """Averages the gradient of an activation over noisy copies of each image.
 
@@ -51,6 +53,8 @@ def smooth_grad(
       samples: Number of noisy copies.
       noise: Standard deviation of the noise, as a fraction of the range of each image's
         values.
+      chunk: The largest number of copies of images that the network sees at once;
+        memory grows with it.
 
     Returns:
       float32 [B, H, W, C], in the network's input.
@@ -59,15 +63,16 @@ def smooth_grad(
       ValueError: An argument does not fit.
     """
     _check_count("samples", samples)
+    _check_count("chunk", chunk)
     if noise < 0:
         raise ValueError(f"noise must not be negative, got {noise}.")
     shape = targets.activation_shape(model, variables, images, endpoint)
     channels, positions = targets.check_target(shape, endpoint, channels, positions)
-    options = dict(model=model, endpoint=endpoint, samples=samples)
+    options = dict(model=model, endpoint=endpoint, samples=samples, chunk=chunk)
     return _smooth(variables, images, channels, positions, key, noise, **options)
 
 
-@partial(jax.jit, static_argnames=("model", "endpoint", "samples"))
+@partial(jit_inference, static_argnames=("model", "endpoint", "samples", "chunk"))
 def _smooth(
     variables: Mapping[str, Any],
     images: Array,
@@ -79,20 +84,20 @@ def _smooth(
     model: nn.Module,
     endpoint: str,
     samples: int,
+    chunk: int,
 ) -> Array:
     forward = partial(targets.make_forward(model, endpoint), variables)
     target = targets.find_target(forward(images), channels, positions)
     axes = (1, 2, 3)
     span = images.max(axes, keepdims=True) - images.min(axes, keepdims=True)
 
-    def add(total: Array, key: Array) -> tuple[Array, None]:
-        drawn = jax.random.normal(key, images.shape, images.dtype)
-        gradient = _gradient(forward, images + noise * span * drawn, target)[1]
-        return total + gradient.astype(jnp.float32), None
+    def perturb(key: Array) -> Array:
+        return images + noise * span * jax.random.normal(
+            key, images.shape, images.dtype
+        )
 
-    zeros = jnp.zeros(images.shape, jnp.float32)
-    total, _ = lax.scan(add, zeros, jax.random.split(key, samples))
-    return total / samples
+    keys, weights = jax.random.split(key, samples), np.full(samples, 1 / samples)
+    return _sum_gradients(forward, target, perturb, keys, weights, chunk)
 
 
 def integrated_gradients(
@@ -105,6 +110,7 @@ def integrated_gradients(
     *,
     baseline: Array | float = 0.0,
     steps: int = 32,
+    chunk: int = 8,
 ) -> Array:
     """Integrates the gradient of an activation from a baseline to each image.
 
@@ -122,6 +128,8 @@ def integrated_gradients(
       baseline: What broadcasts to the images, in the network's input: 0 is the mean
         color of the network's preprocessing.
       steps: Points of the Gauss-Legendre rule.
+      chunk: The largest number of copies of images that the network sees at once;
+        memory grows with it.
 
     Returns:
       float32 [B, H, W, C], in the network's input.
@@ -130,14 +138,15 @@ def integrated_gradients(
       ValueError: An argument does not fit.
     """
     _check_count("steps", steps)
+    _check_count("chunk", chunk)
     shape = targets.activation_shape(model, variables, images, endpoint)
     channels, positions = targets.check_target(shape, endpoint, channels, positions)
     baseline = _check_baseline(baseline, images)
-    options = dict(model=model, endpoint=endpoint, steps=steps)
+    options = dict(model=model, endpoint=endpoint, steps=steps, chunk=chunk)
     return _integrate(variables, images, channels, positions, baseline, **options)
 
 
-@partial(jax.jit, static_argnames=("model", "endpoint", "steps"))
+@partial(jit_inference, static_argnames=("model", "endpoint", "steps", "chunk"))
 def _integrate(
     variables: Mapping[str, Any],
     images: Array,
@@ -148,19 +157,18 @@ def _integrate(
     model: nn.Module,
     endpoint: str,
     steps: int,
+    chunk: int,
 ) -> Array:
     forward = partial(targets.make_forward(model, endpoint), variables)
     target = targets.find_target(forward(images), channels, positions)
     points, weights = np.polynomial.legendre.leggauss(steps)
-    rule = np.stack([(points + 1) / 2, weights / 2], axis=1).astype(np.float32)
+    points = jnp.asarray((points + 1) / 2, images.dtype)
     way = images - baseline
 
-    def add(total: Array, at: Array) -> tuple[Array, None]:
-        gradient = _gradient(forward, baseline + at[0] * way, target)[1]
-        return total + at[1] * gradient.astype(jnp.float32), None
+    def perturb(point: Array) -> Array:
+        return baseline + point * way
 
-    zeros = jnp.zeros(images.shape, jnp.float32)
-    total, _ = lax.scan(add, zeros, rule)
+    total = _sum_gradients(forward, target, perturb, points, weights / 2, chunk)
     return total * way.astype(jnp.float32)
 
 
@@ -246,7 +254,7 @@ def grad_cam(
     return _grad_cam(variables, images, classes, positions, **options)
 
 
-@partial(jax.jit, static_argnames=("model", "endpoint", "scores"))
+@partial(jit_inference, static_argnames=("model", "endpoint", "scores"))
 def _grad_cam(
     variables: Mapping[str, Any],
     images: Array,
@@ -293,15 +301,48 @@ def _depends(program: Any, first: Any, last: Any) -> bool:
     return last in reached
 
 
-def _gradient(forward: Any, images: Array, target: Any) -> tuple[Array, Array]:
-    """The target of each image [B], and its gradient with respect to that image."""
+def _sum_gradients(
+    forward: Callable,
+    target: targets.Target,
+    perturb: Callable,
+    points: Array,
+    weights: np.ndarray,
+    chunk: int,
+) -> Array:
+    """Sums the gradients of the target in perturbed copies of the images.
 
-    def value(images: Array) -> tuple[Array, Array]:
-        found = targets.take(forward(images), target)
-        return found.astype(jnp.float32).sum(), found
+    Args:
+      forward: Function from images [B, H, W, C] to activations.
+      target: The activation of each image.
+      perturb: Function from a point to all images, perturbed, [B, H, W, C].
+      points: [N, ...].
+      weights: [N], the weight of the gradient at each point.
+      chunk: The largest number of images to compute at once, if it is not less than B.
 
-    (_, found), gradient = jax.value_and_grad(value, has_aux=True)(images)
-    return found, gradient
+    Returns:
+      float32 [B, H, W, C].
+    """
+    batch = len(target.channels)
+    # The largest part of the points that fits divides them without a rest.
+    most = max(1, min(chunk // batch, len(points)))
+    size = next(n for n in range(most, 0, -1) if len(points) % n == 0)
+    repeated = targets.Target(*(jnp.tile(t, (size, 1)[: t.ndim]) for t in target))
+
+    def value(images: Array) -> Array:
+        return targets.take(forward(images), repeated).astype(jnp.float32).sum()
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        copies = jax.vmap(perturb)(part[0])
+        gradients = jax.grad(value)(copies.reshape(-1, *copies.shape[2:]))
+        gradients = gradients.astype(jnp.float32).reshape(copies.shape)
+        return total + jnp.tensordot(part[1], gradients, axes=1), None
+
+    def split(x: Array) -> Array:
+        return x.reshape(-1, size, *x.shape[1:])
+
+    shape = jax.eval_shape(perturb, points[0]).shape
+    parts = split(points), split(jnp.asarray(weights, jnp.float32))
+    return lax.scan(add, jnp.zeros(shape, jnp.float32), parts)[0]
 
 
 def _check_count(name: str, count: int) -> None:

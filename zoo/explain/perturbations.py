@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from zoo.cpu import jit_inference
 from zoo.explain import targets
 
 Array = jax.Array
@@ -124,7 +125,9 @@ def occlusion(
     return Occlusion(*maps, *found[3:], corners)
 
 
-@partial(jax.jit, static_argnames=("model", "endpoint", "scores", "size", "chunk"))
+@partial(
+    jit_inference, static_argnames=("model", "endpoint", "scores", "size", "chunk")
+)
 def _occlude(
     variables: Mapping[str, Any],
     images: Array,
@@ -216,7 +219,7 @@ def correspondence(
             f"boxes must be [{len(images)}, 4], got {list(jnp.shape(boxes))}."
         )
     hidden = hide_boxes(images, jnp.asarray(boxes), fill)
-    forward = jax.jit(targets.make_forward(model, endpoint))
+    forward = jit_inference(targets.make_forward(model, endpoint))
     change = forward(variables, images) - forward(variables, hidden)
     signs = jnp.sign(change.astype(jnp.float32)).reshape(len(images), -1)
     first, second = np.triu_indices(len(images), 1)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.cpu import jit_inference
 from zoo.explain import targets
 from zoo.paths import flatten, unflatten
 from zoo.summary import list_layers
@@ -145,7 +146,7 @@ def perturbation_curve(
     return _follow(variables, images, rank, labels, counts, fill, **options)
 
 
-@partial(jax.jit, static_argnames=("model", "scores", "deletion"))
+@partial(jit_inference, static_argnames=("model", "scores", "deletion"))
 def _follow(
     variables: Mapping[str, Any],
     images: Array,

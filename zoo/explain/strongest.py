@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.cpu import jit_inference
 from zoo.explain import targets
 
 Array = jax.Array
@@ -159,7 +160,7 @@ def top_activations(
     return compute(state)
 
 
-@partial(jax.jit, static_argnames=("model", "endpoint"))
+@partial(jit_inference, static_argnames=("model", "endpoint"))
 def _add(
     state: State,
     variables: Mapping[str, Any],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.cpu import jit_inference
 from zoo.explain import targets
 from zoo.paths import flatten, unflatten
 from zoo.registry import unknown
@@ -52,7 +53,7 @@ def invariance(
     shape = targets.activation_shape(model, variables, images, scores)
     labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
 
-    @jax.jit
+    @jit_inference
     def run(images: Array) -> tuple[list[Array], Array]:
         found = targets.read_endpoints(model, variables, images, *endpoints, scores)
         found = [each.astype(jnp.float32) for each in found]
