@@ -1,4 +1,4 @@
-"""Checkpoints of a run: asynchronous, atomic, the last two and the best."""
+"""Checkpoints of a run: asynchronous, atomic, the last ones and the best."""
 
 import functools
 import json
@@ -81,9 +81,13 @@ class Checkpoints:
     position of a streamed data set) and `metrics`, each with checksums of its files. A
     save that is interrupted leaves a temporary folder, which nobody reads. A step whose
     metrics are damaged is renamed to `damaged-STEP`, which is logged.
+
+    Args:
+      run_dir: The folder of the run.
+      keep: The number of checkpoints to keep, the last ones, besides the best.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, keep: int = 2):
         self.folder = (run_dir / "checkpoints").resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,7 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         policy = checkpoint_managers.AnyPreservationPolicy(
-            [checkpoint_managers.LatestN(2), best]
+            [checkpoint_managers.LatestN(keep), best]
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,

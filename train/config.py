@@ -186,6 +186,8 @@ class TrainConfig:
     """Epochs between evaluations."""
     save_every: int = 1
     """Epochs between checkpoints."""
+    keep: int = 2
+    """Number of checkpoints to keep, the last ones, besides the best."""
     log_every: int = 20
     """Steps between logged training metrics, each of its own step alone."""
     run_dir: str = ""
@@ -237,7 +239,7 @@ class TrainConfig:
             optim.boundaries,
             "rising fractions between 0 and 1",
         )
-        for name in ("epochs", "eval_every", "save_every", "log_every"):
+        for name in ("epochs", "eval_every", "save_every", "keep", "log_every"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
         for name in ("steps", "seed"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")

@@ -114,7 +114,7 @@ def fit(
         if resume is None:
             create_run_dir(run_dir, experiment.config, images)
         clock = Clock(run_dir, resuming=resume is not None, started=started)
-        checkpoints = stack.enter_context(Checkpoints(run_dir))
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.keep))
         state = experiment.create_state(start)
         # A run that was interrupted before its first checkpoint starts anew.
         if start or resume in checkpoints.steps():
