@@ -25,7 +25,7 @@ from zoo.summary import abstract_variables
 
 FAMILIES = [
     *smallest_of_each_family(),
-    *("alexnet", "zfnet", "plain18", "cifar_resnet164_v2"),
+    *("alexnet", "alexnet_tv", "zfnet", "plain18", "cifar_resnet164_v2"),
 ]
 REMAT = [name for name in FAMILIES if "remat" in zoo.list_options(name)]
 # Where networks of one family read images differently, several of them.
@@ -207,6 +207,7 @@ SMALLEST = {
     "alexnet": 227,
     "alexnet_tv": 224,
     "zfnet": 224,
+    "zfnet64_small": 64,
     "vgg11": 224,
     "googlenet": 47,
     "googlenet_tv": 31,
@@ -216,7 +217,13 @@ SMALLEST = {
     "cifar_resnet20": 1,
     "cifar_resnet164_v2": 1,
 }
-ANY_SIZE = {"alexnet": 227, "alexnet_tv": 223, "zfnet": 207, "vgg11": 224}
+ANY_SIZE = {
+    "alexnet": 227,
+    "alexnet_tv": 223,
+    "zfnet": 207,
+    "zfnet64_small": 51,
+    "vgg11": 224,
+}
 
 
 @cache

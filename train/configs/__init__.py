@@ -7,6 +7,7 @@ from functools import partial
 from train.config import COLORS, TrainConfig
 from train.configs import (
     cifar10_resnet,
+    cifar10_zfnet,
     detection,
     digits_detection,
     digits_lenet5,
@@ -33,6 +34,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "orl_deepface": faces.orl,
     "faces_deepface": faces.deepface,
     "cifar10_resnet20_short": cifar10_resnet.short,
+    "cifar10_zfnet64": cifar10_zfnet.config,
     **{
         f"cifar10_resnet{depth}": partial(cifar10_resnet.config, depth)
         for depth in (20, 32, 44, 56, 110, 1202)

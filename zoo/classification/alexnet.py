@@ -1,4 +1,4 @@
-"""AlexNet, torchvision's single column of it, and ZFNet.
+"""AlexNet, torchvision's single column of it, ZFNet, and a small ZFNet.
 
 References:
   Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural
@@ -50,6 +50,13 @@ class AlexNetConfig(DenseConfig):
     widths: tuple[int, ...] | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallZFNetConfig(AlexNetConfig):
+    """Options of the small ZFNet: those of an AlexNet, with small dense layers."""
+
+    dense: int = 256
+
+
 def alexnet_convolutions(
     x: Array, widths: tuple[int, ...], conv: Callable
 ) -> dict[str, Array]:
@@ -87,7 +94,12 @@ def torchvision_convolutions(
 
 
 def zfnet_convolutions(
-    x: Array, widths: tuple[int, ...], conv: Callable
+    x: Array,
+    widths: tuple[int, ...],
+    conv: Callable,
+    *,
+    conv2_stride: int = 2,
+    conv2_padding: int = 0,
 ) -> dict[str, Array]:
     """Figure 3 of ZFNet's paper: no groups, and a finer first layer."""
     out = {}
@@ -97,7 +109,8 @@ def zfnet_convolutions(
     x = out["conv1"] = nn.relu(conv1(x))
     x = out["pool1"] = pool(x)
     x = out["norm1"] = local_response_norm(x)
-    x = out["conv2"] = nn.relu(conv(widths[1], 5, stride=2, name="conv2")(x))
+    conv2 = conv(widths[1], 5, stride=conv2_stride, padding=conv2_padding, name="conv2")
+    x = out["conv2"] = nn.relu(conv2(x))
     x = out["pool2"] = pool(x)
     x = out["norm2"] = local_response_norm(x)
     x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
@@ -116,7 +129,8 @@ class Variant(NamedTuple):
       widths: Number of channels of each of the five convolutions.
       init: Name of the initializer of the kernels.
       size: Height and width of the images, in pixels.
-      min_size: Height and width of the smallest images that make a map of 6 x 6.
+      min_size: Height and width of the smallest images that fc6 can read.
+      window: Height and width of the map that fc6 reads.
       dense_bias: Initial value of the biases of fc6 and fc7.
       dropout_first: Whether dropout precedes fc6 and fc7 and does not follow them.
     """
@@ -126,6 +140,7 @@ class Variant(NamedTuple):
     init: str
     size: int
     min_size: int
+    window: int = 6
     dense_bias: float = 0.0
     dropout_first: bool = False
 
@@ -153,6 +168,14 @@ VARIANTS = {
         "gaussian_0.01",
         size=224,
         min_size=207,
+    ),
+    "zfnet64_small": Variant(
+        partial(zfnet_convolutions, conv2_stride=1, conv2_padding=2),
+        (32, 96, 128, 128, 96),
+        "he_fan_in",
+        size=64,
+        min_size=51,
+        window=3,
     ),
 }
 
@@ -186,7 +209,7 @@ class AlexNetBackbone(nn.Module):
         return out | dense_layers(
             out["pool5"],
             config,
-            window=6,
+            window=variant.window,
             train=train,
             dropout_first=variant.dropout_first,
             bias_init=nn.initializers.constant(variant.dense_bias),
@@ -214,13 +237,27 @@ def alexnet(*, variant: str, num_classes: int = 1000, **options: Any) -> Classif
     return Classifier(AlexNetBackbone(variant, facts, config), head)
 
 
+def small_zfnet(*, num_classes: int = 10, **options: Any) -> Classifier:
+    """Builds a small ZFNet for images of 64 pixels.
+
+    Args:
+      num_classes: Number of classes; 0 for no head.
+      **options: Fields of `SmallZFNetConfig`.
+
+    Raises:
+      ValueError: An option is out of range.
+    """
+    options = {"dense": SmallZFNetConfig.dense, **options}
+    return alexnet(variant="zfnet64_small", num_classes=num_classes, **options)
+
+
 def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:
     layers = "conv1 conv2 conv3 conv4 conv5 fc7".split()
+    backbone = model.backbone
+    window, channels = backbone.variant.window, backbone.config.widths[-1]
     return (
         *(TorchRule(f"backbone/{name}", name) for name in layers),
-        TorchRule(
-            "backbone/fc6", "fc6", flatten=(model.backbone.config.widths[-1], 6, 6)
-        ),
+        TorchRule("backbone/fc6", "fc6", flatten=(channels, window, window)),
         TorchRule("head/fc8", "fc8"),
     )
 
@@ -311,6 +348,31 @@ SPECS = (
             "the paper's training scales a filter back whose root mean square exceeds "
             "0.1: not part of the network",
             "mean color instead of mean image is subtracted from the input",
+        ),
+    ),
+    ModelSpec(
+        name="zfnet64_small",
+        task="classification",
+        build=small_zfnet,
+        config=SmallZFNetConfig,
+        num_classes=10,
+        paper=(
+            "after Zeiler, Fergus: Visualizing and Understanding Convolutional "
+            "Networks, 2014, figure 3"
+        ),
+        preprocess=dataclasses.replace(IMAGENET, size=64, resize=None),
+        params=740_426,
+        macs=39_866_240,
+        torch_rules=_caffe_names,
+        init="He et al. 2015, normal of variance 2 / N of N incoming values; biases 0",
+        published=("none: a small network for small images, trained in minutes",),
+        deviations=(
+            "images of 64 pixels; 32, 96, 128, 128 and 96 channels, and dense layers "
+            "of 256",
+            "conv2 has stride 1 and padding 2, so that maps are 30, 15, 7 and 3 pixels "
+            "high",
+            "the paddings, pools and contrast normalization of `zfnet`",
+            "colors are normalized by their mean and standard deviation",
         ),
     ),
 )

@@ -164,7 +164,7 @@ def test_facts_are_complete(name):
     assert spec.name == name
     assert spec.task == "classification"
     assert isinstance(spec.preprocess, Preprocess)
-    assert spec.num_classes == (10 if spec.preprocess.size < 64 else 1000)
+    assert spec.num_classes == (10 if spec.preprocess.size <= 64 else 1000)
     assert spec.loss in ("softmax_cross_entropy", "lenet_map")
     for fact in ("paper", "init", "published", "deviations"):
         assert getattr(spec, fact), f"{name} has no {fact}"

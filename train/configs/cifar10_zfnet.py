@@ -1,0 +1,32 @@
+"""A small ZFNet on CIFAR-10, enlarged to 64 pixels, to see what it learns.
+
+    canon-zoo train cifar10_zfnet64
+    canon-zoo train visualize RUN
+
+EPOCHS
+
+Reference:
+  Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
+"""
+
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def config() -> TrainConfig:
+    """Four epochs: about ten minutes on two CPU cores."""
+    return TrainConfig(
+        model=ModelConfig("zfnet64_small"),
+        data=DataConfig("cifar10", batch_size=64, augment=("pad_crop:4", "flip")),
+        optim=OptimConfig(
+            name="adamw",
+            learning_rate=1e-3,
+            weight_decay=1e-3,
+            schedule="cosine",
+            warmup_steps=100,
+        ),
+        epochs=4,
+        # Checkpoints through the training show how features come about.
+        save_every=1,
+        keep=4,
+        log_every=20,
+    )
