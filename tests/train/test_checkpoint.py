@@ -65,6 +65,14 @@ def test_the_last_two_and_the_best_are_kept(tmp_path, accuracies, kept):
         assert checkpoints.latest() == kept[-1]
 
 
+def test_as_many_as_wanted_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3, 0.4, 0.5)):
+            checkpoints.save(make_state(step), step, CARD, {"accuracy": accuracy})
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3, 4, 5]
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_what_is_restored_is_what_was_saved(tmp_path, everywhere, ema):
     frozen = ("backbone/**",)

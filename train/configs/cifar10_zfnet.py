@@ -3,7 +3,7 @@
     canon-zoo train cifar10_zfnet64
     canon-zoo train visualize RUN
 
-EPOCHS
+TODO
 
 Reference:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.

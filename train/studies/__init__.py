@@ -13,6 +13,7 @@ from train.studies import (
     residual_gradients,
     skips,
     sliding_window,
+    visualization,
     which_layer,
 )
 from train.studies.page import write_page
@@ -44,6 +45,7 @@ STUDIES: dict[str, Study] = {
         sliding_window,
         skips,
         detectors,
+        visualization,
     )
 }
 
