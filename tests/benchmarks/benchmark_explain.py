@@ -2,21 +2,25 @@
 
     python tests/benchmarks/benchmark_explain.py              # minutes on two cores
     python tests/benchmarks/benchmark_explain.py vgg16 --methods saliency --rounds 1
+    python tests/benchmarks/benchmark_explain.py --readme     # writes the table
 
 Both sides take turns with the same weights and image: saliency and guided backprop of
 one image, integrated gradients with 32 steps, occlusion with 196 positions. Before they
-are timed, their maps are compared. It needs torchvision and captum.
+are timed, their maps are compared. It needs torchvision and captum. Numbers go to
+tests/benchmarks/explain.json.
 """
 
 import argparse
 import json
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import benchmark_rounds as rounds
+import readme
 
-OUT = Path(__file__).parent / "benchmark_explain.json"
+OUT = Path(__file__).parent / "explain.json"
 NETWORKS = ("resnet50", "vgg16")
 METHODS = ("saliency", "guided_backprop", "integrated_gradients", "occlusion")
 STEPS, SQUARE, STRIDE, CHUNK = 32, 42, 14, 14
@@ -177,15 +181,55 @@ def run(name, methods, count, seconds):
     return rows
 
 
+def render(found):
+    """Makes the table."""
+    place = rounds.where(found["machine"], ("jax", "torch", "torchvision", "captum"))
+    lines = [
+        "What explains a network beside captum, on torchvision's networks and one "
+        "image of 224 pixels: the gradient, guided backprop, integrated gradients "
+        f"with {STEPS} steps, and occlusion with 196 positions of a square of {SQUARE} "
+        f"pixels. On {place}; medians (best) of rounds in which the sides take turns, "
+        "each with all cores; the last column is the largest difference of the maps, "
+        "relative to the largest value; `python tests/benchmarks/benchmark_explain.py` "
+        "makes it again.",
+        "",
+        "| network | what | ms | theirs / ours | first call, s | captum's, s | maps |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, methods in found["rows"].items():
+        for method in METHODS:
+            if method not in methods:
+                continue
+            row = methods[method]
+            rate, ratio = row["images_per_second"]["zoo"], row["ratio"]["captum"]
+            first = row["first_call"]
+            cells = (
+                f"`{name}`",
+                method.replace("_", " "),
+                f"{1000 / rate['median']:,.0f} ({1000 / rate['best']:,.0f})",
+                f"{ratio['median']:.2f} ({ratio['best']:.2f})",
+                f"{first['zoo']:.1f}",
+                f"{first['captum']:.1f}",
+                f"{row['difference']:.0e}" if "difference" in row else "",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--readme", action="store_true")
     options = parser.parse_args()
+    if options.readme:
+        readme.write_block("explain", render(json.loads(OUT.read_text())))
+        return
     known = json.loads(OUT.read_text()) if OUT.exists() else {"rows": {}}
-    facts = rounds.machine()
+    packages = ("torch", "torchvision", "captum")
+    facts = rounds.machine() | {name: version(name) for name in packages}
     if "machine" in known and not rounds.same_machine(known["machine"], facts):
         known = {"rows": {}}
     for name in options.networks:

@@ -8,8 +8,8 @@ Of a classifier: the areas under the deletion and insertion curves beside those 
 random maps, the similarity of the maps to those of the network whose layers are
 randomized from the last one on, and the completeness of integrated gradients. Of a
 segmentation network: which part of a map's mass lies within the mask of the object of
-which a pixel is explained. The numbers go to measure_explanations.json beside this
-file.
+which a pixel is explained. The numbers go to explanations.json beside this file, and with
+`--readme` into README.md.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_rounds import machine, say
+import readme
+from benchmark_rounds import machine, say, where
 
 import zoo
 from train.config import load_config
@@ -29,7 +30,7 @@ from train.data import fit_source, load_dataset
 from zoo import explain
 from zoo.explain.sanity import magnitude
 
-OUT = Path(__file__).parent / "measure_explanations.json"
+OUT = Path(__file__).parent / "explanations.json"
 STEPS = 32
 
 
@@ -115,7 +116,7 @@ def measure_classifier(model, variables, images, layer):
             for i in shown
         }
         say(f"{name}: {rows[name]['similarity']}")
-    for count in (STEPS, 256):
+    for count in (STEPS, 1024):
         maps = explain.integrated_gradients(
             model, variables, images[:4], "logits", labels[:4], steps=count
         )
@@ -157,13 +158,59 @@ def measure_masks(model, variables, images, masks, layer):
     return rows
 
 
+def render(found):
+    """Makes a table for each network."""
+    parts = []
+    for name, each in found.items():
+        rows = each["rows"]
+        columns = [*dict.fromkeys(key for row in rows.values() for key in row)]
+        steps = [
+            f"shuffled to `{path}`"
+            for path in next(
+                (r["similarity"] for r in rows.values() if "similarity" in r), {}
+            )
+        ]
+        plain = [c for c in columns if c != "similarity" and "error" not in c]
+        header = ["method", *plain, *steps]
+        lines = [
+            f"`{name.replace(' on ', '` on `', 1)}`, {each['images']} images, Grad-CAM "
+            f"of `{each['layer']}`:",
+            "",
+            f"| {' | '.join(header)} |",
+            f"| --- |{' ---: |' * (len(header) - 1)}",
+        ]
+        for method, row in rows.items():
+            values = [row.get(column) for column in plain]
+            values += [*row.get("similarity", {}).values()] or [None] * len(steps)
+            cells = ["" if v is None else f"{v:.3f}" for v in values]
+            lines.append(f"| {method.replace('_', ' ')} | {' | '.join(cells)} |")
+        errors = [
+            f"{value:.1e} ({key.removeprefix('completeness error, ')})"
+            for key, value in rows.get("integrated_gradients", {}).items()
+            if "completeness" in key
+        ]
+        if errors:
+            lines += ["", f"Completeness error at most {', '.join(errors)}."]
+        parts.append("\n".join(lines))
+    place = where(each["machine"], ("jax",))
+    parts.append(
+        f"On {place}; `python tests/benchmarks/measure_explanations.py` makes them "
+        "again."
+    )
+    return "\n\n".join(parts)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", nargs="?", type=Path)
     for option in ("model", "weights", "dataset", "split", "layer"):
         parser.add_argument(f"--{option}")
     parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--readme", action="store_true", help="write the tables")
     options = parser.parse_args()
+    if options.readme:
+        readme.write_block("explanations", render(json.loads(OUT.read_text())))
+        return
     started = time.perf_counter()
     name, model, variables, card, source = load(options)
     places = np.linspace(0, len(source) - 1, options.images).round().astype(int)
