@@ -8,8 +8,8 @@ Of a classifier: the areas under the deletion and insertion curves beside those 
 random maps, the similarity of the maps to those of the network whose layers are
 randomized from the last one on, and the completeness of integrated gradients. Of a
 segmentation network: which part of a map's mass lies within the mask of the object of
-which a pixel is explained. The numbers go to explanations.json beside this file, and with
-`--readme` into README.md.
+which a pixel is explained. The numbers go to explanations.json beside this file, and
+with `--readme` into README.md.
 """
 
 import argparse
