@@ -58,6 +58,57 @@ def test_a_page_shows_every_part_and_needs_nothing_else(tmp_path):
     assert "script" not in page.lower().replace("description", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "heading", "score"),
+    [
+        (
+            "ssd96_small",
+            ["stage5"],
+            "Why this box is what it is",
+            r"logits at \d",
+        ),
+        pytest.param(
+            *("yolo96_small", [], "Why this box is what it is", r"classes at \d+, \d"),
+            marks=pytest.mark.apart,
+        ),
+        pytest.param(
+            *(
+                "faster_rcnn_small",
+                [],
+                "Why this box is what it is",
+                r"logits at \d",
+            ),
+            marks=pytest.mark.apart,
+        ),
+        pytest.param(
+            *("unet_small", [], "Why this pixel is what it is", r"logits at \d+, \d+"),
+            marks=pytest.mark.apart,
+        ),
+        pytest.param("deepface_small", [], None, None, marks=pytest.mark.apart),
+    ],
+)
+def test_a_page_of_other_networks(tmp_path, name, layers, heading, score):
+    options = {"widths": (4,) * 5} if name == "ssd96_small" else {}
+    network = make_network(name, **options)
+    path = write_visualization(
+        network,
+        make_source(network, 3),
+        tmp_path / "page.html",
+        title="",
+        layers=layers,
+        channels=1,
+        quiet=True,
+    )
+    page = path.read_text()
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    if heading is None:
+        assert headings[-1].startswith("Layer ")
+        return
+    assert headings[-1] == heading
+    # Three images of several classes: the six best pairs of an image and a class.
+    assert len(re.findall(score, page)) == 6
+
+
 def test_bad_input(tmp_path):
     network = make_network(num_classes=2)
     source = make_source(network)

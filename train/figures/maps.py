@@ -57,14 +57,21 @@ def draw_filters(kernel: np.ndarray, *, bgr: bool = False) -> list[Image.Image]:
     return pictures
 
 
-def draw_projection(projection: np.ndarray, *, bgr: bool = False) -> Image.Image:
+def draw_projection(
+    projection: np.ndarray, *, bgr: bool = False, clip: float = 1.0
+) -> Image.Image:
     """Draws what was projected into the image: grey is zero.
 
     Args:
         projection: float [H, W, 1 or 3].
         bgr: Whether blue comes first.
+        clip: The part of the pixels that are not clipped, 0 to 1; the others have the
+            largest values.
     """
-    largest = max(float(np.abs(projection).max()), 1e-12)
+    size = np.abs(projection).max(axis=-1)
+    # Of the pixels that the projection reaches at all.
+    reached = size[size > 0]
+    largest = float(np.quantile(reached, clip)) if len(reached) else 1e-12
     return _picture(127.5 + 127.5 * projection / largest, bgr)
 
 

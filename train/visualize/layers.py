@@ -10,7 +10,7 @@ import zoo
 from train.figures.maps import draw_filters, draw_grid, draw_projection
 from train.report import Picture, Section, macros
 from train.visualize.network import Network
-from train.visualize.parts import WHOLE, gallery_section
+from train.visualize.parts import CLIP, WHOLE, gallery_section
 from zoo import explain
 from zoo.figures.pictures import to_pil
 from zoo.paths import flatten
@@ -66,7 +66,7 @@ def layer_section(
             ]
             box = np.s_[upper:lower, left:right]
             patches.append(to_pil(images[image][box]).convert("RGB"))
-            drawn.append(draw_projection(values[box], bgr=network.bgr))
+            drawn.append(draw_projection(values[box], bgr=network.bgr, clip=CLIP))
         grids = [draw_grid(each, CELL, 3) for each in (drawn, patches)]
         both = draw_grid(grids, max(grids[0].size), 2)
         name = f"channel {channel}"
@@ -98,7 +98,7 @@ def history_section(
         top = explain.top_activations(network.model, variables, batches, layer, 1)
         projected = _project(then, images, layer, top, chosen)
         for row, values in zip(rows, projected, strict=True):
-            row.append(draw_projection(values[0], bgr=network.bgr))
+            row.append(draw_projection(values[0], bgr=network.bgr, clip=CLIP))
     cells = [picture for row in rows for picture in row]
     grid = draw_grid(cells, 2 * CELL, len(history))
     caption = (

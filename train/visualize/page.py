@@ -16,9 +16,10 @@ import zoo
 from train.checkpoint import list_steps
 from train.data import Source
 from train.report import write_page
+from train.visualize.classifier import classifier_sections
 from train.visualize.layers import filters_section, history_section, layer_section
 from train.visualize.network import Network
-from train.visualize.predictions import prediction_sections
+from train.visualize.scores import scores_section
 from zoo.registry import unknown
 
 # Images in which the way of channels through training is searched.
@@ -85,9 +86,12 @@ def write_visualization(
                 history_section(network, few, layer, history) for layer in layers
             ]
         bar.set_description("explaining predictions")
-        has_classes = len(network.endpoints().get("logits", ())) == 1
-        labels = np.asarray(source.labels)[places] if has_classes else None
-        sections += prediction_sections(network, images, labels, layers[-1])
+        task = zoo.get_spec(network.card.model).task
+        if task == "classification":
+            labels = np.asarray(source.labels)[places]
+            sections += classifier_sections(network, images, labels, layers)
+        elif task == "segmentation" or hasattr(network.model, "decode"):
+            sections.append(scores_section(network, images, layers))
         bar.update(2)
         bar.set_description("writing")
         facts = {

@@ -1,10 +1,20 @@
-"""What the sections of the page share."""
+"""What the sections of the page share: the maps of a score, and galleries."""
 
 from collections.abc import Sequence
 
+import numpy as np
+from PIL import Image
+
+from train.figures.maps import blend, draw_heat, draw_projection
 from train.report import Picture, Section, macros
+from train.visualize.network import Network
+from zoo import explain
 
 WHOLE = 2048  # no picture is larger
+SIDE = 132  # pixels of a map beside its image
+# The part of a map's values that are not clipped: a few extreme ones would make all
+# others dark.
+CLIP = 0.99
 
 
 def gallery_section(
@@ -13,3 +23,75 @@ def gallery_section(
     """Makes a section of pictures in columns of about `width` pixels."""
     body = macros.paragraph(note) + macros.gallery(pictures, "wide", width)
     return Section(title, body)
+
+
+def draw_maps(
+    network: Network,
+    images: np.ndarray,
+    scores: str,
+    classes: np.ndarray,
+    positions: np.ndarray | None,
+    layers: Sequence[str],
+) -> list[list[Image.Image]]:
+    """Draws what one score of each image depends on.
+
+    Args:
+      network: The network.
+      images: uint8 [N, H, W, C], fitted to the network.
+      scores: The name of the endpoint with the scores.
+      classes: int [N], the channels of `scores`.
+      positions: int [N, P], see `zoo.explain.deconvnet`.
+      layers: The names of endpoints, of which the last one that a score depends on has
+        its class activation map drawn.
+
+    Returns:
+      For each image its saliency, guided backpropagation where there are rectifiers,
+      and a class activation map where a layer is a feature map.
+    """
+    size = images.shape[1:3]
+    args = (network.model, network.variables, network.normalize(images))
+    gradient = explain.saliency(*args, scores, classes, positions)
+    magnitude = np.abs(np.asarray(gradient)).max(-1)
+    bright = np.quantile(magnitude, CLIP, axis=(1, 2))
+    rows = [
+        [draw_heat(values, size, low=0, high=float(high))]
+        for values, high in zip(magnitude, bright, strict=True)
+    ]
+    if network.has_rectifiers:
+        guided = explain.guided_backprop(*args, scores, classes, positions)
+        for row, values in zip(rows, np.asarray(guided), strict=True):
+            row.append(draw_projection(values, bgr=network.bgr, clip=CLIP))
+    cam = _last_cam(network, args, layers, scores, classes, positions)
+    if cam is not None:
+        for row, image, values in zip(rows, images, cam, strict=True):
+            row.append(blend(image, draw_heat(values, size, low=0)))
+    return rows
+
+
+def describe_maps(network: Network) -> str:
+    """Names what `draw_maps` draws."""
+    guided = ", guided backprop" if network.has_rectifiers else ""
+    return f"saliency{guided} and Grad-CAM (of the last layer above that matters)"
+
+
+def _last_cam(
+    network: Network,
+    args: tuple,
+    layers: Sequence[str],
+    scores: str,
+    classes: np.ndarray,
+    positions: np.ndarray | None,
+) -> np.ndarray | None:
+    """The class activation maps [N, H, W] of the last layer that has any."""
+    shapes, cam = network.endpoints(), None
+    for layer in reversed([name for name in layers if len(shapes[name]) == 3]):
+        try:
+            found = explain.grad_cam(*args, layer, classes, positions, scores=scores)
+        except explain.IndependentError:
+            continue
+        found = np.asarray(found)[..., 0]
+        empty = True if cam is None else ~cam.any(axis=(1, 2), keepdims=True)
+        cam = np.where(empty, found, 0.0 if cam is None else cam)
+        if cam.any(axis=(1, 2)).all():
+            break
+    return cam

@@ -7,6 +7,7 @@ maps float32 [B, H, W, C] in the network's input. None chooses what is strongest
 """
 
 from zoo.explain.attributions import (
+    IndependentError,
     completeness_error,
     grad_cam,
     integrated_gradients,
@@ -35,6 +36,7 @@ from zoo.explain.strongest import Strongest, top_activations
 from zoo.explain.studies import ablate, invariance, rotations, scalings, translations
 
 __all__ = [
+    "IndependentError",
     "Occlusion",
     "ReceptiveField",
     "Strongest",

@@ -25,6 +25,10 @@ from zoo.ops.resize import resize
 Array = jax.Array
 
 
+class IndependentError(ValueError):
+    """Scores that do not depend on the layer that is to explain them."""
+
+
 def smooth_grad(
     model: nn.Module,
     variables: Mapping[str, Any],
@@ -237,7 +241,8 @@ def grad_cam(
       float32 [B, H, W, 1], resized to the images bilinearly; not negative.
 
     Raises:
-      ValueError: The scores do not depend on the endpoint, or an argument does not fit.
+      IndependentError: The scores do not depend on the endpoint.
+      ValueError: An argument does not fit.
     """
     shape = targets.activation_shape(model, variables, images, endpoint)
     if len(shape) != 4:
@@ -278,7 +283,7 @@ def _grad_cam(
         return outputs[1], outputs[0]
 
     if not _depends(inner, place, inner.outvars[1]):
-        raise ValueError(
+        raise IndependentError(
             f"endpoint {scores!r} does not depend on endpoint {endpoint!r}, which "
             "comes after it or beside it."
         )
