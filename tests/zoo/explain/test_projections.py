@@ -20,6 +20,7 @@ from zoo.layers import BatchNorm, Classifier, Conv, FullyConnected, LinearHead
 from zoo.ops.normalization import local_response_norm
 from zoo.ops.pooling import avg_pool, max_pool
 from zoo.ops.resize import resize
+from zoo.ops.unpooling import max_pool_with_indices, max_unpool
 from zoo.segmentation.segmenter import ConvTransposed
 
 METHODS = ("saliency", "deconvnet", "guided_backprop")
@@ -126,9 +127,8 @@ class Mixed(nn.Module):
         return {"last": x, "mean": x.mean(axis=(1, 2))}
 
 
-def restate_mixed(torch, method, v, images):
-    """The same with torch's layers, and rectifiers with a way back of their own."""
-    F = torch.nn.functional
+def make_rectify(torch, method):
+    """A rectifier in torch with a method's way back."""
 
     class Rectify(torch.autograd.Function):
         @staticmethod
@@ -146,6 +146,16 @@ def restate_mixed(torch, method, v, images):
                 g = torch.where(g > 0, g, slope * g)
             return g, None, None
 
+    def rectify(x, slope=0.0, top=np.inf):
+        slope = torch.as_tensor(slope, dtype=x.dtype).reshape(1, -1, 1, 1)
+        return Rectify.apply(x, slope, top)
+
+    return rectify
+
+
+def restate_mixed(torch, method, v, images):
+    """The same with torch's layers, and rectifiers with a way back of their own."""
+    F, rectify = torch.nn.functional, make_rectify(torch, method)
     p = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), v["params"]["backbone"])
     s = jax.tree.map(
         lambda a: torch.tensor(np.asarray(a)), v["batch_stats"]["backbone"]
@@ -159,10 +169,6 @@ def restate_mixed(torch, method, v, images):
         stats, affine = s[name], p[name]
         how = (stats["mean"], stats["var"], affine["scale"], affine["bias"])
         return F.batch_norm(x, *how)
-
-    def rectify(x, slope=0.0, top=np.inf):
-        slope = torch.as_tensor(slope, dtype=x.dtype).reshape(1, -1, 1, 1)
-        return Rectify.apply(x, slope, top)
 
     images = torch.tensor(images.transpose(0, 3, 1, 2).copy(), requires_grad=True)
     x = rectify(norm(conv(images, "conv1", padding=1), "bn1"))
@@ -190,6 +196,45 @@ def test_layers_that_the_paper_does_not_have(method):
     expected = expected.numpy().transpose(0, 2, 3, 1)
     channels = np.array([0, 2])
     found = run(method, model, variables, images, "mean", channels)
+    assert np.abs(expected).max(axis=(1, 2, 3)).min() > 0
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+class Unpooled(nn.Module):
+    """A pool whose indices place the values of another map."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(Conv(4, 3, padding=1, name="conv1")(x))
+        pooled, indices = max_pool_with_indices(x, 2, 2)
+        y = nn.relu(Conv(4, 3, padding=1, name="conv2")(pooled))
+        x = max_unpool(y, indices, x.shape[1:3], stride=2)
+        return {"last": nn.relu(Conv(3, 3, padding=1, name="conv3")(x))}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unpooling_by_indices(method):
+    torch = pytest.importorskip("torch")
+    F, rectify = torch.nn.functional, make_rectify(torch, method)
+    images = random_images(2, 8, 8, 3)
+    model = Classifier(Unpooled(), None)
+    variables = random_variables(model, images)
+
+    def conv(x, name):
+        layer = variables["params"]["backbone"][name]
+        kernel = torch.tensor(layer["kernel"].transpose(3, 2, 0, 1).copy())
+        return rectify(F.conv2d(x, kernel, torch.tensor(layer["bias"]), padding=1))
+
+    inputs = torch.tensor(images.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    pooled, indices = F.max_pool2d(conv(inputs, "conv1"), 2, return_indices=True)
+    last = conv(F.max_unpool2d(conv(pooled, "conv2"), indices, 2), "conv3")
+    values = last[[0, 1], [1, 2], [4, 3], [3, 5]]
+    assert (values > 0).all()
+    seed = values.detach() if method == "deconvnet" else torch.ones(2)
+    (expected,) = torch.autograd.grad(values, inputs, seed)
+    expected = expected.numpy().transpose(0, 2, 3, 1)
+    places = np.array([[4, 3], [3, 5]])
+    found = run(method, model, variables, images, "last", np.array([1, 2]), places)
     assert np.abs(expected).max(axis=(1, 2, 3)).min() > 0
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
