@@ -19,6 +19,8 @@ SHAPE = (224, 224, 3)
 class TorchZFNet(TorchNet):
     """Figure 3: convolve, rectify, pool, and only then normalise."""
 
+    conv2 = (2, 0)  # stride and padding
+
     def conv(self, x, path, stride=1, padding=0):
         kernel = self.leaves[f"params/{path}/kernel"].permute(3, 2, 0, 1)
         bias = self.leaves[f"params/{path}/bias"]
@@ -37,7 +39,7 @@ class TorchZFNet(TorchNet):
         x = out["conv1"] = self.conv(x, "backbone/conv1", 2, 1)
         x = out["pool1"] = self.pool(x)
         x = out["norm1"] = self.contrast(x)
-        x = out["conv2"] = self.conv(x, "backbone/conv2", 2)
+        x = out["conv2"] = self.conv(x, "backbone/conv2", *self.conv2)
         x = out["pool2"] = self.pool(x)
         x = out["norm2"] = self.contrast(x)
         for layer in ("conv3", "conv4", "conv5"):
@@ -50,6 +52,12 @@ class TorchZFNet(TorchNet):
         return out
 
 
+class TorchSmallZFNet(TorchZFNet):
+    """The same, but that conv2 keeps the size of its map."""
+
+    conv2 = (1, 2)
+
+
 NARROW = dict(widths=(4, 5, 6, 7, 3), dense=64)
 
 
@@ -59,6 +67,17 @@ def test_every_endpoint_is_what_torch_computes(cheap_jit):
     images = rng.normal(scale=70, size=(1, *SHAPE)).astype(np.float32)
     model = zoo.build("zfnet", num_classes=5, **NARROW)
     check_endpoints(model, TorchZFNet, images, jit=cheap_jit)
+
+
+def test_every_endpoint_of_the_small_network_is_what_torch_computes(cheap_jit):
+    rng = np.random.default_rng(0)
+    images = rng.normal(scale=70, size=(2, 64, 64, 3)).astype(np.float32)
+    model = zoo.build("zfnet64_small", num_classes=5, **NARROW)
+    check_endpoints(model, TorchSmallZFNet, images, jit=cheap_jit)
+    shapes = list_endpoints(zoo.build("zfnet64_small"), (64, 64, 3))
+    assert [shapes[f"pool{i}"] for i in (1, 2, 5)] == [
+        *((15, 15, 32), (7, 7, 96), (3, 3, 96))
+    ]
 
 
 def test_sizes_are_those_of_figure_3():
