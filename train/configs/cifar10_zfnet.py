@@ -3,7 +3,7 @@
     canon-zoo train cifar10_zfnet64
     canon-zoo train visualize RUN
 
-TODO
+Three epochs of 50,000 images, 64 at a time; `train resume RUN` goes on after a break.
 
 Reference:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
