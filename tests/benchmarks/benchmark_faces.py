@@ -28,8 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmark_convolution import measure_in_turns
-from benchmark_rounds import machine, say, where
+from benchmark_rounds import machine, measure_in_turns, say, where
 
 import zoo
 from zoo.ops.locally_connected import locally_connected
