@@ -21,6 +21,7 @@ from train.experiment import open_split
 from train.history import format_rate
 from train.multi_crop import evaluate_multi_crop
 from train.steps import make_mesh, put_replicated
+from train.task import Evaluated, Task
 from train.tasks import TASKS, make_task
 from train.visualize import Network, read_steps, write_visualization
 from zoo.registry import get_spec
@@ -80,7 +81,11 @@ class EvaluateOptions(NetworkOptions):
     protocol: str = "center_crop"
     """Views of each image whose probabilities a classifier averages: center_crop,
     ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or dense_vgg_384. For face
-    networks: lfw, which demands a set with folds of pairs."""
+    networks: lfw, which demands a set with folds of pairs, and chi_squared, siamese and
+    ensemble, which are fitted to all folds but one."""
+    ensemble: tuple[Path, ...] = ()
+    """Folders of other runs, which --protocol ensemble joins with this one; each has
+    its own alignment, such as none or 2d."""
     scales: tuple[int, ...] = ()
     """Lengths of an image's shorter side, in pixels, instead of the protocol's."""
     align: str | None = None
@@ -180,7 +185,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     name = options.model_name()
     spec = get_spec(name)
     kind = TASKS[spec.task]
-    for option in ("scales", "align", "mirror"):
+    for option in ("scales", "align", "mirror", "ensemble"):
         value = getattr(options, option)
         if value not in ((), None, False) and option not in kind.evaluate_options:
             raise ValueError(
@@ -190,35 +195,19 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     whole = protocol is not None and not protocol.cropped
     whole = whole and "fully_convolutional" in zoo.list_options(name)
     opened = open_network(options, {"fully_convolutional": True} if whole else {})
-    card, data, source = opened.card, opened.data, opened.source
+    card, data = opened.card, opened.data
     where = f"{data.dataset}, split {data.eval_split}"
-    if source.task != kind.name:
-        raise ValueError(
-            f"{data.dataset} is for {source.task}, and {name} for {kind.name}."
-        )
-    kind.check_source(source, card, options.protocol, f"{where},", opened.weights)
-    started = time.perf_counter()
-    task = make_task(spec, data=data, sources=[source])
-    data, (source,) = kind.prepare_sources(data, [source], [card.preprocess])
-    source = fit_source(
-        source, card.preprocess, data.on_bad_image, max_boxes=data.max_boxes
+    _check_task(opened)
+    kind.check_source(
+        opened.source, card, options.protocol, f"{where},", opened.weights
     )
-    problems = find_problems(source, skip=data.on_bad_image == "skip")
-    if problems:
-        raise ValueError(" ".join(problems))
+    others = [_evaluate_member(run, options, data) for run in options.ensemble]
+    started = time.perf_counter()
+    task = make_task(spec, data=data, sources=[opened.source])
+    task = task.prepare_protocol(options.protocol, opened.variables, others)
+    source = _prepare_source(opened)
     if protocol is None:
-        mesh = make_mesh()
-        run = Evaluator(
-            opened.model,
-            task,
-            source,
-            card.preprocess,
-            mesh,
-            data.eval_batch_size,
-            max_boxes=data.max_boxes,
-            progress=True,
-        )
-        evaluated = run(put_replicated(opened.variables, mesh))
+        evaluated = _evaluate_whole(opened, task, source)
     else:
         evaluated = _Metrics(
             evaluate_multi_crop(
@@ -236,6 +225,61 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         print(line)
     speed = format_rate(len(source) / seconds)
     print(f"  speed     {speed} images per second, compilation included")
+
+
+def _check_task(opened: Opened) -> None:
+    wanted = get_spec(opened.card.model).task
+    if opened.source.task != wanted:
+        raise ValueError(
+            f"{opened.data.dataset} is for {opened.source.task}, and "
+            f"{opened.card.model} for {wanted}."
+        )
+
+
+def _prepare_source(opened: Opened) -> Source:
+    """Fits the images to the network, and checks them."""
+    preprocess, kind = opened.card.preprocess, TASKS[opened.source.task]
+    data, (source,) = kind.prepare_sources(opened.data, [opened.source], [preprocess])
+    source = fit_source(source, preprocess, data.on_bad_image, max_boxes=data.max_boxes)
+    problems = find_problems(source, skip=data.on_bad_image == "skip")
+    if problems:
+        raise ValueError(" ".join(problems))
+    return source
+
+
+def _evaluate_whole(opened: Opened, task: Task, source: Source) -> Evaluated:
+    """Evaluates a network on whole images, as in training."""
+    mesh = make_mesh()
+    run = Evaluator(
+        opened.model,
+        task,
+        source,
+        opened.card.preprocess,
+        mesh,
+        opened.data.eval_batch_size,
+        max_boxes=opened.data.max_boxes,
+        progress=True,
+    )
+    return run(put_replicated(opened.variables, mesh))
+
+
+def _evaluate_member(
+    run_dir: Path, options: EvaluateOptions, data: DataConfig
+) -> Evaluated:
+    """Evaluates another run of an ensemble on the same images."""
+    opened = open_network(
+        NetworkOptions(
+            run_dir,
+            dataset=data.dataset,
+            split=data.eval_split,
+            data_dir=data.data_dir,
+            color=options.color,
+        )
+    )
+    _check_task(opened)
+    spec = get_spec(opened.card.model)
+    task = make_task(spec, data=opened.data, sources=[opened.source])
+    return _evaluate_whole(opened, task, _prepare_source(opened))
 
 
 def visualize(options: Annotated[VisualizeOptions, tyro.conf.arg(name="")]) -> None:

@@ -58,8 +58,8 @@ class Task(abc.ABC):
       has_targets_in_place: Whether examples have boxes or masks, which must move with
         the pixels of their image.
       eval_batch_size: The number of images in a step of `evaluate`, unless it is given.
-      evaluate_options: Those of `evaluate`'s options `--scales`, `--align` and
-        `--mirror` that the task has.
+      evaluate_options: Those of `evaluate`'s options `--scales`, `--align`, `--mirror`
+        and `--ensemble` that the task has.
       predict_arguments: Example arguments of `predict`.
       report: Makes the task's part of a run's report, a `train.report.Evaluation`, from
         a `train.run.Result`.
@@ -271,6 +271,21 @@ class Task(abc.ABC):
             f"Classes are matched by number: class 0 is {names[0]!r} in the data set\n"
             f"and {known[0]!r} in {weights}, the last {names[-1]!r} and {known[-1]!r}."
         )
+
+    def prepare_protocol(
+        self, protocol: str, variables: Any, others: Sequence[Evaluated] = ()
+    ) -> "Task":
+        """Returns the task with what a protocol needs of the networks.
+
+        Args:
+          protocol: The value of `--protocol`.
+          variables: The model's variables.
+          others: The results of the runs of `--ensemble` on the same examples.
+
+        Raises:
+          ValueError: The protocol and the option do not go together.
+        """
+        return self
 
     def summarize(self, evaluated: Evaluated, protocol: str) -> Iterator[str]:
         """Yields the lines that `evaluate` prints.

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from sklearn.svm import SVC, LinearSVC
 
+from train.data.rng import RandomStream
 from zoo.face.verification import (
     Pairs,
     Siamese,
@@ -54,10 +55,13 @@ def evaluate_pairs(protocol: Protocol, values: Any, pairs: Pairs) -> dict[str, f
             )
             for part in (~test, test)
         )
-        fit = protocol, train_values, pairs.same[~test]
-        own = _score(*fit, train_values)
+        both = jax.tree.map(
+            lambda *parts: np.concatenate(parts), test_values, train_values
+        )
+        found = np.asarray(protocol(train_values, pairs.same[~test], both), np.float64)
+        found, own = np.split(found, [test.sum()])
         threshold = metrics.best_threshold(own, pairs.same[~test])
-        scores[test] = _score(*fit, test_values) - threshold
+        scores[test] = found - threshold
         accuracies.append(((scores[test] > 0) == pairs.same[test]).mean())
     error = np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))
     return {
@@ -65,10 +69,6 @@ def evaluate_pairs(protocol: Protocol, values: Any, pairs: Pairs) -> dict[str, f
         "standard_error": float(error),
         "auc": metrics.auc(metrics.roc(scores, pairs.same)),
     }
-
-
-def _score(protocol: Protocol, train: Any, same: np.ndarray, values: Any):
-    return np.asarray(protocol(train, same, values), np.float64)
 
 
 def unsupervised(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
@@ -121,6 +121,7 @@ def siamese(
     *,
     f7: Mapping[str, Any],
     steps: int = 300,
+    batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> np.ndarray:
@@ -131,32 +132,40 @@ def siamese(
       same: bool [P].
       pairs: The arrays of the pairs to be scored.
       f7: The trained F7's `kernel` and `bias`, from which it starts.
-      steps: Number of steps, each with all pairs.
+      steps: Number of steps.
+      batch_size: Number of pairs in a step.
       learning_rate: Rate of Adam.
-      seed: Seed of the logistic unit.
+      seed: Seed of the logistic unit and of the order of the pairs.
 
     Returns:
       float [P], logits.
     """
-    first, second = (jnp.asarray(a) for a in train)
+    first, second = train
     model = Siamese(f7["bias"].shape[0])
     start = model.init(jax.random.key(seed), first[:1], second[:1])["params"]
     params = {**start, "f7": {k: jnp.asarray(f7[k]) for k in ("kernel", "bias")}}
-    labels, tx = jnp.asarray(same, jnp.float32), optax.adam(learning_rate)
+    tx = optax.adam(learning_rate)
 
-    def loss(params):
+    def loss(params, first, second, labels):
         logits = model.apply({"params": params}, first, second)
         return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
 
     @jax.jit
-    def step(params, state):
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+    def step(params, state, *batch):
+        updates, state = tx.update(jax.grad(loss)(params, *batch), state, params)
         return optax.apply_updates(params, updates), state
 
-    state = tx.init(params)
-    for _ in range(steps):
-        params, state = step(params, state)
-    return np.asarray(model.apply({"params": params}, *map(jnp.asarray, pairs)))
+    state, rng = tx.init(params), RandomStream((seed, 11))
+    count = min(batch_size, len(same))
+    orders = -(-steps * count // len(same))
+    order = np.concatenate([rng.permutation(len(same)) for _ in range(orders)])
+    for at in order[: steps * count].reshape(steps, count):
+        batch = first[at], second[at], np.float32(same[at])
+        params, state = step(params, state, *batch)
+    apply = jax.jit(model.apply)
+    parts = [slice(i, i + count) for i in range(0, len(pairs[0]), count)]
+    scores = [apply({"params": params}, *(side[at] for side in pairs)) for at in parts]
+    return np.concatenate(scores)
 
 
 def ensemble(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
@@ -172,17 +181,18 @@ def ensemble(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
     Returns:
       float [P], distances from the SVM's plane.
     """
-    known = [_terms(a, b) for a, b in zip(*map(list, train), strict=True)]
-    asked = [_terms(a, b) for a, b in zip(*map(list, pairs), strict=True)]
+    known, asked = (
+        [np.asarray(chi_squared_terms(a, b), float) for a, b in zip(*v, strict=True)]
+        for v in (train, pairs)
+    )
+    scales = [max(float(terms.std()), 1e-12) for terms in known]
+    known, asked = (
+        [terms / scale for terms, scale in zip(all_terms, scales, strict=True)]
+        for all_terms in (known, asked)
+    )
     svm = SVC(C=1.0, kernel="precomputed")
     svm.fit(power_kernel(known, known), np.asarray(same, bool))
     return svm.decision_function(power_kernel(asked, known))
-
-
-def _terms(first: Any, second: Any) -> np.ndarray:
-    terms = chi_squared_terms(jnp.asarray(first), jnp.asarray(second))
-    terms = np.asarray(terms, np.float64)
-    return terms / max(float(terms.std()), 1e-12)
 
 
 def power_kernel(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:

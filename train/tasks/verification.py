@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,12 @@ from train.history import read_history
 from train.report.verification import evaluate_verification, probability
 from train.task import Predicted, Task, apply_and_compare, format_rows
 from train.tasks.classification import Loss, check_no_aux_loss, make_loss
-from train.tasks.pair_protocols import evaluate_pairs, weighted_chi_squared
+from train.tasks.pair_protocols import (
+    ensemble,
+    evaluate_pairs,
+    siamese,
+    weighted_chi_squared,
+)
 from zoo.face.verification import (
     UNKNOWN,
     FaceSet,
@@ -35,7 +41,13 @@ from zoo.registry import unknown
 from zoo.spec import PRIMARY_METRICS, Card, ModelSpec, Preprocess
 
 FAR = 0.01  # of the open-set identification
-PROTOCOLS = ("center_crop", "lfw")
+# Comparisons that are fitted to pairs: what they are called, and what fits them.
+LEARNED = {
+    "chi_squared": ("weighted chi-squared", weighted_chi_squared),
+    "siamese": ("siamese", siamese),
+    "ensemble": ("ensemble", ensemble),
+}
+PROTOCOLS = ("center_crop", "lfw", *LEARNED)
 
 
 class Verified(NamedTuple):
@@ -55,6 +67,8 @@ class Verified(NamedTuple):
       groups: For each group its name, number of pairs and accuracy at the thresholds
         of all.
       faces: The evaluated people and pairs.
+      maps: float32 [N, M], the flattened maps that F7 reads; None where the protocol
+        does not need them.
     """
 
     metrics: dict[str, float]
@@ -64,6 +78,7 @@ class Verified(NamedTuple):
     cmc: np.ndarray
     groups: list[tuple[str, int, float]]
     faces: FaceSet
+    maps: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,16 +91,21 @@ class Verification(Task):
       loss: A function from logits and labels to losses [B].
       faces: The people and the pairs of the evaluated set; not needed in training.
       mirror: Whether a descriptor is the mean over the face and its mirror image.
+      f7: `kernel` and `bias` of F7, from which the siamese network starts; None for
+        other protocols.
+      others: Descriptors float32 [N, D] of the ensemble's other networks.
     """
 
     loss: Loss
     faces: FaceSet | None = None
     mirror: bool = False
+    f7: Mapping[str, Any] | None = None
+    others: tuple[np.ndarray, ...] = ()
     name = "verification"
     primary_metric = PRIMARY_METRICS[name]
     has_targets_in_place = False
     eval_batch_size = 64
-    evaluate_options = frozenset({"align", "mirror"})
+    evaluate_options = frozenset({"align", "mirror", "ensemble"})
     predict_arguments = "A.png B.png"
     report = staticmethod(evaluate_verification)
 
@@ -158,6 +178,9 @@ class Verification(Task):
             "hit": logits.argmax(-1) == labels,
             "loss": self.loss(logits, labels),
         }
+        if self.f7 is not None:
+            below = out[model.backbone.config.local[-1][0]]
+            each["maps"] = below.reshape(len(below), -1)
         return state + batch["valid"].sum(dtype=jnp.int32), each
 
     def collect(
@@ -172,7 +195,7 @@ class Verification(Task):
         if held_out.any():
             numbers["identification"] = float(each["hit"][held_out].mean())
             numbers["loss"] = float(each["loss"][held_out].mean())
-        return found._replace(metrics=found.metrics | numbers)
+        return found._replace(metrics=found.metrics | numbers, maps=each.get("maps"))
 
     def format_metrics(self, metrics: Mapping[str, float]) -> str:
         """Formats the accuracies."""
@@ -203,23 +226,50 @@ class Verification(Task):
                 "lfw:PATH with its pairs.txt, split test."
             )
 
-    def summarize(self, evaluated: Verified, protocol: str) -> Iterator[str]:
-        """Yields the metrics, and those of each group.
+    def prepare_protocol(
+        self, protocol: str, variables: Any, others: Sequence[Verified] = ()
+    ) -> "Verification":
+        """Takes F7 for the siamese network, and the ensemble's other descriptors."""
+        folds = 0 if self.faces is None else len(np.unique(self.faces.pairs.fold))
+        if protocol in LEARNED and folds < 2:
+            raise ValueError(
+                f"--protocol {protocol} is fitted to all folds of pairs but one, and "
+                f"there are {folds}."
+            )
+        if (protocol == "ensemble") != bool(others):
+            raise ValueError(
+                f"--protocol ensemble and --ensemble RUN go together, got --protocol "
+                f"{protocol} and {len(others)} other runs."
+            )
+        f7 = variables["params"]["backbone"]["f7"] if protocol == "siamese" else None
+        descriptors = tuple(other.descriptors for other in others)
+        return dataclasses.replace(self, f7=f7, others=descriptors)
 
-        With the protocol "lfw" also those of its restricted setting: chi-squared with
-        weights that are fitted to the other folds' pairs.
+    def summarize(self, evaluated: Verified, protocol: str) -> Iterator[str]:
+        """Yields the metrics, those of what a protocol learns, and those of each group.
+
+        "lfw" has the metrics of its restricted setting, which are those of
+        "chi_squared".
         """
         yield from format_rows(evaluated.metrics)
-        pairs = evaluated.faces.pairs
-        if protocol == "lfw" and len(np.unique(pairs.fold)) > 1:
-            values, templates = evaluated.descriptors, evaluated.faces.templates
-            if templates is not None:
-                values = average_templates(values, templates)
-            learned = evaluate_pairs(weighted_chi_squared, values, pairs)
+        faces, name = evaluated.faces, protocol
+        if protocol == "lfw" and len(np.unique(faces.pairs.fold)) > 1:
+            name = "chi_squared"
+        if name in LEARNED:
+            words, fit = LEARNED[name]
+            if name == "siamese":
+                fit, values = partial(fit, f7=self.f7), evaluated.maps
+            elif name == "ensemble":
+                values = [evaluated.descriptors, *self.others]
+            else:
+                values = evaluated.descriptors
+            if faces.templates is not None:
+                average = partial(average_templates, templates=faces.templates)
+                values = jax.tree.map(average, values)
+            learned = evaluate_pairs(fit, values, faces.pairs)
             yield (
-                f"  weighted chi-squared    {learned['accuracy']:.4f} +- "
-                f"{learned['standard_error']:.4f}, auc {learned['auc']:.4f} "
-                "(restricted)"
+                f"  {words:<22}  {learned['accuracy']:.4f} +- "
+                f"{learned['standard_error']:.4f}, auc {learned['auc']:.4f}"
             )
         for name, count, accuracy in evaluated.groups:
             yield f"  group {name:<16}  {accuracy:.4f} of {count:,} pairs"

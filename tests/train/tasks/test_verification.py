@@ -144,6 +144,25 @@ def test_a_run_is_evaluated_with_other_alignments(run):
 
 
 @old_matplotlib
+def test_a_run_is_evaluated_by_what_pairs_teach(run):
+    run_dir, data, _ = run
+    common = ("evaluate", run_dir, "--data-dir", data, "--protocol")
+    for protocol, words, *rest in (
+        ("chi_squared", "weighted chi-squared"),
+        ("siamese", "siamese"),
+        ("ensemble", "ensemble", "--ensemble", run_dir, run_dir),
+    ):
+        out = command(*common, protocol, *rest)
+        (line,) = (row for row in out.splitlines() if row.strip().startswith(words))
+        accuracy, _, error = line.removeprefix(f"  {words}").split(",")[0].split()
+        assert 0.3 < float(accuracy) <= 1
+        assert 0 <= float(error) < 0.2
+    for rest in (("ensemble",), ("siamese", "--ensemble", run_dir)):
+        out = command(*common, *rest, code=1)
+        assert "--protocol ensemble and --ensemble RUN go together" in out
+
+
+@old_matplotlib
 def test_a_run_compares_two_photographs(run, tmp_path):
     run_dir, _, _ = run
     found = {}
