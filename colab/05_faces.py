@@ -60,10 +60,10 @@ import numpy as np
 import zoo
 from train.configs import get_config
 from train.data import load_dataset
+from train.descriptors import probability
 from train.figures.faces import draw_alignment
 from train.fit import fit
 from train.run_dir import new_run_dir
-from train.tasks.verification import probability
 from zoo.face.alignment import camera_pose, fit_face
 from zoo.metrics import identification
 

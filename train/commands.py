@@ -12,10 +12,10 @@ from flax import linen as nn
 from tyro.conf import Positional
 
 import zoo
+from train.alignment import measure_alignment
 from train.config import COLORS, DataConfig, load_config, long, parse_options
 from train.data import Source, find_problems, fit_source
-from train.data.faces import LANDMARKS_FILE
-from train.data.landmarks import fill_landmarks
+from train.data.landmarks import LANDMARKS_FILE, fill_landmarks
 from train.evaluate import Evaluator
 from train.experiment import open_split
 from train.history import format_rate
@@ -90,6 +90,9 @@ class EvaluateOptions(NetworkOptions):
     """Lengths of an image's shorter side, in pixels, instead of the protocol's."""
     align: str | None = None
     """Alignment of faces: auto, none, 2d or 3d; the run's, else auto."""
+    landmark_noise: float = 0.0
+    """Standard deviation of an error that is added to the landmarks of faces, in pixels
+    of the photographs."""
     mirror: bool = False
     """Average the descriptors of each face and of its mirror image; the run's, else
     not."""
@@ -185,12 +188,11 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     name = options.model_name()
     spec = get_spec(name)
     kind = TASKS[spec.task]
-    for option in ("scales", "align", "mirror", "ensemble"):
+    for option in ("scales", "align", "landmark_noise", "mirror", "ensemble"):
         value = getattr(options, option)
         if value not in ((), None, False) and option not in kind.evaluate_options:
-            raise ValueError(
-                f"--{option} is not for {name}, whose task is {kind.name}."
-            )
+            flag = option.replace("_", "-")
+            raise ValueError(f"--{flag} is not for {name}, whose task is {kind.name}.")
     protocol = kind.choose_protocol(options.protocol, options.scales, name)
     whole = protocol is not None and not protocol.cropped
     whole = whole and "fully_convolutional" in zoo.list_options(name)
@@ -349,6 +351,34 @@ def landmarks(folder: Positional[Path]) -> None:
     print(f"{folder / LANDMARKS_FILE} has landmarks of {count} pictures.")
     if missing:
         print(f"No face was found in {len(missing)}: {', '.join(missing[:10])}")
+
+
+def alignment(
+    *,
+    noise: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0),
+    pictures: int = 400,
+    size: int = 152,
+) -> None:
+    """Measures the alignment of drawn faces, with noise on their landmarks.
+
+    Prints the mean distance of the landmarks in the crop from where they would be in
+    front, and the mean errors of the pose.
+
+    Args:
+      noise: Standard deviations of the landmarks' errors, in pixels of photographs in
+        which heads are about 52 pixels wide.
+      pictures: Number of pictures.
+      size: Height and width of the crops, in pixels.
+    """
+    print(f"Landmarks in crops of {size} x {size} pixels, {pictures} drawn faces:")
+    print("noise (pixels)  2D (pixels)  3D (pixels)  yaw, pitch, roll (degrees)")
+    for deviation in noise:
+        found = measure_alignment(noise=deviation, pictures=pictures, size=size)
+        degrees = ", ".join(f"{value:.2f}" for value in found.degrees)
+        print(
+            f"{deviation:14g}  {found.pixels_2d:11.2f}  {found.pixels_3d:11.2f}  "
+            f"{degrees}"
+        )
 
 
 def study(

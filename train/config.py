@@ -80,6 +80,9 @@ class DataConfig:
     """Training images' part: center, square:256, scale_jitter:256:480, area:0.08:1."""
     align: Annotated[Literal["auto", "none", "2d", "3d"], _short("align")] = "auto"
     """Alignment of faces by their landmarks; auto for the best that those allow."""
+    landmark_noise: Annotated[float, _short("landmark-noise")] = 0.0
+    """Standard deviation of an error that is added to the landmarks of faces, in pixels
+    of the photographs."""
     mirror: Annotated[bool, _short("mirror")] = False
     """Average the descriptors of each face and of its mirror image."""
     augment: Annotated[tuple[str, ...], _short("augment")] = ()

@@ -58,8 +58,8 @@ class Task(abc.ABC):
       has_targets_in_place: Whether examples have boxes or masks, which must move with
         the pixels of their image.
       eval_batch_size: The number of images in a step of `evaluate`, unless it is given.
-      evaluate_options: Those of `evaluate`'s options `--scales`, `--align`, `--mirror`
-        and `--ensemble` that the task has.
+      evaluate_options: Those of `evaluate`'s options `--scales`, `--align`,
+        `--landmark-noise`, `--mirror` and `--ensemble` that the task has.
       predict_arguments: Example arguments of `predict`.
       report: Makes the task's part of a run's report, a `train.report.Evaluation`, from
         a `train.run.Result`.

@@ -1,28 +1,21 @@
-"""Pictures of people: who is shown, landmarks, and which pairs are to be compared."""
+"""Pictures of people: who is shown, of which group, and which pairs are compared."""
 
-import csv
-import functools
-import io
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from PIL import Image
 
-from train.data.files import Files, read_text
+from train.data.files import Files
+from train.data.landmarks import read_landmarks, read_table
 from train.data.rng import RandomStream
 from train.data.source import Source
 from zoo.decode import decode_image
-from zoo.face.alignment import COUNTS, align
 from zoo.face.verification import UNKNOWN, FaceSet, Pairs
-from zoo.spec import Preprocess
 
-LANDMARKS_FILE = "landmarks.csv"
+GROUPS_FILE = "groups.csv"
 FOLDS = 10
 PAIRS_EACH = 60  # of a kind and a fold, where the set does not say
 GALLERY = 5  # pictures of a person that are known
-_FACTS = ("pairs", "templates", "groups", "group_names", "gallery")
-_PAD = 64  # Photographs are padded to multiples, so that few sizes are compiled.
+NO_GROUP = -1
 
 
 class FaceSource(Source):
@@ -37,7 +30,7 @@ class FaceSource(Source):
       people: int32 [N], the number of the person, for all people of the set.
       pairs: The pairs to verify; None to make them with `make_pairs`.
       templates: int32 [N], the template of each image, see `FaceSet`, or None.
-      groups: int32 [N], the group of each image, see `FaceSet`, or None.
+      groups: int32 [N], the group of each image or -1, see `FaceSet`, or None.
       group_names: The names of the groups.
       gallery: bool [N], whether an image is in the gallery of an identification; None
         for the first images of each person, see `first_pictures`.
@@ -78,6 +71,8 @@ class FaceSource(Source):
 class FileFaces(FaceSource):
     """Images of people in a folder or zip file.
 
+    Landmarks and groups may lie beside, see `read_landmarks` and `read_groups`.
+
     Args:
       files: The folder or zip file.
       split: The name of the split.
@@ -85,7 +80,6 @@ class FileFaces(FaceSource):
       names: The name of the person on each image.
       trained: The names of the people to train on.
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
-      landmarks: The landmarks by path, see `read_landmarks`.
       **facts: Other attributes of `FaceSource`, such as `pairs`.
     """
 
@@ -97,7 +91,6 @@ class FileFaces(FaceSource):
         names: Sequence[str],
         trained: Sequence[str],
         color: str | None,
-        landmarks: dict[str, np.ndarray] | None = None,
         **facts,
     ):
         self.name, self.split = files.path.stem, split
@@ -107,7 +100,12 @@ class FileFaces(FaceSource):
         self.labels = np.array([label.get(n, UNKNOWN) for n in names], np.int32)
         self.people = np.array([number[n] for n in names], np.int32)
         self._files, self._members, self._color = files, list(members), color
-        self._landmarks = landmarks or {}
+        self._landmarks, groups = read_landmarks(files), read_groups(files)
+        if groups:
+            self.group_names = tuple(sorted({*groups.values()}))
+            numbers = {name: i for i, name in enumerate(self.group_names)}
+            found = [numbers.get(groups.get(name), NO_GROUP) for name in names]
+            self.groups = np.array(found, np.int32)
         for fact, value in facts.items():
             setattr(self, fact, value)
 
@@ -128,67 +126,34 @@ class FileFaces(FaceSource):
         return stamp if points is None else f"{stamp} {points.tobytes().hex()}"
 
 
-def read_landmarks(files: Files) -> dict[str, np.ndarray]:
-    """Reads the landmarks of images from `landmarks.csv` beside them.
+def read_groups(files: Files) -> dict[str, str]:
+    """Reads the groups of people from `groups.csv` beside their images.
 
-    Its first line names the columns: `file`, then `x0`, `y0`, `x1`, `y1` and so on, for
-    2, 5, 6, 67 or 68 landmarks in pixels (see `zoo.face.alignment`). A picture without
-    a line has none.
+    Its first line is `person,group`. A person without a line is in no group.
 
     Returns:
-      Landmarks float32 [L, 2] by path; empty if there is no such file.
+      The name of the group by the name of the person; empty if there is no such file.
 
     Raises:
       ValueError: The file has another format; the message names the line.
     """
-    if LANDMARKS_FILE not in files.listing().entries:
+    if GROUPS_FILE not in files.listing().entries:
         return {}
-    where = files.where(LANDMARKS_FILE)
-    text = read_text(files, LANDMARKS_FILE)
-    try:
-        rows = list(csv.reader(io.StringIO(text)))
-    except csv.Error as error:
-        raise ValueError(f"{where}: no table of commas ({error}).") from error
-    header = rows[0] if rows else []
-    count = (len(header) - 1) // 2
-    wanted = ["file", *(f"{axis}{i}" for i in range(count) for axis in "xy")]
-    if header != wanted or count not in COUNTS:
+    where, rows = files.where(GROUPS_FILE), read_table(files, GROUPS_FILE)
+    if not rows or rows[0] != ["person", "group"]:
         raise ValueError(
-            f"{where}: the first line must be file,x0,y0,x1,y1,.. for one of {COUNTS} "
-            f"landmarks, got {','.join(header[:5])} and {len(header)} columns in all."
+            f"{where}: the first line must be person,group, got "
+            f"{','.join(rows[0]) if rows else ''}."
         )
-    known, found = {*files.listing().entries}, {}
+    groups = {}
     for number, row in enumerate(rows[1:], 2):
-        try:
-            values = np.array(row[1:], np.float32).reshape(count, 2)
-            fits = bool(np.isfinite(values).all())
-        except ValueError:
-            fits = False
-        if not fits:
+        if len(row) != 2 or not all(row) or row[0] in groups:
             raise ValueError(
-                f"{where}, line {number}: expected a file and {2 * count} finite "
-                f"numbers, got {','.join(row[:4])} and {len(row)} columns in all."
+                f"{where}, line {number}: expected a person, who is not named before, "
+                f"and a group, got {','.join(row)}."
             )
-        if row[0] not in known or row[0] in found:
-            what = "named twice" if row[0] in found else "not there"
-            raise ValueError(f"{where}, line {number}: {row[0]} is {what}.")
-        found[row[0]] = values
-    return found
-
-
-def write_landmarks(path, landmarks: dict[str, np.ndarray]) -> None:
-    """Writes `landmarks.csv`, as `read_landmarks` reads it.
-
-    Args:
-      path: The path of the file.
-      landmarks: float [L, 2] by image file, with one L.
-    """
-    count = len(next(iter(landmarks.values())))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", *(f"{a}{i}" for i in range(count) for a in "xy")])
-        for name, points in landmarks.items():
-            writer.writerow([name, *(f"{x:.2f}" for x in np.ravel(points))])
+        groups[row[0]] = row[1]
+    return groups
 
 
 def first_pictures(people: np.ndarray, most: int = GALLERY) -> np.ndarray:
@@ -257,124 +222,3 @@ def make_pairs(
         np.concatenate(same),
         np.concatenate(fold).astype(np.int32),
     )
-
-
-class AlignedFaces(FaceSource):
-    """The faces of a source, aligned and cropped.
-
-    Args:
-      source: The source of photographs.
-      method: The alignment, "2d" or "3d".
-      preprocess: The preprocessing of the network's input.
-
-    Attributes:
-      photographs: The source of photographs.
-      method: The alignment, "2d" or "3d".
-    """
-
-    def __init__(self, source: FaceSource, method: str, preprocess: Preprocess):
-        self.people, self.labels = source.people, source.labels
-        for fact in ("name", "split", "class_names", *_FACTS):
-            setattr(self, fact, getattr(source, fact))
-        self.photographs, self.method = source, method
-        self._size = preprocess.size
-
-    def image(self, index: int) -> np.ndarray:
-        landmarks = self.photographs.landmarks(index)
-        if landmarks is None:
-            raise ValueError(
-                f"{self.provenance(index)} has no landmarks; {LANDMARKS_FILE} must "
-                "have a line for it, or data.align must be 'none'."
-            )
-        image = self.photographs.image(index)
-        return align_face(image, landmarks, self.method, self._size)
-
-    def provenance(self, index: int) -> str:
-        return self.photographs.provenance(index)
-
-    def content(self, index: int) -> str:
-        return self.photographs.content(index)
-
-
-def align_face(
-    image: np.ndarray, landmarks: np.ndarray, method: str, size: int
-) -> np.ndarray:
-    """Aligns a face on the host, even where there are accelerators.
-
-    A photograph that is much larger than the crop is downsampled first, to avoid
-    aliasing.
-
-    Args:
-      image: uint8 [H, W, C].
-      landmarks: float32 [L, 2], in pixels.
-      method: "2d" or "3d".
-      size: Height and width of the crop, in pixels.
-
-    Returns:
-      uint8 [size, size, C].
-    """
-    spread = np.linalg.norm(landmarks.max(0) - landmarks.min(0))
-    # The landmarks fill about half of the crop.
-    factor = max(1, int(spread / size))
-    if factor > 1:
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        picture = np.asarray(picture.reduce(factor))
-        image = picture.reshape(*picture.shape[:2], image.shape[-1])
-        landmarks = (landmarks + 0.5) / factor - 0.5
-    height, width = image.shape[:2]
-    more = -height % _PAD, -width % _PAD
-    image = np.pad(image, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return np.asarray(_align(method, size)(image, np.float32(landmarks)))
-
-
-@functools.cache
-def _align(method: str, size: int):
-    return jax.jit(functools.partial(align, method=method, size=size))
-
-
-def choose_alignment(source: FaceSource, method: str) -> str:
-    """Chooses how the faces of a source are aligned.
-
-    Args:
-      source: The source of photographs.
-      method: "none", "2d", "3d", or "auto": "3d" where the first picture has 67 or 68
-        landmarks, "2d" where it has fewer, "none" where it has none.
-
-    Returns:
-      "none", "2d" or "3d".
-
-    Raises:
-      ValueError: The method is unknown, or the landmarks do not allow it.
-    """
-    if method not in ("auto", "none", "2d", "3d"):
-        raise ValueError(f"data.align={method!r} must be 'auto', 'none', '2d' or '3d'.")
-    landmarks = source.landmarks(0)
-    count = 0 if landmarks is None else len(landmarks)
-    if method == "auto":
-        return "3d" if count >= 67 else "2d" if count else "none"
-    if (method == "3d" and count < 67) or (method == "2d" and not count):
-        wanted = "67 or 68" if method == "3d" else f"one of {COUNTS}"
-        raise ValueError(
-            f"data.align={method!r} needs {wanted} landmarks of each picture, and "
-            f"{source.provenance(0)} has {count}."
-        )
-    return method
-
-
-def align_source(source: FaceSource, method: str, preprocess: Preprocess) -> FaceSource:
-    """Aligns the faces of a source for a network.
-
-    Args:
-      source: The source of photographs.
-      method: The alignment, see `choose_alignment`.
-      preprocess: The preprocessing of the network's input.
-
-    Returns:
-      The aligned faces, or the source itself.
-
-    Raises:
-      ValueError: The method is unknown, or the landmarks do not allow it.
-    """
-    method = choose_alignment(source, method)
-    return source if method == "none" else AlignedFaces(source, method, preprocess)

@@ -1,4 +1,4 @@
-"""Detection of facial landmarks with dlib, from the extra `face`.
+"""Landmarks of faces: their file, and their detection with dlib, of the extra `face`.
 
     python -m train landmarks FOLDER
 
@@ -7,20 +7,95 @@
 predictor was trained on 300-W, whose license excludes commercial use.
 """
 
+import csv
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from train.data.faces import LANDMARKS_FILE, read_landmarks, write_landmarks
-from train.data.files import Files, split_images
+from train.data.files import Files, read_text, split_images
 from zoo.decode import BadImage, decode_image
+from zoo.face.alignment import COUNTS
 
+LANDMARKS_FILE = "landmarks.csv"
 MODEL = "shape_predictor_68_face_landmarks.dat"
 # dlib's own limit is 0; a picture of a face may be one with less.
 LEAST_SCORE = -1.0
+
+
+def read_landmarks(files: Files) -> dict[str, np.ndarray]:
+    """Reads the landmarks of images from `landmarks.csv` beside them.
+
+    Its first line names the columns: `file`, then `x0`, `y0`, `x1`, `y1` and so on, for
+    2, 5, 6, 67 or 68 landmarks in pixels (see `zoo.face.alignment`). A picture without
+    a line has none.
+
+    Returns:
+      Landmarks float32 [L, 2] by path; empty if there is no such file.
+
+    Raises:
+      ValueError: The file has another format; the message names the line.
+    """
+    if LANDMARKS_FILE not in files.listing().entries:
+        return {}
+    where, rows = files.where(LANDMARKS_FILE), read_table(files, LANDMARKS_FILE)
+    header = rows[0] if rows else []
+    count = (len(header) - 1) // 2
+    wanted = ["file", *(f"{axis}{i}" for i in range(count) for axis in "xy")]
+    if header != wanted or count not in COUNTS:
+        raise ValueError(
+            f"{where}: the first line must be file,x0,y0,x1,y1,.. for one of {COUNTS} "
+            f"landmarks, got {','.join(header[:5])} and {len(header)} columns in all."
+        )
+    known, found = {*files.listing().entries}, {}
+    for number, row in enumerate(rows[1:], 2):
+        try:
+            values = np.array(row[1:], np.float32).reshape(count, 2)
+            fits = bool(np.isfinite(values).all())
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{where}, line {number}: expected a file and {2 * count} finite "
+                f"numbers, got {','.join(row[:4])} and {len(row)} columns in all."
+            )
+        if row[0] not in known or row[0] in found:
+            what = "named twice" if row[0] in found else "not there"
+            raise ValueError(f"{where}, line {number}: {row[0]} is {what}.")
+        found[row[0]] = values
+    return found
+
+
+def read_table(files: Files, file: str) -> list[list[str]]:
+    """Reads the rows of a file of values that commas separate.
+
+    Raises:
+      ValueError: The file is not such a table; the message names it.
+    """
+    try:
+        return list(csv.reader(io.StringIO(read_text(files, file))))
+    except csv.Error as error:
+        raise ValueError(
+            f"{files.where(file)}: no table of commas ({error})."
+        ) from error
+
+
+def write_landmarks(path, landmarks: dict[str, np.ndarray]) -> None:
+    """Writes `landmarks.csv`, as `read_landmarks` reads it.
+
+    Args:
+      path: The path of the file.
+      landmarks: float [L, 2] by image file, with one L.
+    """
+    count = len(next(iter(landmarks.values())))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", *(f"{a}{i}" for i in range(count) for a in "xy")])
+        for name, points in landmarks.items():
+            writer.writerow([name, *(f"{x:.2f}" for x in np.ravel(points))])
 
 
 def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:

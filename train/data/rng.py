@@ -30,6 +30,13 @@ class RandomStream:
         """Draws an integer, uniform in [least, most]."""
         return int(self.uniform(least, most + 1) // 1)
 
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Draws float64 numbers of mean 0 and deviation 1: sums of four uniform ones.
+
+        They are nearly normal, within 3.5, and the same on every machine.
+        """
+        return self.uniform(-0.5, 0.5, (4, *shape)).sum(0) * np.sqrt(3)
+
     def permutation(self, count: int) -> np.ndarray:
         """Draws a permutation of 0 .. count - 1: int [count]."""
         return np.argsort(self.uniform(shape=(count,)), kind="stable")

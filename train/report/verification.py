@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from train.data import Source, align_source, fit_source
+from train.descriptors import probability
 from train.evaluate import Evaluator
 from train.figures import line_chart
 from train.figures.faces import draw_alignment
@@ -157,9 +158,3 @@ def _draw_pair(found, source: Source, i: int) -> Picture:
         caption.format(share, float(score), truth),
         " and ".join(source.provenance(k) for k in at),
     )
-
-
-def probability(score: float, metrics: dict[str, float]) -> float:
-    """Returns the probability that a pair with a score is of one person."""
-    logit = metrics["logit_scale"] * (score - metrics["threshold"])
-    return float(1 / (1 + np.exp(-logit)))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,17 @@ from PIL import Image
 import zoo
 from train.config import DataConfig, OptimConfig, load_config
 from train.data import Source, align_source, choose_alignment
-from train.data.faces import LANDMARKS_FILE, align_face, read_landmarks
+from train.data.aligned_faces import align_face
 from train.data.files import Files
-from train.data.landmarks import make_detector
+from train.data.landmarks import LANDMARKS_FILE, make_detector, read_landmarks
+from train.descriptors import (
+    Verified,
+    average_templates,
+    evaluate_descriptors,
+    probability,
+)
 from train.history import read_history
-from train.report.verification import evaluate_verification, probability
+from train.report.verification import evaluate_verification
 from train.task import Predicted, Task, apply_and_compare, format_rows
 from train.tasks.classification import Loss, check_no_aux_loss, make_loss
 from train.tasks.pair_protocols import (
@@ -34,13 +40,10 @@ from zoo.face.verification import (
     normalize_features,
 )
 from zoo.figures.pictures import beside, enlarge
-from zoo.metrics import identification
-from zoo.metrics import verification as metrics
 from zoo.preprocess import resize_center_crop
 from zoo.registry import unknown
 from zoo.spec import PRIMARY_METRICS, Card, ModelSpec, Preprocess
 
-FAR = 0.01  # of the open-set identification
 # Comparisons that are fitted to pairs: what they are called, and what fits them.
 LEARNED = {
     "chi_squared": ("weighted chi-squared", weighted_chi_squared),
@@ -48,37 +51,6 @@ LEARNED = {
     "ensemble": ("ensemble", ensemble),
 }
 PROTOCOLS = ("center_crop", "lfw", *LEARNED)
-
-
-class Verified(NamedTuple):
-    """The result of an evaluation.
-
-    Attributes:
-      metrics: `verification_accuracy`, its `standard_error`, `auc`, `eer`,
-        `tar_at_far_...`, `threshold` and `pairs`; `identification`, the part of the
-        held-out pictures of people of the training set that got their class, and its
-        `loss`, where there are any; `rank1` of descriptors against the gallery, and
-        `dir_at_far_0.01` where some people are not in it; `logit_scale`, which makes a
-        probability of a score, see `fit_logit`.
-      descriptors: float32 [N, D].
-      scores: float64 [P], inner products of the pairs' descriptors.
-      curve: The ROC curve.
-      cmc: float64, the cumulative match characteristic; empty without gallery.
-      groups: For each group its name, number of pairs and accuracy at the thresholds
-        of all.
-      faces: The evaluated people and pairs.
-      maps: float32 [N, M], the flattened maps that F7 reads; None where the protocol
-        does not need them.
-    """
-
-    metrics: dict[str, float]
-    descriptors: np.ndarray
-    scores: np.ndarray
-    curve: metrics.Curve
-    cmc: np.ndarray
-    groups: list[tuple[str, int, float]]
-    faces: FaceSet
-    maps: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +77,7 @@ class Verification(Task):
     primary_metric = PRIMARY_METRICS[name]
     has_targets_in_place = False
     eval_batch_size = 64
-    evaluate_options = frozenset({"align", "mirror", "ensemble"})
+    evaluate_options = frozenset({"align", "mirror", "landmark_noise", "ensemble"})
     predict_arguments = "A.png B.png"
     report = staticmethod(evaluate_verification)
 
@@ -133,7 +105,7 @@ class Verification(Task):
         """Aligns the faces, all of them in the way that the first source allows."""
         align = choose_alignment(sources[0], data.align)
         aligned = [
-            align_source(source, align, preprocess)
+            align_source(source, align, preprocess, noise=data.landmark_noise)
             for source, preprocess in zip(sources, preprocesses, strict=True)
         ]
         return dataclasses.replace(data, align=align), aligned
@@ -179,7 +151,7 @@ class Verification(Task):
             "loss": self.loss(logits, labels),
         }
         if self.f7 is not None:
-            below = out[model.backbone.config.local[-1][0]]
+            below = out[model.backbone.sizes.local[-1][0]]
             each["maps"] = below.reshape(len(below), -1)
         return state + batch["valid"].sum(dtype=jnp.int32), each
 
@@ -334,99 +306,3 @@ def _crop_face(
         if landmarks is None:
             raise ValueError(f"{path}: no face was found.")
     return align_face(image, landmarks, align, preprocess.size)
-
-
-def evaluate_descriptors(descriptors: np.ndarray, faces: FaceSet) -> Verified:
-    """Verifies and identifies by inner products.
-
-    Args:
-      descriptors: float32 [N, D].
-      faces: The people, and the pairs to compare.
-    """
-    scores = pair_scores(descriptors, faces)
-    pairs = faces.pairs
-    state = metrics.update(metrics.empty(), scores, pairs.same, pairs.fold)
-    numbers = metrics.compute(state)
-    numbers["verification_accuracy"] = numbers.pop("accuracy")
-    curve = metrics.roc(scores, pairs.same)
-    numbers["logit_scale"] = fit_logit(scores, pairs.same, numbers["threshold"])
-    probes, gallery = ~faces.gallery, faces.gallery
-    match = np.zeros(0)
-    if gallery.any() and probes.any():
-        similarity = descriptors[probes] @ descriptors[gallery].T
-        people = faces.people[probes], faces.people[gallery]
-        known = np.isin(*people)
-        if known.any():
-            match = identification.cmc(similarity[known], people[0][known], people[1])
-            numbers["rank1"] = float(match[0])
-        if known.any() and not known.all():
-            numbers[f"dir_at_far_{FAR:g}"] = identification.dir_at_far(
-                similarity, *people, FAR
-            )
-    groups = group_accuracies(scores, faces)
-    return Verified(numbers, descriptors, scores, curve, match, groups, faces)
-
-
-def pair_scores(descriptors: np.ndarray, faces: FaceSet) -> np.ndarray:
-    """Returns the inner products of the pairs' descriptors, or templates: [P]."""
-    if faces.templates is not None:
-        descriptors = average_templates(descriptors, faces.templates)
-    first, second = faces.pairs.first, faces.pairs.second
-    return np.einsum("pd,pd->p", descriptors[first], descriptors[second], dtype=float)
-
-
-def average_templates(descriptors: np.ndarray, templates: np.ndarray) -> np.ndarray:
-    """Averages the descriptors [N, D] of each template: [T, D]."""
-    sums = np.zeros((templates.max() + 1, descriptors.shape[1]), np.float64)
-    np.add.at(sums, templates, descriptors)
-    return sums / np.bincount(templates)[:, None]
-
-
-def group_accuracies(
-    scores: np.ndarray, faces: FaceSet
-) -> list[tuple[str, int, float]]:
-    """Computes the accuracy of each group, at the thresholds that all pairs gave.
-
-    A pair belongs to a group if both of its people do.
-
-    Returns:
-      Name, number of pairs and accuracy of each group that has pairs.
-    """
-    if faces.groups is None or faces.templates is not None:
-        return []
-    pairs, right = faces.pairs, np.zeros(len(scores), bool)
-    _, thresholds = metrics.fold_accuracies(scores, pairs.same, pairs.fold)
-    for fold, threshold in zip(np.unique(pairs.fold), thresholds, strict=True):
-        at = pairs.fold == fold
-        right[at] = (scores[at] > threshold) == pairs.same[at]
-    groups = faces.groups[pairs.first], faces.groups[pairs.second]
-    out = []
-    for number, name in enumerate(faces.group_names):
-        of = (groups[0] == number) & (groups[1] == number)
-        if of.any():
-            out.append((name, int(of.sum()), float(right[of].mean())))
-    return out
-
-
-def fit_logit(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
-    """Fits how fast the probability that a pair is of one person rises with its score.
-
-    It is one half at the threshold: `1 / (1 + exp(-scale * (score - threshold)))`.
-
-    Args:
-      scores: float [P].
-      same: bool [P].
-      threshold: Score from which on pairs are called one person's.
-
-    Returns:
-      The scale.
-
-    Reference:
-      Platt, Probabilistic Outputs for Support Vector Machines, 1999.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    spread = max(float(scores.std()), 1e-6)
-    model = LogisticRegression(fit_intercept=False)
-    model.fit((scores[:, None] - threshold) / spread, same)
-    return float(model.coef_[0, 0]) / spread

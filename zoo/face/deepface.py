@@ -8,10 +8,9 @@ Reference:
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.checks import check_images
@@ -20,6 +19,7 @@ from zoo.layers import (
     Conv,
     DescriptorLayer,
     LocallyConnected,
+    NetworkConfig,
     initializer,
     make_head,
     remat_stage,
@@ -33,12 +33,9 @@ PAPER = (
     "Taigman, Yang, Ranzato, Wolf: DeepFace: Closing the Gap to Human-Level "
     "Performance in Face Verification, CVPR 2014"
 )
-# Of every layer but the last.
-BIAS = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class DeepFaceConfig:
+class DeepFaceSizes(NamedTuple):
     """Sizes of a network of this family.
 
     Attributes:
@@ -56,7 +53,7 @@ class DeepFaceConfig:
     f7: int
 
 
-DEEPFACE = DeepFaceConfig(
+DEEPFACE = DeepFaceSizes(
     size=152,
     c1=(32, 11),
     c3=(16, 9),
@@ -64,10 +61,10 @@ DEEPFACE = DeepFaceConfig(
     f7=4096,
 )
 # Section 5.2: without C3, without L4 and L5, and without all three.
-SUB1 = dataclasses.replace(DEEPFACE, c3=None)
-SUB2 = dataclasses.replace(DEEPFACE, local=DEEPFACE.local[2:])
-SUB3 = dataclasses.replace(SUB2, c3=None)
-SMALL = DeepFaceConfig(
+SUB1 = DEEPFACE._replace(c3=None)
+SUB2 = DEEPFACE._replace(local=DEEPFACE.local[2:])
+SUB3 = SUB2._replace(c3=None)
+SMALL = DeepFaceSizes(
     size=64,
     c1=(8, 5),
     c3=(16, 5),
@@ -76,136 +73,119 @@ SMALL = DeepFaceConfig(
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeepFaceConfig(NetworkConfig):
+    """Options of a network of this family.
+
+    Attributes:
+      init: Initializer of the kernels, a name of `zoo.layers.INITIALIZERS`; None for
+        the paper's.
+      bias: Initial value of the biases of all layers but the last.
+      dropout: Rate after F7.
+      remat: Whether the backward pass recomputes the maps' activations, which takes
+        time and saves memory.
+    """
+
+    init: str | None = None
+    bias: float = 0.5
+    dropout: float = 0.5
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallDeepFaceConfig(DeepFaceConfig):
+    """Options of `deepface_small`, whose initializer is "he_fan_in"."""
+
+    bias: float = 0.0
+
+
 class DeepFaceBackbone(nn.Module):
     """Figure 2: C1 M2 C3 L4 L5 L6 F7, each but the pooling followed by a ReLU.
 
     Attributes:
-      config: Sizes of the layers.
-      dropout: Rate after F7.
-      remat: Recompute the maps' activations in the backward pass.
+      sizes: Sizes of the layers.
+      config: Options of the network.
+      kernel_init: Initializer of the kernels.
     """
 
+    sizes: DeepFaceSizes
     config: DeepFaceConfig
-    dropout: float = 0.5
-    remat: bool = False
-    kernel_init: Callable = nn.initializers.normal(0.01)
-    bias_init: Callable = nn.initializers.constant(BIAS)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    kernel_init: Callable
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        config = self.config
-        check_images(images, "deepface", size=config.size)
-        types = dict(
+        sizes, config = self.sizes, self.config
+        check_images(images, "deepface", size=sizes.size)
+        options = dict(
             kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+            bias_init=nn.initializers.constant(config.bias),
+            **config.dtypes,
         )
 
         def maps(self, x: Array) -> dict[str, Array]:
             out = {}
-            x = out["c1"] = nn.relu(Conv(*config.c1, name="c1", **types)(x))
+            x = out["c1"] = nn.relu(Conv(*sizes.c1, name="c1", **options)(x))
             # 71 pixels of 142 need a last window over the border.
             x = out["m2"] = max_pool(x, 3, 2, ceil=True)
-            if config.c3:
-                x = out["c3"] = nn.relu(Conv(*config.c3, name="c3", **types)(x))
-            for name, *sizes in config.local:
-                layer = LocallyConnected(*sizes, name=name, **types)
+            if sizes.c3:
+                x = out["c3"] = nn.relu(Conv(*sizes.c3, name="c3", **options)(x))
+            for name, *shape in sizes.local:
+                layer = LocallyConnected(*shape, name=name, **options)
                 x = out[name] = nn.relu(layer(x))
             return out
 
-        out = remat_stage(maps, self.remat)(self, images)
+        out = remat_stage(maps, config.remat)(self, images)
         x = [*out.values()][-1].reshape(images.shape[0], -1)
-        x = DescriptorLayer(config.f7, name="f7", **types)(x, train=train)
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop7")
+        x = DescriptorLayer(sizes.f7, name="f7", **options)(x, train=train)
+        drop = nn.Dropout(config.dropout, deterministic=not train, name="drop7")
         out["f7"] = drop(x)
         return out
 
 
 def deepface(
-    *,
-    config: DeepFaceConfig = DEEPFACE,
-    num_classes: int = 4030,
-    init: str | None = None,
-    bias: float = BIAS,
-    dropout: float = 0.5,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
+    *, sizes: DeepFaceSizes = DEEPFACE, num_classes: int = 4030, **options: Any
 ) -> Classifier:
     """Builds the network of figure 2.
 
     Args:
-      config: Sizes of the layers.
+      sizes: Sizes of the layers.
       num_classes: Number of people to tell apart in training; 0 for no head, whose
         output is F7.
-      init: Name of one of `zoo.layers.INITIALIZERS`; None for the paper's.
-      bias: Initial value of the biases of all layers but the last.
-      dropout: Rate after F7.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Type of the computation.
-      param_dtype: Type of the parameters.
+      **options: Fields of `DeepFaceConfig`.
     """
-    types = dict(
-        kernel_init=initializer(init or "gaussian_0.01"),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    backbone = DeepFaceBackbone(
-        config,
-        dropout=dropout,
-        remat=remat,
-        bias_init=nn.initializers.constant(bias),
-        **types,
-    )
-    return Classifier(backbone, make_head(num_classes, layer="f8", **types))
+    config = DeepFaceConfig(**options)
+    return _build(sizes, config, num_classes, config.init or "gaussian_0.01")
 
 
-def deepface_small(
-    *,
-    num_classes: int = 128,
-    init: str | None = None,
-    bias: float = 0.0,
-    dropout: float = 0.5,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> Classifier:
+def deepface_small(*, num_classes: int = 128, **options: Any) -> Classifier:
     """Builds a small network of the same layers, for faces of 64 x 64 pixels.
 
     Args:
       num_classes: Number of people to tell apart in training; 0 for no head, whose
         output is F7.
-      init: Name of one of `zoo.layers.INITIALIZERS`; None for "he_fan_in".
-      bias: Initial value of the biases of all layers but the last.
-      dropout: Rate after F7.
-      remat: Trade computation for memory in the backward pass.
-      dtype: Type of the computation.
-      param_dtype: Type of the parameters.
+      **options: Fields of `SmallDeepFaceConfig`.
     """
-    return deepface(
-        config=SMALL,
-        num_classes=num_classes,
-        init=init or "he_fan_in",
-        bias=bias,
-        dropout=dropout,
-        remat=remat,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+    config = SmallDeepFaceConfig(**options)
+    return _build(SMALL, config, num_classes, config.init or "he_fan_in")
+
+
+def _build(
+    sizes: DeepFaceSizes, config: DeepFaceConfig, num_classes: int, init: str
+) -> Classifier:
+    shared = dict(kernel_init=initializer(init))
+    head = make_head(num_classes, layer="f8", **shared, **config.dtypes)
+    return Classifier(DeepFaceBackbone(sizes, config, **shared), head)
 
 
 def _names(model: Classifier) -> tuple[TorchRule, ...]:
     """Our own names; the authors published no weights."""
-    config = model.backbone.config
-    side = -(-(config.size - config.c1[1] - 2) // 2) + 1  # of M2
-    side -= config.c3[1] - 1 if config.c3 else 0
-    for *_, kernel, stride in config.local:
+    sizes = model.backbone.sizes
+    side = -(-(sizes.size - sizes.c1[1] - 2) // 2) + 1  # of M2
+    side -= sizes.c3[1] - 1 if sizes.c3 else 0
+    for *_, kernel, stride in sizes.local:
         side = (side - kernel) // stride + 1
-    channels = config.local[-1][1]
-    layers = ["c1", *(["c3"] if config.c3 else []), *(row[0] for row in config.local)]
+    channels = sizes.local[-1][1]
+    layers = ["c1", *(["c3"] if sizes.c3 else []), *(row[0] for row in sizes.local)]
     return (
         *(TorchRule(f"backbone/{name}", name) for name in layers),
         TorchRule("backbone/f7", "f7", flatten=(channels, side, side)),
@@ -225,11 +205,12 @@ UNSAID = (
 INIT = "normal, std 0.01; biases 0.5"
 
 
-def _spec(name: str, config: DeepFaceConfig, params: int, macs: int, **facts: Any):
+def _spec(name: str, sizes: DeepFaceSizes, params: int, macs: int, **facts: Any):
     return ModelSpec(
         name=name,
         task="verification",
-        build=partial(deepface, config=config),
+        build=partial(deepface, sizes=sizes),
+        config=DeepFaceConfig,
         num_classes=4030,
         preprocess=FACES,
         params=params,
@@ -242,7 +223,7 @@ def _spec(name: str, config: DeepFaceConfig, params: int, macs: int, **facts: An
 
 def _ablation(
     name: str,
-    config: DeepFaceConfig,
+    sizes: DeepFaceSizes,
     params: int,
     macs: int,
     *,
@@ -251,7 +232,7 @@ def _ablation(
 ) -> ModelSpec:
     return _spec(
         name,
-        config,
+        sizes,
         params,
         macs,
         paper=f"{PAPER}, section 5.2 and table 1",
@@ -304,6 +285,7 @@ SPECS = (
         name="deepface_small",
         task="verification",
         build=deepface_small,
+        config=SmallDeepFaceConfig,
         paper=f"after {PAPER}, figure 2",
         num_classes=128,
         preprocess=Preprocess(size=64, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3),
@@ -315,7 +297,7 @@ SPECS = (
         deviations=(
             "64 x 64 pixels, of 8 and 16 maps, with smaller kernels, and a "
             "descriptor of 256 values",
-            "He's initialisation and biases of 0, with which it learns from few faces",
+            "He's initialization and biases of 0, with which it learns from few faces",
             *UNSAID[2:],
         ),
     ),

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from train.data import align_source, choose_alignment, load_dataset
-from train.data.faces import first_pictures, make_pairs, read_landmarks, write_landmarks
+from train.data.faces import first_pictures, make_pairs
 from train.data.files import Files
 from train.data.formats.face_model import average_person, draw_person, landmarks
 from train.data.formats.synthetic_faces import (
@@ -15,6 +15,7 @@ from train.data.formats.synthetic_faces import (
     render,
     rotate,
 )
+from train.data.landmarks import read_landmarks, write_landmarks
 from train.data.rng import RandomStream
 from zoo.face.reference import LANDMARKS
 from zoo.spec import Preprocess
@@ -237,6 +238,51 @@ def test_landmarks_beside_pictures(tmp_path):
         (tmp_path / "landmarks.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_landmarks(Files(tmp_path))
+
+
+def test_groups_beside_pictures(tmp_path):
+    make_lfw(tmp_path)
+    (tmp_path / "pairs.txt").write_text(PAIRS)
+    rows = "Person_A,old\nPerson_D,young\nPerson_B,old"
+    (tmp_path / "groups.csv").write_text(f"person,group\n{rows}\n")
+    source = load_dataset(f"lfw:{tmp_path}", "test")
+    faces = source.face_set()
+    assert faces.group_names == ("old", "young")
+    of = {
+        source.class_names[label]: group
+        for label, group in zip(faces.labels, faces.groups, strict=True)
+    }
+    assert of == {"Person_A": 0, "Person_B": 0, "Person_C": -1, "Person_D": 1}
+    for text, message in {
+        "name,group": "first line must be person,group, got name,group",
+        "person,group\nA,old,1": "line 2: expected a person",
+        "person,group\nA,old\nA,young": "line 3: expected a person, who is not named",
+        "person,group\nA,": "line 2: expected a person",
+    }.items():
+        (tmp_path / "groups.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_dataset(f"lfw:{tmp_path}", "test")
+
+
+def test_noise_moves_what_is_aligned_by_landmarks(tmp_path):
+    rows, columns = np.mgrid[:40, :40]
+    image = np.stack([6 * rows, 6 * columns, rows + columns], -1).astype(np.uint8)
+    for person in "ab":
+        for i in range(2):
+            (tmp_path / person).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / person / f"{i}.png")
+    six = np.array([[12, 16], [28, 16], [20, 24], [14, 32], [20, 32], [26, 32]])
+    files = [f"{person}/{i}.png" for person in "ab" for i in range(2)]
+    write_landmarks(tmp_path / "landmarks.csv", dict.fromkeys(files, six))
+    source = load_dataset(f"imagefolder:{tmp_path}", "all", task="verification")
+    exact, little, much, again = (
+        align_source(source, "2d", SMALL, noise=noise).image(1).astype(int)
+        for noise in (0, 0.5, 3, 3)
+    )
+    np.testing.assert_array_equal(much, again)
+    assert 0 < np.abs(little - exact).mean() < np.abs(much - exact).mean() / 2
+    with pytest.raises(ValueError, match="landmark_noise=-1 must be 0 or more"):
+        align_source(source, "2d", SMALL, noise=-1)
 
 
 def test_alignment_goes_as_far_as_the_landmarks(tmp_path):

@@ -10,9 +10,10 @@ from tiny_runs import run_command
 
 import zoo
 from train.config import load_config
-from train.data.faces import make_pairs, write_landmarks
+from train.data.faces import make_pairs
 from train.data.formats.synthetic_faces import draw_example
-from train.tasks.verification import (
+from train.data.landmarks import write_landmarks
+from train.descriptors import (
     average_templates,
     evaluate_descriptors,
     probability,
@@ -106,6 +107,25 @@ def test_videos_are_compared_by_the_mean_of_all_pairs_of_frames():
     assert evaluate_descriptors(frames, faces).scores[0] == pytest.approx(wanted)
 
 
+def test_groups_of_videos_and_of_pairs_in_one_fold():
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(8), 4)
+    templates = np.repeat(np.arange(16), 2)
+    first, second = np.triu_indices(16, 1)
+    same = first // 2 == second // 2
+    pairs = Pairs(first, second, same, np.zeros(len(first), np.int64))
+    groups = (people // 4).astype(np.int32)
+    values = rng.normal(size=(8, 5))[people] + 0.05 * rng.normal(size=(32, 5))
+    values[groups == 1] = rng.normal(size=((groups == 1).sum(), 5))
+    faces = FaceSet(
+        *(people, np.full(32, -1), np.zeros(32, bool), pairs, templates, groups),
+        ("clear", "blurred"),
+    )
+    (clear, count, right), (_, _, wrong) = evaluate_descriptors(values, faces).groups
+    assert (clear, count) == ("clear", 8 * 7 / 2)
+    assert right > wrong
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The run of a few steps, its folder and what it printed."""
@@ -139,6 +159,7 @@ def test_a_run_is_evaluated_with_other_alignments(run):
     common = ("evaluate", run_dir, "--data-dir", data)
     assert "group dark" in command(*common)
     assert "verification accuracy" in command(*common, "--align", "none")
+    assert "verification accuracy" in command(*common, "--landmark-noise", 2)
     out = command(*common, "--protocol", "lfw", code=1)
     assert "--protocol lfw needs the pairs of a list" in out
 

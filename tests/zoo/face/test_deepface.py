@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.face.deepface import DeepFaceConfig, deepface
+from zoo.face.deepface import DeepFaceSizes, deepface
 from zoo.summary import abstract_variables, list_endpoints, list_layers
 
 NAMES = zoo.list_models(task="verification")
-TINY = DeepFaceConfig(
+TINY = DeepFaceSizes(
     size=24,
     c1=(4, 5),
     c3=(4, 3),
@@ -47,7 +47,7 @@ def test_layers_are_the_papers():
 
 
 def test_parameters_start_as_in_the_paper():
-    model = deepface(config=TINY, num_classes=5)
+    model = deepface(sizes=TINY, num_classes=5)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
     for name, layer in variables["params"]["backbone"].items():
         np.testing.assert_array_equal(layer["bias"], 0.5, err_msg=name)
@@ -55,7 +55,7 @@ def test_parameters_start_as_in_the_paper():
 
 
 def test_the_descriptors_maximum_is_kept_in_training_and_frozen_with_its_layer():
-    model = deepface(config=TINY, num_classes=5)
+    model = deepface(sizes=TINY, num_classes=5)
     images = jax.random.uniform(jax.random.key(1), (6, 24, 24, 3))
     variables = model.init(jax.random.key(0), images)
 
@@ -75,7 +75,7 @@ def test_the_descriptors_maximum_is_kept_in_training_and_frozen_with_its_layer()
 
 
 def test_dropout_changes_the_descriptor_in_training_alone():
-    model = deepface(config=TINY, num_classes=0)
+    model = deepface(sizes=TINY, num_classes=0)
     images = jax.random.uniform(jax.random.key(1), (2, 24, 24, 3))
     variables = model.init(jax.random.key(0), images)
     still = model.apply(variables, images)
@@ -101,4 +101,4 @@ def test_variables_go_to_pytorch_and_back():
 
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"deepface takes images \[B, 24, 24, C\]"):
-        deepface(config=TINY).init(jax.random.key(0), jnp.zeros((1, 25, 25, 3)))
+        deepface(sizes=TINY).init(jax.random.key(0), jnp.zeros((1, 25, 25, 3)))

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.faces import FaceSource, FileFaces, read_landmarks
+from train.data.faces import FaceSource, FileFaces
 from train.data.files import (
     Files,
     find_splits,
@@ -31,8 +31,7 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     """Opens a folder or zip file with one folder for each person.
 
     The layout is that of `open_folder`; the people to train on are those of the split
-    "train", and all where there is none. Landmarks may lie beside, see
-    `read_landmarks`.
+    "train", and all where there is none.
 
     Args:
       path: A folder, or a zip file, which is not unpacked.
@@ -50,8 +49,7 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     everyone = [row for rows in layout.values() for row in rows]
     trained = sorted({name for name, _ in layout.get("train", everyone)})
     names, members = zip(*(row for part in splits for row in layout[part]), strict=True)
-    landmarks = read_landmarks(files)
-    return FileFaces(files, "+".join(splits), members, names, trained, color, landmarks)
+    return FileFaces(files, "+".join(splits), members, names, trained, color)
 
 
 def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
@@ -101,7 +99,6 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         [f"s{person}" for person, _, _ in rows],
         [f"s{person}" for person in trained],
         color,
-        read_landmarks(files),
         gallery=np.array([number <= ORL_KNOWN for _, number, _ in rows]),
     )
 
@@ -169,7 +166,6 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         [name for name, _ in keys],
         trained,
         color,
-        read_landmarks(files),
         pairs=pairs,
     )
 
@@ -330,7 +326,6 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         names,
         sorted({*names}),
         color,
-        read_landmarks(files),
         templates=np.array([number[video] for _, video in frames], np.int32),
         pairs=_make_pairs(columns) if rows else None,
     )

@@ -171,8 +171,7 @@ def render(
     image = image * view.gain
     image = Image.fromarray(image.clip(0, 255).round().astype(np.uint8))
     image = np.asarray(image.filter(ImageFilter.GaussianBlur(view.blur)), float)
-    # Of four uniform numbers the sum is nearly normal.
-    noise = (rng.uniform(-0.5, 0.5, (4, side, side, 3)).sum(0)) * np.sqrt(3)
+    noise = rng.normal((side, side, 3))
     return (image + view.grain * noise).clip(0, 255).round().astype(np.uint8)
 
 
@@ -325,8 +324,33 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
             yield from enumerate(threads.map(draw_example, people, numbers))
 
 
-def draw_example(person: int, picture: int) -> dict:
-    """Draws one picture of a person, with what is known of it.
+class Scene(NamedTuple):
+    """What a picture shows, before it is rendered.
+
+    Attributes:
+      person: The person.
+      view: The camera and the light.
+      pose: Yaw, pitch and roll in degrees, float64 [3].
+      expression: The expression of the face.
+      landmarks: float64 [67, 3], in the head's own axes.
+      rng: The random numbers of what is left to draw.
+    """
+
+    person: Person
+    view: View
+    pose: np.ndarray
+    expression: Expression
+    landmarks: np.ndarray
+    rng: RandomStream
+
+    def project(self) -> np.ndarray:
+        """Returns the landmarks in the picture, float64 [67, 2]."""
+        # A pixel's number is that of its center.
+        return self.view.project(self.landmarks) - 0.5
+
+
+def draw_scene(person: int, picture: int) -> Scene:
+    """Draws what a picture of a person shows.
 
     Args:
       person: The number of the person, 0 or more.
@@ -336,15 +360,26 @@ def draw_example(person: int, picture: int) -> dict:
     rng = RandomStream((person, 2), (0, picture))
     view, pose = draw_view(rng)
     expression = draw_expression(rng)
-    points = view.project(landmarks(who, expression))
+    return Scene(who, view, pose, expression, landmarks(who, expression), rng)
+
+
+def draw_example(person: int, picture: int) -> dict:
+    """Draws one picture of a person, with what is known of it.
+
+    Args:
+      person: The number of the person, 0 or more.
+      picture: The number of the picture, 0 or more.
+    """
+    scene = draw_scene(person, picture)
+    view = scene.view
+    image = render(scene.person, view, scene.expression, scene.rng)
     return {
-        "image": Image.fromarray(render(who, view, expression, rng)),
+        "image": Image.fromarray(image),
         "person": person,
-        # A pixel's number is that of its center.
-        "landmarks": (points - 0.5).astype(np.float32),
+        "landmarks": scene.project().astype(np.float32),
         "camera": (view.camera - [[0, 0, 0, 0.5]] * 2).astype(np.float32),
-        "pose": pose.astype(np.float32),
-        "group": tone_name(who),
+        "pose": scene.pose.astype(np.float32),
+        "group": tone_name(scene.person),
     }
 
 
