@@ -1,12 +1,14 @@
 """What is computed differently on CPUs, and the compiler options that help there.
 
 Without this room the zoo computes the same, more slowly: `zoo.ops.convolution` calls
-`convolve` and `convolve_transposed` where a program is lowered for CPUs, and the whole
-functions (`make_classifier` and its like) are compiled by `jit_inference`.
+`convolve` and `convolve_transposed` and `zoo.ops.locally_connected` calls
+`locally_connected` where a program is lowered for CPUs, and the whole functions
+(`make_classifier` and its like) are compiled by `jit_inference`.
 """
 
 from zoo.cpu.compiler import compiler_options, jit_inference
 from zoo.cpu.convolution import Window, convolve, convolve_transposed
+from zoo.cpu.locally_connected import locally_connected
 from zoo.cpu.reduction import mean_of_map
 
 __all__ = [
@@ -15,5 +17,6 @@ __all__ = [
     "convolve",
     "convolve_transposed",
     "jit_inference",
+    "locally_connected",
     "mean_of_map",
 ]

@@ -1,7 +1,12 @@
 """Locally connected layers: convolutions with a kernel for each output position."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from zoo import cpu
 
 Array = jax.Array
 
@@ -11,10 +16,8 @@ def locally_connected(
 ) -> Array:
     """Computes a convolution without padding and without shared weights.
 
-    The windows are gathered as patches [H', W', B, kh kw I], and multiplied by the
-    kernels in one batched product. If the batch came first, XLA would copy the kernel:
-    for DeepFace's L4 with 8 images on a CPU this takes twice the memory (502 MB instead
-    of 249 MB besides arguments and result) and twice the time.
+    The windows are gathered as patches, and multiplied by the kernels in one batched
+    product; on CPUs row by row, see `zoo.cpu.locally_connected`.
     `tests/benchmarks/benchmark_faces.py` compares it with PyTorch.
 
     Args:
@@ -51,8 +54,22 @@ def locally_connected(
         raise ValueError(
             f"bias must be [{height}, {width}, {outputs}], got {list(bias.shape)}."
         )
+    y = _locally_connected(x, kernel, stride)
+    return y if bias is None else y + bias[None]
+
+
+# The jit makes JAX trace and differentiate equal layers once; it is inlined.
+@partial(jax.jit, static_argnums=2, inline=True)
+def _locally_connected(x: Array, kernel: Array, stride: int) -> Array:
+    by_rows = partial(cpu.locally_connected, stride=stride)
+    at_once = partial(_multiply_patches, stride=stride)
+    return lax.platform_dependent(x, kernel, cpu=by_rows, default=at_once)
+
+
+def _multiply_patches(x: Array, kernel: Array, stride: int) -> Array:
+    height, width, rows, columns, inputs, outputs = kernel.shape
     last = [(n - 1) * stride + 1 for n in (height, width)]
-    # Positions first, as in the kernel, so that neither is copied for the product.
+    # Positions first, as in the kernel, which XLA would copy for the product otherwise.
     x = x.transpose(1, 2, 0, 3)
     taps = [
         x[i : i + last[0] : stride, j : j + last[1] : stride]
@@ -61,8 +78,7 @@ def locally_connected(
     ]
     patches = jnp.concatenate(taps, 3)
     kernel = kernel.reshape(height, width, rows * columns * inputs, outputs)
-    y = jnp.einsum("hwbk,hwko->hwbo", patches, kernel).transpose(2, 0, 1, 3)
-    return y if bias is None else y + bias[None]
+    return jnp.einsum("hwbk,hwko->hwbo", patches, kernel).transpose(2, 0, 1, 3)
 
 
 def output_size(
