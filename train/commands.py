@@ -194,6 +194,11 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is not for {name}, whose task is {kind.name}.")
     protocol = kind.choose_protocol(options.protocol, options.scales, name)
+    if (options.protocol == "ensemble") != bool(options.ensemble):
+        raise ValueError(
+            f"--protocol ensemble and --ensemble RUN go together, got --protocol "
+            f"{options.protocol} and {len(options.ensemble)} other runs."
+        )
     whole = protocol is not None and not protocol.cropped
     whole = whole and "fully_convolutional" in zoo.list_options(name)
     opened = open_network(options, {"fully_convolutional": True} if whole else {})

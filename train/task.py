@@ -283,7 +283,7 @@ class Task(abc.ABC):
           others: The results of the runs of `--ensemble` on the same examples.
 
         Raises:
-          ValueError: The protocol and the option do not go together.
+          ValueError: The examples do not allow the protocol.
         """
         return self
 

@@ -208,11 +208,6 @@ class Verification(Task):
                 f"--protocol {protocol} is fitted to all folds of pairs but one, and "
                 f"there are {folds}."
             )
-        if (protocol == "ensemble") != bool(others):
-            raise ValueError(
-                f"--protocol ensemble and --ensemble RUN go together, got --protocol "
-                f"{protocol} and {len(others)} other runs."
-            )
         f7 = variables["params"]["backbone"]["f7"] if protocol == "siamese" else None
         descriptors = tuple(other.descriptors for other in others)
         return dataclasses.replace(self, f7=f7, others=descriptors)
