@@ -54,6 +54,8 @@ FLOORS = {
     "train/__init__": 0,
     "train/config": 5,
     "train/data": 6,
+    "train/alignment": 7,
+    "train/descriptors": 6,
     "train/state": 6,
     "train/optim": 6,
     "train/figures": 6,
@@ -99,6 +101,7 @@ OWNERS = {
     "sklearn": {
         "train/data": "anywhere",
         "train/rcnn": "anywhere",
+        "train/descriptors": "anywhere",
         "train/tasks": "anywhere",
         "train/studies": "lazily",
     },
