@@ -1,12 +1,17 @@
 """The metrics of a run: JSON lines, and the same for TensorBoard."""
 
+import contextlib
 import json
 import os
+import shlex
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 
 class History:
@@ -20,7 +25,7 @@ class History:
     """
 
     def __init__(self, run_dir: Path, *, resume_from: int | None = None):
-        self._file = self._events = None
+        self._run_dir, self._file = run_dir, None
         if jax.process_index():
             return
         path = run_dir / "metrics.jsonl"
@@ -33,16 +38,23 @@ class History:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         self._file = path.open("a")
-        purge = None if resume_from is None else resume_from + 1
-        self._events = SummaryWriter(str(run_dir / "events"), purge_step=purge)
+        (run_dir / "events").mkdir(exist_ok=True)
+        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and what
+        # writes then waits for it forever.
+        self._events = EventsWriter(str(run_dir / "events" / "events"))
+        if resume_from is not None:
+            start = SessionLog(status=SessionLog.START)  # hides events of later steps
+            self._write_event(step=resume_from + 1, session_log=start)
 
     def __enter__(self) -> "History":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file:
-            self._file.close()
-            self._events.close()
+            # Rows are flushed one by one; closing fails where one of them has failed.
+            for file in (self._file, self._events):
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def log(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one row.
@@ -52,14 +64,29 @@ class History:
           step: The number of steps done.
           epoch: The number of epochs done.
           values: The metrics by name.
+
+        Raises:
+          OSError: The row cannot be written, for instance because the disk is full.
         """
         if not self._file:
             return
         row = {"kind": kind, "step": step, "epoch": epoch, **values}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._write_event(step=step, summary=scalar(f"{kind}/{name}", value))
+            self._events.flush()
+        except OSError as error:
+            run = shlex.quote(str(self._run_dir))
+            raise OSError(
+                f"the metrics of step {step} cannot be written in {self._run_dir}: "
+                f"{error.strerror or error}. What was saved before stays; "
+                f"`canon-zoo train resume {run}` goes on from there."
+            ) from error
+
+    def _write_event(self, **fields: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), **fields))
 
 
 def format_rate(rate: float) -> str:

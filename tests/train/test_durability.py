@@ -140,15 +140,21 @@ FULL = """
 import resource, signal, sys
 from train.__main__ import train
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-train(["resume", sys.argv[1]])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+train(sys.argv[2:])
 """
+
+
+def run_on_full_disk(folder, limit, *arguments):
+    # It must not keep compiled programs, which would be cut for all later tests.
+    env = environment(folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9")
+    return run_python("-c", FULL, str(limit), *map(str, arguments), env=env)
 
 
 def test_a_full_disk_costs_the_report_alone(run):
     (run / "report.html").write_text("the last one")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    done = run_python("-c", FULL, str(run), env=environment(run.parent))
+    done = run_on_full_disk(run.parent, 20_000, "resume", run)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"the run in {run} is saved, and only its report cannot" in done.stderr
@@ -161,6 +167,21 @@ def test_a_full_disk_costs_the_report_alone(run):
     code, _, err = run_command("resume", run)
     assert code == 0, err
     assert (run / "report.html").stat().st_size > 20_000
+
+
+def test_a_disk_that_becomes_full_stops_the_run_and_says_where(images, tmp_path):
+    run = tmp_path / "run"
+    options = ("--dataset", f"imagefolder:{images}", "--batch-size", "8")
+    options += ("--steps", "40", "--log-every", "1", "--run-dir", str(run))
+    done = run_on_full_disk(tmp_path, 4000, "digits_lenet5_modern", *options)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"cannot be written in {run}: File too large" in done.stderr
+    assert f"`canon-zoo train resume {run}` goes on" in done.stderr
+    assert resume_run(run).finished
+    assert [row["step"] for row in read_rows(run) if row["kind"] == "train"] == [
+        *range(1, 41)
+    ]
 
 
 HOLD = """
