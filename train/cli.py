@@ -17,6 +17,7 @@ from tyro.conf import Positional
 import zoo
 from train import commands, rcnn
 from train.checkpoint import CheckpointError
+from train.choose import choose
 from train.config import (
     DataConfig,
     ModelConfig,
@@ -25,6 +26,7 @@ from train.config import (
     load_config,
 )
 from train.configs import CONFIGS, get_config
+from train.configs.my_data import RECIPES
 from train.data.pipeline import WorkerError
 from train.fit import NonFiniteLossError, Result, fit, resume_run
 from train.run_dir import new_run_dir
@@ -60,6 +62,8 @@ def usage() -> str:
     """Returns the list of the commands and the experiments."""
     lines = [
         "usage: canon-zoo train NAME [options]     train one of the experiments below",
+        "       canon-zoo train my_images --dataset imagefolder:DIR   your own data:",
+        "             (or my_boxes, my_masks)      it is looked at first",
         "       canon-zoo train resume RUN         go on with an interrupted run",
         "       canon-zoo train evaluate RUN       or --model, --weights and --dataset",
         "       canon-zoo train predict RUN IMAGE ...",
@@ -96,6 +100,12 @@ def main(arguments: list[str]) -> None:
             TrainConfig, default=TRANSFER, args=rest, prog=prog, description=text
         )
         transfer(config)
+    elif name in RECIPES and not {"-h", "--help"} & {*rest}:
+
+        def parse(default: TrainConfig) -> TrainConfig:
+            return tyro.cli(TrainConfig, default=default, args=rest, prog=prog)
+
+        train(choose(RECIPES[name](), parse), name)
     elif name.removesuffix("_tiny") in CONFIGS:
         config = tyro.cli(TrainConfig, default=get_config(name), args=rest, prog=prog)
         train(config, name)

@@ -73,6 +73,7 @@ FLOORS = {
     "train/configs": 14,
     "train/experiment": 14,
     "train/multi_crop": 14,
+    "train/choose": 15,
     "train/fit": 15,
     "train/run_report": 15,
     "train/rcnn": 16,

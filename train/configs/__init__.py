@@ -18,12 +18,14 @@ from train.configs import (
     imagenet_msra,
     imagenet_resnet,
     imagenet_vgg,
+    my_data,
     segmentation,
 )
 from train.tasks import TASKS
 from zoo.registry import get_spec, unknown
 
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
+    **my_data.RECIPES,
     "digits_lenet5": digits_lenet5.config,
     "digits_lenet5_modern": digits_lenet5.modern,
     "digits_detection_ssd": digits_detection.ssd,

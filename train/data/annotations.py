@@ -56,7 +56,7 @@ def has_area(boxes: np.ndarray) -> np.ndarray:
 
 def clip_objects(
     objects: Objects, size: tuple[int, int], names: Sequence[str]
-) -> tuple[Objects, list[str]]:
+) -> tuple[Objects, list[str], int]:
     """Clips boxes to their image, and drops those that have no area then.
 
     A box without area is inverted (x2 <= x1 or y2 <= y1), or outside the image.
@@ -67,7 +67,9 @@ def clip_objects(
       names: The name of each object in messages.
 
     Returns:
-      The remaining objects, and a message for each object that was dropped.
+      The remaining objects, a message for each object that was dropped, and the number
+      of boxes, dropped ones included, that reach beyond their image by more than a
+      pixel.
     """
     height, width = size if all(size) else (np.inf, np.inf)
     boxes = clip_boxes(objects.boxes, height, width)
@@ -76,7 +78,8 @@ def clip_objects(
         f"{names[i]}: box {', '.join(f'{x:g}' for x in objects.boxes[i])}"
         for i in np.flatnonzero(~kept)
     ]
-    return objects._replace(boxes=boxes).choose(kept), reasons
+    outside = (np.abs(boxes - objects.boxes) > 1).any(1)
+    return objects._replace(boxes=boxes).choose(kept), reasons, int(outside.sum())
 
 
 def log_dropped_boxes(where: str, reasons: Sequence[str]) -> None:
@@ -126,6 +129,10 @@ IGNORED = 255
 
 class UnknownValues(BadImage):
     """A mask with values that have no class."""
+
+
+class UnnamedClasses(ValueError):
+    """Nothing says what the classes of masks are called."""
 
 
 def make_values(

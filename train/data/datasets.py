@@ -1,14 +1,18 @@
 """Loads a data set by its name."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from train.data.formats.coco import open_coco
 from train.data.formats.faces import open_lfw, open_orl, open_people, open_ytf
 from train.data.formats.image_folder import open_folder
 from train.data.formats.masks import open_masks
 from train.data.formats.voc import open_voc, open_voc_masks
-from train.data.source import Source, nearest, select
+from train.data.source import Source, Subset, nearest, select
 from zoo.decode import check_color, check_orientation
 
 # The prefix of a name -> the task, and the function that opens the path.
@@ -22,6 +26,8 @@ FORMATS = {
     "ytf": ("verification", open_ytf),
     "orl": ("verification", open_orl),
 }
+
+_SLICE = re.compile(r"(?P<split>[^\[\]]+)\[(?:(?P<first>\d+)%)?:(?:(?P<last>\d+)%)?\]")
 
 
 def load_dataset(
@@ -56,8 +62,9 @@ def load_dataset(
           sets, see `train.data.formats.faces`; an "imagefolder" is one, too, for the
           task "verification".
       split: The name of the split, such as "train" or "test"; "val", "valid" and
-        "validation" are the same, and "train+val" is both. For data sets of TFDS also a
-        slice, such as "train[:10%]".
+        "validation" are the same, and "train+val" is both. It may be a slice, such as
+        "train[:80%]"; images in files are ordered by a hash of their names for that, so
+        that a slice has images of all classes.
       data_dir: The folder of prepared data sets; TFDS's own folder if None. A relative
         PATH starts here.
       classes: The names of the classes to keep, which are relabelled 0, 1, .. in this
@@ -84,7 +91,7 @@ def load_dataset(
     check_color(color)
     check_orientation(orientation)
     form, colon, path = name.partition(":")
-    options = {}
+    options, part = {}, None
     if colon and form in FORMATS:
         found, opener = FORMATS[form]
         if (form, task) == ("imagefolder", "verification"):
@@ -105,7 +112,11 @@ def load_dataset(
         coco = opener is open_coco
         paths = [_place(data_dir, p) for p in (path.split(":") if coco else [path])]
         path = ":".join(map(str, paths)) if coco else paths[0]
+        if found != "verification" and (part := _SLICE.fullmatch(split)):
+            split = part["split"]
         source = opener(path, split, color=color, **options)
+        if part:
+            source = _slice(source, part)
     else:
         # Imported late: TFDS takes seconds, and files do without.
         from train.data.formats.tfds import open_prepared
@@ -125,6 +136,32 @@ def load_dataset(
                 "masks."
             )
     return select(source, classes=classes, per_class=per_class, seed=seed)
+
+
+def _slice(source: Source, part: re.Match) -> Source:
+    """Returns the images of a slice in percent, in the order of `source`."""
+    first, last = int(part["first"] or 0), int(part["last"] or 100)
+    if not first < last <= 100:
+        raise ValueError(
+            f"split {part[0]!r}: expected rising percentages from 0 to 100, such as "
+            f"{part['split']}[:80%] and {part['split']}[80%:]."
+        )
+    names = [source.identity(i).encode() for i in range(len(source))]
+    # A hash, not a generator: no version of numpy can change the order.
+    order = np.array(sorted(range(len(names)), key=lambda i: _hash(names[i])))
+    start, stop = (round(len(names) * share / 100) for share in (first, last))
+    if start == stop:
+        raise ValueError(
+            f"{source.name}: split {part[0]!r} has none of the {len(names)} images of "
+            f"{part['split']}."
+        )
+    chosen = Subset(source, np.sort(order[start:stop]))
+    chosen.split = part[0]
+    return chosen
+
+
+def _hash(name: bytes) -> bytes:
+    return hashlib.sha256(name).digest()
 
 
 def _place(data_dir: str | Path | None, path: str) -> Path:

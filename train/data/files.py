@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from train.data.source import UnknownSplit
 from zoo.decode import SUFFIXES, BadImage, looks_like_image
 
 # A zip member that is larger than this once unpacked is refused.
@@ -382,7 +383,8 @@ def find_splits(split: str, known: Collection[str], where: str) -> list[str]:
     """Returns the names in `known` of a split such as "train" or "train+val".
 
     Raises:
-      ValueError: There is no such split, or one is named twice.
+      UnknownSplit: There is no such split.
+      ValueError: A split is named twice.
     """
     found = [_find_split(part, known, where) for part in split.split("+")]
     if len(set(found)) < len(found):
@@ -397,7 +399,7 @@ def _find_split(split: str, known: Collection[str], where: str) -> str:
     same = [name for name in known if kind and split_kind(name) == kind]
     if len(same) != 1:
         several = f"; {' and '.join(sorted(same))} could be meant" if same else ""
-        raise ValueError(
+        raise UnknownSplit(
             f"{where} has no split {split!r}; it has {', '.join(sorted(known))}"
             f"{several}."
         )

@@ -16,6 +16,10 @@ Example = dict[str, np.ndarray | np.int32]
 _BLOCK = 1024  # examples that a thread looks at for a fingerprint
 
 
+class UnknownSplit(ValueError):
+    """A data set has no split of a name."""
+
+
 class Source:
     """The annotated images of one split, with random access.
 
@@ -152,31 +156,31 @@ class Subset(Source):
         self.class_names = source.class_names if class_names is None else class_names
         if self.task == "classification":
             self.labels = source.labels[indices] if labels is None else labels
-        self.source, self._indices = source, np.asarray(indices)
+        self.source, self.indices = source, np.asarray(indices)
 
     def image(self, index: int) -> np.ndarray:
-        return self.source.image(int(self._indices[index]))
+        return self.source.image(int(self.indices[index]))
 
     def provenance(self, index: int) -> str:
-        return self.source.provenance(int(self._indices[index]))
+        return self.source.provenance(int(self.indices[index]))
 
     def identity(self, index: int) -> str:
-        return self.source.identity(int(self._indices[index]))
+        return self.source.identity(int(self.indices[index]))
 
     def content(self, index: int) -> str:
         return self.source.content(int(self._indices[index]))
 
     def objects(self, index: int) -> "Objects | None":
-        return self.source.objects(int(self._indices[index]))
+        return self.source.objects(int(self.indices[index]))
 
     def example(self, index: int) -> Example:
-        example = self.source.example(int(self._indices[index]))
+        example = self.source.example(int(self.indices[index]))
         if self.task == "classification":
             example["label"] = np.int32(self.labels[index])
         return example
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
 
 class Joined(Source):

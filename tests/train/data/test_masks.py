@@ -171,7 +171,7 @@ def test_layouts_that_are_refused(tmp_path):
         load_dataset(f"masks:{path}", "test", classes=NAMES)
     with pytest.raises(ValueError, match=r"classes=.* or in a file set/classes\.txt"):
         load_dataset(f"masks:{path}", "train")
-    with pytest.raises(ValueError, match="no folder SPLIT/images"):
+    with pytest.raises(ValueError, match="no folder images, or SPLIT/images"):
         load_dataset(f"masks:{path}/set/train/masks", "train", classes=NAMES)
     with pytest.raises(
         ValueError, match="is for segmentation, not for task='detection'"

@@ -11,7 +11,7 @@ from train.data.annotations import clip_objects, log_dropped_boxes, make_objects
 from train.data.files import Files, split_kind, warn_of_left_out
 from train.data.formats.image_files import FileObjects
 from train.data.formats.xml import MAX_COORDINATE
-from train.data.source import Joined, Source
+from train.data.source import Joined, Source, UnknownSplit
 
 _USAGE = (
     "expected coco:DIR, a folder with annotations/instances_SPLIT.json and images in "
@@ -57,7 +57,8 @@ def _find(path: str, split: str) -> tuple[Path, Path]:
         file, _, images = path.replace("{split}", split).partition(".json:")
         file, images = Path(f"{file}.json"), Path(images)
         if not file.is_file():
-            raise ValueError(f"{file} does not exist; {_USAGE}.")
+            error = UnknownSplit if "{split}" in path else ValueError
+            raise error(f"{file} does not exist; {_USAGE}.")
         return file, images
     folder = Path(path)
     kind = split_kind(split)
@@ -71,7 +72,7 @@ def _find(path: str, split: str) -> tuple[Path, Path]:
     ]
     if len(found) != 1:
         there = ", ".join(file.stem.removeprefix("instances_") for file in known)
-        raise ValueError(
+        raise UnknownSplit(
             f"{folder} has {'several' if found else 'no'} annotations for split "
             f"{split!r}; it has {there or 'none at all'}; {_USAGE}."
         )
@@ -110,14 +111,14 @@ def _open_one(
     existing, left = files.listing()
     warn_of_left_out(str(folder), left)
     existing = set(existing)
-    images, objects, sizes, left_out = [], [], [], []
+    images, objects, sizes, left_out, outside = [], [], [], [], 0
     for image in content["images"]:
         name = image["file_name"]
         if name not in existing:
             raise ValueError(f"{file}: {name} is not in {folder}.")
         size = tuple(_get_side(file, image, side) for side in ("height", "width"))
         annotations = found[image["id"]]
-        tidy, reasons = clip_objects(
+        tidy, reasons, reaching = clip_objects(
             make_objects(
                 _boxes(file, annotations),
                 [class_of[a["category_id"]] for a in annotations],
@@ -130,11 +131,13 @@ def _open_one(
         objects.append(tidy)
         sizes.append(size)
         left_out += reasons
+        outside += reaching
     if not images:
         raise ValueError(f"{file} has no images.")
     log_dropped_boxes(str(file), left_out)
     return FileObjects(
-        files, split, class_names, images, objects, sizes, color, orientation
+        *(files, split, class_names, images, objects, sizes, color, orientation),
+        outside=outside,
     )
 
 

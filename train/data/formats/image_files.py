@@ -129,6 +129,11 @@ class FileObjects(_FileImages):
       sizes: The height and width in each image's annotation, 0 where it has none.
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
+      outside: The number of boxes that reached beyond their image, and were clipped to
+        it or dropped.
+
+    Attributes:
+      outside: The number of boxes that reached beyond their image.
     """
 
     task = "detection"
@@ -143,9 +148,11 @@ class FileObjects(_FileImages):
         sizes: Sequence[tuple[int, int]],
         color: str | None,
         orientation: str = "auto",
+        *,
+        outside: int = 0,
     ):
         super().__init__(files, split, class_names, images, color, orientation)
-        self._objects = Table(objects)
+        self._objects, self.outside = Table(objects), outside
         self._sizes = np.array(sizes, np.int32).reshape(-1, 2)
 
     def objects(self, index: int) -> Objects:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.annotations import IGNORED, make_values
+from train.data.annotations import IGNORED, UnnamedClasses, make_values
 from train.data.files import (
     NO_IMAGE,
     Files,
@@ -20,6 +20,7 @@ from train.data.source import Source
 from zoo.decode import BadImage, decode_mask
 
 ALONE = "masks without an image"
+ALL = "all"  # the split of a set without splits
 
 
 def open_masks(
@@ -35,7 +36,8 @@ def open_masks(
     """Opens SPLIT/images/NAME.jpg (or another kind) with SPLIT/masks/NAME.png.
 
     Args:
-      path: A folder or a zip file with such folders, at any depth.
+      path: A folder or a zip file with such folders, at any depth. Where `images` and
+        `masks` lie in it directly, the split is called "all".
       split: The name of a split, or several such as "train+val".
       class_names: The names of the classes; if None, the lines of a file classes.txt
         beside the splits.
@@ -48,8 +50,8 @@ def open_masks(
       The source.
 
     Raises:
-      ValueError: There is no such split, an image has no mask, or the classes' names
-        are not known.
+      UnnamedClasses: The classes' names are not known.
+      ValueError: There is no such split, or an image has no mask.
     """
     files = Files(path)
     entries, left_out = files.listing()
@@ -57,26 +59,26 @@ def open_masks(
     splits = {}  # name -> folder
     for entry in entries:
         parts = PurePosixPath(entry).parts
-        if len(parts) >= 3 and parts[-2] == "images" and not entry.endswith("/"):
-            folder = "/".join(parts[:-2])
-            other = splits.setdefault(parts[-3], folder)
+        if parts[-2:-1] == ("images",) and not entry.endswith("/"):
+            folder = str(PurePosixPath(*parts[:-2]))
+            other = splits.setdefault(parts[-3] if len(parts) > 2 else ALL, folder)
             if other != folder:
                 raise ValueError(f"{path} has two splits {other} and {folder}.")
     if not splits:
-        raise ValueError(f"{path} has no folder SPLIT/images with images.")
+        raise ValueError(f"{path} has no folder images, or SPLIT/images, with images.")
     images, masks = [], []
     for name in find_splits(split, splits, str(path)):
         folder = splits[name]
-        of_split = images_by_stem(files, entries, f"{folder}/images")
+        of_split = images_by_stem(files, entries, str(PurePosixPath(folder, "images")))
         for stem, image in of_split.items():
             images.append(image)
-            masks.append(f"{folder}/masks/{stem}.png")
+            masks.append(str(PurePosixPath(folder, "masks", f"{stem}.png")))
         used = {*of_split.values(), *masks}
         for inside, reason in (("images", NO_IMAGE), ("masks", ALONE)):
             others = [
                 entry
                 for entry in entries
-                if str(PurePosixPath(entry).parent) == f"{folder}/{inside}"
+                if PurePosixPath(entry).parent == PurePosixPath(folder, inside)
                 and not entry.endswith("/")
                 and entry not in used
             ]
@@ -94,7 +96,7 @@ def open_masks(
         beside = str(PurePosixPath(splits[name]).parent / NAMES_FILE)
         if beside not in existing:
             first = _find_values(files, masks)
-            raise ValueError(
+            raise UnnamedClasses(
                 f"{path}: what are its classes called? Name them in the order of the "
                 f"masks' values as --classes (classes=), or in a file {beside}, one a "
                 f"line. The first masks have the values {first}; those of no class are "

@@ -59,16 +59,18 @@ def open_voc(
     items = tree.find(split, "Annotations", ".xml")
     annotations = {file: tree.read_xml(file) for _, file in items}
     class_names = tree.read_names() or _collect_names(tree, annotations)
-    images, objects, sizes, left_out = [], [], [], []
+    images, objects, sizes, left_out, outside = [], [], [], [], 0
     for image, file in items:
-        found, size, reasons = _read_objects(annotations[file], class_names)
+        found, size, reasons, reaching = _read_objects(annotations[file], class_names)
         images.append(image)
         objects.append(found)
         sizes.append(size)
         left_out += reasons
+        outside += reaching
     log_dropped_boxes(f"{path} {split}", left_out)
     return FileObjects(
-        tree.files, split, class_names, images, objects, sizes, color, orientation
+        *(tree.files, split, class_names, images, objects, sizes, color, orientation),
+        outside=outside,
     )
 
 
@@ -215,8 +217,8 @@ def _collect_names(tree: _Tree, known: dict[str, Element]) -> tuple[str, ...]:
 
 def _read_objects(
     annotation: Element, class_names: tuple[str, ...]
-) -> tuple[Objects, tuple[int, int], list[str]]:
-    """Returns objects, height and width (0 if unknown), and dropped boxes."""
+) -> tuple[Objects, tuple[int, int], list[str], int]:
+    """Returns objects, height and width (0 if unknown), dropped boxes, and others."""
     elements = annotation.find_all("object")
     boxes, classes, difficult = [], [], []
     for element in elements:
@@ -240,9 +242,9 @@ def _read_objects(
         if size is None
         else (int(size.number(side, least=0)) for side in ("height", "width"))
     )
-    objects, left_out = clip_objects(
+    objects, left_out, reaching = clip_objects(
         make_objects(boxes, classes, difficult),
         (height, width),
         [element.where for element in elements],
     )
-    return objects, (height, width), left_out
+    return objects, (height, width), left_out, reaching
