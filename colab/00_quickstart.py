@@ -16,20 +16,15 @@
 # %% [markdown]
 # # Canon Zoo: a quick start
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/00_quickstart.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/00_quickstart.ipynb)
 #
 # The networks that made computer vision, as plain Flax Linen modules. This notebook
 # looks into the zoo, runs a network under `jit`, looks at its feature maps, trains
 # LeNet-5 on handwritten digits, and saves and restores what was learned. The next one
-# is about [transfer learning](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/01_transfer_learning.ipynb).
+# is about [transfer learning]({{colab}}/01_transfer_learning.ipynb).
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: transfer learning
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/01_transfer_learning.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/01_transfer_learning.ipynb)
 #
 # A network that knows the digits 0 to 4 learns 5 to 9 from a few images of each: with
 # a new head on frozen features, with a lower learning rate for the old layers, and with
@@ -24,12 +24,7 @@
 # one's own, because all of it is a dictionary of arrays.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: pretrained networks and their features
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/02_pretrained_and_features.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/02_pretrained_and_features.ipynb)
 #
 # A network that was trained for one task has learned to see. This notebook creates one
 # with its weights, lets it classify pictures, looks at its features layer by layer,
@@ -24,12 +24,7 @@
 # has never met from a few pictures of each.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"
@@ -398,4 +393,4 @@ plt.show()
 # %% [markdown]
 # The distance between the first curve and the other two is what training on other
 # things was worth. To train the network itself further, with parts of it frozen, see
-# the notebook on [transfer learning](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/01_transfer_learning.ipynb).
+# the notebook on [transfer learning]({{colab}}/01_transfer_learning.ipynb).

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: object detection
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/03_detection.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/03_detection.ipynb)
 #
 # Where is which digit? A small SSD learns it. This notebook draws each step on the way
 # from pixels to boxes: the default boxes, which of them shall find an object, what the
@@ -24,12 +24,7 @@
 # At the end is a detector with published weights, for your own photographs.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"

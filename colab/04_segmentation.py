@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: segmentation
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/04_segmentation.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/04_segmentation.ipynb)
 #
 # To which digit does each pixel belong, or is it background? A small U-Net learns it.
 # This notebook looks at its masks and its errors, silences its skip connections to see
@@ -24,12 +24,7 @@
 # network on images of any size.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: faces
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/05_faces.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/05_faces.ipynb)
 #
 # Are two pictures of one person? DeepFace answered in two steps: it brings a face to
 # the front, by its landmarks and a face in three dimensions, and then describes it with
@@ -29,12 +29,7 @@
 # measured for each of them before any use.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: what networks see
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/06_what_networks_see.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/06_what_networks_see.ipynb)
 #
 # Which pixels does a number inside a network depend on, and what in them does it answer
 # to? This notebook projects activations back into the image as Zeiler and Fergus did in
@@ -25,12 +25,7 @@
 # the network has learned.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"

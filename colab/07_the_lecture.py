@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Canon Zoo: the lecture
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/07_the_lecture.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({{colab}}/07_the_lecture.ipynb)
 #
 # Lectures on convolutional networks make claims: a good initialization decides whether
 # a deep network learns, batch normalization allows higher learning rates, plain
@@ -27,12 +27,7 @@
 # same study and writes a page, and `python -m train study --list` names all of them.
 
 # %%
-import importlib.util
-
-# Nothing is installed where the zoo is; jax and flax stay as Colab has them.
-if importlib.util.find_spec("zoo") is None:
-    print("Installing the zoo; this takes about a minute.")
-    # %pip install -q "canon-zoo[train] @ git+https://github.com/canon-zoo/canon-zoo@v0.1.0"
+# {{install}}
 
 # %%
 MODE = "smoke"  # or "full"
@@ -305,6 +300,6 @@ show(
 # ```
 #
 # Numbers of all studies, with the machine that measured them, are in
-# [tests/benchmarks/README.md](https://github.com/canon-zoo/canon-zoo/blob/v0.1.0/tests/benchmarks/README.md#studies).
+# [tests/benchmarks/README.md]({{pages}}/tests/benchmarks/README.md#studies).
 # The last part of the story, from R-CNN to one-stage detectors, is in the notebook
-# about [detection](https://colab.research.google.com/github/canon-zoo/canon-zoo/blob/v0.1.0/colab/03_detection.ipynb).
+# about [detection]({{colab}}/03_detection.ipynb).

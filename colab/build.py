@@ -3,16 +3,22 @@
     python colab/build.py             execute all in smoke mode and write them
     python colab/build.py NAME ...    the same for some of them
     python colab/build.py --check     only say whether the written ones are current
+    python colab/build.py --text      write their text anew, and keep the outputs
 
-The sources are in jupytext's percent format. The notebooks keep the outputs of smoke
-mode, without what differs from run to run: progress bars, execution counts, and what
-a cell tagged `clear-output` shows. Pictures have 256 colours, so that they are small.
+The sources are in jupytext's percent format. In them {{install}} stands for
+`install.py`, {{colab}} and {{pages}} for the addresses of notebooks and files: the
+address of the project is that of pyproject.toml, and nowhere else.
+
+The notebooks keep the outputs of smoke mode, without what differs from run to run:
+progress bars, execution counts, and what a cell tagged `clear-output` shows. Pictures
+have 256 colours, so that they are small.
 """
 
 import base64
 import io
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -34,6 +40,31 @@ NOTEBOOKS = (
 TIMEOUT = 600  # Seconds for one cell.
 
 
+def addresses() -> dict[str, str]:
+    """Returns what the words in double braces stand for."""
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
+    repository = project["urls"]["Repository"]
+    # The version is a literal in the package, which need not be installed here.
+    text = (FOLDER.parent / "zoo" / "__init__.py").read_text()
+    version = text.split('__version__ = "')[1].split('"')[0]
+    tag, page = f"v{version}", repository.removeprefix("https://github.com/")
+    return {
+        "repository": repository,
+        "version": version,
+        "tag": tag,
+        "pages": f"{repository}/blob/{tag}",
+        "colab": f"https://colab.research.google.com/github/{page}/blob/{tag}/colab",
+    }
+
+
+def fill(text: str) -> str:
+    """Replaces the words in double braces."""
+    text = text.replace("# {{install}}", (FOLDER / "install.py").read_text().rstrip())
+    for name, value in addresses().items():
+        text = text.replace(f"{{{{{name}}}}}", value)
+    return text
+
+
 def read_source(name: str) -> nbformat.NotebookNode:
     """Reads a source as a notebook without outputs.
 
@@ -47,7 +78,7 @@ def read_source(name: str) -> nbformat.NotebookNode:
     keep = ("accelerator", "colab", "kernelspec")
     notebook.metadata = {k: notebook.metadata[k] for k in keep}
     for i, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{i:02}"
+        cell.id, cell.source = f"cell-{i:02}", fill(cell.source)
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
     return notebook
 
@@ -108,12 +139,30 @@ def is_current(name: str, folder: Path = FOLDER) -> bool:
     return written == read_source(name)
 
 
+def write_text(name: str) -> None:
+    """Writes the text of a notebook anew, with the outputs that it has.
+
+    Raises:
+      ValueError: There are more cells or fewer, so that outputs cannot be kept.
+    """
+    path, notebook = FOLDER / f"{name}.ipynb", read_source(name)
+    written = nbformat.read(path, as_version=4)
+    for cell, old in zip(notebook.cells, written.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs = old.outputs
+    nbformat.write(notebook, path)
+
+
 def main(arguments: list[str]) -> None:
-    """Builds all notebooks or those that are named; --check builds nothing."""
+    """Builds all notebooks or those that are named; see above."""
     if arguments == ["--check"]:
         stale = [name for name in NOTEBOOKS if not is_current(name)]
         if stale:
             sys.exit(f"{stale} differ from their sources: run python colab/build.py")
+        return
+    if arguments == ["--text"]:
+        for name in NOTEBOOKS:
+            write_text(name)
         return
     for name in arguments or NOTEBOOKS:
         with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ from zoo.registry import build, get_spec, list_models, list_options
 from zoo.segment import Segmentation, make_segmenter
 from zoo.summary import Level, describe, list_endpoints, list_layers, list_pyramid
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BoxPrediction",

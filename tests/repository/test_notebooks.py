@@ -5,7 +5,11 @@ import contextlib
 import importlib.util
 import inspect
 import json
+import os
 import re
+import subprocess
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,6 @@ _spec = importlib.util.spec_from_file_location("colab_build", FOLDER / "build.py
 build = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build)
 
-REPOSITORY, TAG = "https://github.com/canon-zoo/canon-zoo", "v0.1.0"
 MACHINE_PATH = re.compile(r"/(root|home|tmp|opt|work|usr|content|Users)/|[A-Z]:\\")
 
 EACH = pytest.mark.parametrize("name", build.NOTEBOOKS)
@@ -40,7 +43,7 @@ def count_pictures(notebook) -> int:
 
 @EACH
 def test_notebook_is_made_from_its_source(name):
-    source = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
+    source = build.read_source(name)
     cells = [(cell.cell_type, cell.source) for cell in source.cells]
     assert cells == [(cell.cell_type, cell.source) for cell in written(name).cells]
     assert build.is_current(name)
@@ -58,13 +61,10 @@ def test_a_changed_cell_is_noticed(name, tmp_path):
 def test_notebook_is_ready_for_colab(name):
     notebook = written(name)
     title, install, mode = notebook.cells[:3]
-    page = REPOSITORY.removeprefix("https://").replace("github.com", "github")
-    page = f"{page}/blob/{TAG}/colab/{name}.ipynb"
     assert title.source.startswith("# ")
-    assert f"(https://colab.research.google.com/{page})" in title.source
+    assert f"({build.addresses()['colab']}/{name}.ipynb)" in title.source
     assert "colab-badge.svg" in title.source
-    requirement = f'"canon-zoo[train] @ git+{REPOSITORY}@{TAG}"'
-    assert f"    %pip install -q {requirement}" in install.source.splitlines()
+    assert install.source == build.fill("# {{install}}")
     assert mode.source == 'MODE = "smoke"  # or "full"'
     assert notebook.metadata.accelerator == "TPU"
     assert notebook.metadata.colab == {"gpuType": "V5E1"}
@@ -73,7 +73,9 @@ def test_notebook_is_ready_for_colab(name):
 @EACH
 def test_notebook_leaves_the_runtime_as_it_is(name):
     code = [c.source for c in written(name).cells if c.cell_type == "code"]
-    assert sum("install -q" in source for source in code) == 1
+    assert sum('"install"' in source for source in code) == 1
+    text = (FOLDER / f"{name}.py").read_text() + (FOLDER / "install.py").read_text()
+    assert build.addresses()["repository"] not in text
     for word in ("XLA_FLAGS", "jax[", "install -U", "--upgrade", "JAX_PLATFORMS"):
         assert not any(word in source for source in code), word
     # A package that is imported before the installation would stay as it was.
@@ -152,3 +154,53 @@ def test_notebook_runs_in_smoke_mode(name, tmp_path, monkeypatch):
     errors = [out.text for out in outputs(executed) if out.get("name") == "stderr"]
     # Colab has ipywidgets, for which tqdm looks.
     assert [text for text in errors if "IProgress" not in text] == []
+
+
+def write_wheel(folder: Path, name: str, version: str, *lines: str) -> Path:
+    """Writes a wheel of one empty module."""
+    module, stem = name.removeprefix("canon-"), name.replace("-", "_")
+    path, info = folder / f"{stem}-{version}-py3-none-any.whl", f"{stem}-{version}"
+    metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *lines]
+    files = {
+        f"{module}.py": "",
+        f"{info}.dist-info/METADATA": "\n".join([*metadata, ""]),
+        f"{info}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+        f"{info}.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+    return path
+
+
+@pytest.mark.apart
+@pytest.mark.parametrize("wanted", ["0.7", "0.9"])
+def test_the_install_cell_falls_back_to_a_wheel_and_keeps_jax(wanted, tmp_path):
+    index, folder = tmp_path / "index", tmp_path / "current"
+    index.mkdir(), folder.mkdir()
+    old, _ = (write_wheel(index, "jax", version) for version in ("0.7.2", "0.9.0"))
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP"))}
+    env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+
+    def run(*arguments):
+        return subprocess.run(
+            [python, *arguments], cwd=folder, env=env, capture_output=True, text=True
+        )
+
+    assert run("-m", "pip", "install", old).returncode == 0
+    repository = build.addresses()["repository"]
+    cell = build.fill("# {{install}}").replace(repository, f"file://{tmp_path}/nowhere")
+    assert repository not in cell
+    alone = run("-c", cell)
+    assert "Upload the file canon_zoo-" in alone.stderr
+    requires = f"Requires-Dist: jax>={wanted}", "Provides-Extra: train"
+    write_wheel(folder, "canon-zoo", "0.2.0", *requires)
+    done = run("-c", f"{cell}\nimport zoo")
+    assert f"git+file://{tmp_path}/nowhere" in done.stdout
+    assert ("RuntimeError" in done.stderr) == (wanted == "0.9")
+    said = run("-m", "pip", "list").stdout
+    assert re.search(r"^jax +0.7.2$", said, re.M)
+    assert ("canon-zoo" in said) == (wanted == "0.7")
