@@ -165,7 +165,8 @@ def _children(process: int) -> list[int]:
     return found
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process runs, of Linux; one that has ended and waits does not."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -209,11 +210,11 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, int]:
         process.kill()
         process.wait()
         until = time.monotonic() + 10
-        while any(map(_alive, workers)) and time.monotonic() < until:
+        while any(map(is_alive, workers)) and time.monotonic() < until:
             time.sleep(0.1)
         out["killed"] += 1
-        out["orphans"] += sum(map(_alive, workers))
-        for worker in filter(_alive, workers):
+        out["orphans"] += sum(map(is_alive, workers))
+        for worker in filter(is_alive, workers):
             os.kill(worker, signal.SIGKILL)
         done = find_sound_step(run) or 0
         end = done // 4 + 2  # In epochs of four steps.

@@ -3,9 +3,16 @@
 import itertools
 import json
 import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import is_alive
 from PIL import Image
 
 from train.data import (
@@ -20,9 +27,11 @@ from train.data import (
     skip_bad_images,
     train_stream,
 )
+from train.data.pipeline import WorkerError
 from zoo.preprocess import resize_center_crop
 from zoo.spec import Preprocess
 
+ROOT = Path(__file__).parents[3]
 GREY = Preprocess(size=4, channels=1, mean=(0.5,), std=(0.5,))
 RGB = Preprocess(size=6, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, resize=8)
 
@@ -266,6 +275,53 @@ def test_a_worker_names_the_bad_file(tmp_path):
     stream = train_stream(source, RGB, batch_size=5, seed=0, workers=2)
     with pytest.raises(BadImage, match=r"b/03\.png"):
         take(stream, 2)
+
+
+def test_a_killed_worker_is_said():
+    stream = train_stream(make_source(), GREY, batch_size=4, seed=1, workers=1)
+    iterator = iter(stream)
+    next(iterator)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(WorkerError, match=r"one of the data\.workers=1 processes"):
+        list(itertools.islice(iterator, 1000))
+    iterator.close()
+
+
+STREAM = """
+import multiprocessing, time
+import numpy as np
+from train.data import array_source, train_stream
+from zoo.spec import Preprocess
+
+if __name__ == "__main__":
+    source = array_source(np.zeros((8, 4, 4), np.uint8), np.zeros(8, int))
+    takes = Preprocess(size=4, channels=1, mean=(0.5,), std=(0.5,))
+    batches = iter(train_stream(source, takes, batch_size=4, seed=0, workers=1))
+    next(batches)
+    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes of Linux")
+def test_workers_end_with_a_killed_process(tmp_path):
+    (tmp_path / "stream.py").write_text(STREAM)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "stream.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+        process.stdout.read()
+    assert workers
+    for _ in range(600):
+        if not any(map(is_alive, workers)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{workers} go on")
 
 
 # Evaluation
