@@ -279,10 +279,11 @@ class Predictor:
                 path.read_bytes(), str(path), color=color, upright=self.upright
             )
         array = image if isinstance(image, np.ndarray) else np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
+        channels = array.shape[2:] in ((), (1,), (2,), (3,), (4,))
+        if array.dtype != np.uint8 or array.ndim < 2 or not channels or not array.size:
             raise ValueError(
-                "image must be a path, a Pillow image, or uint8 [h, w, C], got "
-                f"{array.dtype} {list(array.shape)}."
+                "image must be a path, a Pillow image, or uint8 [h, w] or [h, w, C] of "
+                f"1 to 4 channels, got {array.dtype} {list(array.shape)}."
             )
         picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
         array = np.asarray(picture.convert(COLORS[color]))
@@ -295,17 +296,16 @@ class Predictor:
           image: See `read`.
 
         Raises:
-          ValueError: See `read`.
+          ValueError: See `read`, or it is too small for the network.
           OSError: See `read`.
         """
-        named = isinstance(image, str | os.PathLike)
+        name = str(image) if isinstance(image, str | os.PathLike) else "image"
         array = self.read(image)
-        return self._kind(
-            name=str(image) if named else "image",
-            image=array,
-            class_names=self._names,
-            **self._predict(array),
-        )
+        try:
+            found = self._predict(array)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return self._kind(name=name, image=array, class_names=self._names, **found)
 
 
 def make_predictor(

@@ -79,6 +79,16 @@ def test_a_mask_of_a_canvas(digit):
     assert {k: p.mode for k, p in found.pictures().items()} == {"": "RGB", "-mask": "P"}
 
 
+def test_images_that_cannot_be_taken_are_named(tmp_path, digit):
+    predict = zoo.make_predictor("unet_small", weights="digits_canvas")
+    Image.fromarray(digit[:9]).save(tmp_path / "low.png")
+    with pytest.raises(ValueError, match=r"low\.png: unet_small takes images of 16 x"):
+        predict(tmp_path / "low.png")
+    for shape in ((20, 20, 5), (2, 20, 20, 3), (20,)):
+        with pytest.raises(ValueError, match=r"of 1 to 4 channels, got uint8 \["):
+            predict(np.zeros(shape, np.uint8))
+
+
 def test_a_descriptor():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     found = zoo.predict("deepface_small", image, weights="faces_synthetic")
