@@ -211,7 +211,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     others = [_evaluate_member(run, options, data) for run in options.ensemble]
     started = time.perf_counter()
     task = make_task(spec, data=data, sources=[opened.source])
-    task = task.prepare_protocol(options.protocol, opened.variables, others)
+    task = task.prepare_protocol(options.protocol, opened.variables, card, others)
     source = _prepare_source(opened)
     if protocol is None:
         evaluated = _evaluate_whole(opened, task, source)

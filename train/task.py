@@ -273,13 +273,18 @@ class Task(abc.ABC):
         )
 
     def prepare_protocol(
-        self, protocol: str, variables: Any, others: Sequence[Evaluated] = ()
+        self,
+        protocol: str,
+        variables: Any,
+        card: Card,
+        others: Sequence[Evaluated] = (),
     ) -> "Task":
         """Returns the task with what a protocol needs of the networks.
 
         Args:
           protocol: The value of `--protocol`.
           variables: The model's variables.
+          card: The facts of the variables.
           others: The results of the runs of `--ensemble` on the same examples.
 
         Raises:

@@ -63,9 +63,10 @@ class Verification(Task):
       loss: A function from logits and labels to losses [B].
       faces: The people and the pairs of the evaluated set; not needed in training.
       mirror: Whether a descriptor is the mean over the face and its mirror image.
-      f7: `kernel` and `bias` of F7, from which the siamese network starts; None for
-        other protocols.
+      f7: `kernel`, `bias` and `max` of F7, from which the siamese network starts; None
+        for other protocols.
       others: Descriptors float32 [N, D] of the ensemble's other networks.
+      class_names: The names of the people to train on, in the evaluated set.
     """
 
     loss: Loss
@@ -73,6 +74,7 @@ class Verification(Task):
     mirror: bool = False
     f7: Mapping[str, Any] | None = None
     others: tuple[np.ndarray, ...] = ()
+    class_names: tuple[str, ...] = ()
     name = "verification"
     primary_metric = PRIMARY_METRICS[name]
     has_targets_in_place = False
@@ -93,7 +95,8 @@ class Verification(Task):
         check_no_aux_loss(spec, optim)
         loss = make_loss(optim.loss or spec.loss, smoothing=optim.label_smoothing)
         faces = sources[-1].face_set() if sources else None
-        return cls(loss, faces, data.mirror)
+        names = sources[-1].class_names if sources else ()
+        return cls(loss, faces, data.mirror, class_names=names)
 
     @classmethod
     def prepare_sources(
@@ -199,18 +202,33 @@ class Verification(Task):
             )
 
     def prepare_protocol(
-        self, protocol: str, variables: Any, others: Sequence[Verified] = ()
+        self,
+        protocol: str,
+        variables: Any,
+        card: Card,
+        others: Sequence[Verified] = (),
     ) -> "Verification":
-        """Takes F7 for the siamese network, and the ensemble's other descriptors."""
+        """Takes F7 for the siamese network, and the ensemble's other descriptors.
+
+        Of people who are not those of the training, no class is known.
+        """
         folds = 0 if self.faces is None else len(np.unique(self.faces.pairs.fold))
         if protocol in LEARNED and folds < 2:
             raise ValueError(
                 f"--protocol {protocol} is fitted to all folds of pairs but one, and "
                 f"there are {folds}."
             )
-        f7 = variables["params"]["backbone"]["f7"] if protocol == "siamese" else None
+        f7 = None
+        if protocol == "siamese":
+            f7 = {
+                **variables["params"]["backbone"]["f7"],
+                "max": feature_maximum(variables),
+            }
         descriptors = tuple(other.descriptors for other in others)
-        return dataclasses.replace(self, f7=f7, others=descriptors)
+        faces = self.faces
+        if faces is not None and self.class_names != card.class_names:
+            faces = faces._replace(labels=np.full_like(faces.labels, UNKNOWN))
+        return dataclasses.replace(self, faces=faces, f7=f7, others=descriptors)
 
     def summarize(self, evaluated: Verified, protocol: str) -> Iterator[str]:
         """Yields the metrics, those of what a protocol learns, and those of each group.

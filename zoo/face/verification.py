@@ -145,7 +145,7 @@ def chi_squared(a: Array, b: Array, weights: Array) -> Array:
 
 
 class Siamese(nn.Module):
-    """Two faces, one network: |f1 - f2| of its last layer and one logistic unit.
+    """Two faces, one network: |f1 - f2| of descriptors and one logistic unit.
 
     It reads what the frozen network has below F7, so that F7 and the unit alone are
     trained: "the top two layers".
@@ -157,16 +157,17 @@ class Siamese(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, a: Array, b: Array) -> Array:
+    def __call__(self, a: Array, b: Array, maximum: Array) -> Array:
         """Computes logits.
 
         Args:
           a: float32 [B, N], the flattened map that F7 reads, of the first faces.
           b: float32 [B, N], of the second ones.
+          maximum: float32 [features], see `normalize_features`.
 
         Returns:
           float32 [B]: above 0 where both are more probably of one person.
         """
         f7 = nn.Dense(self.features, name="f7")
-        difference = jnp.abs(nn.relu(f7(a)) - nn.relu(f7(b)))
-        return nn.Dense(1, name="alpha")(difference)[..., 0]
+        f1, f2 = (normalize_features(nn.relu(f7(x)), maximum) for x in (a, b))
+        return nn.Dense(1, name="alpha")(jnp.abs(f1 - f2))[..., 0]

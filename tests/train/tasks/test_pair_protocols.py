@@ -57,10 +57,13 @@ def test_learned_weights_beat_the_inner_product():
     learned = evaluate_pairs(weighted_chi_squared, descriptors, pairs)
     assert learned["accuracy"] > plain["accuracy"] + 0.03
     assert learned["auc"] > plain["auc"]
-    weights = fit_chi_squared(
+    weights, threshold = fit_chi_squared(
         descriptors[pairs.first], descriptors[pairs.second], pairs.same
     )
     assert weights[:16].mean() > 5 * abs(weights[16:].mean())
+    sides = descriptors[pairs.first], descriptors[pairs.second]
+    near = chi_squared(*sides, weights) < threshold
+    assert (near == pairs.same).mean() > 0.75
 
 
 def test_an_ensemble_of_two_networks_beats_either():
@@ -99,12 +102,18 @@ def test_a_siamese_unit_learns_which_features_count():
     descriptors, people = draw()
     pairs = make_pairs(people)
     f7 = {"kernel": np.eye(32, dtype=np.float32), "bias": np.zeros(32, np.float32)}
+    f7["max"] = np.ones(32, np.float32)
     train = descriptors[pairs.first] * 5, descriptors[pairs.second] * 5
     half = np.arange(len(pairs.same)) % 2 == 0
     known, asked = (tuple(a[part] for a in train) for part in (half, ~half))
-    scores = siamese(known, pairs.same[half], asked, f7=f7, learning_rate=0.02)
-    right = ((scores > 0) == pairs.same[~half]).mean()
-    plain = evaluate_pairs(unsupervised, descriptors, pairs)["accuracy"]
-    assert right > plain
+
+    def accuracy(steps):
+        options = dict(f7=f7, steps=steps, learning_rate=0.003)
+        scores = siamese(known, pairs.same[half], asked, **options)
+        return ((scores > 0) == pairs.same[~half]).mean()
+
+    start = accuracy(1)
+    assert start > 0.55  # The distance of all features.
+    assert accuracy(150) > start + 0.05
     with pytest.raises(KeyError):
-        siamese(known, pairs.same[half], asked, f7={"bias": np.zeros(32)})
+        siamese(known, pairs.same[half], asked, f7={"max": f7["max"]})
