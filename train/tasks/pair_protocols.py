@@ -8,6 +8,7 @@ Reference:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ from zoo.face.verification import (
     inner_product,
 )
 from zoo.metrics import verification as metrics
+
+Array = jax.Array
 
 # From the arrays of training pairs and whether each is of one person, and the arrays
 # of other pairs, to the scores of these.
@@ -152,14 +155,13 @@ def siamese(
     params = {"f7": {k: jnp.asarray(f7[k]) for k in ("kernel", "bias")}}
     model, count = Siamese(len(maximum)), min(batch_size, len(same))
 
-    @jax.jit
-    def apply(params, first, second):
-        return model.apply({"params": params}, first, second, maximum)
-
     def score(params, sides):
         parts = range(0, len(sides[0]), count)
         scores = [
-            apply(params, *(side[i : i + count] for side in sides)) for i in parts
+            apply_siamese(
+                model, params, maximum, *(side[i : i + count] for side in sides)
+            )
+            for i in parts
         ]
         return np.concatenate(scores)
 
@@ -170,25 +172,58 @@ def siamese(
     unit = {"kernel": -weight * unit["kernel"], "bias": unit["bias"] + weight}
     unit["bias"] *= 0.5 * (near + far)
     params = {**params, "alpha": unit}
-    rates = {"f7": optax.adam(learning_rate), "alpha": optax.adam(0.01 * weight)}
-    tx = optax.multi_transform(rates, {"f7": "f7", "alpha": "alpha"})
-
-    def loss(params, first, second, labels):
-        logits = apply(params, first, second)
-        return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
-
-    @jax.jit
-    def step(params, state, *batch):
-        updates, state = tx.update(jax.grad(loss)(params, *batch), state, params)
-        return optax.apply_updates(params, updates), state
-
-    state, rng = tx.init(params), RandomStream((seed, 11))
+    rates = {"f7": learning_rate, "alpha": 0.01 * weight}
+    state, rng = optax.scale_by_adam().init(params), RandomStream((seed, 11))
     orders = -(-steps * count // len(same))
     order = np.concatenate([rng.permutation(len(same)) for _ in range(orders)])
     for at in order[: steps * count].reshape(steps, count):
-        batch = first[at], second[at], np.float32(same[at])
-        params, state = step(params, state, *batch)
+        batch = maximum, first[at], second[at], np.float32(same[at])
+        params, state = train_siamese(model, params, state, rates, *batch)
     return score(params, pairs)
+
+
+@partial(jax.jit, static_argnums=0)
+def apply_siamese(
+    model: Siamese, params: Any, maximum: Array, first: Array, second: Array
+) -> Array:
+    """Computes the logits of pairs, see `Siamese`."""
+    return model.apply({"params": params}, first, second, maximum)
+
+
+@partial(jax.jit, static_argnums=0)
+def train_siamese(
+    model: Siamese,
+    params: Any,
+    state: optax.OptState,
+    rates: Mapping[str, Array],
+    maximum: Array,
+    first: Array,
+    second: Array,
+    labels: Array,
+) -> tuple[Any, optax.OptState]:
+    """Takes a step of Adam, with a rate for each layer; returns parameters and state.
+
+    Args:
+      model: The network.
+      params: Its parameters.
+      state: The state of `optax.scale_by_adam`.
+      rates: The learning rate of each layer.
+      maximum: float32 [features], see `Siamese`.
+      first: float32 [B, N], maps of the first faces.
+      second: float32 [B, N], of the second ones.
+      labels: float32 [B], 1 for pairs of one person, else 0.
+    """
+
+    def loss(params):
+        logits = apply_siamese(model, params, maximum, first, second)
+        return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+
+    updates, state = optax.scale_by_adam().update(jax.grad(loss)(params), state)
+    steps = {
+        name: jax.tree.map(lambda u, name=name: -rates[name] * u, layer)
+        for name, layer in updates.items()
+    }
+    return optax.apply_updates(params, steps), state
 
 
 def ensemble(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
