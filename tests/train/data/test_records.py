@@ -83,6 +83,19 @@ def test_voc(tmp_path, name):
         source[2]
 
 
+def test_lfw_is_of_people_by_their_names(tmp_path):
+    names = [b"Ann_A", b"Bob_B", b"Ann_A", b"Cy_C"]
+    examples = [{"image": PICTURE, "label": name} for name in names]
+    with prepared("lfw", tmp_path, *examples):
+        source = load_dataset("lfw", "train", data_dir=tmp_path)
+    assert source.task == "verification"
+    np.testing.assert_array_equal(source.people, [0, 1, 0, 2])
+    np.testing.assert_array_equal(source.labels, source.people)
+    assert source.class_names == ("Ann_A", "Bob_B", "Cy_C")
+    assert source.landmarks(0) is None
+    assert source.face_set().gallery.tolist() == [True, False, False, False]
+
+
 def write_coco(data_dir):
     """Writes a set of three images as TFDS's own builder of COCO does.
 
