@@ -89,9 +89,9 @@ def test_lfw_is_of_people_by_their_names(tmp_path):
     with prepared("lfw", tmp_path, *examples):
         source = load_dataset("lfw", "train", data_dir=tmp_path)
     assert source.task == "verification"
+    assert source.class_names == ("Ann_A", "Bob_B", "Cy_C")
     np.testing.assert_array_equal(source.people, [0, 1, 0, 2])
     np.testing.assert_array_equal(source.labels, source.people)
-    assert source.class_names == ("Ann_A", "Bob_B", "Cy_C")
     assert source.landmarks(0) is None
     assert source.face_set().gallery.tolist() == [True, False, False, False]
 

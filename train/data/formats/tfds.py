@@ -209,6 +209,13 @@ class PreparedFaces(FaceSource, PreparedSource):
     Images can have `landmarks` and the person's `group`.
     """
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if not self.class_names:  # Names, as TFDS has them of LFW.
+            names, numbers = np.unique(self._read("label"), return_inverse=True)
+            self.class_names = tuple(name.decode() for name in names)
+            self.people = numbers.astype(np.int32)
+
     def find_class_names(self, features) -> tuple[str, ...]:
         kinds = dict(features.items())
         self._has = {*kinds}
@@ -220,16 +227,8 @@ class PreparedFaces(FaceSource, PreparedSource):
 
     @functools.cached_property
     def people(self) -> np.ndarray:
-        if "person" in self._has:
-            return self._read("person").astype(np.int32)
-        labels = self._read("label")
-        if labels.dtype.kind in "iu":
-            return labels.astype(np.int32)
-        # Names, as TFDS has them of LFW.
-        labels = [bytes(name) for name in labels]
-        names, numbers = np.unique(labels, return_inverse=True)
-        self.class_names = tuple(name.decode() for name in names)
-        return numbers.astype(np.int32)
+        feature = "person" if "person" in self._has else "label"
+        return self._read(feature).astype(np.int32)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
