@@ -8,9 +8,9 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from flax import linen as nn
@@ -32,6 +32,8 @@ from zoo.spec import Card
 from zoo.weights import list_trained, load_safetensors, read_card
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
+Images = list[Any] | tuple[Any, ...]  # of `ImageLike`s
+_BATCH = 32  # images that a classifier takes at a time
 _LEAST = 640  # pixels of the longer side of a picture with boxes
 
 
@@ -250,7 +252,7 @@ class Predictor:
         model: nn.Module,
         variables: Any,
         card: Card,
-        predict: Callable[[np.ndarray], dict[str, Any]],
+        predict: Callable[[Sequence[np.ndarray]], Iterable[dict[str, Any]]],
         kind: type[Prediction],
         *,
         upright: bool,
@@ -289,23 +291,39 @@ class Predictor:
         array = np.asarray(picture.convert(COLORS[color]))
         return array if array.ndim == 3 else array[..., None]
 
-    def __call__(self, image: ImageLike) -> Prediction:
-        """Predicts what is in an image.
+    @overload
+    def __call__(self, image: ImageLike) -> Prediction: ...
+
+    @overload
+    def __call__(self, image: Images) -> list[Prediction]: ...
+
+    def __call__(self, image: ImageLike | Images) -> Prediction | list[Prediction]:
+        """Predicts what is in an image, or in each of several.
 
         Args:
-          image: See `read`.
+          image: An image, see `read`, or a list of images of any sizes.
+
+        Returns:
+          The prediction, or for a list the list of predictions.
 
         Raises:
           ValueError: See `read`, or it is too small for the network.
           OSError: See `read`.
         """
-        name = str(image) if isinstance(image, str | os.PathLike) else "image"
-        array = self.read(image)
-        try:
-            found = self._predict(array)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        return self._kind(name=name, image=array, class_names=self._names, **found)
+        if not isinstance(image, list | tuple):
+            return self([image])[0]
+        paths = [isinstance(each, str | os.PathLike) for each in image]
+        names = [str(i) if p else "image" for i, p in zip(image, paths, strict=True)]
+        arrays = [self.read(each) for each in image]
+        found, out = iter(self._predict(arrays)), []
+        for name, array in zip(names, arrays, strict=True):
+            try:
+                values = next(found)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            classes = {"class_names": self._names}
+            out.append(self._kind(name=name, image=array, **classes, **values))
+        return out
 
 
 def make_predictor(
@@ -322,6 +340,7 @@ def make_predictor(
         predict = zoo.make_predictor("ssd96_small", weights="digits_canvas")
         for path in paths:
             print(predict(path))
+        found = predict(paths)  # all at once
 
     Args:
       name_or_run: Name of a model, or a folder or file that says which model it is of:
@@ -379,10 +398,15 @@ def wrap_network(
     if task == "classification":
         classify = make_classifier(model, card.preprocess, top=top)
 
-        def predict(image: np.ndarray) -> dict[str, Any]:
-            found = classify(variables, image[None])
-            classes, scores = np.asarray(found.classes[0]), np.asarray(found.scores[0])
-            return {"classes": classes, "scores": scores}
+        def predict_all(images: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+            for first in range(0, len(images), _BATCH):
+                part = images[first : first + _BATCH]
+                # It is compiled for each number of images: 1, 2, 4, .. are enough.
+                filled = 1 << (len(part) - 1).bit_length()
+                found = classify(variables, [*part, *[part[-1]] * (filled - len(part))])
+                classes, scores = np.asarray(found.classes), np.asarray(found.scores)
+                for i in range(len(part)):
+                    yield {"classes": classes[i], "scores": scores[i]}
 
         kind: type[Prediction] = ClassPrediction
     elif task == "detection":
@@ -418,17 +442,44 @@ def wrap_network(
             return {"descriptor": np.asarray(describe(variables, image[None])[0])}
 
         kind = FacePrediction
-    return Predictor(model, variables, card, predict, kind, upright=upright)
+    if task != "classification":
+
+        def predict_all(images: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+            return map(predict, images)
+
+    return Predictor(model, variables, card, predict_all, kind, upright=upright)
 
 
+@overload
 def predict(
     name_or_run: str | os.PathLike,
     image: ImageLike,
     *,
     weights: str | os.PathLike | None = None,
     **options: Any,
-) -> Prediction:
-    """Predicts what is in an image; for several images, use `make_predictor`.
+) -> Prediction: ...
+
+
+@overload
+def predict(
+    name_or_run: str | os.PathLike,
+    image: Images,
+    *,
+    weights: str | os.PathLike | None = None,
+    **options: Any,
+) -> list[Prediction]: ...
+
+
+def predict(
+    name_or_run: str | os.PathLike,
+    image: ImageLike | Images,
+    *,
+    weights: str | os.PathLike | None = None,
+    **options: Any,
+) -> Prediction | list[Prediction]:
+    """Predicts what is in an image, or in each of several.
+
+    `make_predictor` loads a network once for many calls.
 
         found = zoo.predict("resnet50", "photo.jpg", weights="imagenet")
         print(found)
@@ -439,12 +490,13 @@ def predict(
 
     Args:
       name_or_run: See `make_predictor`.
-      image: A path, uint8 [h, w, C], or a Pillow image.
+      image: A path, uint8 [h, w, C], a Pillow image, or a list of these.
       weights: See `make_predictor`.
       **options: See `make_predictor`.
 
     Returns:
-      A `ClassPrediction`, `BoxPrediction`, `MaskPrediction` or `FacePrediction`.
+      A `ClassPrediction`, `BoxPrediction`, `MaskPrediction` or `FacePrediction`; for a
+      list a list of them.
 
     Raises:
       ValueError: The model, the weights or an option is unknown or does not fit, or the

@@ -33,6 +33,7 @@ masks: zoo.Segmentation = zoo.make_segmenter(zoo.build("unet_small"))(variables,
 found_in: zoo.Prediction = zoo.predict("lenet5", "photo.png", weights="digits")
 print(found_in, found_in.save("found.png"))
 predict: zoo.Predictor = zoo.make_predictor("ssd96_small", weights="digits_canvas")
+several: list[zoo.Prediction] = predict(["a.png", "b.png"])
 lists = zoo.make_classifier(model, card.preprocess)(variables, [photos[0], photos[0]])
 artifact: bytes = zoo.export("resnet50", variables, batch="b")
 maps: jax.Array = zoo.explain.deconvnet(model, variables, images, "stage3")

@@ -57,6 +57,26 @@ def test_arrays_and_pillow_images_are_files_content(digit):
             predict(wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"), [("lenet5", "digits"), ("ssd96_small", "digits_canvas")]
+)
+def test_lists_of_images_give_what_each_gives_alone(name, weights, files, digit):
+    channels = zoo.get_spec(name).preprocess.channels
+    small = digit[5:35, 4:36] if channels == 1 else np.repeat(digit[..., None], 3, -1)
+    images = [files / "turned.jpg", Image.fromarray(digit), small]
+    predict = zoo.make_predictor(name, weights=weights, score_threshold=0.1)
+    found = predict(images)
+    assert [f.name for f in found] == [str(images[0]), "image", "image"]
+    for each, image in zip(found, images, strict=True):
+        alone = predict(image)
+        assert each.labels == alone.labels
+        np.testing.assert_allclose(each.scores, alone.scores, atol=1e-5)
+        np.testing.assert_array_equal(each.image, alone.image)
+    assert predict([]) == []
+    several = zoo.predict(name, tuple(images[:1]), weights=weights)
+    assert [len(several), several[0].name] == [1, str(images[0])]
+
+
 def test_boxes_of_a_canvas(digit):
     canvas = np.full((120, 100, 3), 90, np.uint8)
     canvas[30:70, 20:60] = np.maximum(digit[..., None], 90)
