@@ -92,6 +92,8 @@ def load_dataset(
     check_orientation(orientation)
     form, colon, path = name.partition(":")
     options, part = {}, None
+    if form in FORMATS and not path:
+        raise ValueError(f"{name!r} lacks a path; expected {form}:PATH.")
     if colon and form in FORMATS:
         found, opener = FORMATS[form]
         if (form, task) == ("imagefolder", "verification"):

@@ -140,6 +140,12 @@ def test_other_layouts_are_errors_that_name_them(tmp_path, paths, message, zippe
         load_dataset(f"imagefolder:{path}", "train")
 
 
+@pytest.mark.parametrize("name", ["imagefolder", "imagefolder:", "coco:"])
+def test_a_format_without_a_path(name):
+    with pytest.raises(ValueError, match=rf"'{name}' lacks a path; expected \w+:PATH"):
+        load_dataset(name, "train")
+
+
 def test_unknown_split_and_path(tmp_path):
     path = write(tmp_path / "s", WITH_SPLITS, False)
     with pytest.raises(ValueError, match="no split 'tset'; it has test, train, val"):
