@@ -168,7 +168,7 @@ class Subset(Source):
         return self.source.identity(int(self.indices[index]))
 
     def content(self, index: int) -> str:
-        return self.source.content(int(self._indices[index]))
+        return self.source.content(int(self.indices[index]))
 
     def objects(self, index: int) -> "Objects | None":
         return self.source.objects(int(self.indices[index]))
