@@ -13,8 +13,19 @@ LEAST = 384  # pixels of the longer side, so that captions can be read
 LETTERS = 14
 
 
+# Colours that people tell apart, after Sasha Trubetskoy's list of 20.
+COLORS: tuple[Color, ...] = (
+    *((0, 130, 200), (230, 25, 75), (60, 180, 75), (245, 130, 48), (145, 30, 180)),
+    *((70, 240, 240), (240, 50, 230), (255, 225, 25), (0, 0, 128), (250, 190, 212)),
+    *((0, 128, 128), (170, 110, 40), (128, 0, 0), (170, 255, 195), (128, 128, 0)),
+    *((220, 190, 255), (190, 240, 45), (128, 128, 128), (0, 80, 60), (90, 60, 60)),
+)
+
+
 def class_color(number: int) -> Color:
-    """Returns a colour for a class; neighbouring numbers have distant hues."""
+    """Returns a colour for a class; those of the first 20 are easy to tell apart."""
+    if number < len(COLORS):
+        return COLORS[number]
     hue = (0.58 + number * 0.618034) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.85 - 0.25 * (number % 2))
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -35,7 +46,8 @@ def draw_boxes(
         image: uint8 [H, W, C] with 1, 3 or 4 channels.
         boxes: float [n, 4], xyxy in pixels of the image. The first ones are drawn
             last, on top of the others.
-        captions: n texts; of an empty one there is nothing.
+        captions: n texts; of an empty one there is nothing, and neither is there of
+            one that would hide an earlier one.
         colors: n of them.
         least: Pixels that the longer side has at least; smaller images are enlarged.
         bold: How many of the first boxes have thicker lines.
@@ -59,7 +71,8 @@ def draw_boxes(
         corner = (max(right - 1, left), max(bottom - 1, top))
         width = 2 * thick if i < bold else thick
         draw.rectangle((left, top, *corner), None, colors[i], width)
-    for i in reversed(range(len(boxes))):
+    taken: list[tuple[float, float, float, float]] = []
+    for i in range(len(boxes)):
         (left, top, _, _), caption, color = corners[i], captions[i], colors[i]
         if not caption:
             continue
@@ -67,10 +80,19 @@ def draw_boxes(
         # Above the box, or where there is no room, within it.
         top = top - height if top >= height else top
         left = max(0.0, min(left, picture.width - width))
-        draw.rectangle((left, top, left + width, top + height), color)
+        place = (left, top, left + width, top + height)
+        if any(_overlap(place, other) for other in taken):
+            continue
+        taken.append(place)
+        draw.rectangle(place, color)
         ink = "white" if np.dot(color, (0.3, 0.59, 0.11)) < 150 else INK
         draw.text((left + 3, top + 1), caption, ink, font)
     return picture
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    across = one[0] < other[2] and other[0] < one[2]
+    return across and one[1] < other[3] and other[1] < one[3]
 
 
 def draw_detections(

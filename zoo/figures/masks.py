@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from zoo.figures.boxes import class_color
 from zoo.figures.pictures import (
     HIT,
     INK,
@@ -32,6 +33,13 @@ CAMVID = {
     "pedestrian": (64, 64, 0),
     "bicyclist": (0, 128, 192),
 }
+VOC = frozenset(
+    (
+        *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car"),
+        *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person"),
+        *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    )
+)
 CITYSCAPES = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -58,8 +66,9 @@ CITYSCAPES = {
 def make_palette(class_names: Sequence[str]) -> np.ndarray:
     """Returns the colours of a data set's classes, uint8 [256, 3].
 
-    They are CamVid's and Cityscapes' own where the classes are theirs, and VOC's,
-    which has a rule for any number of classes, elsewhere.
+    They are CamVid's, Cityscapes' and VOC's own where the classes are theirs. Elsewhere
+    they are `class_color`'s, and black for the background; beyond the classes they are
+    VOC's, which has a rule for any number.
     """
     numbers = np.arange(256)[:, None, None]
     # VOC: of each number's bits every third one is red's, green's, blue's, and the
@@ -67,6 +76,11 @@ def make_palette(class_names: Sequence[str]) -> np.ndarray:
     places = np.arange(8)
     bits = (numbers >> (3 * places[None, None] + np.arange(3)[:, None])) & 1
     palette = (bits << (7 - places)).sum(-1).astype(np.uint8)
+    if not {*class_names} <= VOC:
+        things = [i for i, name in enumerate(class_names) if name != "background"]
+        palette[: len(class_names)] = 0
+        for number, place in enumerate(things):
+            palette[place] = class_color(number)
     for known in (CAMVID, CITYSCAPES):
         if class_names and {*class_names} <= {*known}:
             palette[: len(class_names)] = [known[name] for name in class_names]

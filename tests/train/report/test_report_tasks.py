@@ -194,6 +194,31 @@ def test_palettes_are_those_of_the_data_sets(tmp_path):
     np.testing.assert_array_equal(rgb, voc[mask])
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_classes_of_other_sets_have_colors_that_differ(background):
+    names = (*("background",) * background, *map(str, range(20)))
+    palette = make_palette(names)
+    assert (palette[0].tolist() == [0, 0, 0]) == background
+    colors = palette[background : len(names)].astype(int)
+    assert colors.tolist() == [[*class_color(i)] for i in range(20)]
+    colors = np.concatenate([colors, np.zeros((1, 3), int)])  # the background's
+    distances = np.abs(colors[:, None] - colors[None]).sum(-1)
+    assert distances[np.triu_indices(21, 1)].min() > 60
+    assert distances[:10, :10][np.triu_indices(10, 1)].min() > 125
+    assert len({class_color(i) for i in range(40)}) == 40
+
+
+def test_of_captions_that_would_hide_one_another_the_first_is_drawn():
+    def draw(*captions):
+        image, boxes = np.zeros((60, 80, 3), np.uint8), [[10, 20, 40, 50]] * 2
+        colors = [(200, 0, 0), (0, 200, 0)]
+        return np.asarray(draw_boxes(image, boxes, captions, colors)).astype(int)
+
+    first, both = draw("cat", ""), draw("cat", "caterpillar")
+    np.testing.assert_array_equal(first, both)
+    assert (draw("", "caterpillar") != both).any()
+
+
 def test_an_overlay_leaves_the_background_as_it_is():
     mask = np.zeros((60, 80), np.uint8)
     mask[:, 40:] = 1
