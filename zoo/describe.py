@@ -30,7 +30,7 @@ def make_describer(
     Args:
       model: A DeepFace network, with or without a head.
       preprocess: What its variables expect, such as `card.preprocess`.
-      align: "none" for faces that are aligned already, or centred as those that the
+      align: "none" for faces that are aligned already, or centered as those that the
         network was trained on; "2d" or "3d" for photographs with landmarks.
       flip: Whether to average F7 over each face and its mirror image.
       epsilon: What a feature is divided by at least.

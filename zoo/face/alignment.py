@@ -1,8 +1,8 @@
 """Alignment of faces: in two dimensions by a similarity, in three by a camera.
 
 Everything is a pure function of one face, for `jit` and `vmap`. Points are x, y in
-pixels, where (0, 0) is the centre of the upper left pixel. Landmarks are an input: 67
-or the usual 68 of `zoo.face.reference`, or 6 (centres of the left and the right eye,
+pixels, where (0, 0) is the center of the upper left pixel. Landmarks are an input: 67
+or the usual 68 of `zoo.face.reference`, or 6 (centers of the left and the right eye,
 tip of the nose, left corner, middle and right corner of the mouth), 5 (without the
 mouth's middle) or 2 (the eyes); left is that of the picture.
 
@@ -220,7 +220,7 @@ def iterate_similarity(
 def fit_camera(
     points: Array, reference: Array, covariance: Array | None = None
 ) -> Array:
-    """Fits an affine camera by generalised least squares.
+    """Fits an affine camera by generalized least squares.
 
     Args:
       points: float [N, 2], where landmarks are in a picture, N at least 4.
@@ -247,11 +247,11 @@ def fit_camera(
         )
     # Of points about 0 of size 1, float32 loses no digits.
     middle, spread = reference.mean(0), reference.std()
-    centre = points.mean(0)
+    center = points.mean(0)
     scaled = (reference - middle[None]) / spread
     rows = jnp.concatenate([scaled, jnp.ones((count, 1), scaled.dtype)], 1)
     design = jnp.kron(rows, jnp.eye(2, dtype=rows.dtype))  # [2 N, 8], by column pairs
-    values = (points - centre[None]).reshape(-1)
+    values = (points - center[None]).reshape(-1)
     if covariance is not None:
         factor = jnp.linalg.cholesky(covariance)
         whiten = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
@@ -260,7 +260,7 @@ def fit_camera(
     solved = jax.scipy.linalg.solve_triangular(r, q.T @ values)
     camera = solved.reshape(4, 2).T
     linear = camera[:, :3] / spread
-    offset = camera[:, 3] + centre - linear @ middle
+    offset = camera[:, 3] + center - linear @ middle
     return jnp.concatenate([linear, offset[:, None]], 1)
 
 
@@ -297,7 +297,7 @@ class FittedFace(NamedTuple):
       residuals: float [67, 2], what the camera does not explain, in pixels of the crop.
       source: float [V, 2], vertices in the photograph.
       target: float [V, 2], vertices in the frontal crop.
-      weights: float [V], how much of the colour at each vertex comes from its own side:
+      weights: float [V], how much of the color at each vertex comes from its own side:
         1 where it is seen, 0 where its mirror image alone is.
     """
 

@@ -42,7 +42,7 @@ def test_chi_squared_is_the_formula():
     assert np.isfinite(gradient).all()
 
 
-def test_features_are_normalised_by_their_maximum():
+def test_features_are_normalized_by_their_maximum():
     features = np.array([[2.0, 0.01, 0], [0, 0, 0]], np.float32)
     found = normalize_features(features, np.array([4.0, 0.02, 1.0], np.float32))
     wanted = np.array([0.5, 0.2, 0]) / np.hypot(0.5, 0.2)

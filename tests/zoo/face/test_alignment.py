@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 from skimage import transform as skimage
 
 from zoo.face.alignment import (
@@ -23,6 +24,7 @@ from zoo.face.alignment import (
     sample,
     transform,
     warp,
+    warp_face,
 )
 from zoo.face.reference import LANDMARKS, VERTICES, find_mirror, find_triangles
 
@@ -49,11 +51,11 @@ def photograph(height=70, width=64):
     return image.clip(0, 255).astype(np.uint8)
 
 
-def seen_landmarks(yaw, pitch, roll, scale=40.0, centre=(30.0, 34.0)):
+def seen_landmarks(yaw, pitch, roll, scale=40.0, center=(30.0, 34.0)):
     """The reference as an affine camera sees it, and that camera, float32."""
     linear = scale * rotation(yaw, pitch, roll)[:2]
     reference = np.float64(LANDMARKS) - [0.5, 0.5, 0]
-    points = reference @ linear.T + centre
+    points = reference @ linear.T + center
     return points.astype(np.float32), linear
 
 
@@ -179,7 +181,7 @@ def test_a_camera_is_recovered_exactly(pose):
     np.testing.assert_allclose(camera_pose(camera), pose, atol=0.01)
 
 
-def test_covariance_weighs_as_generalised_least_squares():
+def test_covariance_weighs_as_generalized_least_squares():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(12, 3))
     points = rng.normal(size=(12, 2)) + reference[:, :2] * 10
@@ -249,7 +251,7 @@ def test_a_persons_own_shape_is_kept():
 
 
 def test_a_turned_face_is_brought_to_the_front():
-    """The colours of a picture of the reference, in front and turned, are the same."""
+    """The colors of a picture of the reference, in front and turned, are the same."""
     front, turned = seen_landmarks(0, 0, 0)[0], seen_landmarks(30, 0, 10)[0]
     face = fit_face(turned, size=SIZE)
     assert camera_pose(face.camera)[0] == pytest.approx(30, abs=2)
@@ -268,6 +270,69 @@ def test_the_hidden_side_is_the_seen_one_mirrored():
     hidden = 0 if left.min() == 0 else 16
     mirror = find_mirror()
     assert face.weights[mirror[hidden]] == 1
+
+
+def slow_weights(camera, reference):
+    """How much of each vertex is of its own side, vertex by vertex."""
+    triangles, mirror = find_triangles(), find_mirror()
+    sight = np.cross(camera[0, :3], camera[1, :3])
+    cosines = []
+    for vertex in range(len(reference)):
+        normal = np.zeros(3)
+        for triangle in triangles[(triangles == vertex).any(1)]:
+            a, b, c = reference[triangle]
+            normal += np.cross(b - a, c - a)
+        product = normal @ sight
+        cosines.append(product / np.linalg.norm(normal) / np.linalg.norm(sight))
+    weights = []
+    for own, other in zip(cosines, np.array(cosines)[mirror], strict=True):
+        # From a cosine of 0.3 down to 0 a vertex fades, as far as the other is seen.
+        hidden = min(max((0.3 - own) / 0.3, 0), 1)
+        weights.append(1 - hidden * min(max((other - own) / 0.3, 0), 1))
+    return weights
+
+
+def slow_warp(image, face, size):
+    """The piecewise affine warp, pixel by pixel and triangle by triangle."""
+    source, target = np.float64(face.source), np.float64(face.target)
+    mirror, out = find_mirror(), np.zeros((size, size, 3))
+
+    def look(at):
+        at = [at[1:], at[:1]]
+        channels = np.moveaxis(image.astype(float), -1, 0)
+        return [map_coordinates(c, at, order=1, mode="nearest")[0] for c in channels]
+
+    for y in range(size):
+        for x in range(size):
+            for triangle in find_triangles():
+                corners = np.column_stack([target[triangle], np.ones(3)]).T
+                if abs(np.linalg.det(corners)) < 1e-3:
+                    continue
+                shares = np.linalg.solve(corners, [x, y, 1])
+                if shares.min() < -1e-9:
+                    continue
+                own = look(shares @ source[triangle])
+                other = look(shares @ source[mirror[triangle]])
+                weight = shares @ np.float64(face.weights)[triangle]
+                out[y, x] = weight * np.array(own) + (1 - weight) * np.array(other)
+                break
+    return out
+
+
+@pytest.mark.parametrize("pose", [(0, 0, 0), (35, -8, 10), (-40, 15, -20)])
+def test_warp_and_blending_are_those_of_slow_loops(pose):
+    size = 12
+    points, _ = seen_landmarks(*pose)
+    face = fit_face(points, size=size)
+    reference = np.float64(VERTICES) * size - [0.5, 0.5, 0]
+    wanted = slow_weights(np.float64(face.camera), reference)
+    np.testing.assert_allclose(face.weights, wanted, atol=1e-4)
+    found = jax.jit(warp_face, static_argnames="size")(photograph(), face, size=size)
+    wanted = slow_warp(photograph(), face, size)
+    # At an edge a pixel may be of either triangle.
+    off = np.abs(found - wanted).max(-1)
+    assert np.median(off) < 1e-2
+    assert (off < 0.5).mean() > 0.98
 
 
 def test_faces_are_aligned_in_batches():

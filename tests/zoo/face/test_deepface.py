@@ -1,4 +1,4 @@
-"""DeepFace's layers, counts and initialisation."""
+"""DeepFace's layers, counts and initialization."""
 
 import jax
 import jax.numpy as jnp
