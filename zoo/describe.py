@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from zoo.cpu import jit_inference
 from zoo.face.alignment import align
 from zoo.face.verification import EPSILON, feature_maximum, normalize_features
 from zoo.layers import Classifier
@@ -53,7 +54,7 @@ def make_describer(
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon} must be more than 0.")
 
-    @jax.jit
+    @jit_inference
     def describe(
         variables: Mapping[str, Any], images: Array, landmarks: Array | None = None
     ) -> Array:
