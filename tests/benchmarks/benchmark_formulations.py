@@ -39,7 +39,6 @@ CELLS = (
     "winograd/vgg16/inference_1",
     "dilated/pspnet_resnet50/inference_1",
     "groups/alexnet/train_8",
-    "bands/deepface/inference_8",
     "transposed/fcn8s_vgg16/inference_1",
 )
 ROUNDS = 4

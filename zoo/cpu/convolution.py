@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from zoo.cpu import winograd
 
@@ -115,74 +114,12 @@ def _dilated(x: Array, kernel: Array, window: Window) -> Array:
     return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
 
 
-# Few outputs of a large window: a product for each band of rows, whose patches the
-# cache can hold. The derivatives have more channels, and are XLA's.
-
-
-def _is_bands(x: Array, kernel: Array, window: Window) -> bool:
-    rows, columns, _, features = kernel.shape
-    return (
-        rows * columns >= 49
-        and features <= 32
-        and window == Window(padding=window.padding)
-    )
-
-
-def _bands(x: Array, kernel: Array, window: Window) -> Array:
-    return _convolve_bands(x, kernel, window)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve_bands(x: Array, kernel: Array, window: Window) -> Array:
-    height, width = _result(x, kernel, window)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *_zeros(window), (0, 0, 0)])
-    rows, columns, channels, features = kernel.shape
-    band = max(n for n in range(1, 17) if height % n == 0)
-    matrix = kernel.reshape(-1, features)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def compute_band(number: Array) -> Array:
-        image, place = jnp.divmod(number, height // band)
-        size = 1, band + rows - 1, x.shape[2], channels
-        (part,) = lax.dynamic_slice(x, (image, place * band, 0, 0), size)
-        taps = [
-            part[i : i + band, j : j + width]
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        patches = jnp.concatenate(taps, 2).reshape(-1, len(matrix))
-        y = jnp.matmul(patches, matrix, preferred_element_type=wide)
-        return y.astype(x.dtype)
-
-    y = lax.map(compute_band, jnp.arange(x.shape[0] * height // band))
-    return y.reshape(-1, height, width, features)
-
-
-def _zeros(window: Window) -> list[tuple[int, int, int]]:
-    return [(low, high, 0) for low, high in window.padding]
-
-
-def _differentiate_bands(window: Window, primals: tuple, tangents: tuple):
-    """The rule of the product; what is not differentiated costs nothing."""
-    (x, kernel), (dx, dkernel) = primals, tangents
-    dy = [
-        _by_xla(*pair, window)
-        for pair, change in (((dx, kernel), dx), ((x, dkernel), dkernel))
-        if type(change) is not SymbolicZero
-    ]
-    return _convolve_bands(x, kernel, window), sum(dy[1:], dy[0])
-
-
-_convolve_bands.defjvp(_differentiate_bands, symbolic_zeros=True)
-
-
 # In the order in which they are tried: whether one takes the shapes, and itself.
 FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "groups": (_is_groups, _groups),
     "product": (_is_product, _product),
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
-    "bands": (_is_bands, _bands),
 }
 
 

@@ -17,7 +17,7 @@ def locally_connected(
     """Computes a convolution without padding and without shared weights.
 
     The windows are gathered as patches, and multiplied by the kernels in one batched
-    product; on CPUs row by row, see `zoo.cpu.locally_connected`.
+    product; for several images on CPUs row by row, see `zoo.cpu.locally_connected`.
     `tests/benchmarks/benchmark_faces.py` compares it with PyTorch.
 
     Args:
@@ -63,6 +63,8 @@ def locally_connected(
 def _locally_connected(x: Array, kernel: Array, stride: int) -> Array:
     by_rows = partial(cpu.locally_connected, stride=stride)
     at_once = partial(_multiply_patches, stride=stride)
+    if x.shape[0] == 1:
+        return at_once(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=by_rows, default=at_once)
 
 

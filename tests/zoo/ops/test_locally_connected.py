@@ -64,6 +64,23 @@ def test_output_and_gradients_are_those_of_unfold(case):
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_one_image_is_computed_as_several_are(case):
+    """On CPUs it has another formulation, which is that of accelerators."""
+    x, kernel, bias, stride = draw(case, batch=1)
+    wanted, gradients = by_torch(x, kernel, bias, stride)
+
+    def loss(x, kernel, bias):
+        y = locally_connected(x, kernel, bias, stride=stride)
+        return jnp.square(y).sum(), y
+
+    found, y = jax.grad(loss, (0, 1, 2), has_aux=True)(x, kernel, bias)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found, gradients, strict=True):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", ["0", "1"])
 def test_golden_file(case):
     with np.load(GOLDEN) as file:
