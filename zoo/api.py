@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import weights as weights_io
+from zoo.compilation_cache import use_compilation_cache
 from zoo.initialization import init_variables
 from zoo.registry import build, get_spec
 from zoo.spec import Card, plain_options
@@ -79,6 +80,7 @@ def create_with_card(
       known, the names of the classes.
     """
     spec = get_spec(name)
+    use_compilation_cache()
     key = jax.random.key(0) if key is None else key
     if not hasattr(key, "dtype") or not (
         jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32

@@ -1,11 +1,13 @@
 """The folder in which compiled programs are kept between processes."""
 
+import functools
 import logging
 import os
 import tempfile
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 logger = logging.getLogger("zoo")
 
@@ -14,14 +16,24 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between processes, unless jax has been told where.
 
     They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; nowhere, which the log says,
-    where that folder cannot be written. The command lines call it; in Python it is
-    called by whoever wants it, because it sets jax's own configuration:
-    `jax_compilation_cache_dir`, and that programs are kept however fast they compile.
-    `JAX_ENABLE_COMPILATION_CACHE=false` in the environment turns the cache off.
+    where that folder cannot be written. The command lines call it, and so do
+    `zoo.create` and all that creates a network with it. It sets jax's own
+    configuration: `jax_compilation_cache_dir`, and that programs are kept however fast
+    they compile.
+
+    `JAX_ENABLE_COMPILATION_CACHE=false` in the environment, or
+    `jax.config.update("jax_enable_compilation_cache", False)`, turns the cache off;
+    `JAX_COMPILATION_CACHE_DIR` names another folder, and then nothing is set here.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if not jax.config.jax_enable_compilation_cache:
         return
-    cache = Path(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo")) / "xla"
+    if jax.config.jax_compilation_cache_dir is None:
+        _set_folder(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo"))
+
+
+@functools.cache  # What cannot be written is said once.
+def _set_folder(folder: str) -> None:
+    cache = Path(folder) / "xla"
     try:
         cache = cache.expanduser()
         cache.mkdir(parents=True, exist_ok=True)
@@ -34,3 +46,5 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     # Small programs too: a first prediction is mostly compilation.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # A program that was compiled before made jax decide that there is no cache.
+    compilation_cache.reset_cache()
