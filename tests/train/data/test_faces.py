@@ -104,6 +104,7 @@ def test_a_wrong_list_of_pairs_is_named(tmp_path, old, new, message):
         ("1\n1\nPerson_A 3\nPerson_B 3\n", "'Person_B 3' comes after the last fold"),
         ("²\n1\nPerson_A 3\n", r"people\.txt, line 1: .* number of folds, got '²'"),
         ("7\n", "fold 1 announces 7 people and has 0"),
+        ("1\n1\nNobody 3\n", r"people\.txt names nobody of whom there is a picture"),
     ],
 )
 def test_a_wrong_list_of_people_is_named(tmp_path, people, message):
@@ -111,6 +112,14 @@ def test_a_wrong_list_of_people_is_named(tmp_path, people, message):
     (tmp_path / "people.txt").write_text(people)
     with pytest.raises(ValueError, match=message):
         load_dataset(f"lfw:{tmp_path}", "all")
+
+
+@pytest.mark.parametrize("head", ["0 300", "3 0", "0"])
+def test_a_list_without_pairs_is_named(tmp_path, head):
+    make_lfw(tmp_path)
+    (tmp_path / "pairs.txt").write_text(f"{head}\n")
+    with pytest.raises(ValueError, match=rf"line 1: '{head}' announces no pairs"):
+        load_dataset(f"lfw:{tmp_path}", "test")
 
 
 @pytest.mark.parametrize("name", ["people.txt", "landmarks.csv"])

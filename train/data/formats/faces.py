@@ -159,6 +159,8 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         where = files.where(lists["people.txt"])
         folds = read_people(read_text(files, lists["people.txt"]), where)
         keys = [key for key in keys if key[0] in folds]
+        if not keys:
+            raise ValueError(f"{where} names nobody of whom there is a picture.")
     return FileFaces(
         files,
         chosen,
@@ -207,6 +209,8 @@ def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int
             f"{' '.join(head)!r}."
         )
     folds, each = (1, int(head[0])) if len(head) == 1 else map(int, head)
+    if not folds * each:
+        raise ValueError(f"{where}, line 1: {' '.join(head)!r} announces no pairs.")
     if len(lines) - 1 != 2 * folds * each:
         raise ValueError(
             f"{where}: line 1 announces {folds} folds of {each} + {each} pairs, "
