@@ -60,6 +60,40 @@ def test_integrated_gradients_sum_up_to_the_change(tiny, baseline):
     assert wrong.min() > 5e-3
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_maps_do_not_depend_on_how_many_copies_are_seen_at_once(tiny, chunk):
+    key = jax.random.key(0)
+    for method, options in (
+        (explain.integrated_gradients, dict(steps=6)),
+        (explain.smooth_grad, dict(key=key, samples=6)),
+    ):
+        expected = method(*tiny, "logits", np.array([0, 2]), **options)
+        found = method(*tiny, "logits", np.array([0, 2]), chunk=chunk, **options)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, v, x: explain.integrated_gradients(m, v, x, "conv2", steps=4),
+        lambda m, v, x: explain.smooth_grad(
+            m, v, x, "conv2", key=jax.random.key(1), samples=2
+        ),
+        lambda m, v, x: explain.grad_cam(m, v, x, "conv1"),
+        lambda m, v, x: explain.occlusion(m, v, x, "conv2", size=6, stride=6)[0],
+    ],
+    ids=("integrated_gradients", "smooth_grad", "grad_cam", "occlusion"),
+)
+def test_under_jit_and_vmap(tiny, call):
+    model, variables, images = tiny
+    expected = [call(model, variables, image[None])[0] for image in images]
+    found = jax.jit(jax.vmap(lambda image: call(model, variables, image[None])[0]))(
+        images
+    )
+    assert np.abs(np.stack(expected)).max() > 0
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-5)
+
+
 def test_grad_cam_by_hand(tiny):
     """The head is linear and reads the mean of conv2: the weights are its kernel's."""
     kernel = tiny[1]["params"]["head"]["fc"]["kernel"]
@@ -162,6 +196,10 @@ def test_correspondence_of_one_image_with_itself(tiny):
         (
             lambda *a: explain.smooth_grad(*a, "conv2", key=None, samples=0),
             "samples must be 1",
+        ),
+        (
+            lambda *a: explain.integrated_gradients(*a, "conv2", chunk=0),
+            "chunk must be 1",
         ),
         (lambda *a: explain.integrated_gradients(*a, "conv2", steps=0), "steps"),
         (

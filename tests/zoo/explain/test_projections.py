@@ -415,7 +415,8 @@ from tiny_explained import make_tiny
 model, variables, images = make_tiny(batch=4)
 mesh = Mesh(np.array(jax.devices()), ("data",))
 spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
-for method in ("deconvnet", "guided_backprop", "saliency"):
+methods = ("deconvnet", "guided_backprop", "saliency", "integrated_gradients")
+for method in methods:
     explain = getattr(zoo.explain, method)
     expected = np.asarray(explain(model, variables, images, "conv2"))
     found = explain(model, variables, spread, "conv2")
