@@ -149,8 +149,7 @@ def difference(ours, theirs):
 
 
 def run(name, methods, count, seconds):
-    """Measures a network; returns a row for each method."""
-    rows = {}
+    """Measures a network; yields each method and its row."""
     with (
         rounds.side_process("benchmark_explain") as ours,
         rounds.side_process("benchmark_explain") as theirs,
@@ -168,8 +167,8 @@ def run(name, methods, count, seconds):
             for _ in range(count):
                 for side, call in calls.items():
                     times[side].append(call("measure", method, seconds))
-            rows[method] = row | rounds.summarize(times, 1, "zoo")
-            ratio = rows[method]["ratio"]["captum"]
+            row |= rounds.summarize(times, 1, "zoo")
+            ratio = row["ratio"]["captum"]
             rounds.say(
                 f"{name} {method}: {min(times['zoo']):.3f} s, captum "
                 f"{min(times['captum']):.3f} s, ratio {ratio['median']:.2f} "
@@ -178,7 +177,7 @@ def run(name, methods, count, seconds):
                 f"{row['first_call']['captum']:.1f} s, maps differ by "
                 f"{row.get('difference', float('nan')):.1e}"
             )
-    return rows
+            yield method, row
 
 
 def render(found):
@@ -233,10 +232,11 @@ def main():
     if "machine" in known and not rounds.same_machine(known["machine"], facts):
         known = {"rows": {}}
     for name in options.networks:
-        rows = run(name, options.methods, options.rounds, options.seconds)
-        known["rows"][name] = known["rows"].get(name, {}) | rows
-        known["machine"] = facts
-        OUT.write_text(json.dumps(known, indent=1) + "\n")
+        rows = known["rows"].setdefault(name, {})
+        found = run(name, options.methods, options.rounds, options.seconds)
+        for method, row in found:
+            rows[method], known["machine"] = row, facts
+            OUT.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from functools import partial
 
 from train.config import COLORS, TrainConfig
 from train.configs import (
+    blood_cells,
     cifar10_resnet,
     cifar10_zfnet,
     detection,
@@ -31,6 +32,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "digits_detection_ssd": digits_detection.ssd,
     "digits_detection_faster_rcnn": digits_detection.faster_rcnn,
     "digits_detection_yolo": digits_detection.yolo,
+    "bccd_ssd": blood_cells.ssd,
     "digits_segmentation_unet": digits_segmentation.unet,
     "faces_deepface_small": faces.small,
     "orl_deepface": faces.orl,
