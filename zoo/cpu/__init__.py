@@ -9,9 +9,11 @@ Without this room the zoo computes the same, more slowly: `zoo.ops.convolution` 
 from zoo.cpu.compiler import compiler_options, jit_inference
 from zoo.cpu.convolution import Window, convolve, convolve_transposed
 from zoo.cpu.locally_connected import locally_connected
+from zoo.cpu.products import MOST_ROWS, multiply_transposed
 from zoo.cpu.reduction import mean_of_map
 
 __all__ = [
+    "MOST_ROWS",
     "Window",
     "compiler_options",
     "convolve",
@@ -19,4 +21,5 @@ __all__ = [
     "jit_inference",
     "locally_connected",
     "mean_of_map",
+    "multiply_transposed",
 ]
