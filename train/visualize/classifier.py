@@ -15,6 +15,7 @@ from zoo.cpu import jit_inference
 from zoo.figures.pictures import to_pil
 
 MISTAKES, OCCLUDED = 6, 4
+SURE = 0.9  # the probability of the images whose parts are hidden, about
 # Positions of the square along each axis, about.
 SQUARES = 12
 
@@ -42,8 +43,8 @@ def classifier_sections(
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
     right = np.flatnonzero(predicted == labels)
-    # The most confident image of each of some classes.
-    right = right[np.argsort(-surest[right], kind="stable")]
+    # Of some classes an image that is not so sure that nothing would change.
+    right = right[np.argsort(np.abs(surest[right] - SURE), kind="stable")]
     _, first = np.unique(labels[right], return_index=True)
     right = right[np.sort(first)][:OCCLUDED]
     names = network.names

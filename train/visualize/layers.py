@@ -61,10 +61,7 @@ def layer_section(
         for image, place, values in zip(
             top.images[channel], top.positions[channel], projected, strict=True
         ):
-            left, upper, right, lower = field.boxes[
-                tuple(place) if len(place) else (0, 0)
-            ]
-            box = np.s_[upper:lower, left:right]
+            box = _window(field, place)
             patches.append(to_pil(images[image][box]).convert("RGB"))
             drawn.append(draw_projection(values[box], bgr=network.bgr, clip=CLIP))
         grids = [draw_grid(each, CELL, 3) for each in (drawn, patches)]
@@ -81,6 +78,12 @@ def layer_section(
     return gallery_section(f"Layer {layer}", note, figures, 2 * 3 * (CELL + 2) + 12)
 
 
+def _window(field: explain.ReceptiveField, place: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that the unit at a place sees; one without place, all."""
+    left, upper, right, lower = field.boxes[tuple(place) if len(place) else (0, 0)]
+    return np.s_[upper:lower, left:right]
+
+
 def history_section(
     network: Network,
     images: np.ndarray,
@@ -91,14 +94,17 @@ def history_section(
     channels = network.endpoints()[layer][-1]
     count = min(HISTORY_CHANNELS, channels)
     chosen = np.linspace(0, channels - 1, count).round().astype(int)
+    shape = network.card.preprocess.shape
+    field = explain.receptive_field(network.model, layer, image_shape=shape)
     rows: list[list[Image.Image]] = [[] for _ in chosen]
     for variables in history.values():
         then = network._replace(variables=variables)
         batches = then.batches(images)
         top = explain.top_activations(network.model, variables, batches, layer, 1)
         projected = _project(then, images, layer, top, chosen)
-        for row, values in zip(rows, projected, strict=True):
-            row.append(draw_projection(values[0], bgr=network.bgr, clip=CLIP))
+        for row, channel, values in zip(rows, chosen, projected, strict=True):
+            box = _window(field, top.positions[channel, 0])
+            row.append(draw_projection(values[0][box], bgr=network.bgr, clip=CLIP))
     cells = [picture for row in rows for picture in row]
     grid = draw_grid(cells, 2 * CELL, len(history))
     caption = (
