@@ -1,15 +1,20 @@
 """The folder in which compiled programs are kept between processes."""
 
+import contextlib
 import functools
 import logging
 import os
 import tempfile
+import time
+import zlib
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 logger = logging.getLogger("zoo")
+
+_SETTLED = 60.0  # seconds after which no process still writes a program
 
 
 def use_compilation_cache() -> None:
@@ -38,6 +43,7 @@ def _set_folder(folder: str) -> None:
         cache = cache.expanduser()
         cache.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cache).close()
+        _drop_damaged(cache)
     except (OSError, RuntimeError) as error:
         logger.warning(
             "compiled steps are not kept: %s. ZOO_CACHE names another folder.", error
@@ -48,3 +54,29 @@ def _set_folder(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A program that was compiled before made jax decide that there is no cache.
     compilation_cache.reset_cache()
+
+
+def _drop_damaged(cache: Path) -> None:
+    """Deletes programs whose writing was cut off; jax would warn of them for ever.
+
+    Only what was written since the last time is read.
+    """
+    checked, now = cache / "checked", time.time()
+    since = checked.stat().st_mtime if checked.exists() else 0.0
+    for path in cache.glob("*-cache"):
+        with contextlib.suppress(OSError):  # Another process was quicker.
+            settled = since - _SETTLED < path.stat().st_mtime < now - _SETTLED
+            if settled and not _is_whole(path.read_bytes()):
+                path.unlink()
+    checked.touch()
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether a compressed program is complete; jax's other compression is not read."""
+    if content[:1] != b"\x78":  # not zlib's
+        return bool(content)
+    try:
+        zlib.decompress(content)
+    except zlib.error:
+        return False
+    return True

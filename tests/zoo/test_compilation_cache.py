@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+import zlib
 
 import pytest
 
@@ -32,3 +34,31 @@ def test_creating_a_network_turns_the_cache_on(kind, tmp_path):
     assert done.stdout.strip() == str(expected[kind])
     if kind == "default":
         assert any("apply" in path.name for path in folder.iterdir())
+
+
+def test_a_program_whose_writing_was_cut_off_is_compiled_anew(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    env |= {"JAX_PLATFORMS": "cpu", "ZOO_CACHE": str(tmp_path)}
+    program = (
+        "import zoo, jax, jax.numpy as jnp; zoo.use_compilation_cache(); "
+        "print(jax.jit(lambda x: jnp.tanh(x).sum())(jnp.ones((3, 5))))"
+    )
+
+    def run():
+        command = [sys.executable, "-W", "error::UserWarning", "-c", program]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    first = run()
+    programs = [*(tmp_path / "xla").glob("jit__lambda*-cache")]
+    assert programs, first.stderr
+    for path in programs:
+        content = path.read_bytes()
+        zlib.decompress(content)
+        path.write_bytes(content[: len(content) // 2])
+        before = time.time() - 3600
+        os.utime(path, (before, before))
+    (tmp_path / "xla" / "checked").unlink()
+    again = run()
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    for path in programs:
+        assert path.read_bytes() == content
