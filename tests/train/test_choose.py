@@ -14,6 +14,7 @@ from train.config import ModelConfig, TrainConfig, load_config
 from train.configs.my_data import RECIPES
 from train.data import load_dataset
 from train.data.inspect import inspect
+from train.data.source import UnknownSplit
 from train.experiment import prepare_experiment
 
 
@@ -137,6 +138,16 @@ def test_where_there_is_no_test_split_a_part_is_held_out(tmp_path):
     assert len(names) == 20
     experiment = prepare_experiment(config)
     assert experiment.eval_source.split == "train[80%:]"
+
+
+def test_prepared_data_sets_are_looked_at_too():
+    config, said = run("my_images", "digits", model__name="lenet5_modern")
+    assert (config.data.train_split, config.data.eval_split) == ("train", "test")
+    assert "classes     10: " in said
+    with pytest.raises(
+        UnknownSplit, match="digits has no split 'val'; it has test, tr"
+    ):
+        load_dataset("digits", "val")
 
 
 def test_slices_of_splits_are_refused_where_they_are_empty_or_reversed(tmp_path):

@@ -25,7 +25,7 @@ from train.data.files import split_kind
 from train.data.formats.cifar import Cifar10Binary, Cifar100Binary
 from train.data.formats.digits import Digits, DigitsCanvas
 from train.data.formats.synthetic_faces import KNOWN, FacesSynthetic, FacesSyntheticTiny
-from train.data.source import Example, Source, check_labels, nearest
+from train.data.source import Example, Source, UnknownSplit, check_labels, nearest
 from zoo.decode import decode_image, decode_mask
 from zoo.face.verification import UNKNOWN
 
@@ -353,6 +353,10 @@ def open_prepared(
     if split not in splits and (known := split_kind(split)):
         same = [s for s in splits if split_kind(s) == known]
         split = same[0] if len(same) == 1 else split
+    if split.isidentifier() and split not in (*splits, "all"):
+        raise UnknownSplit(
+            f"{name} has no split {split!r}; it has {', '.join(splits)}."
+        )
     try:
         return kind(name, split, builder, color, orientation)
     except NotImplementedError as error:
