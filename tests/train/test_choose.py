@@ -145,7 +145,7 @@ def test_prepared_data_sets_are_looked_at_too():
     assert (config.data.train_split, config.data.eval_split) == ("train", "test")
     assert "classes     10: " in said
     with pytest.raises(
-        UnknownSplit, match="digits has no split 'val'; it has test, tr"
+        UnknownSplit, match="digits has no split 'val'; it has train, test"
     ):
         load_dataset("digits", "val")
 

@@ -353,10 +353,9 @@ def open_prepared(
     if split not in splits and (known := split_kind(split)):
         same = [s for s in splits if split_kind(s) == known]
         split = same[0] if len(same) == 1 else split
-    if split.isidentifier() and split not in (*splits, "all"):
-        raise UnknownSplit(
-            f"{name} has no split {split!r}; it has {', '.join(splits)}."
-        )
+    if splits and split.isidentifier() and split not in (*splits, "all"):
+        known = ", ".join(splits)
+        raise UnknownSplit(f"{name} has no split {split!r}; it has {known}.")
     try:
         return kind(name, split, builder, color, orientation)
     except NotImplementedError as error:
