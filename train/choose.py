@@ -397,8 +397,8 @@ def choose_data(config: TrainConfig, found: Findings, accelerator: bool) -> Data
         most = 16 if pixels <= 96 * 96 else 8 if pixels <= 512 * 512 else 4
     devices = jax.device_count()
     # An epoch has at least four steps.
-    each = min(most // devices, found.train.count // (4 * devices))
-    changes["batch_size"] = devices * max(each, 1)
+    each = max(min(most // devices, found.train.count // (4 * devices)), 1)
+    changes["batch_size"] = devices * 2 ** (each.bit_length() - 1)
     changes["eval_batch_size"] = devices * max(
         1, min(most, found.evaluation.count) // devices
     )
