@@ -1,5 +1,6 @@
 """Completes a recipe of `train.configs.my_data` by a look at the data."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import time
@@ -204,6 +205,13 @@ def open_splits(
         } and data.train_split in ("trainval", "all"):
             continue
         data = dataclasses.replace(data, eval_split=split)
+        if split == "test" and data.train_split == "train":
+            with contextlib.suppress(UnknownSplit):
+                unused = len(open_split(data, "val", task, seed))
+                notes.append(
+                    f"the {unused:,} images of val are not used; --data.train-split "
+                    "train+val trains on them, too."
+                )
         return data, (train, evaluation), notes
     whole = data.train_split
     data = dataclasses.replace(

@@ -274,7 +274,9 @@ def test_mixed_sizes_are_fitted_to_the_middle_one(tmp_path):
         save(tmp_path / "train" / "images" / f"{i}.png", size)
         mask = np.ones(size[::-1], np.uint8)
         Image.fromarray(mask).save(tmp_path / "train" / "masks" / f"{i}.png")
+    write_masks(tmp_path, (0, 1), {"val": 3})
     config, said = run("my_masks", f"masks:{tmp_path}")
+    assert "the 3 images of val are not used" in said
     assert "40 x 30 to 120 x 60 pixels, in the middle 40 x 30" in said
     assert config.data.fit == "stretch"
     prepare_experiment(config)
