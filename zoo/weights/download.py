@@ -1,6 +1,7 @@
 """Download of published weights into a cache of verified files."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import http.client
@@ -24,13 +25,10 @@ from zoo.spec import Weights
 logger = logging.getLogger("zoo")
 
 _CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 60
-# A connection that transfers less than this in a minute has stalled.
+# A connection that transfers less than this within the time-out has stalled.
 _LEAST_BYTES = 1 << 16
 # Larger than any published file of one network.
 MAX_BYTES = 4 << 30
-_ATTEMPTS = 4
-_PAUSE_SECONDS = 1  # before the second attempt; doubled before each further one
 # HTTP statuses after which another attempt may succeed.
 _PASSING = (408, 429, 500, 502, 503, 504)
 _RANGE_NOT_SATISFIABLE = 416
@@ -61,6 +59,9 @@ def fetch(
     *,
     cache_dir: str | os.PathLike | None = None,
     max_bytes: int = MAX_BYTES,
+    attempts: int = 4,
+    pause_seconds: float = 1.0,
+    timeout_seconds: float = 60.0,
 ) -> Path:
     """Returns the path of the weights' file, which is downloaded if it is not cached.
 
@@ -73,6 +74,10 @@ def fetch(
       cache_dir: Folder of the cache; None for the value of the environment variable
         ZOO_CACHE or else ~/.cache/canon-zoo/weights.
       max_bytes: Largest size of the file, in bytes.
+      attempts: How often the download is tried while the connection breaks.
+      pause_seconds: Pause before the second attempt; doubled before each further one.
+      timeout_seconds: Time without an answer, or almost without bytes, after which a
+        connection counts as broken.
 
     Raises:
       FileNotFoundError: The file is not cached, and ZOO_OFFLINE=1 forbids downloads.
@@ -100,7 +105,9 @@ def fetch(
         logger.warning("%s is not the file that was published; fetching again.", path)
     with _alone(path):
         if not _is_published(path, weights):  # Else another process downloaded it.
-            _download(weights, path, max_bytes)
+            _Download(weights, path, max_bytes, timeout_seconds).run(
+                attempts, pause_seconds
+            )
     return path
 
 
@@ -148,77 +155,139 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _download(weights: Weights, path: Path, max_bytes: int) -> None:
-    # Only a download of the same file from the same URL may be resumed.
-    origin = hashlib.sha256(f"{weights.url} {weights.sha256}".encode()).hexdigest()
-    part = path.with_name(f"{path.name}.{origin[:8]}.part")
-    if not _is_published(part, weights):  # Else only the renaming is left to do.
-        _fill(part, weights.url, path, max_bytes)
-    got = file_sha256(part)
-    if not got.startswith(weights.sha256):
-        part.unlink()
-        raise ValueError(
-            f"{weights.url} has the hash {got}, expected {weights.sha256}...; the "
-            "download was removed. It was damaged on its way, or is another file."
-        )
-    os.replace(part, path)
+@dataclasses.dataclass(frozen=True)
+class _Download:
+    """The download of one file.
 
+    Attributes:
+      weights: The weights to download.
+      path: Path of the whole file.
+      max_bytes: Largest size of the file, in bytes.
+      timeout_seconds: See `fetch`.
+    """
 
-def _fill(part: Path, url: str, path: Path, max_bytes: int) -> None:
-    """Downloads the rest of `part`, with several attempts if the connection breaks."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return _continue(part, url, path, max_bytes)
-        except ConnectionError as error:
-            if isinstance(error, _CannotContinue):
-                part.unlink(missing_ok=True)
-            if attempt == _ATTEMPTS or not isinstance(error, _Interrupted):
-                raise ConnectionError(f"{error} {_way_out(part, path)}") from error
-            pause = _PAUSE_SECONDS * 2 ** (attempt - 1)
-            logger.warning("%s Trying again in %d s.", error, pause)
-            time.sleep(pause)
+    weights: Weights
+    path: Path
+    max_bytes: int
+    timeout_seconds: float
 
+    @property
+    def url(self) -> str:
+        return self.weights.url
 
-def _way_out(part: Path, path: Path) -> str:
-    if part.exists():
-        size = _megabytes(part.stat().st_size)
-        return f"The first {size} are kept; call again to go on from there."
-    return f"With the file from elsewhere as {path} no connection is needed."
+    @property
+    def part(self) -> Path:
+        """Path of what was received, for downloads of this file from this URL only."""
+        origin = f"{self.url} {self.weights.sha256}".encode()
+        digits = hashlib.sha256(origin).hexdigest()[:8]
+        return self.path.with_name(f"{self.path.name}.{digits}.part")
 
+    def run(self, attempts: int, pause_seconds: float) -> None:
+        """Downloads what is missing, checks its hash, and renames it."""
+        part = self.part
+        if not _is_published(part, self.weights):  # Else only the renaming is left.
+            self.fill(attempts, pause_seconds)
+        got = file_sha256(part)
+        if not got.startswith(self.weights.sha256):
+            part.unlink()
+            raise ValueError(
+                f"{self.url} has the hash {got}, expected {self.weights.sha256}...; "
+                "the download was removed. It was damaged on its way, or is another "
+                "file."
+            )
+        os.replace(part, self.path)
 
-def _continue(part: Path, url: str, path: Path, max_bytes: int) -> None:
-    start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(url, headers=headers)
-    with _receiving(url):
-        opener = urllib.request.build_opener(_Redirect)
-        response = opener.open(request, timeout=_TIMEOUT_SECONDS)
-    with response:
-        start = _find_start(response, start, url)
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if re.fullmatch(r"\d{1,18}", length) else None
-        if total is not None and total > max_bytes:
-            raise ConnectionError(_too_large(url, total, max_bytes))
-        size = "size unknown" if total is None else _megabytes(total)
-        where = f", from byte {start} on" if start else ""
-        logger.warning("fetching %s (%s) from %s%s.", path, size, url, where)
-        with _writing(path, part), open(part, "r+b" if start else "wb") as file:
-            _require_space(part, total, start)
-            file.truncate(start)
-            file.seek(start)
-            for chunk in _read(response, url, path.name, start, total):
-                if file.tell() + len(chunk) > max_bytes:
-                    part.unlink()
-                    size = file.tell() + len(chunk)
-                    raise ConnectionError(_too_large(url, size, max_bytes))
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-    received = part.stat().st_size
-    if total is not None and received != total:
-        raise _Interrupted(
-            f"{url}: the connection was cut after {received} of {total} bytes."
-        )
+    def fill(self, attempts: int, pause_seconds: float) -> None:
+        """Downloads the rest, with several attempts if the connection breaks."""
+        for attempt in range(1, attempts + 1):
+            try:
+                return self.resume()
+            except ConnectionError as error:
+                if isinstance(error, _CannotContinue):
+                    self.part.unlink(missing_ok=True)
+                if attempt == attempts or not isinstance(error, _Interrupted):
+                    raise ConnectionError(f"{error} {self.way_out()}") from error
+                pause = pause_seconds * 2 ** (attempt - 1)
+                logger.warning("%s Trying again in %g s.", error, pause)
+                time.sleep(pause)
+
+    def way_out(self) -> str:
+        if self.part.exists():
+            size = _megabytes(self.part.stat().st_size)
+            return f"The first {size} are kept; call again to go on from there."
+        return f"With the file from elsewhere as {self.path} no connection is needed."
+
+    def resume(self) -> None:
+        """Downloads the rest in one attempt."""
+        url, path, part = self.url, self.path, self.part
+        start = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        request = urllib.request.Request(url, headers=headers)
+        with _receiving(url):
+            opener = urllib.request.build_opener(_Redirect)
+            response = opener.open(request, timeout=self.timeout_seconds)
+        with response:
+            start = _find_start(response, start, url)
+            length = response.headers.get("Content-Length", "")
+            total = start + int(length) if re.fullmatch(r"\d{1,18}", length) else None
+            self.require_size(total or 0)
+            size = "size unknown" if total is None else _megabytes(total)
+            where = f", from byte {start} on" if start else ""
+            logger.warning("fetching %s (%s) from %s%s.", path, size, url, where)
+            with _writing(path, part), open(part, "r+b" if start else "wb") as file:
+                _require_space(part, total, start)
+                file.truncate(start)
+                file.seek(start)
+                for chunk in self.read(response, start, total):
+                    self.require_size(file.tell() + len(chunk))
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+        received = part.stat().st_size
+        if total is not None and received != total:
+            raise _Interrupted(
+                f"{url}: the connection was cut after {received} of {total} bytes."
+            )
+
+    def require_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            self.part.unlink(missing_ok=True)
+            raise ConnectionError(
+                f"{self.url} sends {_megabytes(size)} or more, and the weights have at "
+                f"most {_megabytes(self.max_bytes)}: it is another file."
+            )
+
+    def read(
+        self, response: http.client.HTTPResponse, start: int, total: int | None
+    ) -> Iterator[bytes]:
+        """Yields the content in chunks, with a progress bar."""
+        # None shows the bar in a terminal only, and a notebook is not one.
+        disable = False if "ipykernel" in sys.modules else None
+        with tqdm(
+            desc=self.path.name,
+            initial=start,
+            total=total,
+            unit="B",
+            unit_scale=True,
+            disable=disable,
+        ) as bar:
+            received, since = 0, time.monotonic()
+            while True:
+                with _receiving(self.url):
+                    # `read1` does not wait for a whole chunk from a slow server.
+                    chunk = response.read1(_CHUNK)
+                if not chunk:
+                    return
+                received += len(chunk)
+                if time.monotonic() - since > self.timeout_seconds:
+                    if received < _LEAST_BYTES:
+                        raise _Interrupted(
+                            f"{self.url}: stalled, {received} bytes in "
+                            f"{self.timeout_seconds:g} s."
+                        )
+                    received, since = 0, time.monotonic()
+                bar.update(len(chunk))
+                yield chunk
 
 
 def _find_start(response: http.client.HTTPResponse, start: int, url: str) -> int:
@@ -229,42 +298,6 @@ def _find_start(response: http.client.HTTPResponse, start: int, url: str) -> int
     if not re.match(rf"bytes {start}-", sent):
         raise _CannotContinue(f"{url}: asked for bytes {start}-, got {sent!r}.")
     return start
-
-
-def _read(
-    response: http.client.HTTPResponse,
-    url: str,
-    name: str,
-    start: int,
-    total: int | None,
-) -> Iterator[bytes]:
-    """Yields the content in chunks, with a progress bar called `name`."""
-    # None shows the bar in a terminal only, and a notebook is not one.
-    disable = False if "ipykernel" in sys.modules else None
-    with tqdm(
-        desc=name,
-        initial=start,
-        total=total,
-        unit="B",
-        unit_scale=True,
-        disable=disable,
-    ) as bar:
-        received, since = 0, time.monotonic()
-        while True:
-            with _receiving(url):
-                # `read1` does not wait for a whole chunk from a slow server.
-                chunk = response.read1(_CHUNK)
-            if not chunk:
-                return
-            received += len(chunk)
-            if time.monotonic() - since > _TIMEOUT_SECONDS:
-                if received < _LEAST_BYTES:
-                    raise _Interrupted(
-                        f"{url}: stalled, {received} bytes in {_TIMEOUT_SECONDS} s."
-                    )
-                received, since = 0, time.monotonic()
-            bar.update(len(chunk))
-            yield chunk
 
 
 @contextlib.contextmanager
@@ -314,13 +347,6 @@ def _require_space(part: Path, total: int | None, start: int) -> None:
     if total is not None and free < total - start:
         needed = f"{_megabytes(total - start)} are needed, {_megabytes(free)} free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed}")
-
-
-def _too_large(url: str, size: int, most: int) -> str:
-    return (
-        f"{url} sends {_megabytes(size)} or more, and the weights have at most "
-        f"{_megabytes(most)}: it is another file."
-    )
 
 
 def _megabytes(count: int) -> str:

@@ -1,6 +1,7 @@
 """Fetching published weights from a server on this machine."""
 
 import errno
+import functools
 import os
 import shutil
 import socket
@@ -9,7 +10,9 @@ import pytest
 from weights_server import CONTENT, CUT, DIGEST, files, only_part, serve, weights
 
 from zoo.spec import Weights
-from zoo.weights import download, fetch
+from zoo.weights import fetch as fetch_patiently
+
+fetch = functools.partial(fetch_patiently, pause_seconds=0)
 
 
 @pytest.fixture
@@ -22,7 +25,6 @@ def server():
 def _environment(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ZOO_OFFLINE", raising=False)
-    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0)
 
 
 @pytest.mark.parametrize("digits", [8, 64])
@@ -104,13 +106,10 @@ def test_a_cut_download_goes_on_where_it_ended(server, tmp_path, caplog):
     assert files(tmp_path / "cache") == ["ranges-cut.th"]
 
 
-def test_a_later_call_goes_on_with_what_an_earlier_one_kept(
-    server, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+def test_a_later_call_goes_on_with_what_an_earlier_one_kept(server, tmp_path):
     wanted = weights(server, "ranges-cut.th")
     with pytest.raises(ConnectionError, match=r"The first 1\.5 MB are kept; call agai"):
-        fetch(wanted)
+        fetch(wanted, attempts=1)
     assert only_part(tmp_path / "cache").read_bytes() == CONTENT[:CUT]
     # The same name with another hash is another file: it does not take this part.
     with pytest.raises(ValueError, match="expected 11111111"):
@@ -129,13 +128,10 @@ def test_where_a_server_cannot_go_on_the_download_starts_again(server, tmp_path,
     assert files(tmp_path / "cache") == [name]
 
 
-def test_a_part_that_is_not_the_files_beginning_is_found_and_removed(
-    server, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+def test_a_part_that_is_not_the_files_beginning_is_found_and_removed(server, tmp_path):
     wanted = weights(server, "ranges-cut.th")
     with pytest.raises(ConnectionError):
-        fetch(wanted)
+        fetch(wanted, attempts=1)
     only_part(tmp_path / "cache").write_bytes(b"x" * CUT)
     with pytest.raises(ValueError, match="the download was removed"):
         fetch(wanted)

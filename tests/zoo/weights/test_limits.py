@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import safetensors.numpy
 
 import zoo
 from zoo.spec import Card, Weights
-from zoo.weights import download, fetch, load, load_safetensors, save_safetensors
+from zoo.weights import fetch, load, load_safetensors, save_safetensors
 from zoo.weights.checksums import check_checksums, write_checksums
 
 NAME = "lenet5_modern"
@@ -56,7 +57,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ZOO_OFFLINE", raising=False)
-    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.stop = threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -72,7 +72,7 @@ def server(monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", ["length/abc", "length/minus", "length/huge", "chunk"])
 def test_odd_headers_end_in_words(server, path):
     with pytest.raises((ConnectionError, ValueError), match=r"http://127"):
-        fetch(server(path), max_bytes=1000)
+        fetch(server(path), max_bytes=1000, pause_seconds=0)
 
 
 @pytest.mark.parametrize("path", ["endless", "declared"])
@@ -83,12 +83,10 @@ def test_a_file_that_is_too_large_is_not_kept(server, path, tmp_path):
     assert not [name for name in kept if "part" in name]
 
 
-def test_a_server_that_stalls_is_left(server, monkeypatch):
-    monkeypatch.setattr(download, "_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+def test_a_server_that_stalls_is_left(server):
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=r"stalled, \d+ bytes in 0\.3 s"):
-        fetch(server("trickle"))
+        fetch(server("trickle"), attempts=1, timeout_seconds=0.3)
     assert time.monotonic() - start < 20
 
 
@@ -116,7 +114,7 @@ def test_no_home_is_said(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("ZOO_CACHE", raising=False)
-    monkeypatch.setattr("pathlib.Path.expanduser", nobody)
+    monkeypatch.setattr(Path, "expanduser", nobody)  # As for a user without an entry.
     with pytest.raises(ValueError, match=r"has no home folder; .*ZOO_CACHE"):
         zoo.weights.cache_path(Weights("w", "http://x/y", SHA, "", "", ""))
 
