@@ -20,8 +20,6 @@ from train.steps import (
 from train.task import Evaluated, Task
 from zoo.spec import Preprocess
 
-KEPT_MEGABYTES = 1024  # A set up to this size is decoded once and stays on the device.
-
 
 class Evaluator:
     """Evaluates a network's variables on one set, again and again.
@@ -36,6 +34,7 @@ class Evaluator:
         multiple of the devices, which share each batch.
       max_boxes: The number of slots for the objects of an image.
       progress: Whether to show a bar where standard error is a terminal.
+      kept_megabytes: A set up to this size is decoded once and stays on the device.
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class Evaluator:
         *,
         max_boxes: int = 100,
         progress: bool = False,
+        kept_megabytes: float = 1024,
     ):
         batch_size = -(-batch_size // mesh.size) * mesh.size
         self.source, self.task = source, task
@@ -57,7 +57,7 @@ class Evaluator:
         self._preprocess, self._batch_size = preprocess, batch_size
         self._max_boxes, self._progress = max_boxes, progress
         size = resident_bytes(source, preprocess, max_boxes=max_boxes)
-        small = size <= KEPT_MEGABYTES * 2**20
+        small = size <= kept_megabytes * 2**20
         # Read at once, so that a bad image is met before a network is trained.
         self._kept = [*self._bar(self._read(), "reading")] if small else None
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from train import evaluate
 from train.data import array_source
 from train.evaluate import Evaluator
 from train.steps import make_mesh
@@ -39,7 +38,7 @@ def make_source():
     return array_source(images, labels), said
 
 
-def make_evaluator(batch_size, source=None):
+def make_evaluator(batch_size, source=None, megabytes=1024):
     return Evaluator(
         Peek(),
         Classification(softmax_cross_entropy),
@@ -47,6 +46,7 @@ def make_evaluator(batch_size, source=None):
         PREPROCESS,
         make_mesh(jax.devices()[:1]),
         batch_size,
+        kept_megabytes=megabytes,
     )
 
 
@@ -55,10 +55,9 @@ VARIABLES = {"params": {"scale": jnp.asarray(1.0)}}
 
 @pytest.mark.parametrize("megabytes", [1024, 0], ids=["kept", "streamed"])
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 23, 64])
-def test_every_image_counts_once(batch_size, megabytes, monkeypatch):
-    monkeypatch.setattr(evaluate, "KEPT_MEGABYTES", megabytes)
+def test_every_image_counts_once(batch_size, megabytes):
     source, said = make_source()
-    evaluator = make_evaluator(batch_size, source)
+    evaluator = make_evaluator(batch_size, source, megabytes)
     found, confusion, predictions = evaluator(VARIABLES)
     assert (found["count"], found["correct"]) == (23, 20)
     assert found["accuracy"] == pytest.approx(20 / 23)
@@ -78,9 +77,8 @@ def test_every_image_counts_once(batch_size, megabytes, monkeypatch):
 
 
 @pytest.mark.parametrize("megabytes", [1024, 0], ids=["kept", "streamed"])
-def test_an_evaluation_begins_anew_each_time(megabytes, monkeypatch):
-    monkeypatch.setattr(evaluate, "KEPT_MEGABYTES", megabytes)
-    evaluator = make_evaluator(8)
+def test_an_evaluation_begins_anew_each_time(megabytes):
+    evaluator = make_evaluator(8, megabytes=megabytes)
     first, again = evaluator(VARIABLES)[0], evaluator(VARIABLES)[0]
     assert first == again
     other = evaluator({"params": {"scale": jnp.asarray(0.5)}})[0]
@@ -92,13 +90,12 @@ def test_an_evaluation_begins_anew_each_time(megabytes, monkeypatch):
 def test_a_small_set_is_read_once_and_a_large_one_each_time(
     megabytes, reads, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "KEPT_MEGABYTES", megabytes)
     source, _ = make_source()
     count, image = [], type(source).image
     monkeypatch.setattr(
         type(source), "image", lambda self, i: count.append(i) or image(self, i)
     )
-    evaluator = make_evaluator(8, source)
+    evaluator = make_evaluator(8, source, megabytes)
     evaluator(VARIABLES)
     evaluator(VARIABLES)
     assert len(count) == reads

@@ -71,7 +71,7 @@ class _Leaf:
         if self.is_kernel:
             array = _inputs_then_outputs(array)
         # A copy, so that the result does not share memory with the caller's tensors.
-        return _in_c_order(array).reshape(self.shape)
+        return copy_in_c_order(array).reshape(self.shape)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_ours`."""
@@ -82,7 +82,7 @@ class _Leaf:
             array = _outputs_then_inputs(array)
         if self.is_kernel and self.rule.transposed:
             array = array.swapaxes(0, 1)
-        return _in_c_order(array).reshape(self.torch_shape)
+        return copy_in_c_order(array).reshape(self.torch_shape)
 
 
 def _inputs_then_outputs(array: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ def _outputs_then_inputs(array: np.ndarray) -> np.ndarray:
     return array.transpose(last, last - 1, *range(last - 1))
 
 
-def _in_c_order(array: np.ndarray) -> np.ndarray:
+def copy_in_c_order(array: np.ndarray) -> np.ndarray:
     """Copies a transposed array tile by tile.
 
     A single copy by numpy has no locality: it is six times slower for VGG's fc6.

@@ -12,7 +12,7 @@ import zoo
 from zoo import registry
 from zoo.paths import flatten
 from zoo.weights import from_torch, to_torch
-from zoo.weights.torch_format import _in_c_order
+from zoo.weights.torch_format import copy_in_c_order
 
 RNG = np.random.default_rng(0)
 
@@ -203,7 +203,7 @@ def test_other_names_are_taken_and_dense_layers_that_are_convolutions(monkeypatc
 def test_copying_by_tiles_copies_everything(shape):
     array = RNG.normal(size=shape)
     for axes in itertools.permutations(range(len(shape))):
-        copy = _in_c_order(array.transpose(axes))
+        copy = copy_in_c_order(array.transpose(axes))
         np.testing.assert_array_equal(copy, array.transpose(axes))
         assert copy.flags.c_contiguous
         assert copy.base is None
