@@ -1,6 +1,6 @@
 """Measures what each CPU formulation of a convolution brings to a whole network.
 
-# about 15 minutes on two cores
+# about 20 minutes on two cores
 python tests/benchmarks/benchmark_formulations.py
 # some cells: formulation, network, kind and batch
 python tests/benchmarks/benchmark_formulations.py winograd/vgg16/inference_1
@@ -37,9 +37,11 @@ OUT = Path(__file__).parent / "formulations.json"
 CELLS = (
     "product/resnet50/train_8",
     "winograd/vgg16/inference_1",
+    "winograd/vgg16/train_4",
     "dilated/pspnet_resnet50/inference_1",
     "groups/alexnet/train_8",
     "transposed/fcn8s_vgg16/inference_1",
+    "transposed/fcn32s_vgg16/inference_1",
 )
 ROUNDS = 4
 
