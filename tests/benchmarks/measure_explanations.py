@@ -5,11 +5,11 @@
         --weights resnet20-12fca82f.th --dataset imagefolder:cifar10
 
 Of a classifier: the areas under the deletion and insertion curves beside those of
-random maps, the similarity of the maps to those of the network whose layers are
-randomized from the last one on, and the completeness of integrated gradients. Of a
-segmentation network: which part of a map's mass lies within the mask of the object of
-which a pixel is explained. The numbers go to explanations.json beside this file, and
-with `--readme` into README.md.
+random maps, by pixels and by squares of 4 x 4 pixels; the similarity of the maps to
+those of the network whose layers are randomized from the last one on; and the
+completeness of integrated gradients. Of a segmentation network: which part of a map's
+mass lies within the mask of the object of which a pixel is explained. The numbers go to
+explanations.json beside this file, and with `--readme` into README.md.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from zoo.explain.sanity import magnitude
 
 OUT = Path(__file__).parent / "explanations.json"
 STEPS = 32
+CELL = 4  # pixels of squares, which are hidden and shown besides single pixels
 
 
 def load(options):
@@ -95,10 +96,12 @@ def measure_classifier(model, variables, images, layer):
         maps = first[name] = method(variables, labels, None)
         row = rows[name] = {}
         for mode in ("deletion", "insertion"):
-            curve = explain.perturbation_curve(
-                model, variables, images, maps, labels, mode=mode
-            )
-            row[mode] = float(curve.mean())
+            for cell in (1, CELL):
+                curve = explain.perturbation_curve(
+                    model, variables, images, maps, labels, mode=mode, cell=cell
+                )
+                unit = "pixels" if cell == 1 else f"{cell} x {cell}"
+                row[f"{mode}, {unit}"] = float(curve.mean())
         say(f"{name}: {row}")
     key = jax.random.key(1)
     steps = explain.randomize_layers(model, variables, images, key=key)

@@ -112,6 +112,7 @@ def perturbation_curve(
     *,
     mode: str,
     steps: int = 16,
+    cell: int = 1,
     fill: float = 0.0,
     scores: str = "logits",
 ) -> Array:
@@ -126,6 +127,10 @@ def perturbation_curve(
       mode: "deletion" sets more and more pixels to `fill`, "insertion" begins with an
         image of `fill` and shows more and more of them.
       steps: In how many equal parts.
+      cell: Height and width in pixels of the squares that are hidden or shown, ordered
+        by their mean magnitude; a divisor of the images' height and width. Single
+        pixels that are hidden at random are noise, which networks of natural images
+        take worse than the loss of an object.
       fill: In the network's input.
       scores: Endpoint with logits [B, K].
 
@@ -137,10 +142,19 @@ def perturbation_curve(
         raise ValueError(f"mode must be 'deletion' or 'insertion', got {mode!r}.")
     shape = targets.activation_shape(model, variables, images, scores)
     labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
-    flat = magnitude(maps).reshape(len(images), -1)
-    # The rank of each pixel, 0 for the most important one.
+    batch, height, width, _ = images.shape
+    if cell < 1 or height % cell or width % cell:
+        raise ValueError(
+            f"cell must divide the images' height and width, {height} x {width}, got "
+            f"{cell}."
+        )
+    grid = batch, height // cell, width // cell
+    size = magnitude(maps).reshape(*grid[:2], cell, grid[2], cell).mean(axis=(2, 4))
+    flat = size.reshape(batch, -1)
+    # The rank of each square, 0 for the most important one.
     order = jnp.argsort(-flat, axis=1)
-    rank = jnp.argsort(order, axis=1).reshape(*images.shape[:3], 1)
+    rank = jnp.argsort(order, axis=1).reshape(*grid, 1)
+    rank = rank.repeat(cell, axis=1).repeat(cell, axis=2)
     counts = np.linspace(0, flat.shape[1], steps + 1).round().astype(np.int32)
     options = dict(model=model, scores=scores, deletion=mode == "deletion")
     return _follow(variables, images, rank, labels, counts, fill, **options)

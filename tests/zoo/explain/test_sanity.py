@@ -85,6 +85,17 @@ def test_curves_begin_and_end_where_they_must(tiny):
         hidden[i, order[i, :29]] = 0.3
     expected = shares(hidden.reshape(images.shape))
     np.testing.assert_allclose(deletion[:, 1], expected, atol=1e-6)
+    # A quarter of the squares of 6 x 6 pixels: that of the largest mean.
+    size = np.abs(np.asarray(maps)).max(-1).reshape(2, 2, 6, 2, 6).mean(axis=(2, 4))
+    hidden = images.copy()
+    for i, best in enumerate(size.reshape(2, -1).argmax(-1)):
+        top, left = 6 * (best // 2), 6 * (best % 2)
+        hidden[i, top : top + 6, left : left + 6] = 0.3
+    options = dict(mode="deletion", steps=4, fill=0.3)
+    squares = explain.perturbation_curve(*args, cell=6, **options)
+    np.testing.assert_allclose(squares[:, 1], shares(hidden), atol=1e-6)
+    with pytest.raises(ValueError, match=r"cell must divide.*12 x 12, got 5"):
+        explain.perturbation_curve(*args, cell=5, **options)
     with pytest.raises(ValueError, match="mode must be"):
         explain.perturbation_curve(*args, mode="delete")
 
