@@ -31,6 +31,7 @@ class Ours:
     """The zoo's side."""
 
     def __init__(self, name):
+        import jax
         import jax.numpy as jnp
         from benchmark_explain import make_image, make_weights
 
@@ -39,7 +40,8 @@ class Ours:
 
         self.explain = zoo.explain
         self.model = zoo.build(name)
-        self.variables = from_torch(name, make_weights(name))
+        # numpy's arrays would be copied by each call.
+        self.variables = jax.device_put(from_torch(name, make_weights(name)))
         self.image = jnp.asarray(make_image())
 
     def call(self, method):
