@@ -55,25 +55,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", help="parts of the names of what to measure")
     parser.add_argument("--seconds", type=float, default=10, help="for each operation")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--readme", action="store_true", help="write it to the README")
     options = parser.parse_args()
     if not options.table and not options.readme:
-        measure(options.only, options.seconds)
-    table = render(json.loads(OUT.read_text()))
+        measure(options.only, options.seconds, options.out)
+    table = render(json.loads(options.out.read_text()))
     if options.readme:
         readme.write_block("detection_ops", table)
     else:
         print(table)
 
 
-def measure(only: list[str], seconds: float) -> None:
+def measure(only: list[str], seconds: float, out: Path) -> None:
     """Measures what is asked for, and keeps the other numbers of the file."""
     import torch
 
     torch.set_num_threads(os.cpu_count())
     operators, kind = import_operators()
-    found = json.loads(OUT.read_text()) if OUT.exists() else {"milliseconds": {}}
+    found = json.loads(out.read_text()) if out.exists() else {"milliseconds": {}}
     found["machine"] = machine() | {"torch": torch.__version__}
     found["torchvision_operators"] = kind
     jobs = {}
@@ -87,7 +88,7 @@ def measure(only: list[str], seconds: float) -> None:
         if only and not any(part in name for part in only):
             continue
         found["milliseconds"][name] = measure_in_turns(make_calls(), seconds)
-        OUT.write_text(json.dumps(found, indent=1) + "\n")
+        out.write_text(json.dumps(found, indent=1) + "\n")
         say(f"{name} {found['milliseconds'][name]}")
 
 
@@ -146,15 +147,14 @@ def jax_call(function: Callable, *arrays: Any) -> Callable[[], Any]:
 
 def nms_calls(operators: Any, count: int, keep: int | None) -> Calls:
     """Suppression at 0.7, of which the first `keep` are wanted."""
-    import torch
 
     boxes = make_boxes(count)
     scores = np.random.default_rng(0).uniform(size=count).astype(np.float32)
     ours = partial(nms, iou_threshold=0.7, max_outputs=keep or count)
-    theirs = torch.from_numpy(boxes), torch.from_numpy(scores)
+    theirs = to_torch(boxes), to_torch(scores)
     calls = {
         "zoo": jax_call(ours, boxes, scores),
-        "torchvision": lambda: operators.nms(*theirs, 0.7)[:keep],
+        "torchvision": finish(lambda: operators.nms(*theirs, 0.7)[:keep]),
     }
     check(calls)
     return calls
@@ -162,19 +162,18 @@ def nms_calls(operators: Any, count: int, keep: int | None) -> Calls:
 
 def class_nms_calls(operators: Any, count: int) -> Calls:
     """Suppression at 0.5 within each class."""
-    import torch
 
     random = np.random.default_rng(0)
     boxes, scores = make_boxes(count), random.uniform(size=count).astype(np.float32)
     classes = random.integers(0, CLASSES, count)
-    theirs = [torch.from_numpy(a) for a in (boxes, scores, classes)]
+    theirs = [to_torch(a) for a in (boxes, scores, classes)]
 
     def ours(boxes: Any, scores: Any, classes: Any) -> Any:
         return nms(boxes, scores, iou_threshold=0.5, max_outputs=count, classes=classes)
 
     calls = {
         "zoo": jax_call(ours, boxes, scores, classes.astype(np.int32)),
-        "torchvision": lambda: operators.batched_nms(*theirs, 0.5),
+        "torchvision": finish(lambda: operators.batched_nms(*theirs, 0.5)),
     }
     check(calls)
     return calls
@@ -182,7 +181,7 @@ def class_nms_calls(operators: Any, count: int) -> Calls:
 
 def check(calls: Calls) -> None:
     """Both sides keep the same boxes, or there is nothing to compare."""
-    ours, theirs = calls["zoo"](), calls["torchvision"]().numpy()
+    ours, theirs = calls["zoo"](), calls["torchvision"]().cpu().numpy()
     np.testing.assert_array_equal(np.asarray(ours.indices)[ours.valid], theirs)
 
 
@@ -193,13 +192,14 @@ def roi_align_calls(operators: Any, count: int) -> Calls:
     levels = make_levels()
     rois = make_boxes(count)
     maps, pool, sizes = torch_side(operators, levels)
+    theirs_rois = to_torch(rois)
 
     def theirs() -> Any:
         with torch.no_grad():
-            return pool(maps, [torch.from_numpy(rois)], sizes)
+            return pool(maps, [theirs_rois], sizes)
 
-    calls = {"zoo": jax_call(align, levels, rois), "torchvision": theirs}
-    expected = calls["torchvision"]().permute(0, 2, 3, 1).numpy()
+    calls = {"zoo": jax_call(align, levels, rois), "torchvision": finish(theirs)}
+    expected = calls["torchvision"]().permute(0, 2, 3, 1).cpu().numpy()
     # Neighbours differ by some units here, and float32 knows places near 270 cells to
     # 3e-5 cells.
     np.testing.assert_allclose(calls["zoo"](), expected, atol=1e-3)
@@ -212,18 +212,19 @@ def gradient_calls(operators: Any, count: int) -> Calls:
 
     levels, rois = make_levels(), make_boxes(count)
     maps, pool, sizes = torch_side(operators, levels)
+    theirs_rois = to_torch(rois)
     leaves = [leaf.requires_grad_() for leaf in maps.values()]
 
     def ours(levels: list, rois: Any) -> list:
         return jax.grad(lambda levels: (align(levels, rois) ** 2).sum())(levels)
 
     def theirs() -> Any:
-        total = (pool(maps, [torch.from_numpy(rois)], sizes) ** 2).sum()
+        total = (pool(maps, [theirs_rois], sizes) ** 2).sum()
         return torch.autograd.grad(total, leaves)
 
-    calls = {"zoo": jax_call(ours, levels, rois), "torchvision": theirs}
+    calls = {"zoo": jax_call(ours, levels, rois), "torchvision": finish(theirs)}
     for mine, other in zip(calls["zoo"](), calls["torchvision"](), strict=True):
-        expected = other[0].permute(1, 2, 0).numpy()
+        expected = other[0].permute(1, 2, 0).cpu().numpy()
         np.testing.assert_allclose(mine, expected, atol=1e-2)
     return calls
 
@@ -240,12 +241,32 @@ def make_levels() -> list[np.ndarray]:
     return [random.normal(size=size).astype(np.float32) for size in sizes]
 
 
-def torch_side(operators: Any, levels: list[np.ndarray]) -> tuple[dict, Any, list]:
-    """Returns maps [1, C, H, W] by name, the pooler, and the image's size."""
+def to_torch(array: np.ndarray) -> Any:
+    """Copies an array to the device that torch has."""
     import torch
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.from_numpy(array).to(device)
+
+
+def finish(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Makes a call of torch wait for what the device has to do."""
+    import torch
+
+    def finished() -> Any:
+        result = call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return result
+
+    return finished
+
+
+def torch_side(operators: Any, levels: list[np.ndarray]) -> tuple[dict, Any, list]:
+    """Returns maps [1, C, H, W] by name, the pooler, and the image's size."""
+
     maps = {
-        str(i): torch.from_numpy(np.ascontiguousarray(level.transpose(2, 0, 1)))[None]
+        str(i): to_torch(np.ascontiguousarray(level.transpose(2, 0, 1)))[None]
         for i, level in enumerate(levels)
     }
     pool = operators.MultiScaleRoIAlign([*maps], output_size=7, sampling_ratio=2)

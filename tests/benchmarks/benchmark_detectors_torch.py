@@ -33,6 +33,7 @@ class Side:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         }
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name, self.models = name, {}
 
     def create(self, variant: str) -> torch.nn.Module:
@@ -42,25 +43,37 @@ class Side:
             model = BUILDERS[self.name](**options)
             gain = BRANCH_GAIN if "resnet" in self.name else 1.0
             load_state(model, deterministic_state(self.name, branch_gain=gain))
-            self.models[variant] = model.to(memory_format=VARIANTS[variant][0])
+            self.models[variant] = model.to(
+                self.device, memory_format=VARIANTS[variant][0]
+            )
         return self.models[variant]
+
+    def finish(self) -> None:
+        """Waits for what the device has to do."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def time(self, variant: str, kind: str, count: int, seconds: float) -> float:
         """Returns the seconds of a call, or of a training step."""
         model = self.create(variant).train(kind == "train")
         photographs = make_photographs(self.name, count).transpose(0, 3, 1, 2)
-        images = [torch.from_numpy(np.ascontiguousarray(p)) for p in photographs]
+        images = [
+            torch.from_numpy(np.ascontiguousarray(p)).to(self.device)
+            for p in photographs
+        ]
         if kind == "train":
             return self._time_training(model, images, seconds)
 
         def detect():
             # As ours, it is given uint8.
             model([image.float() / 255 for image in images])
+            self.finish()
 
         def run_network():
             maps = model.backbone(batch)
             if self.name not in MAPS:
                 model.head([*maps.values()])
+            self.finish()
 
         with torch.inference_mode():
             if kind == "detect":
@@ -73,7 +86,10 @@ class Side:
     def _time_training(self, model, images, seconds) -> float:
         boxes, classes = make_objects(self.name, len(images))
         targets = [
-            {"boxes": torch.from_numpy(b), "labels": torch.from_numpy(c).long() + 1}
+            {
+                "boxes": torch.from_numpy(b).to(self.device),
+                "labels": torch.from_numpy(c).long().to(self.device) + 1,
+            }
             for b, c in zip(boxes, classes, strict=True)
         ]
         images = [image.float() / 255 for image in images]
@@ -85,5 +101,6 @@ class Side:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            self.finish()
 
         return seconds_per_call_within(step, seconds)
