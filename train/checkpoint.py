@@ -1,6 +1,5 @@
 """Checkpoints of a run: asynchronous, atomic, the last ones and the best."""
 
-import functools
 import json
 import logging
 import re
@@ -32,14 +31,16 @@ class _SummedState(ocp.StandardCheckpointHandler):
     """Writes checksums before the step is given its name."""
 
     def finalize(self, directory: Any) -> None:
-        write_checksums(directory, functools.partial(super().finalize, directory))
+        super().finalize(directory)
+        write_checksums(directory)
 
 
 class _SummedJson(ocp.JsonCheckpointHandler):
     """Writes checksums before the step is given its name."""
 
     def finalize(self, directory: Any) -> None:
-        write_checksums(directory, functools.partial(super().finalize, directory))
+        super().finalize(directory)
+        write_checksums(directory)
 
 
 def _make_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:

@@ -1,15 +1,15 @@
 """Checksums of stored files, by which damage is detected when they are read.
 
-The checksum of a file is the CRC-32 of its parities. The file is read as a matrix of
-64-bit words, block by block, and the parities of a block are the exclusive or of its
-rows and the exclusive or of each row's words. A flipped bit changes a bit of both,
-which a CRC-32 always detects; any other error is detected with a probability of
-1 - 2^-32. It takes a third of the time of a CRC-32 of the whole file, which the
-checkpoints of earlier versions have.
+A file's checksum is its XXH3 hash of 128 bits, which takes a tenth of the time of a
+CRC-32; checkpoints of earlier versions have the latter.
+
+Reference:
+  https://github.com/Cyan4973/xxHash
 """
 
 import json
 import logging
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -17,15 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import xxhash
 
 logger = logging.getLogger("zoo")
 
 FILE = "checksums.json"
-_PARITIES = "parities-"  # before the checksum; a CRC-32 of the whole file has nothing
-_ROW = 1 << 15  # bytes of a row
-_CHUNK = 1 << 20  # bytes that are read at a time
-_BLOCK = 1 << 24  # bytes of a block, which a thread reads
 
 
 def crc32(parts: Iterable[Any]) -> str:
@@ -36,29 +32,21 @@ def crc32(parts: Iterable[Any]) -> str:
     return f"{total:08x}"
 
 
-def write_checksums(
-    folder: str | os.PathLike, finish: Callable[[], None] = lambda: None
-) -> None:
-    """Writes the sizes and checksums of all files below a folder into it.
+def xxh3(parts: Iterable[Any]) -> str:
+    """Computes the XXH3 hash of the concatenation of buffers, 32 hexadecimal digits."""
+    total = xxhash.xxh3_128()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
 
-    Args:
-      folder: The folder.
-      finish: A function that completes the folder. Large files that are there already
-        are read while it runs.
-    """
+
+def write_checksums(folder: str | os.PathLike) -> None:
+    """Writes the sizes and checksums of all files below a folder into it."""
     folder = Path(folder)
-    with ThreadPoolExecutor() as threads:
-        paths = [folder / name for name in _list_files(folder)]
-        large = [path for path in paths if path.stat().st_size >= _BLOCK]
-        early = {path: (_stamp(path), _start_sum(path, threads)) for path in large}
-        finish()
-        waits = {}
-        for name in _list_files(folder):
-            stamp, wait = early.get(folder / name, (None, None))
-            if wait is None or stamp != _stamp(folder / name):
-                wait = _start_sum(folder / name, threads)
-            waits[name] = wait
-        sums = {name: wait() for name, wait in waits.items()}
+    names = _list_files(folder)
+    with ThreadPoolExecutor() as threads:  # Both hashes release the interpreter lock.
+        found = threads.map(lambda name: _sum(folder / name, xxh3), names)
+        sums = dict(zip(names, found, strict=True))
     text = json.dumps(sums, indent=1)
     content = {"files": sums, "crc32": crc32([text.encode()])}
     (folder / FILE).write_text(json.dumps(content, indent=1))
@@ -86,22 +74,17 @@ def check_checksums(folder: Path) -> bool:
         raise ValueError(f"{path} is not as it was written.")
     found = _list_files(folder)
     wrong = [f"{folder / name} is missing" for name in sums if name not in found]
+
+    def check(name: str) -> str | None:
+        path, (_, expected) = folder / name, sums[name]
+        try:
+            same = _sum(path, xxh3 if len(expected) == 32 else crc32) == sums[name]
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+        return None if same else f"{path} is not as it was written"
+
     with ThreadPoolExecutor() as threads:
-        known = [name for name in found if name in sums]
-        waits = {
-            name: _start_sum(
-                folder / name, threads, str(sums[name][-1]).startswith(_PARITIES)
-            )
-            for name in known
-        }
-        for name, wait in waits.items():
-            try:
-                same = wait() == sums[name]
-            except OSError as error:
-                wrong.append(f"{folder / name} cannot be read: {error.strerror}")
-                continue
-            if not same:
-                wrong.append(f"{folder / name} is not as it was written")
+        wrong += filter(None, threads.map(check, [n for n in found if n in sums]))
     if wrong:
         raise ValueError(f"{'; '.join(sorted(wrong)[:5])}.")
     return True
@@ -138,51 +121,11 @@ def _list_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name != FILE)
 
 
-def _start_sum(
-    path: Path, threads: ThreadPoolExecutor, parities: bool = True
-) -> Callable[[], list[int | str]]:
-    """Starts to compute a checksum in threads.
-
-    Args:
-      path: The file.
-      threads: The threads; numpy and zlib release the global interpreter lock.
-      parities: Whether the checksum is that of the parities, not of the whole file.
-
-    Returns:
-      A function that waits for the file's size and its checksum.
-    """
-    size = path.stat().st_size
-    if parities:
-        starts = range(0, size, _BLOCK)
-        blocks = [threads.submit(_find_parities, path, start) for start in starts]
-        return lambda: [size, _PARITIES + crc32(block.result() for block in blocks)]
-    whole = threads.submit(_sum_whole, path)
-    return lambda: [size, whole.result()]
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _find_parities(path: Path, start: int) -> bytes:
-    """Returns the parities of the columns and then of the rows of a block."""
-    columns, rows = np.zeros(_ROW // 8, np.uint64), []
-    buffer = np.empty(_CHUNK, np.uint8)
+def _sum(path: Path, compute: Callable[[Iterable[Any]], str]) -> list[int | str]:
+    """Returns the size of a file in bytes and its checksum."""
     with open(path, "rb") as file:
-        file.seek(start)
-        for _ in range(_BLOCK // _CHUNK):
-            length = file.readinto(buffer)
-            if not length:
-                break
-            padded = -(-length // _ROW) * _ROW
-            buffer[length:padded] = 0
-            words = buffer[:padded].view(np.uint64).reshape(-1, len(columns))
-            columns ^= np.bitwise_xor.reduce(words, axis=0)
-            rows.append(np.bitwise_xor.reduce(words, axis=1))
-    return b"".join(array.tobytes() for array in (columns, *rows))
-
-
-def _sum_whole(path: Path) -> str:
-    with open(path, "rb") as file:
-        return crc32(iter(lambda: file.read(_CHUNK), b""))
+        size = os.fstat(file.fileno()).st_size
+        if not size:  # An empty file cannot be mapped.
+            return [0, compute([b""])]
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return [size, compute([data])]
