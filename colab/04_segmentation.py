@@ -99,6 +99,9 @@ class DigitOrNot(Source):
     def image(self, index):
         return self._source.image(index)
 
+    def provenance(self, index):
+        return self._source.provenance(index)
+
     def example(self, index):
         example = self._source.example(index)
         return {**example, "mask": np.minimum(example["mask"], 1)}
