@@ -163,7 +163,7 @@ show_maps("LeNet-5 before training", fitted, maps)
 
 # %%
 resnet, resnet_variables = zoo.create("cifar_resnet20")
-rgb = np.repeat(digit, 3, axis=-1)  # A grey image with three equal channels.
+rgb = np.repeat(digit, 3, axis=-1)  # A gray image with three equal channels.
 fitted, maps = first_maps(
     "cifar_resnet20",
     resnet,

@@ -359,14 +359,14 @@ except ValueError as error:
 grafted = zoo.transfer.graft(fresh, five_variables, keep=("head/**",))
 
 # %% [markdown]
-# `change_input_channels` makes a network for grey images one for RGB images. A grey
+# `change_input_channels` makes a network for gray images one for RGB images. A gray
 # image with three equal channels gives what it gave.
 
 # %%
 colored = zoo.transfer.change_input_channels(five_variables, "backbone/conv1", 3)
-grey = jax.random.uniform(jax.random.key(0), (2, 28, 28, 1))
-difference = five.apply(colored, jnp.repeat(grey, 3, axis=-1)) - five.apply(
-    five_variables, grey
+gray = jax.random.uniform(jax.random.key(0), (2, 28, 28, 1))
+difference = five.apply(colored, jnp.repeat(gray, 3, axis=-1)) - five.apply(
+    five_variables, gray
 )
 print(f"kernel {colored['params']['backbone']['conv1']['kernel'].shape}")
 print(f"logits equal to 1e-4: {bool(jnp.abs(difference).max() < 1e-4)}")

@@ -20,7 +20,7 @@
 #
 # A network that was trained for one task has learned to see. This notebook creates one
 # with its weights, lets it classify pictures, looks at its features layer by layer,
-# finds a picture's nearest neighbours by them, and teaches it kinds of things that it
+# finds a picture's nearest neighbors by them, and teaches it kinds of things that it
 # has never met from a few pictures of each.
 
 # %%
@@ -70,7 +70,7 @@ plt.rcParams |= {
 # %% [markdown]
 # ## Pictures
 #
-# Six kinds of things to learn from, and four new ones for later: any colour on any
+# Six kinds of things to learn from, and four new ones for later: any color on any
 # other, at any place and of any size, turned a little.
 
 # %%
@@ -104,21 +104,21 @@ def draw(kind, rng, size=64):
     image = Image.new("RGB", (scale * size, scale * size), tuple(map(int, paper)))
     pen = ImageDraw.Draw(image)
     reach = rng.uniform(0.25, 0.42) * scale * size
-    centre = scale * size / 2 + rng.uniform(-0.1, 0.1, 2) * scale * size
+    center = scale * size / 2 + rng.uniform(-0.1, 0.1, 2) * scale * size
 
-    def disc(centre, radius, colour):
-        corners = [*(centre - radius), *(centre + radius)]
-        pen.ellipse(corners, fill=tuple(map(int, colour)))
+    def disc(center, radius, color):
+        corners = [*(center - radius), *(center + radius)]
+        pen.ellipse(corners, fill=tuple(map(int, color)))
 
     angle = rng.uniform(-0.5, 0.5)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if kind in ("disc", "ring", "moon"):
-        disc(centre, reach, ink)
+        disc(center, reach, ink)
         if kind != "disc":
             aside = (0.45, 0) if kind == "moon" else (0, 0)
-            disc(centre + turn @ aside * reach, 0.7 * reach, paper)
+            disc(center + turn @ aside * reach, 0.7 * reach, paper)
     else:
-        corners = centre + polygon(kind) @ turn.T * reach
+        corners = center + polygon(kind) @ turn.T * reach
         pen.polygon([tuple(c) for c in corners], fill=tuple(map(int, ink)))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
@@ -255,10 +255,10 @@ plt.show()
 # Each row is an endpoint, each column one of the maps that vary most over the picture:
 # from edges and surfaces to a few coarse cells that answer to the thing as a whole.
 #
-# ## Nearest neighbours
+# ## Nearest neighbors
 #
 # Four kinds of things that the network has never seen. For each picture, which others
-# are nearest to it? By their pixels, those of like colours; by the network's features,
+# are nearest to it? By their pixels, those of like colors; by the network's features,
 # those of like form.
 
 # %%
@@ -288,7 +288,7 @@ features = describe_images(variables, new_images)
 views |= {name: features[name] for name in (*MAPS[:-1], "pool")}
 
 
-def neighbours(values, count):
+def neighbors(values, count):
     """The places of the nearest other images, by cosine, [N, count]."""
     near = unit(values) @ unit(values).T
     np.fill_diagonal(near, -1)
@@ -298,7 +298,7 @@ def neighbours(values, count):
 queries = [0, 40, 80, 120]
 for view in ("pixels", "pool"):
     shown, titles = [], []
-    places = neighbours(views[view], 7)
+    places = neighbors(views[view], 7)
     for query in queries:
         shown += [new_images[query], *new_images[places[query]]]
         titles += [f"by {view}:", *(NEW_KINDS[k] for k in new_labels[places[query]])]
@@ -306,7 +306,7 @@ for view in ("pixels", "pool"):
 
 # %%
 share = {
-    view: (new_labels[neighbours(values, 5)] == new_labels[:, None]).mean()
+    view: (new_labels[neighbors(values, 5)] == new_labels[:, None]).mean()
     for view, values in views.items()
 }
 _, axis = plt.subplots(figsize=(6, 2.4))
@@ -356,7 +356,7 @@ inputs = {
 }
 _, axis = plt.subplots(figsize=(6, 3.4))
 for (name, (seen, unseen)), color in zip(inputs.items(), COLORS, strict=False):
-    centre, spread = seen.mean(0), seen.std(0) + 1e-6
+    center, spread = seen.mean(0), seen.std(0) + 1e-6
     accuracy = np.zeros((len(COUNTS), 5))
     for i, draw_number in np.ndindex(*accuracy.shape):
         rng = np.random.default_rng(draw_number)
@@ -367,8 +367,8 @@ for (name, (seen, unseen)), color in zip(inputs.items(), COLORS, strict=False):
             ]
         )
         classifier = LogisticRegression(C=0.1, max_iter=1000)
-        classifier.fit((seen[chosen] - centre) / spread, new_labels[chosen])
-        said = classifier.predict((unseen - centre) / spread)
+        classifier.fit((seen[chosen] - center) / spread, new_labels[chosen])
+        said = classifier.predict((unseen - center) / spread)
         accuracy[i, draw_number] = (said == test_labels).mean()
     axis.errorbar(
         COUNTS,

@@ -82,7 +82,7 @@ plt.rcParams |= {
 # %% [markdown]
 # ## Digits on canvases
 #
-# Real handwritten digits, which scikit-learn carries, in many sizes and colours on
+# Real handwritten digits, which scikit-learn carries, in many sizes and colors on
 # textures. A box is four numbers in pixels: left, top, right, bottom.
 
 # %%
@@ -167,7 +167,7 @@ plt.show()
 #
 # Each object gets the default box that it overlaps most, and all others with which it
 # shares at least half of their union. The rest shall say "background". The picture has
-# the matched boxes in the colours of their objects, level by level; objects are white.
+# the matched boxes in the colors of their objects, level by level; objects are white.
 
 # %%
 matches = match_bipartite(anchors, truth, np.ones(len(truth), bool), positive=0.5)
@@ -272,7 +272,7 @@ kept = np.asarray(kept.indices)[np.asarray(kept.valid)]
 
 
 def tint(numbers):
-    """The colours of classes, as matplotlib wants them."""
+    """The colors of classes, as matplotlib wants them."""
     return [np.array(class_color(int(number))) / 255 for number in numbers]
 
 
@@ -295,7 +295,7 @@ plt.show()
 # `make_detector` makes of it one jitted function: fitting the images to the network,
 # scaling, network, decoding, suppression, and the way back to the images' own pixels.
 # A result has a fixed number of places; `valid` says which of them are filled.
-# In the pictures objects are white, and detections have the colours of their classes.
+# In the pictures objects are white, and detections have the colors of their classes.
 
 # %%
 detect = zoo.make_detector(model, score_threshold=SURE)

@@ -169,7 +169,7 @@ plt.show()
 #
 # Below are an image, its mask, what the network says, and in orange where the two
 # differ. Along the outlines a pixel more or less is no surprise: there the digit's
-# colour fades into the canvas.
+# color fades into the canvas.
 
 # %%
 model = result.experiment.model

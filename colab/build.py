@@ -11,7 +11,7 @@ address of the project is that of pyproject.toml, and nowhere else.
 
 The notebooks keep the outputs of smoke mode, without what differs from run to run:
 progress bars, execution counts, and what a cell tagged `clear-output` shows. Pictures
-have 256 colours, so that they are small.
+have 256 colors, so that they are small.
 """
 
 import base64
@@ -114,7 +114,7 @@ def tidy(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def reduce_colors(picture: str) -> str:
-    """Makes a PNG in base64 one of 256 colours, without grain, which would be large."""
+    """Makes a PNG in base64 one of 256 colors, without grain, which would be large."""
     rgb = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     buffer = io.BytesIO()
     few = rgb.quantize(256, dither=Image.Dither.NONE)

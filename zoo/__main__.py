@@ -61,7 +61,7 @@ def describe(
 
 
 def weights(pattern: tyro.conf.Positional[str] = "*", *, fetch: bool = False) -> None:
-    """Lists weights: source, licence, accuracy, input, URL, hash, file.
+    """Lists weights: source, license, accuracy, input, URL, hash, file.
 
     Args:
       pattern: Shell pattern of models, such as 'resnet*'.
@@ -189,7 +189,7 @@ def export(
     Args:
       name: Name of the model.
       target: File to write.
-      weights: As for convert; initialised at random if not given.
+      weights: As for convert; initialized at random if not given.
       preprocess: Take uint8 images of the network's size.
       batch: Images in a call: a number, or a name for any number.
       num_classes: Number of classes; the weights' if not given.

@@ -112,9 +112,9 @@ def decode_image(
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Decodes an image file to 8 bits a channel, grey or RGB.
+    """Decodes an image file to 8 bits a channel, gray or RGB.
 
-    Grey (also with alpha, and black and white) stays grey; everything else (palette,
+    Gray (also with alpha, and black and white) stays gray; everything else (palette,
     RGBA, CMYK, YCbCr) becomes RGB. Alpha is dropped, not composited, as Pillow's
     `convert("RGB")` does. Of 16 bits the upper 8 are kept. Of an animation the first
     frame is taken.
@@ -146,7 +146,7 @@ def decode_mask(
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Decodes the file of a mask to its values, which are no colours.
+    """Decodes the file of a mask to its values, which are no colors.
 
     Of a file with a palette these are the positions in it.
 
@@ -160,13 +160,13 @@ def decode_mask(
       uint8 [height, width].
 
     Raises:
-      BadImage: The file cannot be read, has too many pixels, has colours without a
+      BadImage: The file cannot be read, has too many pixels, has colors without a
         palette, or values above 255.
     """
     with _opened(data, provenance, max_pixels) as image:
         if image.mode not in ("P", "L", "1", *_SIXTEEN_BITS):
             raise BadImage(
-                f"{provenance}: a mask must have a palette or be grey, so that each "
+                f"{provenance}: a mask must have a palette or be gray, so that each "
                 f"pixel is the number of a class; it is of mode {image.mode}."
             )
         values = np.asarray(_turn_upright(image) if upright else image)

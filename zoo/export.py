@@ -84,7 +84,7 @@ def export(
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`.
 
     Returns:
-      The serialised `jax.export.Exported` from images [batch, height, width, channels]
+      The serialized `jax.export.Exported` from images [batch, height, width, channels]
       to float32 logits [batch, num_classes]. That of a detector is from these and
       int32 sizes [batch, 2], see `zoo.resize_and_pad`, to a dict with the fields of
       `zoo.Detections`. With `format="onnx"` the serialized `onnx.ModelProto` with the

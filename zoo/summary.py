@@ -292,7 +292,7 @@ def describe_weights(name: str, weights: Weights) -> list[str]:
     short = "" if digits == 64 else f" (the first {digits} of 64 digits are published)"
     return [
         f"{weights.name}: {weights.accuracy}",
-        f"  from   {weights.source}; licence {weights.licence}",
+        f"  from   {weights.source}; license {weights.licence}",
         f"  input  {_input(weights.preprocess or get_spec(name).preprocess)}",
         f"  {len(classes)} classes, {classes[0]!r} to {classes[-1]!r}",
         *(f"  with   {option}={value!r}" for option, value in weights.options),

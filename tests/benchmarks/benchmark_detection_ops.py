@@ -133,8 +133,8 @@ def make_boxes(count: int) -> np.ndarray:
     """Boxes of 16 to 700 pixels, as many small as large, clipped to the image."""
     random = np.random.default_rng(count)
     half = np.exp(random.uniform(np.log(16), np.log(700), (count, 2))) / 2
-    centre = random.uniform(0, [WIDTH, HEIGHT], (count, 2))
-    boxes = np.concatenate([centre - half, centre + half], axis=1)
+    center = random.uniform(0, [WIDTH, HEIGHT], (count, 2))
+    boxes = np.concatenate([center - half, center + half], axis=1)
     return np.clip(boxes, 0, [WIDTH, HEIGHT] * 2).astype(np.float32)
 
 
@@ -200,7 +200,7 @@ def roi_align_calls(operators: Any, count: int) -> Calls:
 
     calls = {"zoo": jax_call(align, levels, rois), "torchvision": finish(theirs)}
     expected = calls["torchvision"]().permute(0, 2, 3, 1).cpu().numpy()
-    # Neighbours differ by some units here, and float32 knows places near 270 cells to
+    # Neighbors differ by some units here, and float32 knows places near 270 cells to
     # 3e-5 cells.
     np.testing.assert_allclose(calls["zoo"](), expected, atol=1e-3)
     return calls

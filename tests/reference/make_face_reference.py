@@ -11,7 +11,7 @@ import numpy as np
 from train.data.formats.face_model import Expression, average_person, landmarks, locate
 
 # Units of a head to the crop's side, and what is in its middle.
-SIDE, CENTRE = 2.3, (0.0, 0.32)
+SIDE, CENTER = 2.3, (0.0, 0.32)
 # Points around the face, x and y in units of a head; those of the neck and beside the
 # head are not on its surface and have a depth of their own.
 ON_HEAD = [(-0.6, -0.9), (0.0, -0.9), (0.6, -0.9)]
@@ -33,7 +33,7 @@ def main() -> None:
         on_head.append(locate(np.array(u), np.array(y), person))
     anchors = np.array([*on_head, *AROUND])
     for name, table in (("_LANDMARKS", points), ("_ANCHORS", anchors)):
-        shares = (table - [*CENTRE, 0]) / SIDE + [0.5, 0.5, 0]
+        shares = (table - [*CENTER, 0]) / SIDE + [0.5, 0.5, 0]
         print(f"{name} = (")
         for row in shares:
             print("    (" + ", ".join(f"{value + 0.0:.4f}" for value in row) + "),")

@@ -69,7 +69,7 @@ class AlexNet(nn.Module):
 class ZFNet(nn.Module):
     """Figure 3; the sizes 110, 55, 26, 13, 6 demand padding 1 and pools that round up.
 
-    Its contrast normalisation is not given: AlexNet's.
+    Its contrast normalization is not given: AlexNet's.
     """
 
     def __init__(self):
@@ -167,7 +167,7 @@ class VGG(nn.Module):
 
 
 class PReLU(nn.Module):
-    """Equation 1 of the initialisation paper: max(0, y) + a min(0, y)."""
+    """Equation 1 of the initialization paper: max(0, y) + a min(0, y)."""
 
     def __init__(self, channels):
         super().__init__()
@@ -179,7 +179,7 @@ class PReLU(nn.Module):
 
 
 class Rectifiers(nn.Module):
-    """Tables 1 and 3 of the initialisation paper.
+    """Tables 1 and 3 of the initialization paper.
 
     Args:
       stages: Number and channels of the convolutions of each stage.

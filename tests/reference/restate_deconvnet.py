@@ -168,7 +168,7 @@ def over_channels(x):
 
 
 def norm_gradient(x, g):
-    """Of x * energy ** -0.75: directly, and through the energy of its neighbours."""
+    """Of x * energy ** -0.75: directly, and through the energy of its neighbors."""
     e = energy(x)
     through = over_channels(g * x * -0.75 * e**-1.75)
     return g * e**-0.75 + through * 2e-4 * x

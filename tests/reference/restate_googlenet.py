@@ -2,7 +2,7 @@
 
 Reference:
   Szegedy et al., Going Deeper with Convolutions, 2014, table 1, figures 2 and 3. The
-  constants of the normalisation are not in the paper: n 5, alpha 1e-4, beta 0.75 and
+  constants of the normalization are not in the paper: n 5, alpha 1e-4, beta 0.75 and
   k 1, where alpha is divided by n, as in Caffe's model.
 """
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 def bilinear_kernel(size, channels):
     """Pixel (i, j) of the kernel of each channel, written out as Caffe's filler is."""
     factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 == 1 else factor - 0.5
+    center = factor - 1 if size % 2 == 1 else factor - 0.5
     kernel = torch.zeros(channels, channels, size, size, dtype=torch.float64)
     for i in range(size):
         for j in range(size):
-            value = (1 - abs(i - centre) / factor) * (1 - abs(j - centre) / factor)
+            value = (1 - abs(i - center) / factor) * (1 - abs(j - center) / factor)
             for c in range(channels):
                 kernel[c, c, i, j] = value
     return kernel

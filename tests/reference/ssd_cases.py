@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).with_name("golden") / f"{NAME}.npz"
 # Heights and widths of photographs; the canvas is as large as the largest.
 SIZES = ((128, 150), (97, 150), (128, 60))
 # Deltas of the size that training gives, and scores that differ: of the first level,
-# whose features are normalised, and of the others. And the background's advantage.
+# whose features are normalized, and of the others. And the background's advantage.
 SCALES = {"regression_head": (0.3, 0.009), "classification_head": (1.2, 0.0165)}
 BACKGROUND = 9
 # Of the losses alone.

@@ -122,7 +122,7 @@ def test_every_view_counts_once(name, scales, source, variables):
     assert (len(shown) > 3) == (name == "dense")
 
 
-def test_views_are_averaged_and_not_the_centre_alone(source, variables):
+def test_views_are_averaged_and_not_the_center_alone(source, variables):
     loss = {
         name: evaluate(variables, source, get_protocol(name, (8,)))["loss"]
         for name in ("center_crop", "ten_crop", "dense")
@@ -130,7 +130,7 @@ def test_views_are_averaged_and_not_the_centre_alone(source, variables):
     assert len({round(value, 3) for value in loss.values()}) == 3
 
 
-def test_the_centre_crop_is_the_evaluators(source, variables):
+def test_the_center_crop_is_the_evaluators(source, variables):
     evaluator = Evaluator(
         Waves(),
         Classification(softmax_cross_entropy),

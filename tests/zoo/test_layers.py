@@ -23,7 +23,7 @@ def train_on(layer, x, variables=None):
     return y, {**variables, **new}
 
 
-def test_batch_norm_standardises_the_batch():
+def test_batch_norm_standardizes_the_batch():
     x = X.astype(np.float64)
     y, _ = train_on(BatchNorm(epsilon=0.1), X)
     # The batch is normalized by its biased variance.
@@ -76,7 +76,7 @@ def test_inference_uses_the_running_statistics_and_parameters():
     np.testing.assert_allclose(y, [[2 * 2 + 1, -2 / 2 * 3 - 1]], rtol=1e-6)
 
 
-def test_initialising_in_training_leaves_the_statistics():
+def test_initializing_in_training_leaves_the_statistics():
     variables = BatchNorm().init(jax.random.key(0), X, train=True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(5))
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(5))
@@ -167,7 +167,7 @@ UNIFORM = ("caffe_xavier", "glorot", "torch")
 
 
 @pytest.mark.parametrize("name", STD)
-def test_initialisers(name):
+def test_initializers(name):
     kernel = initializer(name)(jax.random.key(0), (3, 3, 64, 256), jnp.float32)
     assert np.std(kernel) == pytest.approx(STD[name], rel=0.02)
     # A uniform distribution ends at 1.73 deviations, a normal one does not.
@@ -177,7 +177,7 @@ def test_initialisers(name):
     assert (largest > 3.5) == (name not in UNIFORM and "truncated" not in name)
 
 
-def test_every_initialiser_is_tested_and_unknown_ones_are_named():
+def test_every_initializer_is_tested_and_unknown_ones_are_named():
     assert {*STD} == {*INITIALIZERS}
     with pytest.raises(
         ValueError, match=r"init='he' is unknown; choose from .*he_fan_"

@@ -6,7 +6,7 @@
 The first reads TFDS's `imagenet2012` as it was prepared in DIR with
 `file_format="array_record"`; the second a folder with train/ and val/, in which each
 class has a folder, or a zip file of that. Images keep their own sizes there, for every
-step cuts its parts out of them anew. Grey and CMYK images become RGB.
+step cuts its parts out of them anew. Gray and CMYK images become RGB.
 
 On several hosts the same command runs on each, after `--distributed` and with a
 `--run-dir` that all of them see; each reads and decodes its own share of each batch.

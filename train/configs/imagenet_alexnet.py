@@ -1,4 +1,4 @@
-"""AlexNet of 2012 and the network of the visualisation paper of 2013, on ImageNet.
+"""AlexNet of 2012 and the network of the visualization paper of 2013, on ImageNet.
 
     canon-zoo train imagenet_alexnet
     canon-zoo train imagenet_zfnet

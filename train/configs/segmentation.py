@@ -6,7 +6,7 @@
     canon-zoo train cityscapes_pspnet --data-dir DIR --from resnet101:imagenet
 
 camvid has SPLIT/images and SPLIT/masks with the values 0 to 10 of SegNet's 11 classes
-and 11 for what is unlabelled; TFDS prepares cityscapes in DIR from its publisher's
+and 11 for what is unlabeled; TFDS prepares cityscapes in DIR from its publisher's
 archives.
 
 - voc_fcn32s, voc_fcn16s, voc_fcn8s: batch 20, rate 1e-4 and a hundredth of it with each

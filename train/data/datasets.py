@@ -67,7 +67,7 @@ def load_dataset(
         that a slice has images of all classes.
       data_dir: The folder of prepared data sets; TFDS's own folder if None. A relative
         PATH starts here.
-      classes: The names of the classes to keep, which are relabelled 0, 1, .. in this
+      classes: The names of the classes to keep, which are relabeled 0, 1, .. in this
         order. For files with masks: the classes of the values 0, 1, ..
       per_class: The number of images to keep of each class, for classification.
       seed: The seed with which `per_class` chooses images.

@@ -247,8 +247,8 @@ def train_stream(
         or the geometry does not fit the network or the task.
     """
     _check_processes(batch_size, process_index, process_count)
-    labelled = source.task in ("classification", "verification")
-    if not labelled and crop != "center":
+    labeled = source.task in ("classification", "verification")
+    if not labeled and crop != "center":
         raise ValueError(
             f"crop={crop!r} is for classification; for {source.task} there is geometry."
         )

@@ -275,7 +275,7 @@ def array_source(
     """Makes a source from arrays in memory, which are not copied.
 
     Args:
-      images: uint8 [N, height, width, 1 or 3], or [N, height, width] if grey.
+      images: uint8 [N, height, width, 1 or 3], or [N, height, width] if gray.
       labels: Integers [N].
       class_names: The names of the classes, in the order of the labels; "0", "1", .. up
         to the largest label if None.
@@ -382,7 +382,7 @@ def select(
 
     Args:
       source: The source to choose from.
-      classes: The names of the classes to keep, which are relabelled 0, 1, .. in this
+      classes: The names of the classes to keep, which are relabeled 0, 1, .. in this
         order; None for all.
       per_class: The number of images to keep of each class, drawn without replacement;
         None for all.

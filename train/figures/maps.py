@@ -7,7 +7,7 @@ from PIL import Image
 
 from zoo.figures.pictures import to_pil
 
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 GAP = 4  # pixels between the cells of a grid
 
 
@@ -36,7 +36,7 @@ def _to_cell(picture: Image.Image, cell: int) -> Image.Image:
     scale = cell / max(picture.size)
     size = [max(1, round(n * scale)) for n in picture.size]
     way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
-    canvas = Image.new("RGB", (cell, cell), GREY)
+    canvas = Image.new("RGB", (cell, cell), GRAY)
     picture = picture.convert("RGB").resize(size, way)
     canvas.paste(picture, [(cell - n) // 2 for n in size])
     return canvas
@@ -60,7 +60,7 @@ def draw_filters(kernel: np.ndarray, *, bgr: bool = False) -> list[Image.Image]:
 def draw_projection(
     projection: np.ndarray, *, bgr: bool = False, clip: float = 1.0
 ) -> Image.Image:
-    """Draws what was projected into the image: grey is zero.
+    """Draws what was projected into the image: gray is zero.
 
     Args:
         projection: float [H, W, 1 or 3].

@@ -13,7 +13,7 @@ Everything else is linear, and is crossed by its transpose:
 |---|---|
 | convolution, grouped, dilated or transposed | the transposed (for a transposed one, the plain) convolution with the same, flipped, filters; biases are ignored |
 | dense layer | the transposed matrix; biases are ignored |
-| batch normalisation | the factor of each channel, as if it were folded into the filters; shifts are ignored |
+| batch normalization | the factor of each channel, as if it were folded into the filters; shifts are ignored |
 | max pooling, of any kind | to the pixel that was the largest, the first of equals; where windows overlap, what comes from them is added |
 | mean pooling | equal parts to all pixels of the window |
 | resizing, bilinear or nearest | to each pixel as much as it contributed |
@@ -22,11 +22,11 @@ Everything else is linear, and is crossed by its transpose:
 | concatenation, as in inception | to each branch its channels, and their sum where they part |
 | ReLU | see above |
 | leaky ReLU, PReLU | the same function of the reconstruction, of the gradient, or the gradient |
-| local response normalisation | skipped by deconvnet, as published; else the gradient |
+| local response normalization | skipped by deconvnet, as published; else the gradient |
 | sigmoid, tanh and other smooth functions | the gradient, for which no rule is known |
 | dropout | nothing: it is not active |
 
-The rules for convolutions, max pools, rectifiers and contrast normalisation are those of
+The rules for convolutions, max pools, rectifiers and contrast normalization are those of
 Zeiler and Fergus; those of means, sums and resizing follow from the same principle, that
 each linear layer is crossed by its transpose, as Simonyan et al. show for convolutions.
 Whether windows that overlap are added or overwritten the paper does not say: they are

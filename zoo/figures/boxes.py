@@ -13,7 +13,7 @@ LEAST = 384  # pixels of the longer side, so that captions can be read
 LETTERS = 14
 
 
-# Colours that people tell apart, after Sasha Trubetskoy's list of 20.
+# Colors that people tell apart, after Sasha Trubetskoy's list of 20.
 COLORS: tuple[Color, ...] = (
     *((0, 130, 200), (230, 25, 75), (60, 180, 75), (245, 130, 48), (145, 30, 180)),
     *((70, 240, 240), (240, 50, 230), (255, 225, 25), (0, 0, 128), (250, 190, 212)),
@@ -23,7 +23,7 @@ COLORS: tuple[Color, ...] = (
 
 
 def class_color(number: int) -> Color:
-    """Returns a colour for a class; those of the first 20 are easy to tell apart."""
+    """Returns a color for a class; those of the first 20 are easy to tell apart."""
     if number < len(COLORS):
         return COLORS[number]
     hue = (0.58 + number * 0.618034) % 1
@@ -59,7 +59,7 @@ def draw_boxes(
     if not len(boxes) == len(captions) == len(colors):
         raise ValueError(
             f"{len(boxes)} boxes have {len(captions)} captions and {len(colors)} "
-            "colours; expected one for each."
+            "colors; expected one for each."
         )
     picture = enlarge(image, least)
     scale = picture.width / np.asarray(image).shape[1]
@@ -104,7 +104,7 @@ def draw_detections(
     *,
     least: int = LEAST,
 ) -> Image.Image:
-    """Draws boxes in the colours of their classes, with names and scores.
+    """Draws boxes in the colors of their classes, with names and scores.
 
     Args:
         image: uint8 [H, W, C].
@@ -135,9 +135,9 @@ def cut_around(
         The part of the image, and the place of its corner, [left, top].
     """
     left, top, right, bottom = box
-    centre = np.array([left + right, top + bottom]) / 2
+    center = np.array([left + right, top + bottom]) / 2
     half = max(right - left, bottom - top, 8) * (0.5 + margin)
     size = np.array(image.shape[1::-1])
-    low = np.floor(centre - half).clip(0, size - 1).astype(int)
-    high = np.maximum(np.ceil(centre + half).clip(1, size).astype(int), low + 1)
+    low = np.floor(center - half).clip(0, size - 1).astype(int)
+    high = np.maximum(np.ceil(center + half).clip(1, size).astype(int), low + 1)
     return image[low[1] : high[1], low[0] : high[0]], low

@@ -1,4 +1,4 @@
-"""Pictures of masks: in colours, over their images, and where they are wrong."""
+"""Pictures of masks: in colors, over their images, and where they are wrong."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from zoo.figures.pictures import (
 
 IGNORED = 255
 LEAST, LETTERS = 256, 14
-# The colours in which data sets publish their masks, by the names of the classes.
+# The colors in which data sets publish their masks, by the names of the classes.
 CAMVID = {
     "sky": (128, 128, 128),
     "building": (128, 0, 0),
@@ -64,7 +64,7 @@ CITYSCAPES = {
 
 
 def make_palette(class_names: Sequence[str]) -> np.ndarray:
-    """Returns the colours of a data set's classes, uint8 [256, 3].
+    """Returns the colors of a data set's classes, uint8 [256, 3].
 
     They are CamVid's, Cityscapes' and VOC's own where the classes are theirs. Elsewhere
     they are `class_color`'s, and black for the background; beyond the classes they are
@@ -72,7 +72,7 @@ def make_palette(class_names: Sequence[str]) -> np.ndarray:
     """
     numbers = np.arange(256)[:, None, None]
     # VOC: of each number's bits every third one is red's, green's, blue's, and the
-    # lowest of them is the highest of the colour.
+    # lowest of them is the highest of the color.
     places = np.arange(8)
     bits = (numbers >> (3 * places[None, None] + np.arange(3)[:, None])) & 1
     palette = (bits << (7 - places)).sum(-1).astype(np.uint8)

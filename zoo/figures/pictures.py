@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-HIT, MISS = (0, 114, 178), (213, 94, 0)  # blue and orange: safe for colour blindness
+HIT, MISS = (0, 114, 178), (213, 94, 0)  # blue and orange: safe for color blindness
 INK = "#1c1e21"
 
 

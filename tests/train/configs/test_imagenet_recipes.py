@@ -94,7 +94,7 @@ def photo(seed, mode="RGB", kind="jpeg"):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """train/ and val/ with a folder a class; one image is grey, one CMYK, one PNG."""
+    """train/ and val/ with a folder a class; one image is gray, one CMYK, one PNG."""
     root = tmp_path_factory.mktemp("imagenet")
     odd = {0: ("L", "jpeg"), 5: ("CMYK", "jpeg"), 10: ("RGB", "png")}
     for split, count in (("train", 4), ("val", 3)):
@@ -168,7 +168,7 @@ def shrink(name, folder, **changes):
 # Data
 
 
-def test_training_cuts_anywhere_and_evaluation_the_centre(folder):
+def test_training_cuts_anywhere_and_evaluation_the_center(folder):
     experiment = prepare_experiment(shrink("imagenet_resnet50", folder))
     config, pre = experiment.config, experiment.card.preprocess
     source = load_dataset(config.data.dataset, config.data.eval_split, color="rgb")

@@ -18,8 +18,8 @@ from train.data.box_transforms import GEOMETRY, cut, mirror
 from train.data.rng import RandomStream
 from zoo.spec import Preprocess
 
-# The mean colour is 200, and no image below has it.
-GREY = Preprocess(
+# The mean color is 200, and no image below has it.
+GRAY = Preprocess(
     size=24, width=32, channels=1, mean=(200 / 255,), std=(1,), fit="keep"
 )
 WHOLE_PIXELS = ("flip", "zoom_out:3:1", "jitter:0.3", "translate:0.4", "random_crop")
@@ -49,7 +49,7 @@ def make_pixels(seed=0, height=30, width=41):
     return segmentation_example(values[..., None], values, make_values(150), "m")
 
 
-def change(name, example, seed=0, step=0, index=0, preprocess=GREY):
+def change(name, example, seed=0, step=0, index=0, preprocess=GRAY):
     task = "detection" if "boxes" in example else "segmentation"
     chain = parse_geometry((name,), preprocess, task=task, seed=seed)
     return chain(example, step, index)
@@ -106,15 +106,15 @@ def test_boxes_move_with_their_image(name):
     assert (lost > 0) == (name not in ("flip", "zoom_out:3:1"))
 
 
-def test_an_object_is_kept_if_its_centre_is_in_the_window():
+def test_an_object_is_kept_if_its_center_is_in_the_window():
     boxes = [[0, 0, 10, 10], [2, 0, 10, 10], [0, 4, 10, 10], [8, 8, 12, 12]]
     scene = detection_example(
         np.zeros((20, 20, 1), np.uint8), make_objects(boxes, [0, 1, 2, 3])
     )
-    out = cut(scene, (6, 6, 9, 4), GREY)
-    # Centres (5, 5), (6, 5), (5, 7) and (10, 10); the window ends before 10.
+    out = cut(scene, (6, 6, 9, 4), GRAY)
+    # Centers (5, 5), (6, 5), (5, 7) and (10, 10); the window ends before 10.
     assert out["classes"].tolist() == []
-    out = cut(scene, (5, 5, 9, 6), GREY)
+    out = cut(scene, (5, 5, 9, 6), GRAY)
     assert out["classes"].tolist() == [0, 1, 2, 3]
     expected = [[0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5], [3, 3, 6, 7]]
     assert out["boxes"].tolist() == expected
@@ -122,12 +122,12 @@ def test_an_object_is_kept_if_its_centre_is_in_the_window():
 
 def test_a_window_may_lie_outside():
     for window in [(-9, -9, 4, 4), (50, 60, 3, 3), (-2, 39, 50, 4), (3, -50, 2, 99)]:
-        out = cut(make_pixels(), window, GREY)
+        out = cut(make_pixels(), window, GRAY)
         assert out["mask"].shape == window[2:]
         assert out["image"].shape == (*window[2:], 1)
         seen = out["mask"] != 255
         np.testing.assert_array_equal(out["mask"][seen], out["image"][..., 0][seen])
-    assert len(cut(make_scene(), (50, 60, 3, 3), GREY)["boxes"]) == 0
+    assert len(cut(make_scene(), (50, 60, 3, 3), GRAY)["boxes"]) == 0
 
 
 def test_mirrored_twice_is_as_before():
@@ -161,7 +161,7 @@ def test_scaling(name):
 def test_rotation():
     angles = []
     for step in range(40):
-        # A wide bar tells the angle, and beside the centre where it turns about.
+        # A wide bar tells the angle, and beside the center where it turns about.
         image = np.zeros((61, 61, 1), np.uint8)
         image[18:23, 10:42] = 100
         scene = detection_example(image, make_objects([[10, 18, 42, 23]], [0]))
@@ -203,7 +203,7 @@ def test_a_random_crop_has_the_networks_size():
 
 def test_a_change_follows_from_seed_step_image_and_place():
     names = ("zoom_out", "iou_crop", "flip")
-    make = lambda seed: parse_geometry(names, GREY, task="detection", seed=seed)  # noqa: E731
+    make = lambda seed: parse_geometry(names, GRAY, task="detection", seed=seed)  # noqa: E731
     scene = make_scene()
     digest = lambda out: hashlib.sha256(  # noqa: E731
         out["image"].tobytes() + out["boxes"].astype("<f4").tobytes()
@@ -218,7 +218,7 @@ def test_a_change_follows_from_seed_step_image_and_place():
         together.update(digest(make(0)(make_scene(step), step, step)).encode())
     assert together.hexdigest()[:16] == "2b7d4ebdaaae2c6d"
     # Two flips in a row are drawn one by one.
-    twice = parse_geometry(("flip", "flip"), GREY, task="detection", seed=0)
+    twice = parse_geometry(("flip", "flip"), GRAY, task="detection", seed=0)
     same = [
         np.array_equal(twice(scene, s, 0)["image"], scene["image"]) for s in range(99)
     ]
@@ -297,17 +297,17 @@ def test_no_object_and_thousands(name, count):
 )
 def test_impossible_changes_are_refused_at_once(names, message):
     with pytest.raises(ValueError, match=message):
-        parse_geometry(names, GREY, task="detection", seed=0)
+        parse_geometry(names, GRAY, task="detection", seed=0)
 
 
 def test_changes_are_for_their_tasks():
     with pytest.raises(ValueError, match="iou_crop is for detection"):
-        parse_geometry(("iou_crop",), GREY, task="segmentation", seed=0)
+        parse_geometry(("iou_crop",), GRAY, task="segmentation", seed=0)
     with pytest.raises(
         ValueError, match=r"moves boxes or masks; for classification there"
     ):
-        parse_geometry(("flip",), GREY, task="classification", seed=0)
+        parse_geometry(("flip",), GRAY, task="classification", seed=0)
     for name in GEOMETRY:
         for task in ("detection", "segmentation"):
             if (name, task) != ("iou_crop", "segmentation"):
-                parse_geometry((name,), GREY, task=task, seed=0)
+                parse_geometry((name,), GRAY, task=task, seed=0)

@@ -7,12 +7,12 @@ from train.data import box_transforms, parse_geometry
 from train.data.annotations import detection_example, make_objects
 from zoo.spec import Preprocess
 
-GREY = Preprocess(
+GRAY = Preprocess(
     size=24, width=32, channels=1, mean=(200 / 255,), std=(1,), fit="keep"
 )
 
 
-def change(name, example, step=0, preprocess=GREY):
+def change(name, example, step=0, preprocess=GRAY):
     chain = parse_geometry((name,), preprocess, task="detection", seed=0)
     return chain(example, step, 0)
 

@@ -19,7 +19,7 @@ from train.steps import make_mesh
 from zoo.preprocess import resize_center_crop
 from zoo.spec import Preprocess
 
-GREY = Preprocess(size=6, channels=1, mean=(0.5,), std=(0.5,), resize=8)
+GRAY = Preprocess(size=6, channels=1, mean=(0.5,), std=(0.5,), resize=8)
 RGB = Preprocess(size=6, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 WIDE = Preprocess(
     size=20, channels=3, mean=(0,) * 3, std=(1,) * 3, interpolation="bicubic"
@@ -28,7 +28,7 @@ FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
 
 
 def make_image(height, width, channels=3, seed=0):
-    """Noise that is smooth enough for a pixel to be told from its neighbours."""
+    """Noise that is smooth enough for a pixel to be told from its neighbors."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8)
     image = np.asarray(Image.fromarray(small).resize((width, height)))
@@ -102,9 +102,9 @@ def test_crops_of_a_scaled_image_are_those_of_the_whole_scaled(shape, preprocess
 def test_every_place_is_as_frequent_as_the_others(text, places):
     # Its shorter side is 8 already: nothing is resampled.
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 1), np.uint8)
-    crop, found = parse_crop(text, GREY), {}
+    crop, found = parse_crop(text, GRAY), {}
     for index in range(100 * places):
-        part = crop(draw_numbers(5, 1, index), image, GREY).tobytes()
+        part = crop(draw_numbers(5, 1, index), image, GRAY).tobytes()
         found[part] = found.get(part, 0) + 1
     left = range(2, 5) if "square" in text else range(7)
     parts = [image[t : t + 6, x : x + 6] for t in range(3) for x in left]
@@ -182,7 +182,7 @@ def test_where_no_area_fits_it_is_the_largest_central_part(shape, rows, columns)
 @pytest.mark.parametrize("text", ["center", "square:8", "scale_jitter:8:12", "area"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (5, 3), (6, 6)])
 def test_the_smallest_and_the_longest_images_give_a_crop_too(text, shape):
-    for preprocess in (GREY, RGB):
+    for preprocess in (GRAY, RGB):
         image = make_image(*shape, preprocess.channels)
         crop = parse_crop(text, preprocess)
         for index in range(5):
@@ -191,10 +191,10 @@ def test_the_smallest_and_the_longest_images_give_a_crop_too(text, shape):
             assert image.min() <= found.min() <= found.max() <= image.max()
 
 
-def test_the_centre_is_that_of_evaluation():
+def test_the_center_is_that_of_evaluation():
     image = make_image(13, 17, 1)
-    found = parse_crop("center", GREY)(draw_numbers(0, 0, 0), image, GREY)
-    np.testing.assert_array_equal(found, resize_center_crop(image, GREY))
+    found = parse_crop("center", GRAY)(draw_numbers(0, 0, 0), image, GRAY)
+    np.testing.assert_array_equal(found, resize_center_crop(image, GRAY))
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_the_centre_is_that_of_evaluation():
 )
 def test_crops_that_do_not_fit_are_refused_at_once(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_crop(text, GREY)
+        parse_crop(text, GRAY)
     with pytest.raises(ValueError, match=message):
-        train_stream(Sizes(), GREY, batch_size=4, seed=0, crop=text)
+        train_stream(Sizes(), GRAY, batch_size=4, seed=0, crop=text)
 
 
 # What decides
@@ -253,7 +253,7 @@ def take(stream, count, state=None):
 
 def make_stream(**options):
     options = {"batch_size": 6, "seed": 1, "crop": "area:0.1:0.6"} | options
-    return train_stream(Sizes(), GREY, **options)
+    return train_stream(Sizes(), GRAY, **options)
 
 
 def assert_same(batches, others):
@@ -301,21 +301,21 @@ def test_each_epoch_and_each_seed_cut_anew():
     assert all(first[i] != second[i] for i in both)
     # Another seed, but the same images in this step.
     image = Sizes().image(3)
-    crop = parse_crop("area:0.1:0.6", GREY)
-    parts = {crop(draw_numbers(seed, 0, 3), image, GREY).tobytes() for seed in range(5)}
+    crop = parse_crop("area:0.1:0.6", GRAY)
+    parts = {crop(draw_numbers(seed, 0, 3), image, GRAY).tobytes() for seed in range(5)}
     assert len(parts) == 5
 
 
 def test_crops_can_be_sent_to_workers():
-    crop = parse_crop("scale_jitter:8:12", GREY)
+    crop = parse_crop("scale_jitter:8:12", GRAY)
     again = pickle.loads(pickle.dumps(crop))
     image, numbers = make_image(20, 30, 1), draw_numbers(0, 0, 0)
     np.testing.assert_array_equal(
-        again(numbers, image, GREY), crop(numbers, image, GREY)
+        again(numbers, image, GRAY), crop(numbers, image, GRAY)
     )
 
 
-def test_other_channels_are_named_as_for_the_centre():
+def test_other_channels_are_named_as_for_the_center():
     stream = train_stream(Sizes(), RGB, batch_size=6, seed=0, crop="area")
     with pytest.raises(ValueError, match="takes 3; open the data set with color='rgb'"):
         take(stream, 1)
@@ -328,11 +328,11 @@ def test_random_crops_are_streamed(crop, kind):
     mesh = make_mesh(jax.devices()[:1])
     source = array_source(np.zeros((23, 8, 8, 1), np.uint8), np.arange(23) % 3)
     config = DataConfig("arrays", batch_size=4, crop=crop)
-    assert type(make_loader(config, source, GREY, mesh, 0)) is kind
+    assert type(make_loader(config, source, GRAY, mesh, 0)) is kind
     config = DataConfig("arrays", batch_size=4, crop=crop, placement="device")
     if kind is ResidentLoader:
-        assert type(make_loader(config, source, GREY, mesh, 0)) is kind
+        assert type(make_loader(config, source, GRAY, mesh, 0)) is kind
     else:
         message = "data.crop=area cuts .* data.placement must be auto or stream"
         with pytest.raises(ValueError, match=message):
-            make_loader(config, source, GREY, mesh, 0)
+            make_loader(config, source, GRAY, mesh, 0)

@@ -1,4 +1,4 @@
-"""Image files of every kind become grey or RGB bytes, or an error with their name."""
+"""Image files of every kind become gray or RGB bytes, or an error with their name."""
 
 import io
 import pickle
@@ -21,15 +21,15 @@ def pixels(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def test_rgb_and_grey_come_back_exactly():
-    rgb, grey = pixels(5, 7, 3), pixels(5, 7)
+def test_rgb_and_gray_come_back_exactly():
+    rgb, gray = pixels(5, 7, 3), pixels(5, 7)
     np.testing.assert_array_equal(decode_image(encode(Image.fromarray(rgb)), "x"), rgb)
-    out = decode_image(encode(Image.fromarray(grey)), "x")
-    np.testing.assert_array_equal(out, grey[..., None])
+    out = decode_image(encode(Image.fromarray(gray)), "x")
+    np.testing.assert_array_equal(out, gray[..., None])
     assert out.dtype == np.uint8
 
 
-def test_palette_becomes_the_colours_it_stands_for():
+def test_palette_becomes_the_colors_it_stands_for():
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, 200, 100, 50])
     image.putdata([0, 1])
@@ -43,8 +43,8 @@ def test_alpha_is_dropped_and_not_composited():
     rgba = pixels(4, 4, 4)
     out = decode_image(encode(Image.fromarray(rgba)), "x")
     np.testing.assert_array_equal(out, rgba[..., :3])
-    grey_alpha = Image.merge("LA", [Image.fromarray(rgba[..., i]) for i in (0, 3)])
-    out = decode_image(encode(grey_alpha), "x")
+    gray_alpha = Image.merge("LA", [Image.fromarray(rgba[..., i]) for i in (0, 3)])
+    out = decode_image(encode(gray_alpha), "x")
     np.testing.assert_array_equal(out, rgba[..., :1])
 
 
@@ -66,8 +66,8 @@ def test_cmyk_and_black_and_white():
 
 def test_color_converts_both_ways():
     rgb = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    grey = decode_image(encode(Image.fromarray(rgb)), "x", color="grey")
-    np.testing.assert_array_equal(grey, np.full((2, 2, 1), round(0.299 * 255)))
+    gray = decode_image(encode(Image.fromarray(rgb)), "x", color="grey")
+    np.testing.assert_array_equal(gray, np.full((2, 2, 1), round(0.299 * 255)))
     data = encode(Image.fromarray(pixels(3, 3)))
     out = decode_image(data, "x", color="rgb")
     np.testing.assert_array_equal(out, np.repeat(pixels(3, 3)[..., None], 3, -1))

@@ -32,12 +32,12 @@ from zoo.preprocess import resize_center_crop
 from zoo.spec import Preprocess
 
 ROOT = Path(__file__).parents[3]
-GREY = Preprocess(size=4, channels=1, mean=(0.5,), std=(0.5,))
+GRAY = Preprocess(size=4, channels=1, mean=(0.5,), std=(0.5,))
 RGB = Preprocess(size=6, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, resize=8)
 
 
 def make_source(n=23):
-    """Grey 4x4 images whose value is their position."""
+    """Gray 4x4 images whose value is their position."""
     images = np.arange(n, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
     return array_source(images, np.arange(n) % 3)
 
@@ -83,14 +83,14 @@ def test_fitted_images_are_those_of_preprocess(tmp_path):
     again = fit_source(fitted, RGB)
     np.testing.assert_array_equal(again[0]["image"], fitted[0]["image"])
     with pytest.raises(ValueError, match="was fitted for"):
-        fit_source(fitted, GREY)
+        fit_source(fitted, GRAY)
 
 
 def test_other_channels_name_the_file_and_the_option(tmp_path):
     source = write_images(tmp_path)
     message = r"a/00\.png: the image has 3 channel.* takes 1; .* color='grey'"
     with pytest.raises(ValueError, match=message):
-        fit_source(source, GREY)[0]
+        fit_source(source, GRAY)[0]
     with pytest.raises(ValueError, match="takes 3; open the data set with color='rgb'"):
         load_resident(make_source(), RGB)
 
@@ -135,7 +135,7 @@ def test_skipping_everything_or_by_another_word_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="on_bad_image='ignore'"):
         fit_source(source, RGB, on_bad_image="ignore")
     # Not a bad image, thus not skipped: a set of the wrong kind.
-    wrong = fit_source(write_images(tmp_path / "x"), GREY, on_bad_image="skip")
+    wrong = fit_source(write_images(tmp_path / "x"), GRAY, on_bad_image="skip")
     with pytest.raises(ValueError, match="color='grey'"):
         wrong[0]
 
@@ -180,7 +180,7 @@ def test_a_batch_that_does_not_fit_is_an_error(batch_size):
         epoch_order(23, 5, seed=-1)
     if batch_size == 24:
         with pytest.raises(ValueError, match="batch_size=24 of a set of 23"):
-            train_stream(make_source(), GREY, batch_size=24, seed=0)
+            train_stream(make_source(), GRAY, batch_size=24, seed=0)
 
 
 # Training
@@ -188,8 +188,8 @@ def test_a_batch_that_does_not_fit_is_an_error(batch_size):
 
 def test_a_stream_is_what_the_resident_data_gives():
     source = make_source()
-    data, order = load_resident(source, GREY), epoch_order(23, 6, seed=3)
-    stream = train_stream(source, GREY, batch_size=6, seed=3)
+    data, order = load_resident(source, GRAY), epoch_order(23, 6, seed=3)
+    stream = train_stream(source, GRAY, batch_size=6, seed=3)
     for step, batch in enumerate(take(stream, 9)):  # three epochs
         assert batch["index"].tolist() == order[step].tolist()
         for key in ("image", "label"):
@@ -205,7 +205,7 @@ def test_the_parts_of_all_processes_are_the_batch(process_count):
         take(
             train_stream(
                 make_source(),
-                GREY,
+                GRAY,
                 batch_size=6,
                 seed=3,
                 process_index=p,
@@ -226,17 +226,17 @@ def test_the_parts_of_all_processes_are_the_batch(process_count):
 def test_processes_are_checked(function):
     seed = {"seed": 0} if function is train_stream else {}
     with pytest.raises(ValueError, match="batch_size=5 cannot be divided over 2"):
-        function(make_source(), GREY, batch_size=5, process_count=2, **seed)
+        function(make_source(), GRAY, batch_size=5, process_count=2, **seed)
     with pytest.raises(ValueError, match=r"process_index=2: expected 0 \.\. 1"):
         function(
-            make_source(), GREY, batch_size=4, process_index=2, process_count=2, **seed
+            make_source(), GRAY, batch_size=4, process_index=2, process_count=2, **seed
         )
 
 
 def test_a_stream_continues_exactly_with_any_number_of_workers():
     source, expected = make_source(), epoch_order(23, 4, seed=1)
     streams = {
-        workers: train_stream(source, GREY, batch_size=4, seed=1, workers=workers)
+        workers: train_stream(source, GRAY, batch_size=4, seed=1, workers=workers)
         for workers in (0, 2)
     }
     states = {}
@@ -265,7 +265,7 @@ def test_a_stream_continues_exactly_with_any_number_of_workers():
 
 
 def test_grain_composes_with_the_stream():
-    stream = train_stream(make_source(), GREY, batch_size=4, seed=1)
+    stream = train_stream(make_source(), GRAY, batch_size=4, seed=1)
     labels = take(stream.map(lambda batch: batch["label"].tolist()), 3)
     assert labels == [(epoch_order(23, 4, seed=1)[s] % 3).tolist() for s in range(3)]
 
@@ -278,7 +278,7 @@ def test_a_worker_names_the_bad_file(tmp_path):
 
 
 def test_a_killed_worker_is_said():
-    stream = train_stream(make_source(), GREY, batch_size=4, seed=1, workers=1)
+    stream = train_stream(make_source(), GRAY, batch_size=4, seed=1, workers=1)
     iterator = iter(stream)
     next(iterator)
     (worker,) = multiprocessing.active_children()
@@ -335,7 +335,7 @@ def test_an_evaluation_sees_everything_once(n, batch_size, process_count):
         list(
             eval_batches(
                 source,
-                GREY,
+                GRAY,
                 batch_size=batch_size,
                 process_index=p,
                 process_count=process_count,
@@ -360,7 +360,7 @@ def test_an_evaluation_sees_everything_once(n, batch_size, process_count):
             assert not batch["image"][~valid].any()
             seen += batch["index"][valid].tolist()
     assert seen == list(range(n))
-    batches = eval_batches(source, GREY, batch_size=batch_size)
+    batches = eval_batches(source, GRAY, batch_size=batch_size)
     assert indices(batches) == indices(batches)  # can be gone through again
 
 
@@ -389,7 +389,7 @@ def test_a_large_set_shows_its_progress(capfd):
     big = array_source(
         np.zeros((6000, 4, 4), np.uint8), np.zeros(6000, int), name="big"
     )
-    load_resident(source, GREY)
+    load_resident(source, GRAY)
     assert capfd.readouterr().err == ""
-    load_resident(big, GREY)
+    load_resident(big, GRAY)
     assert "reading big: 100%" in capfd.readouterr().err

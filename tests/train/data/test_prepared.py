@@ -53,7 +53,7 @@ def test_digits_are_scikit_learns(data_dir):
         assert sorted(found[split]) == sorted(expected[split])
 
 
-def test_digits_choices_colour_and_pickling(data_dir):
+def test_digits_choices_color_and_pickling(data_dir):
     source = load_dataset(
         "digits",
         "train",

@@ -23,11 +23,11 @@ from train.data.preprocess import fit_example, resize_mask
 from train.data.source import Source
 from zoo.spec import Preprocess
 
-GREY = {"channels": 1, "mean": (0.2,), "std": (0.25,)}
-STRETCH = Preprocess(size=12, width=20, fit="stretch", **GREY)
-SIDES = Preprocess(size=16, width=24, fit="sides", resize=12, longest=20, **GREY)
-KEEP = Preprocess(size=16, width=24, fit="keep", **GREY)
-CROP = Preprocess(size=6, resize=8, **GREY)
+GRAY = {"channels": 1, "mean": (0.2,), "std": (0.25,)}
+STRETCH = Preprocess(size=12, width=20, fit="stretch", **GRAY)
+SIDES = Preprocess(size=16, width=24, fit="sides", resize=12, longest=20, **GRAY)
+KEEP = Preprocess(size=16, width=24, fit="keep", **GRAY)
+CROP = Preprocess(size=6, resize=8, **GRAY)
 
 
 class Scenes(Source):
@@ -107,7 +107,7 @@ def test_stretched_boxes_and_masks_go_with_their_image():
 
 
 @pytest.mark.parametrize("size", [(5, 9), (1, 1), (30, 7), (8, 64), (11, 13)])
-def test_masks_take_the_pixel_in_which_a_centre_lies(size):
+def test_masks_take_the_pixel_in_which_a_center_lies(size):
     mask = np.random.default_rng(0).integers(0, 256, (11, 13), np.uint8)
     resized = resize_mask(mask, size)
     for i, j in np.ndindex(size):
@@ -118,7 +118,7 @@ def test_masks_take_the_pixel_in_which_a_centre_lies(size):
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_borders_are_of_the_mean_colour_and_ignored(task):
+def test_borders_are_of_the_mean_color_and_ignored(task):
     for index in range(23):
         scene = Scenes(task)[index]
         height, width = scene["image"].shape[:2]
@@ -165,7 +165,7 @@ def test_masks_are_cropped_and_boxes_are_not():
     # Where a pixel's class follows from its value, it does so after the crop.
     scene["image"] = np.repeat(np.repeat(scene["image"][:8, :8], 4, 0), 4, 1)
     scene["mask"] = scene["image"][..., 0]
-    preprocess = Preprocess(size=20, resize=32, **GREY)
+    preprocess = Preprocess(size=20, resize=32, **GRAY)
     fitted = fit_example(scene, preprocess)
     np.testing.assert_array_equal(fitted["mask"], fitted["image"][..., 0])
     assert fitted["mask"].shape == (20, 20)

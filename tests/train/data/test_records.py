@@ -180,7 +180,7 @@ def test_pets_have_labels_and_masks(tmp_path):
     record = {"image": PICTURE, "label": 3, "segmentation_mask": encoded(mask)}
     other = record | {"segmentation_mask": encoded(mask[:5])}
     with prepared("oxford_iiit_pet", tmp_path, record, other):
-        labelled = load_dataset("oxford_iiit_pet", "train", data_dir=tmp_path)
+        labeled = load_dataset("oxford_iiit_pet", "train", data_dir=tmp_path)
         source = load_dataset(
             "oxford_iiit_pet", "train", data_dir=tmp_path, task="segmentation"
         )
@@ -188,7 +188,7 @@ def test_pets_have_labels_and_masks(tmp_path):
             load_dataset(
                 "oxford_iiit_pet", "train", data_dir=tmp_path, task="detection"
             )
-    assert (labelled.task, int(labelled[0]["label"])) == ("classification", 3)
+    assert (labeled.task, int(labeled[0]["label"])) == ("classification", 3)
     assert source.class_names == ("pet", "background", "border")
     np.testing.assert_array_equal(source[0]["mask"], mask - 1)
     with pytest.raises(

@@ -30,9 +30,9 @@ def test_array_source_gives_back_what_went_in():
         "index": "int32",
     }
     assert source.provenance(7) == "arrays train #7"
-    grey = array_source(np.zeros((3, 4, 5), np.uint8), np.array([0, 2, 1]))
-    assert grey[0]["image"].shape == (4, 5, 1)
-    assert grey.class_names == ("0", "1", "2")
+    gray = array_source(np.zeros((3, 4, 5), np.uint8), np.array([0, 2, 1]))
+    assert gray[0]["image"].shape == (4, 5, 1)
+    assert gray.class_names == ("0", "1", "2")
     with pytest.raises(IndexError, match="40 examples, no #-1"):
         source[-1]
     assert sum(1 for _ in source) == 40

@@ -189,7 +189,7 @@ def test_an_annotation_for_another_size_is_a_bad_image(tmp_path):
         load_dataset(f"voc:{path}", "train")[0]
 
 
-def test_grey_and_transparent_images(tmp_path):
+def test_gray_and_transparent_images(tmp_path):
     path = write(tmp_path / "s", THREE, LISTS)
     (path / "JPEGImages/a.png").write_bytes(png(77, mode="L"))
     (path / "JPEGImages/b.png").write_bytes(png((1, 2, 3, 4), mode="RGBA"))

@@ -326,7 +326,7 @@ def test_a_browser_shows_the_page(tmp_path):
     subprocess.run([*command, f"--screenshot={shot}", address], **options)
     with Image.open(shot) as picture:
         spread = np.ptp(np.asarray(picture.convert("RGB"), int), axis=-1)
-    assert (spread > 60).sum() > 1000, "curves, matrix and bars are in colour"
+    assert (spread > 60).sum() > 1000, "curves, matrix and bars are in color"
 
 
 def test_charts_do_not_follow_the_users_settings():

@@ -156,7 +156,7 @@ def test_small_images_are_enlarged_and_captions_fit():
     assert picture.size == (300, 240)
     color = np.array(class_color(1))
     assert (np.asarray(picture) == color).all(-1).sum() > 500
-    with pytest.raises(ValueError, match="2 boxes have 1 captions and 1 colours"):
+    with pytest.raises(ValueError, match="2 boxes have 1 captions and 1 colors"):
         draw_boxes(make_image(), np.zeros((2, 4)), [""], [(0, 0, 0)])
 
 

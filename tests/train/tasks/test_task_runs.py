@@ -210,7 +210,7 @@ def test_a_detector_learns_other_classes(detector):
         np.testing.assert_array_equal(after[path], before[path], err_msg=path)
 
 
-def test_layers_come_from_another_network_with_its_colours(detector):
+def test_layers_come_from_another_network_with_its_colors(detector):
     run_dir, _ = detector
     config = load_config(run_dir / "config.json")
     layers = ("backbone/conv1_1/**",)

@@ -1,4 +1,4 @@
-"""Tasks: what is minimised and measured, with networks that say what they are told."""
+"""Tasks: what is minimized and measured, with networks that say what they are told."""
 
 from functools import partial
 
@@ -311,7 +311,7 @@ def test_options_that_do_not_fit_the_task_are_refused():
     check_augment(("flip",), TASKS["classification"])
 
 
-def test_what_an_image_does_not_fill_is_of_the_mean_colour():
+def test_what_an_image_does_not_fill_is_of_the_mean_color():
     pre = Preprocess(4, 1, (0.5,), (0.25,), fit="keep")
     batch = {"image": np.full((2, 4, 4, 1), 255, np.uint8)}
     batch["size"] = np.array([[4, 4], [2, 3]], np.int32)

@@ -227,7 +227,7 @@ def test_a_state_dict_comes_back_bit_by_bit(activation):
 
 
 def draw(jit, name, paths, **options):
-    """Initialises a network and returns some leaves (the others are not computed)."""
+    """Initializes a network and returns some leaves (the others are not computed)."""
     model = zoo.build(name, depths=(1, 1, 1), **options)
 
     @jit

@@ -17,7 +17,7 @@ SHAPE = (224, 224, 3)
 
 
 class TorchZFNet(TorchNet):
-    """Figure 3: convolve, rectify, pool, and only then normalise."""
+    """Figure 3: convolve, rectify, pool, and only then normalize."""
 
     conv2 = (2, 0)  # stride and padding
 

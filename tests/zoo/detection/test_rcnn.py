@@ -93,7 +93,7 @@ def test_options_that_are_out_of_range_are_said():
 
 
 class Squares(Source):
-    """Images with a bright and a dark square on grey."""
+    """Images with a bright and a dark square on gray."""
 
     name, split, task = "squares", "train", "detection"
     class_names = ("bright", "dark")

@@ -27,7 +27,7 @@ METHODS = ("saliency", "deconvnet", "guided_backprop")
 
 
 class Columns(nn.Module):
-    """A small AlexNet: groups, strides, overlapping pools, normalisation, fc6."""
+    """A small AlexNet: groups, strides, overlapping pools, normalization, fc6."""
 
     @nn.compact
     def __call__(self, x, train=False):

@@ -1,4 +1,4 @@
-"""Colour changes against slow numpy and Pillow, and what they leave as it was."""
+"""Color changes against slow numpy and Pillow, and what they leave as it was."""
 
 import colorsys
 import itertools
@@ -28,7 +28,7 @@ def make_image(seed=0, shape=(6, 8, 3), least=0, most=256):
     return rng.integers(least, most, shape).astype(np.uint8)
 
 
-# Colour noise
+# Color noise
 
 
 def test_the_noise_is_one_color_for_each_image():
@@ -49,7 +49,7 @@ def test_the_noise_has_the_published_spread_along_the_published_colors():
             [-0.5836, -0.6948, 0.4203],
         ]
     )
-    # They are an orthonormal basis, whose first color is grey.
+    # They are an orthonormal basis, whose first color is gray.
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)
     image = np.zeros((1, 1, 3), np.float32)
     keys = jax.random.split(jax.random.key(1), 20_000)
@@ -104,10 +104,10 @@ def slow_jitter(image, order, factors, clip):
     """One pixel after the other, as fb.resnet.torch and Pillow mix images."""
     image = image.astype(np.float64)
     for kind in order:
-        greys = [[float(pixel @ LUMA) for pixel in row] for row in image]
-        mean = sum(sum(row) for row in greys) / image[..., 0].size
+        grays = [[float(pixel @ LUMA) for pixel in row] for row in image]
+        mean = sum(sum(row) for row in grays) / image[..., 0].size
         for y, x in np.ndindex(*image.shape[:2]):
-            other = (0.0, mean, greys[y][x])[kind]
+            other = (0.0, mean, grays[y][x])[kind]
             image[y, x] = factors[kind] * image[y, x] + (1 - factors[kind]) * other
             if clip:
                 image[y, x] = np.clip(image[y, x], 0, 255)
@@ -161,8 +161,8 @@ def test_what_each_change_leaves_as_it_was():
         np.testing.assert_allclose(
             np.asarray(color) @ LUMA, image @ LUMA, rtol=1e-5, atol=1e-3
         )
-    grey = np.repeat(image[..., :1], 3, -1)
-    out = np.asarray(color_jitter(KEYS[0], grey))
+    gray = np.repeat(image[..., :1], 3, -1)
+    out = np.asarray(color_jitter(KEYS[0], gray))
     np.testing.assert_allclose(out, out[..., :1] + 0 * out, atol=1e-3)
 
 
@@ -201,7 +201,7 @@ def slow_distortion(key, image, amounts):
 def test_ssds_distortions_are_what_they_say(cheap_jit):
     distort = cheap_jit(jax.vmap(ssd_photometric))
     images = np.stack([make_image(i) for i in range(60)])
-    images[1] = images[1][..., :1]  # greys, that have no hue
+    images[1] = images[1][..., :1]  # grays, that have no hue
     images[2], images[3] = 0, 255
     amounts = np.array([32, 0.5, 0.5, 18])
     out = np.asarray(distort(KEYS[:60], images))
@@ -273,6 +273,6 @@ def test_impossible_amounts_are_refused(text, message):
 
 
 @pytest.mark.parametrize("text", CHANGES)
-def test_grey_images_are_refused(text):
+def test_gray_images_are_refused(text):
     with pytest.raises(ValueError, match=r"takes an RGB image .* got \[6, 8, 1\]"):
         parse_augment(text)(KEYS[0], make_image(shape=(6, 8, 1)))

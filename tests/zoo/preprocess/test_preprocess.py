@@ -126,12 +126,12 @@ def test_bicubic_is_another_filter():
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_grey_images_keep_one_channel(height, width):
+def test_gray_images_keep_one_channel(height, width):
     array = picture(height, width, channels=1)
-    grey = facts(28, 32, channels=1)
+    gray = facts(28, 32, channels=1)
     expected = torchvision_rule(array, 28, 32, Image.Resampling.BILINEAR)
     for image in (array, array[..., None], Image.fromarray(array)):
-        got = resize_center_crop(image, grey)
+        got = resize_center_crop(image, gray)
         assert got.shape == (28, 28, 1)
         np.testing.assert_array_equal(got[..., 0], expected)
 
@@ -167,7 +167,7 @@ def test_other_arrays_are_no_images(image):
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("P", 1), ("HSV", 3), ("YCbCr", 3)])
-def test_other_modes_are_not_taken_for_grey_or_rgb(mode, channels):
+def test_other_modes_are_not_taken_for_gray_or_rgb(mode, channels):
     image = Image.fromarray(picture(40, 40)).convert(mode)
     with pytest.raises(ValueError, match=rf"mode 'L' or 'RGB', got '{mode}'"):
         resize_center_crop(image, facts(32, channels=channels))

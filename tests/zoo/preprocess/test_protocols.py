@@ -164,16 +164,16 @@ def test_dense_has_few_shapes(height, width):
 
 
 def test_dense_shows_small_images_of_small_networks():
-    grey = Preprocess(28, 1, (0.5,), (0.5,))
+    gray = Preprocess(28, 1, (0.5,), (0.5,))
     protocol = get_protocol("dense", (20, 28))
-    views = protocol.views(np.zeros((30, 35, 1), np.uint8), grey)
+    views = protocol.views(np.zeros((30, 35, 1), np.uint8), gray)
     assert [part.shape for part in views] == [(2, 20, 20, 1), (2, 28, 32, 1)]
 
 
-def test_grey_images_stay_grey():
-    grey = Preprocess(28, 1, (0.5,), (0.5,), 32)
+def test_gray_images_stay_gray():
+    gray = Preprocess(28, 1, (0.5,), (0.5,), 32)
     (views,) = get_protocol("ten_crop", (32,)).views(
-        Image.fromarray(map_of(40, 60)[..., 0]), grey
+        Image.fromarray(map_of(40, 60)[..., 0]), gray
     )
     assert views.shape == (10, 28, 28, 1)
 

@@ -171,7 +171,7 @@ def test_options_may_not_contradict_the_card(ours, tmp_path):
         ValueError, match=r"num_classes=3, which contradicts num_cl.*=10"
     ):
         load(NAME, ours, num_classes=10)
-    # How to compute and how to initialise are free.
+    # How to compute and how to initialize are free.
     assert load(NAME, ours, num_classes=3, dtype=jnp.bfloat16, init="glorot")
 
     variables = random_variables("cifar_resnet20")

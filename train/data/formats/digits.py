@@ -11,7 +11,7 @@ TEST_EVERY = 5
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """1,797 images of digits, 8x8 grey: 1,433 to train and 364 to test.
+    """1,797 images of digits, 8x8 gray: 1,433 to train and 364 to test.
 
     The file's values 0 to 16 become 0 to 255. The split is by position, the same on
     every machine: of each class, images 0, 5, 10, .. in the file's order are for

@@ -22,7 +22,7 @@ _SKIN = np.array([(244, 210, 186), (222, 172, 136), (170, 112, 74), (92, 58, 40)
 _HAIR = np.array(
     [(28, 22, 20), (70, 44, 28), (120, 78, 42), (198, 160, 98), (140, 60, 30)]
 )
-_GREY_HAIR = np.array((165, 162, 160))
+_GRAY_HAIR = np.array((165, 162, 160))
 _IRIS = np.array([(66, 42, 26), (98, 74, 40), (86, 110, 82), (84, 120, 156)])
 _LIP = np.array((172, 70, 72))
 # Angle, height and radius of birthmarks, from and to.
@@ -138,7 +138,7 @@ def draw_person(rng: RandomStream) -> Person:
     numbers["moustache"] = float(rng.uniform(0.4, 1.0) * (rng.uniform() < 0.25))
     hair = _HAIR[rng.integer(0, min(4, int(5 - 3.5 * tone)))]
     if rng.uniform() < 0.15:
-        hair = _GREY_HAIR
+        hair = _GRAY_HAIR
     iris = _IRIS[rng.integer(0, 0 if tone > 0.6 else 3)]
     return _make_person(
         numbers,

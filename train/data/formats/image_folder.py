@@ -21,7 +21,7 @@ from zoo.decode import SUFFIXES, decode_image
 
 # Share of the images that is held out for testing where a set comes without splits.
 HELD_OUT = 0.2
-UNLABELLED = "in no class folder, beside splits that have them"
+UNLABELED = "in no class folder, beside splits that have them"
 
 _LAYOUTS = (
     "expected split/class/image (splits: train, val, test) or class/image, with "
@@ -106,9 +106,9 @@ def open_folder(
     images, listing = split_images(files, files.listing())
     warn_of_left_out(str(path), listing.left_out)
     layout = find_layout([*images, *listing.entries], str(path))
-    labelled = {image for part in layout.values() for _, image in part}
-    unlabelled = [image for image in images if image not in labelled]
-    warn_of_left_out(str(path), {UNLABELLED: unlabelled})
+    labeled = {image for part in layout.values() for _, image in part}
+    unlabeled = [image for image in images if image not in labeled]
+    warn_of_left_out(str(path), {UNLABELED: unlabeled})
     class_names = sorted({name for part in layout.values() for name, _ in part})
     splits = find_splits(split, layout, str(path))
     examples = [example for part in splits for example in layout[part]]
