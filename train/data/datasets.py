@@ -92,7 +92,8 @@ def load_dataset(
     check_orientation(orientation)
     form, colon, path = name.partition(":")
     options, part = {}, None
-    if form in FORMATS and not path:
+    # TFDS has data sets of some of these names.
+    if form in FORMATS and not path and (colon or form not in ("voc", "coco", "lfw")):
         raise ValueError(f"{name!r} lacks a path; expected {form}:PATH.")
     if colon and form in FORMATS:
         found, opener = FORMATS[form]
