@@ -60,7 +60,7 @@ def test_odd_pictures_are_named(pictures):
     config, said = run("my_images", f"imagefolder:{pictures}")
     assert "27 to train (split train) and 9 to evaluate (split test)" in said
     assert "all 40 x 30 pixels" in said
-    assert "2 grey" in said
+    assert "2 gray" in said
     assert "emu (1): fewer than 10 training images" in said
     assert "class emu: nothing to evaluate on" in said
     (duplicate,) = [line for line in said.splitlines() if "pixel for pixel" in line]

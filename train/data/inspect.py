@@ -99,7 +99,7 @@ class Findings:
         rows = [("images", counts), ("sizes", describe_sizes(self.sizes))]
         channels = Counter(self.train.channels) + Counter(self.evaluation.channels)
         if len(channels) > 1:
-            words = {1: "grey", 3: "in color"}
+            words = {1: "gray", 3: "in color"}
             parts = [f"{n} {words[c]}" for c, n in channels.most_common()]
             rows.append(("colors", ", ".join(parts)))
         rows.append(("classes", self._describe_classes()))

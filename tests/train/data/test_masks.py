@@ -105,7 +105,7 @@ def test_ignored_values(tmp_path):
             encode(make_mask(size=(9, 6))),
             r"a\.png: the mask is 6 x 9 pixels, its image 9 x 6",
         ),
-        (encode(make_mask(), "RGB"), r"a\.png: a mask must have a palette or be grey"),
+        (encode(make_mask(), "RGB"), r"a\.png: a mask must have a palette or be gray"),
         (encode(make_mask(), "RGBA"), r"a\.png: a mask must have .* of mode RGBA"),
         (encode(make_mask(), "LA"), r"a\.png: a mask must have .* of mode LA"),
         (
