@@ -162,7 +162,7 @@ def test_the_command_lists_the_studies_and_refuses_what_it_does_not_know():
     code, out, err = run_command("study", "--list")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == [*STUDIES]
-    code, _, err = run_command("study", "initialization")
+    code, _, err = run_command("study", "initialisation")
     assert code == 1
     assert "initialization" in err
     code, _, err = run_command("study", "depth", "--scale", "full")
