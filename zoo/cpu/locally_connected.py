@@ -11,10 +11,8 @@ def locally_connected(x: Array, kernel: Array, stride: int) -> Array:
     """Does what `zoo.ops.locally_connected` does, one row of outputs after another.
 
     The patches of a row stay in the cache between their making and their product, and
-    are made anew in the backward pass. Of DeepFace's L4 with 8 images the value takes a
-    third of the time of a product over all patches at once and 13 instead of 249 MB
-    besides arguments and result; its gradients take 1.1 of the time and 15 instead of
-    248 MB.
+    are made anew in the backward pass: less memory is read, written and kept than by a
+    product over all patches at once. `tests/benchmarks/benchmark_faces.py` measures it.
 
     Args:
       x: [B, H, W, I], floating.

@@ -13,6 +13,6 @@ def multiply_transposed(g: Array, kernel: Array) -> Array:
     """Multiplies [B, N] by the transpose of [M, N], row by row: [B, M].
 
     It is the gradient of a dense layer with respect to its input. XLA transposes the
-    kernel for it, which takes ten times as long as reading it.
+    kernel for it, which takes longer than reading it.
     """
     return jnp.stack([kernel @ row for row in g])
