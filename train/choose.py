@@ -252,20 +252,27 @@ def _open_named(
         names = tuple(map(str, range(IGNORED)))
         probe = dataclasses.replace(data, classes=names, ignored=(), values=())
         source = open_split(probe, split, task, seed)
-        found = find_values(source, data.ignored)
+        counts = count_values(source)
+        found = class_values(counts, data.ignored)
         names = name_values(data.values or found)
-        notes.append(
-            f"nothing says what the classes are called: there is one for each value of "
-            f"the masks, {', '.join(names)}; --classes names them in this order, or a "
-            "file classes.txt beside the splits, and --data.ignored leaves values out."
-        )
+        notes.append(explain_unnamed(counts, data, names))
         data = dataclasses.replace(data, classes=names)
         if not data.values and found != [*range(len(found))]:
             data = dataclasses.replace(data, values=tuple(found))
         return data, open_split(data, split, task, seed)
     masks = file_source(source, FileMasks)
     if masks is not None and not data.values:
-        found, names = find_values(source, data.ignored), source.class_names
+        counts, names = count_values(source), source.class_names
+        found = class_values(counts, data.ignored)
+        unnamed = find_unnamed(counts, masks[0].values)
+        if unnamed and not data.ignored:
+            notes.append(
+                f"the value(s) {describe_values(counts, unnamed)} have no name, and "
+                f"each of the {len(names)} names has its value: they are taken for no "
+                f"class, and ignored (--data.ignored {' '.join(map(str, unnamed))})."
+            )
+            data = dataclasses.replace(data, ignored=tuple(unnamed))
+            return data, open_split(data, split, task, seed)
         if len(found) == len(names) == 2 and found != [0, 1]:
             notes.append(
                 f"masks have the values {found[0]} and {found[1]}: they are taken for "
@@ -276,32 +283,88 @@ def _open_named(
     return data, source
 
 
-def find_values(source: Source, ignored: Sequence[int]) -> list[int]:
-    """Returns the values of masks that stand for classes.
-
-    255 does where the masks have no more than two values; else it is ignored.
+def count_values(source: Source) -> np.ndarray:
+    """Counts the pixels of each value in up to 500 masks: int [256].
 
     Args:
       source: Images with masks in files.
-      ignored: Values that stand for no class.
     """
     found = file_source(source, FileMasks)
     assert found is not None
     masks, positions = found
 
-    def look(place: int) -> set[int]:
+    def look(place: int) -> np.ndarray:
         try:
-            return {*np.unique(masks.mask(positions[place])).tolist()}
+            return np.bincount(masks.mask(positions[place]).ravel(), minlength=256)
         except BadImage:
-            return set()
+            return np.zeros(256, int)
 
     chosen = np.linspace(0, len(positions) - 1, min(len(positions), 500)).round()
     places = np.unique(chosen.astype(int)).tolist()
     each = map_in_threads(lambda i: look(places[i]), len(places), "reading masks")
-    values = set().union(*each) - {*ignored}
+    return sum(each, np.zeros(256, int))
+
+
+def class_values(counts: np.ndarray, ignored: Sequence[int]) -> list[int]:
+    """Returns the values of masks that stand for classes.
+
+    255 does where the masks have no more than two values; else it is ignored.
+
+    Args:
+      counts: int [256], the number of pixels with each value.
+      ignored: Values that stand for no class.
+    """
+    values = {*np.flatnonzero(counts).tolist()} - {*ignored}
     if len(values) > 2:
         values -= {IGNORED}
     return sorted(values)
+
+
+def find_unnamed(counts: np.ndarray, values: np.ndarray) -> list[int]:
+    """Returns the values of masks without a name, where each name has its value.
+
+    Where a name has none, the values may be those of other classes, and none is
+    returned.
+
+    Args:
+      counts: int [256], the number of pixels with each value.
+      values: int16 [256], the table of `make_values`.
+    """
+    named = (values >= 0) & (values < IGNORED)
+    if (counts[named] == 0).any():
+        return []
+    return np.flatnonzero((counts > 0) & (values < 0)).tolist()
+
+
+def describe_values(counts: np.ndarray, values: Sequence[int]) -> str:
+    """Lists values of masks with their parts of the pixels."""
+    return ", ".join(f"{v} ({counts[v] / counts.sum():.1%})" for v in values)
+
+
+def explain_unnamed(counts: np.ndarray, data: DataConfig, names: Sequence[str]) -> str:
+    """Says that each value of masks is a class, and how to leave one out.
+
+    Args:
+      counts: int [256], the number of pixels with each value.
+      data: The options of the data set.
+      names: The names of the classes.
+    """
+    found = class_values(counts, data.ignored)
+    text = (
+        "nothing says what the classes are called, so EACH of these values of the "
+        f"masks is one: {describe_values(counts, found)} of the pixels."
+    )
+    if not data.values and not data.ignored and len(found) > 2:
+        last = found[-1]
+        command = f"canon-zoo train my_masks --dataset {data.dataset}"
+        text += (
+            " A value that stands for no class, such as pixels without a label, is "
+            f"left out by its number; {last} by {command} --data.ignored {last}."
+        )
+    return (
+        f"{text} --classes names the {len(names)} in this order, or a file classes.txt "
+        "beside the splits."
+    )
 
 
 def name_values(values: Sequence[int]) -> tuple[str, ...]:

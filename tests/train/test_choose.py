@@ -268,6 +268,39 @@ def test_ignored_values_and_masks_without_splits(tmp_path):
     prepare_experiment(config)
 
 
+def test_each_unnamed_value_is_a_class_and_how_to_leave_one_out_is_said(tmp_path):
+    write_masks(tmp_path, (0, 0, 1, 1, 11), {"train": 5, "test": 2})
+    config, said = run("my_masks", f"masks:{tmp_path}")
+    assert config.data.classes == ("value 0", "value 1", "value 11")
+    assert (
+        "EACH of these values of the masks is one: 0 (40.0%), 1 (40.0%), 11 (20" in said
+    )
+    command = f"canon-zoo train my_masks --dataset masks:{tmp_path} --data.ignored 11"
+    assert f"left out by its number; 11 by {command}" in said
+    config, said = run("my_masks", f"masks:{tmp_path}", data__ignored=(11,))
+    assert config.data.classes == ("value 0", "value 1")
+    assert "--data.ignored 11" not in said
+    prepare_experiment(config)
+
+
+def test_a_value_without_a_name_is_no_class(tmp_path):
+    write_masks(tmp_path, (0, 0, 1, 1, 2), {"train": 5, "test": 2}, ("road", "sky"))
+    config, said = run("my_masks", f"masks:{tmp_path}")
+    assert config.data.ignored == (2,)
+    assert "the value(s) 2 (20.0%) have no name" in said
+    assert "(--data.ignored 2)" in said
+    assert prepare_experiment(config).card.class_names == ("road", "sky")
+
+
+def test_values_are_not_left_out_where_a_name_has_none(tmp_path):
+    # Perhaps 1 and 2 are the classes, and not 0 and 1.
+    write_masks(tmp_path, (1, 2, 3), {"train": 5, "test": 2}, ("road", "sky"))
+    config, _ = run("my_masks", f"masks:{tmp_path}")
+    assert config.data.ignored == ()
+    with pytest.raises(ValueError, match=r"2, 3 stand\(s\) for nothing"):
+        prepare_experiment(config)
+
+
 def test_mixed_sizes_are_fitted_to_the_middle_one(tmp_path):
     write_masks(tmp_path, (0, 1), {"train": 6, "test": 2})
     for i, size in enumerate(((80, 60), (120, 30))):
