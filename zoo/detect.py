@@ -72,34 +72,22 @@ def make_detector(
             "(and zoo.make_region_detector takes R-CNN)."
         )
     preprocess = preprocess or model.preprocess
-    given = {
-        "max_detections": max_detections,
-        "score_threshold": score_threshold,
-        "iou_threshold": iou_threshold,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    postprocess = _check(model.postprocess._replace(**given))
+    postprocess = replace_postprocess(
+        model,
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+    )
 
     @partial(jit_inference, static_argnames="padded_size")
     def run(variables, images, sizes, proposals, padded_size) -> Detections:
-        batch = resize_and_pad(
-            images,
-            preprocess,
-            sizes,
+        candidates, inside, original = find_candidates(
+            *(model, preprocess, variables, images, sizes, proposals),
             canvas=canvas or padded_size,
             shrink=canvas is not None,
         )
-        original = jnp.int32(images.shape[1:3])[None] if sizes is None else sizes
-        options = {}
-        if proposals is not None:
-            boxes = resize_boxes(proposals.boxes, original, batch.sizes)
-            options["proposals"] = proposals._replace(boxes=boxes)
-        # Stretched images fill the network's input.
-        stretched = preprocess.fit == "stretch"
-        inside = None if stretched else batch.sizes.astype(jnp.float32)
-        outputs = model.apply(variables, batch.images, inside, **options)
-        found = select_detections(model.decode(outputs, inside), postprocess)
-        return found._replace(boxes=resize_boxes(found.boxes, batch.sizes, original))
+        found = select_detections(candidates, postprocess)
+        return found._replace(boxes=resize_boxes(found.boxes, inside, original))
 
     def detect(
         variables: Mapping[str, Any],
@@ -114,6 +102,60 @@ def make_detector(
         return run(variables, images, sizes, proposals, padded_size=padded_size)
 
     return detect
+
+
+def replace_postprocess(model: nn.Module, **options: Any) -> Postprocess:
+    """Returns a detector's parameters of selection, some replaced by others.
+
+    Args:
+      model: A detector, see `zoo.detection.types`.
+      **options: Fields of `Postprocess`; None for the model's.
+
+    Raises:
+      ValueError: A value is out of range.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    return _check(model.postprocess._replace(**given))
+
+
+def find_candidates(
+    model: nn.Module,
+    preprocess: Preprocess,
+    variables: Mapping[str, Any],
+    images: Array,
+    sizes: Array | None,
+    proposals: Any = None,
+    *,
+    canvas: tuple[int, int] | None,
+    shrink: bool = False,
+) -> tuple[Candidates, Array, Array]:
+    """Computes what a detector predicts, before non-maximum suppression.
+
+    Args:
+      model: A detector, see `zoo.detection.types`.
+      preprocess: The preprocessing of the variables.
+      variables: The variables of the model.
+      images: uint8 [B, h, w, channels].
+      sizes: int32 [B, 2], height and width of each image within its array, or None.
+      proposals: See `make_detector`.
+      canvas: Height and width of the network's input, see `zoo.resize_and_pad`.
+      shrink: Whether images may be made smaller for it.
+
+    Returns:
+      The candidates, in pixels of the network's input; and int32 [B or 1, 2] each, the
+      sizes of the images there, and their original sizes.
+    """
+    batch = resize_and_pad(images, preprocess, sizes, canvas=canvas, shrink=shrink)
+    original = jnp.int32(images.shape[1:3])[None] if sizes is None else sizes
+    options = {}
+    if proposals is not None:
+        boxes = resize_boxes(proposals.boxes, original, batch.sizes)
+        options["proposals"] = proposals._replace(boxes=boxes)
+    # Stretched images fill the network's input.
+    stretched = preprocess.fit == "stretch"
+    inside = None if stretched else batch.sizes.astype(jnp.float32)
+    outputs = model.apply(variables, batch.images, inside, **options)
+    return model.decode(outputs, inside), batch.sizes, original
 
 
 def select_detections(
@@ -132,7 +174,7 @@ def select_detections(
       by class, then by the order of the candidates.
     """
     boxes, options = candidates.boxes, {"postprocess": postprocess}
-    scores = jax.vmap(partial(_mask_scores, **options))(*candidates)
+    scores = mask_scores(candidates, postprocess)
     found = jax.vmap(partial(_suppress_top_n, top_n=top_n, **options))(boxes, scores)
     if scores[0].size > top_n:
         # The best candidates are enough if they fill the result or there are no more.
@@ -143,15 +185,14 @@ def select_detections(
     return jax.vmap(_gather)(boxes, scores, *found)
 
 
-def _mask_scores(
-    boxes: Array, scores: Array, valid: Array, postprocess: Postprocess
-) -> Array:
-    """Returns the scores of one image, float32 [K, R], -inf for removed candidates."""
+def mask_scores(candidates: Candidates, postprocess: Postprocess) -> Array:
+    """Returns the scores, float32 [B, K, R], -inf for removed candidates."""
+    boxes, scores, valid = candidates
     sides = boxes[..., 2:] - boxes[..., :2]
     large = (sides >= postprocess.min_size).all(axis=-1)
-    usable = valid[:, None] & (scores > postprocess.score_threshold)
-    usable &= large[:, None] if boxes.ndim == 2 else large
-    return jnp.where(usable, scores, -jnp.inf).T
+    usable = valid[..., None] & (scores > postprocess.score_threshold)
+    usable &= large[..., None] if boxes.ndim == 3 else large
+    return jnp.where(usable, scores, -jnp.inf).swapaxes(1, 2)
 
 
 def _suppress_top_n(

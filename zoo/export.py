@@ -12,11 +12,16 @@ import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.detect import make_detector
-from zoo.detection.types import Detections
-from zoo.onnx import to_onnx
+from zoo.detect import (
+    find_candidates,
+    make_detector,
+    mask_scores,
+    replace_postprocess,
+)
+from zoo.detection.types import Postprocess
+from zoo.onnx import CANDIDATES, to_onnx
 from zoo.paths import flatten
-from zoo.preprocess import normalize
+from zoo.preprocess import canvas_size, normalize, resize_boxes
 from zoo.registry import get_spec
 from zoo.spec import Preprocess
 from zoo.weights.fit import expected_shapes, require_fit
@@ -57,11 +62,12 @@ def export(
         found = exported.call(images, sizes)  # "boxes", "scores", "classes", "valid"
 
     With `format="onnx"`, which needs `canon-zoo[onnx]`, it is a model for ONNX's
-    runtimes. `tests/benchmarks/README.md` lists the networks that were checked; the
-    suppression of detectors has no translation yet:
+    runtimes. `tests/benchmarks/README.md` lists the networks that were checked; of
+    detectors those with one stage are translated, with ONNX's own NonMaxSuppression:
 
         session = onnxruntime.InferenceSession(artifact)
         (logits,) = session.run(None, {"images": images})
+        found = session.run(None, {"images": images, "sizes": sizes})  # a detector's
 
     Args:
       name: Name of the model.
@@ -132,18 +138,19 @@ def export(
         return infer(variables, *inputs)
 
     if format == "onnx":
-        outputs = Detections._fields if detects else ("logits",)
-
-        def infer_in_order(*inputs: jax.Array) -> list[jax.Array]:
-            found = infer_by_constants(*inputs)
-            return [found[key] for key in outputs] if detects else [found]
-
+        postprocess = None
+        if detects:
+            options = dict(detector or {})
+            canvas = options.pop("canvas", None)
+            postprocess = replace_postprocess(model, **options)
+            infer = _give_candidates(model, own, postprocess, canvas)
         return to_onnx(
-            infer_in_order,
+            infer_by_constants,
             inputs,
             input_names=("images", "sizes")[: len(inputs)],
-            output_names=outputs,
+            output_names=CANDIDATES if detects else ("logits",),
             name=name,
+            postprocess=postprocess,
         )
     function = jax.jit(infer_by_constants if constants else infer)
     arguments = inputs if constants else (variables, *inputs)
@@ -165,6 +172,27 @@ def _give_objects(detect: Callable) -> Callable:
 
     def infer(variables: Mapping[str, Any], images: jax.Array, sizes: jax.Array):
         return detect(variables, images, sizes)._asdict()
+
+    return infer
+
+
+def _give_candidates(
+    model: nn.Module,
+    preprocess: Preprocess,
+    postprocess: Postprocess,
+    canvas: tuple[int, int] | None,
+) -> Callable:
+    """Makes the function up to suppression, which ONNX has as an operation."""
+
+    def infer(variables: Mapping[str, Any], images: jax.Array, sizes: jax.Array):
+        padded = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)
+        candidates, inside, original = find_candidates(
+            *(model, preprocess, variables, images, sizes),
+            canvas=canvas or padded,
+            shrink=canvas is not None,
+        )
+        resized = resize_boxes(candidates.boxes, inside, original)
+        return candidates.boxes, mask_scores(candidates, postprocess), resized
 
     return infer
 

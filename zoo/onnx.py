@@ -3,7 +3,8 @@
 The function's program is first brought to a form that the library translates: of what
 is computed differently on CPUs it has the other form, and pooling, padding and
 stacking, whose translation fails for maps [B, H, W, C] or an unknown B, become slices
-and concatenations. What depends on the variables alone is computed.
+and concatenations. What depends on the variables alone is computed. Non-maximum
+suppression is an operation of ONNX, which is appended to a detector's program.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from zoo.detection.types import Detections, Postprocess
 from zoo.explain.rewrite import bind
 
 Array = jax.Array
@@ -22,6 +24,10 @@ Array = jax.Array
 # Calls whose programs are evaluated step by step.
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 _CALLS += ("custom_jvp_call", "custom_vjp_call")
+# The results of a detector's function: boxes float32 [B, R, 4] in pixels of the
+# network's input; scores [B, K, R], -inf for removed candidates; and boxes in pixels of
+# the images.
+CANDIDATES = ("candidate_boxes", "candidate_scores", "resized_boxes")
 _POOLS = {"reduce_window_max": (lax.max, -np.inf), "reduce_window_sum": (lax.add, 0)}
 
 
@@ -32,6 +38,7 @@ def to_onnx(
     input_names: Sequence[str],
     output_names: Sequence[str],
     name: str,
+    postprocess: Postprocess | None = None,
 ) -> bytes:
     """Translates a function to an ONNX model.
 
@@ -41,6 +48,9 @@ def to_onnx(
       input_names: Names of the arguments.
       output_names: Names of the results.
       name: Name of the model.
+      postprocess: The parameters of the selection among the results, which are
+        `CANDIDATES`; the model then has the fields of `Detections`. None for no
+        selection.
 
     Returns:
       The serialized `onnx.ModelProto`.
@@ -70,6 +80,8 @@ def to_onnx(
             input_names=[*input_names],
             output_names=[*output_names],
         )
+        if postprocess is not None:
+            append_selection(model.graph, postprocess)
         return model.SerializeToString()
     # The library raises what its parts raise, of every type.
     except Exception as error:
@@ -166,3 +178,80 @@ def _pad(x: Array, value: Any, config: Sequence[tuple[int, int, int]]) -> Array:
         parts = [part for part in (borders[0], x, borders[1]) if part.shape[axis] != 0]
         x = lax.concatenate(parts, axis)
     return x
+
+
+def append_selection(graph: Any, postprocess: Postprocess) -> None:
+    """Appends what `zoo.detect.select_detections` does to a graph of candidates.
+
+    Args:
+      graph: The `onnx.GraphProto`, whose outputs are `CANDIDATES`; replaced by the
+        fields of `Detections`.
+      postprocess: The parameters of the selection.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    boxes, scores, resized = CANDIDATES
+    shapes = [[*value.type.tensor_type.shape.dim] for value in graph.output]
+    if len(shapes[0]) != 3:
+        raise NotImplementedError("boxes for each class have no translation to ONNX.")
+    batch = shapes[1][0].dim_param or shapes[1][0].dim_value
+    num_classes, count = (dim.dim_value for dim in shapes[1][1:])
+    slots = postprocess.max_detections
+    lowest = float(np.finfo(np.float32).min)
+
+    def constant(name: str, value: Any, dtype: type) -> str:
+        array = np.asarray(value, dtype)
+        graph.initializer.append(numpy_helper.from_array(array, f"select_{name}"))
+        return f"select_{name}"
+
+    def step(kind: str, *inputs: str, into: Sequence[str] = (), **options: Any):
+        name = f"select_{len(graph.node)}"
+        outputs = [*into] or [name]
+        node = helper.make_node(kind, inputs, outputs, name=name, **options)
+        graph.node.append(node)
+        return outputs[0]
+
+    removed = constant("removed", -np.inf, np.float32)
+    least = constant("least", lowest, np.float32)
+    zero, no_class = constant("zero", 0, np.float32), constant("no_class", 0, np.int32)
+    limit = postprocess.max_candidates
+    if limit is not None and limit < count:
+        # The best candidates of each class; the others are removed.
+        top = "select_limited", "select_limited_to"
+        step("TopK", scores, constant("limit", [limit], np.int64), into=top, axis=2)
+        none = step("Expand", removed, step("Shape", scores))
+        scores = step("ScatterElements", none, top[1], top[0], axis=2)
+    # int64 [N, 3]: image, class and candidate.
+    kept = step(
+        "NonMaxSuppression",
+        boxes,
+        scores,
+        constant("slots", [min(slots, count)], np.int64),
+        constant("iou_threshold", [postprocess.iou_threshold], np.float32),
+        constant("score_threshold", [lowest], np.float32),
+    )
+    none = step("Expand", removed, step("Shape", scores))
+    scores = step("ScatterND", none, kept, step("GatherND", scores, kept))
+    # Over all classes; equal scores are sorted by class, then by candidate.
+    scores = step(
+        "Reshape", scores, constant("flat", [-1, num_classes * count], np.int64)
+    )
+    if slots > num_classes * count:
+        width = constant("pads", [0, 0, 0, slots - num_classes * count], np.int64)
+        scores = step("Pad", scores, width, removed)
+    top = "select_best", "select_best_of"
+    step("TopK", scores, constant("detections", [slots], np.int64), into=top, axis=1)
+    many = constant("count", count, np.int64)
+    classes = step("Cast", step("Div", top[1], many), to=TensorProto.INT32)
+    rows = step("Mod", top[1], many)
+    last = constant("last", [-1], np.int64)
+    found = step("GatherND", resized, step("Unsqueeze", rows, last), batch_dims=1)
+    valid = step("Greater", top[0], least, into=["valid"])
+    step("Where", step("Unsqueeze", valid, last), found, zero, into=["boxes"])
+    step("Where", valid, top[0], zero, into=["scores"])
+    step("Where", valid, classes, no_class, into=["classes"])
+    types = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT32, TensorProto.BOOL)
+    del graph.output[:]
+    for name, kind in zip(Detections._fields, types, strict=True):
+        shape = [batch, slots, 4] if name == "boxes" else [batch, slots]
+        graph.output.append(helper.make_tensor_value_info(name, kind, shape))

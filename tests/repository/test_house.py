@@ -107,6 +107,7 @@ OWNERS = {
         "train/studies": "lazily",
     },
     "jax2onnx": {"zoo/onnx": "lazily"},
+    "onnx": {"zoo/onnx": "lazily"},
     "dlib": {"train/data": "lazily"},
     "cv2": {"train/data": "lazily"},
 }

@@ -9,6 +9,9 @@ import pytest
 from jax.extend import core
 
 import zoo
+from zoo.detect import mask_scores, select_detections
+from zoo.detection.types import Candidates, Detections, Postprocess
+from zoo.onnx import CANDIDATES, append_selection
 
 
 def list_steps(program):
@@ -66,6 +69,71 @@ def test_onnxruntime_gives_the_logits_of_jax():
     (found,) = session.run(None, {"images": images})
     expected = model.apply(variables, zoo.normalize(images, card.preprocess))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Postprocess(0.3, 0.5, 10),
+        Postprocess(0.05, 0.45, 30, max_candidates=5, min_size=3.0),
+        Postprocess(0.0, 0.3, 500),  # more than there are candidates
+    ],
+)
+def test_suppression_of_onnx_selects_what_that_of_jax_does(rules):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    shapes = (["b", 40, 4], ["b", 3, 40], ["b", 40, 4])
+    given = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in zip(("a", "b", "c"), shapes, strict=True)
+    ]
+    graph = onnx.GraphProto(name="selection", input=given)
+    for one, name in zip(given, CANDIDATES, strict=True):
+        graph.node.append(onnx.helper.make_node("Identity", [one.name], [name]))
+        one = onnx.ValueInfoProto(name=name, type=one.type)
+        graph.output.append(one)
+    append_selection(graph, rules)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+    )
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 20, (4, 40, 2))
+    boxes = np.concatenate([low, low + rng.integers(-1, 12, low.shape)], -1)
+    # Many ties, and some that are no number.
+    scores = np.float32(rng.integers(0, 12, (4, 40, 3)) / 12)
+    scores[rng.random(scores.shape) < 0.03] = np.nan
+    candidates = Candidates(
+        np.float32(boxes), scores, rng.random((4, 40)) < [[0.9], [0.5], [0.1], [0]]
+    )
+    masked = np.asarray(mask_scores(candidates, rules))
+    arrays = {"a": candidates.boxes, "b": masked, "c": candidates.boxes}
+    found = Detections(*session.run([*Detections._fields], arrays))
+    expected = select_detections(candidates, rules)
+    assert np.asarray(expected.valid).any()
+    for one, other in zip(found, expected, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.apart
+def test_onnxruntime_gives_the_objects_of_jax():
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    name, size = "ssd96_small", (64, 100)
+    model, variables, card = zoo.create_with_card(name, weights="digits_canvas")
+    artifact = zoo.export(name, variables, format="onnx", size=size, batch=2)
+    session = onnxruntime.InferenceSession(artifact, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    sizes = np.int32([size, (30, 80)])
+    found = session.run(None, {"images": images, "sizes": sizes})
+    expected = zoo.make_detector(model, card.preprocess)(variables, images, sizes)
+    assert np.asarray(expected.valid).any()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_what_cannot_be_translated(library, monkeypatch):
