@@ -13,6 +13,7 @@ from flax import linen as nn
 from zoo.checks import check_kernel, check_num_classes
 from zoo.initialization import compile_quickly
 from zoo.ops.convolution import convolve
+from zoo.ops.dense import dense, dot_general
 from zoo.ops.locally_connected import locally_connected, output_size
 from zoo.ops.pooling import global_average_pool
 
@@ -29,6 +30,9 @@ INITIALIZERS: dict[str, Callable] = {
     "truncated_0.01": nn.initializers.truncated_normal(0.01),
     "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
+
+
+Dense = partial(nn.Dense, dot_general=dot_general)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -197,7 +201,7 @@ class FullyConnected(Layer):
         if self.everywhere:
             y = convolve(x, kernel.reshape(*window, channels, self.features))
         else:
-            y = x.reshape(x.shape[0], -1) @ kernel
+            y = dense(x.reshape(x.shape[0], -1), kernel)
         return y + per_channel(bias.astype(self.dtype), y)
 
 
@@ -229,7 +233,7 @@ def dense_layers(
         6: FullyConnected(
             config.dense, window, config.fully_convolutional, name="fc6", **options
         ),
-        7: nn.Dense(config.dense, name="fc7", **options),
+        7: Dense(config.dense, name="fc7", **options),
     }
     out = {}
     for i, layer in layers.items():
@@ -431,7 +435,7 @@ class LinearHead(Layer):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        logits = nn.Dense(
+        logits = Dense(
             self.num_classes,
             kernel_init=compile_quickly(self.kernel_init),
             name=self.layer,
@@ -505,8 +509,8 @@ def make_head(num_classes: int, **options) -> LinearHead | None:
 def remat_stage(stage: Callable, remat: bool) -> Callable:
     """Makes the backward pass recompute a stage's activations, to save memory.
 
-    On CPUs this saves memory only if XLA's elimination of common subexpressions is
-    disabled with `{"xla_disable_hlo_passes": "cse_barrier_expander"}`.
+    On CPUs this saves memory only in programs that are compiled with
+    `zoo.cpu.compiler_options(training=True)`.
 
     Args:
       stage: Function from its module and an array to a dict of endpoints.

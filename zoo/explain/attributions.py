@@ -19,7 +19,7 @@ from jax.extend import core
 
 from zoo.cpu import jit_inference
 from zoo.explain import targets
-from zoo.explain.rewrite import DENSE, evaluate, inline, rewrite
+from zoo.explain.rewrite import evaluate, inline
 from zoo.ops.resize import resize
 
 Array = jax.Array
@@ -280,7 +280,7 @@ def _grad_cam(
 
     def perturbed(change: Array) -> tuple[Array, Array]:
         added = {place: change}
-        outputs = evaluate(inner, program.consts, leaves, DENSE, added=added)
+        outputs = evaluate(inner, program.consts, leaves, {}, added=added)
         return outputs[1], outputs[0]
 
     if not _depends(inner, place, inner.outvars[1]):
@@ -333,8 +333,6 @@ def _sum_gradients(
     most = max(1, min(chunk // batch, len(points)))
     size = next(n for n in range(most, 0, -1) if len(points) % n == 0)
     repeated = targets.Target(*(jnp.tile(t, (size, 1)[: t.ndim]) for t in target))
-
-    forward = rewrite(forward, DENSE)
 
     def value(images: Array) -> Array:
         return targets.take(forward(images), repeated).astype(jnp.float32).sum()

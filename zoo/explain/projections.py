@@ -48,7 +48,7 @@ from flax import linen as nn
 
 from zoo.cpu import jit_inference
 from zoo.explain import targets
-from zoo.explain.rewrite import DENSE, Rule, count_calls, rewrite
+from zoo.explain.rewrite import Rule, count_calls, rewrite
 
 Array = jax.Array
 
@@ -241,11 +241,11 @@ def _backward_rule(backward: Callable, replacement: Callable | None = None) -> R
 
 def _rules(backward: Callable) -> dict[str, Rule]:
     rules = {name: _backward_rule(backward) for name in RECTIFIERS}
-    return rules | {"relu6": _backward_rule(backward, jax.nn.relu)} | DENSE
+    return rules | {"relu6": _backward_rule(backward, jax.nn.relu)}
 
 
 _RULES: dict[str, dict[str, Rule]] = {
-    "saliency": {**DENSE},
+    "saliency": {},
     "guided_backprop": _rules(_pass_guided),
     "deconvnet": _rules(_pass_positive)
     | {name: _backward_rule(_pass_all) for name in NORMALIZATIONS},

@@ -7,14 +7,11 @@ nothing of each other.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
 from jax import lax
 from jax.extend import core
-
-from zoo.cpu import MOST_ROWS, multiply_transposed
 
 Array = jax.Array
 # Called with the operation itself and its operands; returns what it should return.
@@ -32,7 +29,7 @@ def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
     Args:
       function: Function of arrays, or trees of arrays.
       rules: By the name of a jitted function, which is how `jax.nn`'s activations
-        appear in a trace, or of a primitive outside of them: what to do in its place.
+        appear in a trace: what to do in its place.
 
     Returns:
       A function of the same arguments. It can be transformed as any other, and raises
@@ -127,8 +124,6 @@ def _step(
 ) -> list:
     kind = step.primitive.name
     programs = _programs(step)
-    if kind in rules:
-        return [rules[kind](partial(step.primitive.bind, **step.params), *operands)]
     if programs and _name(step) in rules:
         outputs = rules[_name(step)](_callable(step), *operands)
         return outputs if isinstance(outputs, list | tuple) else [outputs]
@@ -162,37 +157,6 @@ def _step(
     raise NotImplementedError(
         f"{sorted(rules)} inside of the operation {kind!r}, which cannot be rebuilt."
     )
-
-
-def _multiply_transposed(g: Array, kernel: Array) -> Array:
-    return g @ kernel.T
-
-
-def _multiply(call: Callable, x: Array, kernel: Array) -> Array:
-    """Multiplies, with a way back that is faster on CPUs for few rows."""
-    plain = call.keywords["dimension_numbers"] == (((1,), (0,)), ((), ()))
-    if not plain or x.ndim != 2 or kernel.ndim != 2 or len(x) > MOST_ROWS:
-        return call(x, kernel)
-
-    @jax.custom_vjp
-    def multiply(x: Array, kernel: Array) -> Array:
-        return call(x, kernel)
-
-    def forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
-        return call(x, kernel), (x, kernel)
-
-    def back(kept: tuple, g: Array) -> tuple[Array, Array]:
-        x, kernel = kept
-        ways = dict(cpu=multiply_transposed, default=_multiply_transposed)
-        below = lax.platform_dependent(g, kernel, **ways)
-        return below.astype(x.dtype), (x.T @ g).astype(kernel.dtype)
-
-    multiply.defvjp(forward, back)
-    return multiply(x, kernel)
-
-
-# Dense layers, of which gradients with respect to one image are slow on CPUs.
-DENSE: Mapping[str, Rule] = {"dot_general": _multiply}
 
 
 def _scan(step: Any, operands: list, body: Callable) -> list:
