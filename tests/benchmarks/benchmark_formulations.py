@@ -10,8 +10,9 @@ python tests/benchmarks/benchmark_formulations.py --table
 python tests/benchmarks/benchmark_formulations.py --readme
 
 A cell is one network, compiled with all formulations of `zoo.cpu` and with all but one,
-which XLA's own convolution then replaces. Both programs take turns in one process.
-Both are compiled with `zoo.cpu.compiler_options()`.
+in whose place XLA's own convolution or product is. "barriers" are those around XLA's
+own convolutions, which one of the compiler options keeps. Both programs take turns in
+one process. Both are compiled with `zoo.cpu.compiler_options()`.
 Cells that the file has already, of this machine, are left out, unless they are named.
 """
 
@@ -31,6 +32,7 @@ from jax import lax
 
 import zoo
 from zoo import cpu
+from zoo.cpu.compiler import TRAINING
 from zoo.cpu.convolution import FORMULATIONS
 
 OUT = Path(__file__).parent / "formulations.json"
@@ -42,6 +44,9 @@ CELLS = (
     "groups/alexnet/train_8",
     "transposed/fcn8s_vgg16/inference_1",
     "transposed/fcn32s_vgg16/inference_1",
+    "few_rows/alexnet_tv/train_8",
+    "barriers/resnet18/train_8",
+    "barriers/cifar_resnet56/train_128",
 )
 ROUNDS = 4
 
@@ -93,17 +98,23 @@ def measure(cell: str, seconds: float) -> dict[str, list[float]]:
 def without(formulation: str, function: Callable, *arguments: Any) -> Any:
     """Calls a function while a formulation of `zoo.cpu` is not there."""
     jax.clear_caches()
-    kept, transposed = dict(FORMULATIONS), cpu.convolve_transposed
+    kept, options = dict(FORMULATIONS), dict(TRAINING)
+    others = cpu.convolve_transposed, cpu.multiply_few_rows
     try:
         if formulation == "transposed":
             cpu.convolve_transposed = transposed_by_xla
+        elif formulation == "few_rows":
+            cpu.multiply_few_rows = jnp.matmul
+        elif formulation == "barriers":
+            del TRAINING["xla_disable_hlo_passes"]
         else:
             del FORMULATIONS[formulation]
         return function(*arguments)
     finally:
-        cpu.convolve_transposed = transposed
+        cpu.convolve_transposed, cpu.multiply_few_rows = others
         FORMULATIONS.clear()
         FORMULATIONS.update(kept)
+        TRAINING.update(options)
         jax.clear_caches()
 
 

@@ -148,12 +148,12 @@ def test_remat_keeps_all_names_and_less_for_the_backward_pass(name):
     assert less < 0.75 * size
 
 
-# XLA's CPU compiler merges what is computed again with what was computed before, unless
-# it leaves the barriers between the two, as this makes it do.
+# Without them XLA's CPU compiler merges what is computed again with what was computed
+# before.
 BARRIERS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_disable_hlo_passes": "cse_barrier_expander",
+    **zoo.cpu.compiler_options(training=True),
 }
 
 

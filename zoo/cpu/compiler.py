@@ -10,9 +10,15 @@ from jax import lax
 # XLA gives a part of its work to the library YNNPACK. Its convolutions are slow where
 # they are the gradients of kernels, and its reductions where layers before are fused
 # into them. Alone, as sums over a batch are, its reductions are ten times as fast as
-# XLA's own: training keeps them. The options list what is left to the library.
-INFERENCE = {"xla_cpu_experimental_ynn_fusion_type": ""}
-TRAINING = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+# XLA's own: training keeps them. The option lists what is left to the library.
+LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+INFERENCE = {LIBRARY: ""}
+TRAINING = {
+    LIBRARY: "LIBRARY_FUSION_TYPE_REDUCE",
+    # Keeps `lax.optimization_barrier`, which XLA else drops on CPUs before it fuses
+    # layers: those around each convolution, and those of `remat`.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str]:

@@ -40,9 +40,13 @@ def convolve(x: Array, kernel: Array, window: Window) -> Array:
 
 def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
     strides, padding, dilation, groups = window
-    return lax.conv_general_dilated(
+    # For a kernel's gradient XLA transposes both images. Without barriers it computes
+    # for it, pixel by pixel, all layers before again: a residual network's whole stage.
+    x = lax.optimization_barrier(x)
+    y = lax.conv_general_dilated(
         x, kernel, strides, padding, None, dilation, ("NHWC", "HWIO", "NHWC"), groups
     )
+    return lax.optimization_barrier(y)
 
 
 # Few groups: one convolution each, as XLA has no parallel code for groups.

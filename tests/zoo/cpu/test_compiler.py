@@ -8,6 +8,7 @@ import pytest
 from zoo import cpu
 from zoo.cpu import jit_inference
 from zoo.cpu.compiler import keep_known
+from zoo.ops.convolution import convolve
 
 
 def features(kernel, x):
@@ -28,6 +29,18 @@ def test_this_jaxlib_takes_the_options_and_computes_the_same(arrays, training):
     options = cpu.compiler_options(training=training)
     found = jax.jit(features, compiler_options=options)(*arrays)
     np.testing.assert_allclose(found, jax.jit(features)(*arrays), rtol=1e-6)
+
+
+def test_no_rectifier_is_computed_again_for_the_gradients_of_kernels():
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = jax.nn.relu(convolve(x, kernel, padding=((1, 1), (1, 1))))
+        return x.sum()
+
+    kernels, x = [jnp.ones((3, 3, 2, 2))] * 5, jnp.ones((2, 6, 6, 2))
+    step = jax.jit(jax.grad(loss)).lower(kernels, x)
+    text = step.compile(cpu.compiler_options(training=True)).as_text()
+    assert 1 <= text.count(" maximum(") <= len(kernels)
 
 
 def test_options_are_the_callers_to_change():
