@@ -17,7 +17,7 @@ def trace(function, *shapes, **options):
 
 def test_every_formulation_has_a_cell():
     measured = {cell.split("/")[0] for cell in benchmark_formulations.CELLS}
-    assert measured == {*FORMULATIONS, "transposed"}
+    assert measured == {*FORMULATIONS, "transposed", "few_rows", "barriers"}
 
 
 @pytest.mark.parametrize(
