@@ -141,6 +141,8 @@ def _step(step: Any, operands: list, program: core.Jaxpr) -> list:
         return _evaluate(inner, [], operands)
     if kind in _POOLS and len(step.outvars[0].aval.shape) == 4:
         return [_pool(step, *operands)]
+    if kind == "conv_general_dilated" and _tiles(step):
+        return [_multiply_tiles(*operands, step)]
     if kind == "pad" and not any(inner for *_, inner in step.params["padding_config"]):
         return [_pad(*operands, step.params["padding_config"])]
     return bind(step, operands, program)
@@ -161,6 +163,40 @@ def _pool(step: Any, x: Array) -> Array:
         part = lax.slice(x, first, last, strides)
         total = part if total is None else combine(total, part)
     return total
+
+
+def _tiles(step: Any) -> bool:
+    """Whether a convolution is a transposed one whose windows touch, as U-Net's."""
+    params, kernel = step.params, step.invars[1].aval.shape
+    strides = params["lhs_dilation"]
+    return (
+        len(kernel) == 4
+        and max(strides) > 1
+        and kernel[:2] == tuple(strides)
+        and params["padding"] == tuple((side - 1, side - 1) for side in strides)
+        and {*params["window_strides"], *params["rhs_dilation"]} == {1}
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and params["dimension_numbers"].lhs_spec == (0, 3, 1, 2)
+        and params["dimension_numbers"].rhs_spec == (3, 2, 0, 1)
+        and params["dimension_numbers"].out_spec == (0, 3, 1, 2)
+    )
+
+
+def _multiply_tiles(x: Array, kernel: Array, step: Any) -> Array:
+    """Computes such a convolution as a product that gives each pixel its window."""
+    height, width, inputs, outputs = kernel.shape
+    kernel = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(inputs, -1)
+    tiles = lax.dot_general(
+        x,
+        kernel,
+        (((3,), (0,)), ((), ())),
+        precision=step.params["precision"],
+        preferred_element_type=step.params["preferred_element_type"],
+    )
+    batch, rows, columns, _ = x.shape
+    tiles = tiles.reshape(batch, rows, columns, height, width, outputs)
+    tiles = tiles.transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(batch, rows * height, columns * width, outputs)
 
 
 def _pad(x: Array, value: Any, config: Sequence[tuple[int, int, int]]) -> Array:

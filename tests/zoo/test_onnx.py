@@ -11,7 +11,8 @@ from jax.extend import core
 import zoo
 from zoo.detect import mask_scores, select_detections
 from zoo.detection.types import Candidates, Detections, Postprocess
-from zoo.onnx import CANDIDATES, append_selection
+from zoo.onnx import CANDIDATES, append_selection, to_onnx
+from zoo.segmentation.segmenter import ConvTransposed
 
 
 def list_steps(program):
@@ -55,6 +56,24 @@ def test_the_library_is_given_the_same_function_without_what_it_lacks(library, n
     (found,) = jax.jit(library["function"])(images)
     expected = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_transposed_convolutions_whose_windows_touch_become_products(library):
+    layer = ConvTransposed(5, 2, 2)
+    images = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype(np.float32)
+    variables = layer.init(jax.random.key(0), images)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 6, 7, 3"), np.float32)
+    names = {"input_names": ["images"], "output_names": ["maps"], "name": "layer"}
+    for inputs in ([shape], [images]):
+        to_onnx(lambda x: layer.apply(variables, x), inputs, **names)
+        program = jax.make_jaxpr(library["function"])(*inputs)
+        kinds = {step.primitive.name for step in list_steps(program.jaxpr)}
+        assert "dot_general" in kinds
+        assert "conv_general_dilated" not in kinds
+    (found,) = library["function"](images)
+    expected = layer.apply(variables, images)
+    assert expected.shape == (2, 12, 14, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_onnxruntime_gives_the_logits_of_jax():
