@@ -1,30 +1,21 @@
 """Completes a recipe of `train.configs.my_data` by a look at the data."""
 
-import contextlib
 import dataclasses
 import importlib.util
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import zoo
-from train.config import COLORS, DataConfig, ModelConfig, TrainConfig, parse_options
+from train.choice_report import describe_choices
+from train.config import COLORS, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.configs.detection import FROZEN
-from train.data.annotations import IGNORED, UnnamedClasses
-from train.data.formats.image_files import FileMasks
-from train.data.inspect import Findings, file_source, inspect
-from train.data.source import Source, UnknownSplit, map_in_threads
-from train.experiment import fit_preprocess, open_split
-from zoo.cpu import jit_inference
-from zoo.decode import BadImage
+from train.data.inspect import SMALLEST_BOX, Findings, inspect
+from train.splits import open_splits
 from zoo.spec import Weights
-from zoo.summary import abstract_variables
 
 Parse = Callable[[TrainConfig], TrainConfig]
 
@@ -37,16 +28,9 @@ WARMUP = 0.05  # of the steps
 # Below this number of images of each class the layers of a network that was trained on
 # photographs stay as they are.
 FEW = 50
-# Small networks' boxes: side in pixels that the middle one, and the smallest, should
-# have.
-MIDDLE_BOX, SMALLEST_BOX = 36, 8
+MIDDLE_BOX = 36  # pixels that the middle side of small networks' boxes should have
 # Largest number of pixels of a small network's input, on CPUs and elsewhere.
 PIXELS = 192 * 256, 512 * 512
-# A step of training takes this many times what inference takes; with frozen layers
-# about as long again as inference.
-STEP_FACTOR, FROZEN_FACTOR = 4.0, 1.5
-# Seconds for which a run is compiled, its files are opened and its report is written.
-OVERHEAD = 60.0
 
 
 class Candidate(NamedTuple):
@@ -84,23 +68,6 @@ CANDIDATES = {
 }
 
 
-class Report:
-    """Collects what there is to say, and prints it in columns."""
-
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def title(self, text: str) -> None:
-        self.lines.append(text)
-
-    def row(self, name: str, text: str, flag: str = "") -> None:
-        text = f"{text}  ({flag})" if flag else text
-        self.lines.append(f"  {name:<12}{text}")
-
-    def item(self, text: str) -> None:
-        self.lines.append(f"  - {text}")
-
-
 def choose(
     recipe: TrainConfig,
     parse: Parse = lambda config: config,
@@ -124,7 +91,7 @@ def choose(
       ValueError: There is no data set, or it cannot be read.
     """
     accelerator = jax.default_backend() != "cpu" if accelerator is None else accelerator
-    task, report = zoo.get_spec(recipe.model.name).task, Report()
+    task = zoo.get_spec(recipe.model.name).task
     blank = dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, name=""),
@@ -133,12 +100,8 @@ def choose(
     given = parse(blank)
     if not given.data.dataset:
         raise ValueError("--dataset FORMAT:PATH says where the images are.")
-    report.title(f"What {given.data.dataset} has:")
     data, sources, notes = open_splits(given.data, task, given.seed)
     found = inspect(*sources)
-    for name, text in found.describe():
-        report.row(name, text)
-    odd = [*notes, *found.warnings()]
 
     # The later choices depend on the network, and those on the size of its input.
     config = dataclasses.replace(blank, data=data)
@@ -149,227 +112,13 @@ def choose(
     config = apply(config, parse, **choose_length(config, task, len(sources[0])))
     config = apply(config, parse, optim=choose_optim(config, frozen, len(sources[0])))
 
-    for line in warn_of_size(config, found):
-        odd.append(line)
-    report.title("What is odd:" if odd else "Nothing in it is odd.")
-    for line in odd:
-        report.item(line)
-    report.title("What was chosen, and the option that changes it:")
-    for row in describe_choices(config, found, task):
-        report.row(*row)
-    if better:
-        report.row("better", better)
-    minutes = expect_minutes(config, found)
-    where = jax.devices()[0].device_kind
-    report.row("takes", f"about {minutes} on {jax.device_count()} x {where}")
-    say("\n".join(report.lines))
+    say(describe_choices(config, found, notes, better))
     return config
 
 
 def apply(config: TrainConfig, parse: Parse, **changes: Any) -> TrainConfig:
     """Replaces parts of a config, and what the user gave again."""
     return parse(dataclasses.replace(config, **changes))
-
-
-def open_splits(
-    data: DataConfig, task: str, seed: int
-) -> tuple[DataConfig, tuple[Source, Source], list[str]]:
-    """Opens the images to train and to evaluate on, as far as that is not given.
-
-    Args:
-      data: The data set; splits are "" where they are to be found.
-      task: The name of the task.
-      seed: The seed of few-shot sampling.
-
-    Returns:
-      The options, the two sources, and what there is to say about them.
-
-    Raises:
-      ValueError: The data set cannot be read, or has no images to train on.
-    """
-    data = dataclasses.replace(data, color=data.color)
-    notes: list[str] = []
-    if not data.train_split:
-        data, train = _open_first(data, ("train", "trainval", "all"), task, seed, notes)
-    else:
-        data, train = _open_named(data, data.train_split, task, seed, notes)
-    if data.eval_split:
-        return data, (train, open_split(data, data.eval_split, task, seed)), notes
-    for split in ("test", "val"):
-        try:
-            evaluation = open_split(data, split, task, seed)
-        except UnknownSplit:
-            continue
-        if {*map(evaluation.identity, range(len(evaluation)))} & {
-            *map(train.identity, range(len(train)))
-        } and data.train_split in ("trainval", "all"):
-            continue
-        data = dataclasses.replace(data, eval_split=split)
-        if split == "test" and data.train_split == "train":
-            with contextlib.suppress(UnknownSplit):
-                unused = len(open_split(data, "val", task, seed))
-                notes.append(
-                    f"the {unused:,} images of val are not used; --data.train-split "
-                    "train+val trains on them, too."
-                )
-        return data, (train, evaluation), notes
-    whole = data.train_split
-    data = dataclasses.replace(
-        data, train_split=f"{whole}[:80%]", eval_split=f"{whole}[80%:]"
-    )
-    notes.append(
-        f"there is no split test or val: a fifth of {whole} is held out to evaluate on."
-    )
-    sources = [
-        open_split(data, s, task, seed) for s in (data.train_split, data.eval_split)
-    ]
-    return data, tuple(sources), notes
-
-
-def _open_first(
-    data: DataConfig, splits: Sequence[str], task: str, seed: int, notes: list[str]
-) -> tuple[DataConfig, Source]:
-    """Opens the first of some splits that exists."""
-    first: UnknownSplit | None = None
-    for split in splits:
-        try:
-            return _open_named(data, split, task, seed, notes)
-        except UnknownSplit as error:
-            first = first or error
-    assert first is not None
-    raise first
-
-
-def _open_named(
-    data: DataConfig, split: str, task: str, seed: int, notes: list[str]
-) -> tuple[DataConfig, Source]:
-    """Opens a split to train on, and finds the classes of masks."""
-    data = dataclasses.replace(data, train_split=split)
-    try:
-        source = open_split(data, split, task, seed)
-    except UnnamedClasses:
-        # One name for each value, to read what values there are.
-        names = tuple(map(str, range(IGNORED)))
-        probe = dataclasses.replace(data, classes=names, ignored=(), values=())
-        source = open_split(probe, split, task, seed)
-        counts = count_values(source)
-        found = class_values(counts, data.ignored)
-        names = name_values(data.values or found)
-        notes.append(explain_unnamed(counts, data, names))
-        data = dataclasses.replace(data, classes=names)
-        if not data.values and found != [*range(len(found))]:
-            data = dataclasses.replace(data, values=tuple(found))
-        return data, open_split(data, split, task, seed)
-    masks = file_source(source, FileMasks)
-    if masks is not None and not data.values:
-        counts, names = count_values(source), source.class_names
-        found = class_values(counts, data.ignored)
-        unnamed = find_unnamed(counts, masks[0].values)
-        if unnamed and not data.ignored:
-            notes.append(
-                f"the value(s) {describe_values(counts, unnamed)} have no name, and "
-                f"each of the {len(names)} names has its value: they are taken for no "
-                f"class, and ignored (--data.ignored {' '.join(map(str, unnamed))})."
-            )
-            data = dataclasses.replace(data, ignored=tuple(unnamed))
-            return data, open_split(data, split, task, seed)
-        if len(found) == len(names) == 2 and found != [0, 1]:
-            notes.append(
-                f"masks have the values {found[0]} and {found[1]}: they are taken for "
-                f"{names[0]} and {names[1]} (--data.values)."
-            )
-            data = dataclasses.replace(data, values=tuple(found))
-            source = open_split(data, split, task, seed)
-    return data, source
-
-
-def count_values(source: Source) -> np.ndarray:
-    """Counts the pixels of each value in up to 500 masks: int [256].
-
-    Args:
-      source: Images with masks in files.
-    """
-    found = file_source(source, FileMasks)
-    assert found is not None
-    masks, positions = found
-
-    def look(place: int) -> np.ndarray:
-        try:
-            return np.bincount(masks.mask(positions[place]).ravel(), minlength=256)
-        except BadImage:
-            return np.zeros(256, int)
-
-    chosen = np.linspace(0, len(positions) - 1, min(len(positions), 500)).round()
-    places = np.unique(chosen.astype(int)).tolist()
-    each = map_in_threads(lambda i: look(places[i]), len(places), "reading masks")
-    return sum(each, np.zeros(256, int))
-
-
-def class_values(counts: np.ndarray, ignored: Sequence[int]) -> list[int]:
-    """Returns the values of masks that stand for classes.
-
-    255 does where the masks have no more than two values; else it is ignored.
-
-    Args:
-      counts: int [256], the number of pixels with each value.
-      ignored: Values that stand for no class.
-    """
-    values = {*np.flatnonzero(counts).tolist()} - {*ignored}
-    if len(values) > 2:
-        values -= {IGNORED}
-    return sorted(values)
-
-
-def find_unnamed(counts: np.ndarray, values: np.ndarray) -> list[int]:
-    """Returns the values of masks without a name, where each name has its value.
-
-    Where a name has none, the values may be those of other classes, and none is
-    returned.
-
-    Args:
-      counts: int [256], the number of pixels with each value.
-      values: int16 [256], the table of `make_values`.
-    """
-    named = (values >= 0) & (values < IGNORED)
-    if (counts[named] == 0).any():
-        return []
-    return np.flatnonzero((counts > 0) & (values < 0)).tolist()
-
-
-def describe_values(counts: np.ndarray, values: Sequence[int]) -> str:
-    """Lists values of masks with their parts of the pixels."""
-    return ", ".join(f"{v} ({counts[v] / counts.sum():.1%})" for v in values)
-
-
-def explain_unnamed(counts: np.ndarray, data: DataConfig, names: Sequence[str]) -> str:
-    """Says that each value of masks is a class, and how to leave one out.
-
-    Args:
-      counts: int [256], the number of pixels with each value.
-      data: The options of the data set.
-      names: The names of the classes.
-    """
-    found = class_values(counts, data.ignored)
-    text = (
-        "nothing says what the classes are called, so EACH of these values of the "
-        f"masks is one: {describe_values(counts, found)} of the pixels."
-    )
-    if not data.values and not data.ignored and len(found) > 2:
-        last = found[-1]
-        command = f"canon-zoo train my_masks --dataset {data.dataset}"
-        text += (
-            " A value that stands for no class, such as pixels without a label, is "
-            f"left out by its number; {last} by {command} --data.ignored {last}."
-        )
-    return (
-        f"{text} --classes names the {len(names)} in this order, or a file classes.txt "
-        "beside the splits."
-    )
-
-
-def name_values(values: Sequence[int]) -> tuple[str, ...]:
-    """Names classes by their values; other sets' names are never the same."""
-    return tuple(f"value {value}" for value in values)
 
 
 def choose_model(
@@ -532,7 +281,9 @@ def choose_length(config: TrainConfig, task: str, count: int) -> dict[str, int]:
     return {"epochs": epochs, "eval_every": every, "save_every": every}
 
 
-def choose_optim(config: TrainConfig, frozen: tuple[str, ...], count: int):
+def choose_optim(
+    config: TrainConfig, frozen: tuple[str, ...], count: int
+) -> OptimConfig:
     """Chooses rate, warm-up and frozen layers.
 
     Args:
@@ -549,88 +300,5 @@ def choose_optim(config: TrainConfig, frozen: tuple[str, ...], count: int):
     }
     if published and task != "classification":
         changes |= {"name": "sgd", "learning_rate": 0.005}
-    changes["warmup_steps"] = round(WARMUP * total_steps(config, count))
+    changes["warmup_steps"] = round(WARMUP * config.total_steps(count))
     return dataclasses.replace(config.optim, **changes)
-
-
-def total_steps(config: TrainConfig, count: int) -> int:
-    """Returns the number of steps of a training on a number of images."""
-    return config.steps or config.epochs * max(count // config.data.batch_size, 1)
-
-
-def warn_of_size(config: TrainConfig, found: Findings) -> list[str]:
-    """Says what the chosen size does to the boxes."""
-    spec, data = zoo.get_spec(config.model.name), config.data
-    if found.task != "detection" or not len(found.train.box_sides):
-        return []
-    height, width = data.size or spec.preprocess.shape[:2]
-    sides = found.train.box_sides * np.sqrt(height * width)
-    tiny = (sides < SMALLEST_BOX).mean()
-    if tiny < 0.02:
-        return []
-    return [
-        f"{tiny:.0%} of the boxes have less than {SMALLEST_BOX} pixels a side in an "
-        f"input of {width} x {height}, and will hardly be found: --size takes a "
-        "larger one, and cutting the images into parts makes them larger."
-    ]
-
-
-def describe_choices(
-    config: TrainConfig, found: Findings, task: str
-) -> list[tuple[str, str, str]]:
-    """Returns what was chosen: a heading, the words, and the option that changes it."""
-    model, data, optim = config.model, config.data, config.optim
-    height, width = data.size or zoo.get_spec(model.name).preprocess.shape[:2]
-    start = f"starts from {model.weights}" if model.weights else "new, from no weights"
-    steps = total_steps(config, found.train.count)
-    length = f"{config.epochs} epochs, {steps:,} steps"
-    rows = [
-        ("network", f"{model.name}, {start}", "--model.name, --from"),
-        ("input", f"{width} x {height} pixels, {data.color}", "--size HEIGHT WIDTH"),
-        ("batch", f"{data.batch_size} images", "--batch-size"),
-        ("length", length, "--epochs"),
-        (
-            "rate",
-            f"{optim.learning_rate:g} ({optim.name}), {optim.schedule}, after "
-            f"{optim.warmup_steps} steps of warm-up",
-            "--learning-rate, --optim.warmup-steps",
-        ),
-        ("frozen", ", ".join(optim.freeze) or "nothing", "--freeze"),
-        ("augmented", ", ".join(data.augment + data.geometry) or "not", "--augment")
-        if task == "classification"
-        else ("augmented", ", ".join(data.geometry) or "not", "--geometry"),
-    ]
-    if task == "detection":
-        slots = f"up to {data.max_boxes} boxes in an image"
-        rows.insert(2, ("slots", slots, "--data.max-boxes"))
-    return rows
-
-
-def expect_minutes(config: TrainConfig, found: Findings) -> str:
-    """Estimates the length of a training from the time that inference takes.
-
-    Args:
-      config: The config of the training.
-      found: What is in the data.
-
-    Returns:
-      Minutes, in words.
-    """
-    spec, data = zoo.get_spec(config.model.name), config.data
-    preprocess = fit_preprocess(spec.preprocess, data.fit, data.size)
-    options = parse_options(config.model.options)
-    model = zoo.build(spec.name, num_classes=len(found.class_names), **options)
-    shapes = abstract_variables(model, preprocess.shape)
-    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    images = jnp.zeros((data.batch_size, *preprocess.shape))
-    run = jit_inference(partial(model.apply, train=False))
-    jax.block_until_ready(run(variables, images))
-    started = time.perf_counter()
-    jax.block_until_ready(run(variables, images))
-    seconds = time.perf_counter() - started
-    factor = FROZEN_FACTOR if config.optim.freeze else STEP_FACTOR
-    evaluated = found.evaluation.count / data.batch_size
-    times = max(1, config.epochs // config.eval_every)
-    steps = total_steps(config, found.train.count)
-    total = OVERHEAD + seconds * (factor * steps + times * evaluated)
-    return "a minute" if total < 90 else f"{total / 60:.0f} minutes"

@@ -247,6 +247,10 @@ class TrainConfig:
         for name in ("steps", "seed"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
 
+    def total_steps(self, count: int) -> int:
+        """Returns the length in steps of a training on a number of images."""
+        return self.steps or self.epochs * max(count // self.data.batch_size, 1)
+
 
 def _check(fits: bool, name: str, value: Any, expected: str):
     if not fits:

@@ -115,7 +115,7 @@ def prepare_experiment(
         versions=versions(),
     )
     steps_per_epoch = len(train_source) // data.batch_size
-    total_steps = config.steps or config.epochs * steps_per_epoch
+    total_steps = config.total_steps(len(train_source))
     config = dataclasses.replace(
         config, optim=optim.scale_warmup(config.optim, total_steps)
     )

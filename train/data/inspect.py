@@ -18,6 +18,7 @@ FEW = 10
 # A class is rare where it has a smaller part of all pixels than this.
 RARE = 1e-3
 IMBALANCE = 20  # times as many examples of one class as of another
+SMALLEST_BOX = 8  # pixels; boxes of shorter sides are hardly found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,6 +195,18 @@ class Findings:
                 f"{self.repeated} training image(s) repeat another one pixel for pixel."
             )
         return lines
+
+    def warn_of_small_boxes(self, height: int, width: int) -> list[str]:
+        """Says in a sentence if many boxes are tiny in an input of a size in pixels."""
+        sides = self.train.box_sides * np.sqrt(height * width)
+        tiny = (sides < SMALLEST_BOX).mean() if len(sides) else 0
+        if tiny < 0.02:
+            return []
+        return [
+            f"{tiny:.0%} of the boxes have less than {SMALLEST_BOX} pixels a side in "
+            f"an input of {width} x {height}, and will hardly be found: --size takes a "
+            "larger one, and cutting the images into parts makes them larger."
+        ]
 
     def _name_classes(
         self, which: np.ndarray, reason: str, counts: np.ndarray | None = None

@@ -1,0 +1,208 @@
+"""The splits to train and to evaluate on, and the classes of masks, where not given."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from train.config import DataConfig
+from train.data.annotations import IGNORED, UnnamedClasses
+from train.data.formats.image_files import FileMasks
+from train.data.inspect import file_source
+from train.data.source import Source, UnknownSplit, map_in_threads
+from train.experiment import open_split
+from zoo.decode import BadImage
+
+
+def open_splits(
+    data: DataConfig, task: str, seed: int
+) -> tuple[DataConfig, tuple[Source, Source], list[str]]:
+    """Opens the images to train and to evaluate on, as far as that is not given.
+
+    Args:
+      data: The data set; splits are "" where they are to be found.
+      task: The name of the task.
+      seed: The seed of few-shot sampling.
+
+    Returns:
+      The options, the two sources, and what there is to say about them.
+
+    Raises:
+      ValueError: The data set cannot be read, or has no images to train on.
+    """
+    given, notes = data.train_split, []
+    splits = (given,) if given else ("train", "trainval", "all")
+    data, train = _open_first(data, splits, task, seed, notes)
+    if data.eval_split:
+        return data, (train, open_split(data, data.eval_split, task, seed)), notes
+    for split in ("test", "val"):
+        try:
+            evaluation = open_split(data, split, task, seed)
+        except UnknownSplit:
+            continue
+        if {*map(evaluation.identity, range(len(evaluation)))} & {
+            *map(train.identity, range(len(train)))
+        } and data.train_split in ("trainval", "all"):
+            continue
+        data = dataclasses.replace(data, eval_split=split)
+        if split == "test" and data.train_split == "train":
+            with contextlib.suppress(UnknownSplit):
+                unused = len(open_split(data, "val", task, seed))
+                notes.append(
+                    f"the {unused:,} images of val are not used; --data.train-split "
+                    "train+val trains on them, too."
+                )
+        return data, (train, evaluation), notes
+    whole = data.train_split
+    data = dataclasses.replace(
+        data, train_split=f"{whole}[:80%]", eval_split=f"{whole}[80%:]"
+    )
+    notes.append(
+        f"there is no split test or val: a fifth of {whole} is held out to evaluate on."
+    )
+    sources = [
+        open_split(data, s, task, seed) for s in (data.train_split, data.eval_split)
+    ]
+    return data, tuple(sources), notes
+
+
+def _open_first(
+    data: DataConfig, splits: Sequence[str], task: str, seed: int, notes: list[str]
+) -> tuple[DataConfig, Source]:
+    """Opens the first of some splits that exists."""
+    errors = []
+    for split in splits:
+        try:
+            return _open_named(data, split, task, seed, notes)
+        except UnknownSplit as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _open_named(
+    data: DataConfig, split: str, task: str, seed: int, notes: list[str]
+) -> tuple[DataConfig, Source]:
+    """Opens a split to train on, and finds the classes of masks."""
+    data = dataclasses.replace(data, train_split=split)
+    try:
+        source = open_split(data, split, task, seed)
+    except UnnamedClasses:
+        # One name for each value, to read what values there are.
+        names = tuple(map(str, range(IGNORED)))
+        probe = dataclasses.replace(data, classes=names, ignored=(), values=())
+        source = open_split(probe, split, task, seed)
+        counts = count_values(source)
+        found = class_values(counts, data.ignored)
+        # Names that no other set has.
+        names = tuple(f"value {value}" for value in data.values or found)
+        notes.append(explain_unnamed(counts, data, names))
+        data = dataclasses.replace(data, classes=names)
+        if not data.values and found != [*range(len(found))]:
+            data = dataclasses.replace(data, values=tuple(found))
+        return data, open_split(data, split, task, seed)
+    masks = file_source(source, FileMasks)
+    if masks is not None and not data.values:
+        counts, names = count_values(source), source.class_names
+        found = class_values(counts, data.ignored)
+        unnamed = find_unnamed(counts, masks[0].values)
+        if unnamed and not data.ignored:
+            notes.append(
+                f"the value(s) {describe_values(counts, unnamed)} have no name, and "
+                f"each of the {len(names)} names has its value: they are taken for no "
+                f"class, and ignored (--data.ignored {' '.join(map(str, unnamed))})."
+            )
+            data = dataclasses.replace(data, ignored=tuple(unnamed))
+            return data, open_split(data, split, task, seed)
+        if len(found) == len(names) == 2 and found != [0, 1]:
+            notes.append(
+                f"masks have the values {found[0]} and {found[1]}: they are taken for "
+                f"{names[0]} and {names[1]} (--data.values)."
+            )
+            data = dataclasses.replace(data, values=tuple(found))
+            source = open_split(data, split, task, seed)
+    return data, source
+
+
+def count_values(source: Source) -> np.ndarray:
+    """Counts the pixels of each value in up to 500 masks: int [256].
+
+    Args:
+      source: Images with masks in files.
+    """
+    found = file_source(source, FileMasks)
+    assert found is not None
+    masks, positions = found
+
+    def look(place: int) -> np.ndarray:
+        try:
+            return np.bincount(masks.mask(positions[place]).ravel(), minlength=256)
+        except BadImage:
+            return np.zeros(256, int)
+
+    chosen = np.linspace(0, len(positions) - 1, min(len(positions), 500)).round()
+    places = np.unique(chosen.astype(int)).tolist()
+    each = map_in_threads(lambda i: look(places[i]), len(places), "reading masks")
+    return sum(each, np.zeros(256, int))
+
+
+def class_values(counts: np.ndarray, ignored: Sequence[int]) -> list[int]:
+    """Returns the values of masks that stand for classes.
+
+    255 does where the masks have no more than two values; else it is ignored.
+
+    Args:
+      counts: int [256], the number of pixels with each value.
+      ignored: Values that stand for no class.
+    """
+    values = {*np.flatnonzero(counts).tolist()} - {*ignored}
+    if len(values) > 2:
+        values -= {IGNORED}
+    return sorted(values)
+
+
+def find_unnamed(counts: np.ndarray, values: np.ndarray) -> list[int]:
+    """Returns the values of masks without a name, where each name has its value.
+
+    Where a name has none, the values may be those of other classes, and none is
+    returned.
+
+    Args:
+      counts: int [256], the number of pixels with each value.
+      values: int16 [256], the table of `make_values`.
+    """
+    named = (values >= 0) & (values < IGNORED)
+    if (counts[named] == 0).any():
+        return []
+    return np.flatnonzero((counts > 0) & (values < 0)).tolist()
+
+
+def describe_values(counts: np.ndarray, values: Sequence[int]) -> str:
+    """Lists values of masks with their parts of the pixels."""
+    return ", ".join(f"{v} ({counts[v] / counts.sum():.1%})" for v in values)
+
+
+def explain_unnamed(counts: np.ndarray, data: DataConfig, names: Sequence[str]) -> str:
+    """Says that each value of masks is a class, and how to leave one out.
+
+    Args:
+      counts: int [256], the number of pixels with each value.
+      data: The options of the data set.
+      names: The names of the classes.
+    """
+    found = class_values(counts, data.ignored)
+    text = (
+        "nothing says what the classes are called, so EACH of these values of the "
+        f"masks is one: {describe_values(counts, found)} of the pixels."
+    )
+    if not data.values and not data.ignored and len(found) > 2:
+        last = found[-1]
+        command = f"canon-zoo train my_masks --dataset {data.dataset}"
+        text += (
+            " A value that stands for no class, such as pixels without a label, is "
+            f"left out by its number; {last} by {command} --data.ignored {last}."
+        )
+    return (
+        f"{text} --classes names the {len(names)} in this order, or a file classes.txt "
+        "beside the splits."
+    )
