@@ -9,10 +9,12 @@ from flax.core import FrozenDict
 
 from zoo.classification import (
     alexnet,
+    cifar_resnet,
     googlenet,
     he_init,
+    imagenet_resnet,
     lenet,
-    resnet,
+    preact_resnet,
     resnext,
     vgg,
 )
@@ -41,7 +43,9 @@ _FAMILIES = (
     alexnet,
     vgg,
     googlenet,
-    resnet,
+    imagenet_resnet,
+    preact_resnet,
+    cifar_resnet,
     resnext,
     he_init,
     rcnn,

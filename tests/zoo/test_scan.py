@@ -13,7 +13,8 @@ import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.data import array_source
 from train.experiment import prepare_experiment
-from zoo.classification.resnet import BasicBlock, PreActBottleneck, resnet
+from zoo.classification.preact_resnet import PreActBottleneck
+from zoo.classification.resnet import BasicBlock, resnet
 
 # Three blocks in a stage, so that a loop has two.
 small = partial(resnet, blocks=(3, 2), small=True, num_classes=10, width=4)

@@ -6,19 +6,10 @@ References:
   Zagoruyko, Komodakis, Wide Residual Networks, 2016.
 """
 
-from functools import partial
 from typing import Any
 
 from zoo.classification.imagenet import IMAGENET, torchvision_versions
-from zoo.classification.resnet import (
-    INIT,
-    LAST_LAYER,
-    ZERO_CHANNELS,
-    Bottleneck,
-    ResNetConfig,
-    resnet,
-    torch_rules,
-)
+from zoo.classification.resnet import ZERO_CHANNELS, Bottleneck, resnet_spec
 from zoo.spec import ModelSpec
 
 PAPER_RESNEXT = (
@@ -34,32 +25,19 @@ FIRST_POOL = (
 
 def _spec(
     name: str,
-    blocks: tuple[int, ...],
     *deviations: str,
-    weights: tuple[tuple[str, float, float], ...],
-    groups: int = 1,
-    width_per_group: int,
+    files: tuple[tuple[str, float, float], ...],
     **facts: Any,
 ) -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        task="classification",
-        build=partial(
-            resnet,
-            label=name,
-            block=Bottleneck,
-            blocks=blocks,
-            groups=groups,
-            width_per_group=width_per_group,
-        ),
-        config=ResNetConfig,
-        num_classes=1000,
+    return resnet_spec(
+        name,
+        *deviations,
+        FIRST_POOL,
+        ZERO_CHANNELS,
+        block=Bottleneck,
         preprocess=IMAGENET,
-        torch_rules=torch_rules,
         torchvision=name,
-        weights=torchvision_versions(*weights),
-        init=INIT,
-        deviations=(*deviations, FIRST_POOL, ZERO_CHANNELS, LAST_LAYER),
+        weights=torchvision_versions(*files),
         **facts,
     )
 
@@ -67,13 +45,12 @@ def _spec(
 SPECS = (
     _spec(
         "resnext50_32x4d",
-        (3, 4, 6, 3),
-        groups=32,
-        width_per_group=4,
+        blocks=(3, 4, 6, 3),
+        options={"groups": 32, "width_per_group": 4},
         paper=PAPER_RESNEXT,
         params=25_028_904,
         macs=4_230_479_872,
-        weights=(
+        files=(
             ("resnext50_32x4d-7cdf4587.pth", 77.618, 93.698),
             ("resnext50_32x4d-1a0047aa.pth", 81.198, 95.340),
         ),
@@ -81,14 +58,13 @@ SPECS = (
     ),
     _spec(
         "resnext101_32x8d",
-        (3, 4, 23, 3),
         "the paper has groups of 4 channels, or 64 groups; of 8 are the public weights",
-        groups=32,
-        width_per_group=8,
+        blocks=(3, 4, 23, 3),
+        options={"groups": 32, "width_per_group": 8},
         paper=PAPER_RESNEXT,
         params=88_791_336,
         macs=16_414_015_488,
-        weights=(
+        files=(
             ("resnext101_32x8d-8ba56ff5.pth", 79.312, 94.526),
             ("resnext101_32x8d-110c445d.pth", 82.834, 96.228),
         ),
@@ -99,14 +75,14 @@ SPECS = (
     ),
     _spec(
         "wide_resnet50_2",
-        (3, 4, 6, 3),
         "the paper does not say which convolution of a bottleneck has the stride: the "
         "3x3 one, as in the public weights",
-        width_per_group=128,
+        blocks=(3, 4, 6, 3),
+        options={"width_per_group": 128},
         paper=PAPER_WIDE,
         params=68_883_240,
         macs=11_398_021_120,
-        weights=(
+        files=(
             ("wide_resnet50_2-95faca4d.pth", 78.468, 94.086),
             ("wide_resnet50_2-9ba9bcbe.pth", 81.602, 95.758),
         ),

@@ -13,12 +13,8 @@ from torch_nets import (
 )
 
 import zoo
-from zoo.classification.resnet import (
-    BasicBlock,
-    Bottleneck,
-    PreActBottleneck,
-    resnet,
-)
+from zoo.classification.preact_resnet import PreActBottleneck
+from zoo.classification.resnet import BasicBlock, Bottleneck, resnet
 from zoo.paths import flatten
 from zoo.summary import abstract_variables, list_endpoints, list_layers
 from zoo.weights import from_torch, to_torch

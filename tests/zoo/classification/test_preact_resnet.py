@@ -14,7 +14,8 @@ from torch_nets import (
 )
 
 import zoo
-from zoo.classification.resnet import PreActBottleneck, resnet
+from zoo.classification.preact_resnet import PreActBottleneck
+from zoo.classification.resnet import resnet
 from zoo.paths import flatten
 from zoo.summary import list_layers
 from zoo.weights import from_torch, to_torch
