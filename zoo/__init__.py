@@ -16,15 +16,13 @@ from zoo.detect import make_detector
 from zoo.detection.types import Detections
 from zoo.export import export
 from zoo.features import features
-from zoo.predict import (
+from zoo.predict import Predictor, make_predictor, predict
+from zoo.predictions import (
     BoxPrediction,
     ClassPrediction,
     FacePrediction,
     MaskPrediction,
     Prediction,
-    Predictor,
-    make_predictor,
-    predict,
 )
 from zoo.preprocess import (
     normalize,

@@ -17,7 +17,7 @@ import tyro
 
 import zoo
 from zoo.compilation_cache import use_compilation_cache
-from zoo.predict import list_images
+from zoo.decode import list_images
 from zoo.registry import unknown
 from zoo.summary import describe_weights
 

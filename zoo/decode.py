@@ -2,7 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -224,3 +226,33 @@ def _eight_bits(image: Image.Image, color: str | None) -> Image.Image:
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     return image if color is None else image.convert(COLORS[color])
+
+
+def list_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
+    """Lists the image files that paths, folders and shell patterns stand for.
+
+    Args:
+      sources: Files, folders, of which all images in them and below are meant, and
+        patterns such as "photos/*.jpg".
+
+    Raises:
+      FileNotFoundError: There is no such file, or there is no image.
+    """
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            inside = [path]
+        else:
+            root = Path(path.anchor) if path.is_absolute() else Path()
+            pattern = str(path.relative_to(root)) if path.is_absolute() else str(path)
+            inside = sorted(p for p in root.glob(pattern) if p.is_file())
+        if not inside:
+            raise FileNotFoundError(
+                f"{source} is no image file, no folder with images, and no pattern "
+                "that matches one."
+            )
+        found += inside
+    return [*dict.fromkeys(found)]

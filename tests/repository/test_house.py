@@ -37,6 +37,7 @@ FLOORS = {
     "zoo/decode": 0,
     "zoo/figures": 0,
     "zoo/predict": 6.5,
+    "zoo/predictions": 0.5,
     "zoo/describe": 4,
     "zoo/detect": 5,
     "zoo/segment": 4,
