@@ -8,21 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-import zoo
 from train.config import TrainConfig
 from train.studies.drawing import COLORS, draw_spread, format_spread, new_figure
-from train.studies.runner import (
-    Curve,
-    Signal,
-    digits,
-    make_probe,
-    short_config,
-    train_short,
-)
+from train.studies.runner import Curve, digits, short_config, train_short
+from train.studies.second_moments import Layer, measure_layers
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.layers import initializer
 
@@ -70,7 +62,14 @@ def run(job: Job) -> Outcome:
     """Measures signals at the start, and trains."""
     sizes = job.sizes
     signals = {
-        (name, init): measure_signals(name, init, sizes)
+        (name, init): measure_layers(
+            name,
+            INITS[init],
+            draws=sizes.draws,
+            images=sizes.images,
+            side=sizes.side,
+            **sizes.options,
+        )
         for name in sizes.networks
         for init in sizes.inits
     }
@@ -130,103 +129,6 @@ def run(job: Job) -> Outcome:
                 for (a, b), curves in {**narrow, **dense}.items()
             },
         },
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """Second moments at a convolution, and what the formulas say of them.
-
-    With k x k taps, C input and D output channels and weights of variance v, given
-    what comes into a layer, E[y^2] = v * (the sum of x^2 over taps and channels), and
-    given the gradient at its output, that at the output of the layer before is half of
-    v * (the sum of its squares over taps and channels), as ReLU lets half pass. Taps on
-    the border of zeros count nothing, which the paper's factors leave out.
-
-    Attributes:
-      output: Measured mean square of the output y.
-      expected_output: By the formula.
-      gradient: Measured mean square of the gradient with respect to y.
-      expected_gradient: By the formula, from the layer above; not a number where a
-        pool is in between, which no formula covers.
-      forward: The paper's factor k^2 C v / 2.
-      backward: The paper's factor k^2 D v / 2.
-    """
-
-    output: float
-    expected_output: float
-    gradient: float
-    expected_gradient: float
-    forward: float
-    backward: float
-
-
-def measure_signals(name: str, init: str, sizes: Sizes) -> dict[str, Layer]:
-    """Measures every convolution of a real network, averaged over draws of weights."""
-    draws = [_measure_draw(name, init, draw, sizes) for draw in range(sizes.draws)]
-    fields = [field.name for field in dataclasses.fields(Layer)]
-    return {
-        path: Layer(
-            *(float(np.mean([getattr(d[path], f) for d in draws])) for f in fields)
-        )
-        for path in draws[0]
-    }
-
-
-def _measure_draw(name: str, init: str, draw: int, sizes: Sizes) -> dict[str, Layer]:
-    keys = jax.random.split(jax.random.key(draw), 3)
-    options = dict(init=INITS[init], dropout=0.0, **sizes.options)
-    model, variables = zoo.create(name, key=keys[0], **options)
-    images = jax.random.normal(keys[1], (sizes.images, sizes.side, sizes.side, 3))
-    labels = jax.random.randint(keys[2], (sizes.images,), 0, 1000)
-    signals = {
-        path.split("/")[-1]: signal
-        for path, signal in make_probe(model)(variables, images, labels).items()
-        if signal.input.ndim == 4
-    }
-    layers, above = {}, None
-    for path, signal in reversed(signals.items()):
-        kernel = variables["params"]["backbone"][path]["kernel"]
-        size, _, inputs, outputs = kernel.shape
-        fan_in, fan_out = size**2 * inputs, size**2 * outputs
-        variance = 2 / fan_out if init == "He" else 2 / (fan_in + fan_out)
-        sum_taps = _make_sum_taps(size, signal)
-        squares = jnp.square(signal.input).sum(-1, keepdims=True)
-        gradients = jnp.square(signal.gradient).sum(-1, keepdims=True)
-        seen, spread = jax.vjp(sum_taps, squares)
-        layers[path] = Layer(
-            output=float(jnp.square(signal.output).mean()),
-            expected_output=variance * float(seen.mean()),
-            gradient=float(jnp.square(signal.gradient).mean()),
-            expected_gradient=(
-                above[1] if above and above[0] == signal.output.shape else float("nan")
-            ),
-            forward=fan_in * variance / 2,
-            backward=fan_out * variance / 2,
-        )
-        received = variance / 2 * float(spread(gradients)[0].mean())
-        above = signal.input.shape, received
-    return dict(reversed(layers.items()))
-
-
-def _make_sum_taps(size: int, signal: Signal):
-    """Makes the sum over a convolution's taps, from a map [B, H, W, 1] to its output.
-
-    Stride and padding follow from the sizes of the maps.
-    """
-    before, after = signal.input.shape[1], signal.output.shape[1]
-    stride = max(1, round(before / after))
-    # The smallest padding that gives the output's size.
-    padding = next(
-        p for p in range(size) if (before + 2 * p - size) // stride + 1 == after
-    )
-    ones = jnp.ones((size, size, 1, 1))
-    return lambda x: jax.lax.conv_general_dilated(
-        x,
-        ones,
-        (stride, stride),
-        ((padding, padding),) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 

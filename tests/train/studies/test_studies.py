@@ -12,7 +12,8 @@ from tiny_runs import run_command
 import zoo
 from train.studies import STUDIES, Band, run_study, write_page
 from train.studies.depth import count_depth
-from train.studies.detectors import load_faster_rcnn, measure_recall
+from train.studies.detector_parts import load_faster_rcnn
+from train.studies.detectors import measure_recall
 from train.studies.runner import (
     Curve,
     digits,
