@@ -18,13 +18,7 @@ import zoo
 from train import commands, rcnn
 from train.checkpoint import CheckpointError
 from train.choose import choose
-from train.config import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    load_config,
-)
+from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config
 from train.configs import CONFIGS, get_config
 from train.configs.my_data import RECIPES
 from train.data.pipeline import WorkerError

@@ -10,13 +10,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from train.data import Source, eval_batches, resident_bytes
-from train.steps import (
-    Batch,
-    data_sharded,
-    make_eval_step,
-    put_batch,
-    put_replicated,
-)
+from train.steps import Batch, data_sharded, make_eval_step, put_batch, put_replicated
 from train.task import Evaluated, Task
 from zoo.spec import Preprocess
 

@@ -11,12 +11,7 @@ from flax import linen as nn
 import zoo
 from train import optim
 from train.config import DataConfig, TrainConfig, parse_options
-from train.data import (
-    Source,
-    find_problems,
-    fit_source,
-    load_dataset,
-)
+from train.data import Source, find_problems, fit_source, load_dataset
 from train.run import Experiment
 from train.steps import check_divides, make_mesh
 from train.task import Task

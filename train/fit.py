@@ -16,12 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
-from train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    find_sound_step,
-    list_steps,
-)
+from train.checkpoint import CheckpointError, Checkpoints, find_sound_step, list_steps
 from train.config import TrainConfig, load_config, save_config
 from train.data import Source
 from train.evaluate import Evaluator
@@ -29,12 +24,7 @@ from train.experiment import prepare_experiment
 from train.history import History, format_rate
 from train.loaders import make_loader
 from train.run import Result
-from train.run_dir import (
-    Clock,
-    check_fingerprints,
-    create_run_dir,
-    lock_run_dir,
-)
+from train.run_dir import Clock, check_fingerprints, create_run_dir, lock_run_dir
 from train.state import change_frozen
 from train.steps import RunSteps, make_run_steps, put_replicated, replicated
 

@@ -7,13 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train.config import DataConfig
-from train.data import (
-    Source,
-    epoch_order,
-    load_resident,
-    resident_bytes,
-    train_stream,
-)
+from train.data import Source, epoch_order, load_resident, resident_bytes, train_stream
 from train.steps import Batch, data_sharded, put_batch, put_replicated
 from zoo.spec import Preprocess
 

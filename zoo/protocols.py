@@ -17,12 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from zoo.preprocess import (
-    center_crop,
-    check_image,
-    resize_image,
-    shortest_edge_size,
-)
+from zoo.preprocess import center_crop, check_image, resize_image, shortest_edge_size
 from zoo.registry import unknown
 from zoo.spec import Preprocess
 

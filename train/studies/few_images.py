@@ -11,12 +11,7 @@ import numpy as np
 import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.studies.drawing import COLORS, format_spread, new_figure
-from train.studies.features import (
-    choose,
-    compute_features,
-    load_base,
-    score_svm,
-)
+from train.studies.features import choose, compute_features, load_base, score_svm
 from train.studies.runner import Arrays, short_config, train_long, train_short
 from train.studies.study import Band, Job, Outcome, Study, Table
 

@@ -9,11 +9,7 @@ import numpy as np
 
 import zoo
 from train.studies.drawing import COLORS, new_figure
-from train.studies.features import (
-    compute_features,
-    load_base,
-    score_svm,
-)
+from train.studies.features import compute_features, load_base, score_svm
 from train.studies.study import Band, Job, Outcome, Study, Table
 
 # Razavian et al., tables 1 to 6: CNN-SVM and CNNaug-SVM, in percent.

@@ -9,12 +9,7 @@ import numpy as np
 
 import zoo
 from train.studies.drawing import COLORS, format_spread, new_figure
-from train.studies.features import (
-    choose,
-    compute_features,
-    load_base,
-    score_svm,
-)
+from train.studies.features import choose, compute_features, load_base, score_svm
 from train.studies.study import Band, Job, Outcome, Study, Table
 
 # Linear SVM on layers 1 to 7: Caltech-101 with 30 images of a class, Caltech-256 with

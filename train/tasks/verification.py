@@ -33,12 +33,7 @@ from train.tasks.pair_protocols import (
     siamese,
     weighted_chi_squared,
 )
-from zoo.face.verification import (
-    UNKNOWN,
-    FaceSet,
-    feature_maximum,
-    normalize_features,
-)
+from zoo.face.verification import UNKNOWN, FaceSet, feature_maximum, normalize_features
 from zoo.figures.pictures import beside, enlarge
 from zoo.preprocess import resize_center_crop
 from zoo.registry import unknown

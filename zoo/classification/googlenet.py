@@ -27,12 +27,7 @@ from zoo.layers import (
     make_head,
 )
 from zoo.ops.normalization import local_response_norm
-from zoo.ops.pooling import (
-    adaptive_avg_pool,
-    avg_pool,
-    global_average_pool,
-    max_pool,
-)
+from zoo.ops.pooling import adaptive_avg_pool, avg_pool, global_average_pool, max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array

@@ -19,12 +19,7 @@ from flax import linen as nn
 
 from zoo.checks import check_detector_classes, check_images
 from zoo.classification.vgg import CONFIGS, DENSE, WIDTHS
-from zoo.detection.roi_heads import (
-    DenseHead,
-    Predictor,
-    RoIHeadConfig,
-    predictor_rules,
-)
+from zoo.detection.roi_heads import DenseHead, Predictor, RoIHeadConfig, predictor_rules
 from zoo.detection.two_stage import TwoStage
 from zoo.detection.types import DetectorConfig, Postprocess
 from zoo.layers import Conv, remat_stage

@@ -26,13 +26,7 @@ from zoo.detection.rpn import (
     rpn_loss_sums,
     sample_anchors,
 )
-from zoo.detection.types import (
-    Candidates,
-    LossSum,
-    Postprocess,
-    Targets,
-    divide_losses,
-)
+from zoo.detection.types import Candidates, LossSum, Postprocess, Targets, divide_losses
 from zoo.spec import Preprocess
 
 Array = jax.Array

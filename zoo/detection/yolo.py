@@ -25,14 +25,7 @@ from zoo.detection.types import (
     Targets,
     divide_losses,
 )
-from zoo.layers import (
-    BatchNorm,
-    ClassOutputs,
-    Conv,
-    FullyConnected,
-    Layer,
-    remat_stage,
-)
+from zoo.layers import BatchNorm, ClassOutputs, Conv, FullyConnected, Layer, remat_stage
 from zoo.ops.boxes import clip, from_cxcywh, iou, to_cxcywh
 from zoo.ops.pooling import max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule

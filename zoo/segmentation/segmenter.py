@@ -11,14 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.checks import check_images, check_kernel
-from zoo.layers import (
-    BatchNorm,
-    ClassOutputs,
-    Conv,
-    Layer,
-    NetworkConfig,
-    per_channel,
-)
+from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, NetworkConfig, per_channel
 from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
 from zoo.ops.resize import resize

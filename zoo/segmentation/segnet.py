@@ -28,12 +28,7 @@ from zoo.classification.imagenet import IMAGENET
 from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, initializer, remat_stage
 from zoo.ops.normalization import local_response_norm
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool
-from zoo.segmentation.segmenter import (
-    Segmenter,
-    SegmenterConfig,
-    Size,
-    promote,
-)
+from zoo.segmentation.segmenter import Segmenter, SegmenterConfig, Size, promote
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array

@@ -14,12 +14,7 @@ from train.data.annotations import (
 )
 from train.data.files import Files
 from train.data.source import Example, Source, map_in_threads
-from zoo.decode import (
-    BadImage,
-    decode_image,
-    decode_mask,
-    read_orientation,
-)
+from zoo.decode import BadImage, decode_image, decode_mask, read_orientation
 
 # Bytes at the beginning of a JPEG file in which it says that it has EXIF, and those
 # in which EXIF is, most often; of other files all is read.
