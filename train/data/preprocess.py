@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from train.data.annotations import IGNORED, Objects, clip_boxes
-from train.data.source import Example, Source, Subset, map_in_threads
+from train.data.annotations import IGNORED, clip_boxes
+from train.data.source import Derived, Example, Source, Subset, map_in_threads
 from zoo.decode import BadImage
 from zoo.preprocess import (
     center_crop,
@@ -160,7 +160,7 @@ def _crop(example: Example, preprocess: Preprocess) -> Example:
     }
 
 
-class FittedSource(Source):
+class FittedSource(Derived):
     """A source of examples fitted to a network; see `fit_source`."""
 
     def __init__(self, source: Source, preprocess: Preprocess, max_boxes: int):
@@ -199,20 +199,11 @@ class FittedSource(Source):
             example = pad_boxes(example, self.max_boxes, self.provenance(index))
         return example | {"original_size": original_size}
 
+    def find(self, index: int) -> tuple[Source, int]:
+        return self.source, index
+
     def image(self, index: int) -> np.ndarray:
         return self[index]["image"]
-
-    def provenance(self, index: int) -> str:
-        return self.source.provenance(index)
-
-    def identity(self, index: int) -> str:
-        return self.source.identity(index)
-
-    def content(self, index: int) -> str:
-        return self.source.content(index)
-
-    def objects(self, index: int) -> Objects | None:
-        return self.source.objects(index)
 
     def check_channels(self, image: np.ndarray, index: int) -> None:
         """Raises ValueError unless an image has the channels of the network's input."""

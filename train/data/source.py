@@ -135,7 +135,35 @@ def _hash(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-class Subset(Source):
+class Derived(Source):
+    """Examples of other sources; a subclass says which one has an example."""
+
+    def find(self, index: int) -> tuple[Source, int]:
+        """Returns the source of an example, and the example's position there."""
+        raise NotImplementedError
+
+    def image(self, index: int) -> np.ndarray:
+        source, index = self.find(index)
+        return source.image(index)
+
+    def provenance(self, index: int) -> str:
+        source, index = self.find(index)
+        return source.provenance(index)
+
+    def identity(self, index: int) -> str:
+        source, index = self.find(index)
+        return source.identity(index)
+
+    def content(self, index: int) -> str:
+        source, index = self.find(index)
+        return source.content(index)
+
+    def objects(self, index: int) -> "Objects | None":
+        source, index = self.find(index)
+        return source.objects(index)
+
+
+class Subset(Derived):
     """Some examples of a source; for classification they can have new labels.
 
     Args:
@@ -158,20 +186,8 @@ class Subset(Source):
             self.labels = source.labels[indices] if labels is None else labels
         self.source, self.indices = source, np.asarray(indices)
 
-    def image(self, index: int) -> np.ndarray:
-        return self.source.image(int(self.indices[index]))
-
-    def provenance(self, index: int) -> str:
-        return self.source.provenance(int(self.indices[index]))
-
-    def identity(self, index: int) -> str:
-        return self.source.identity(int(self.indices[index]))
-
-    def content(self, index: int) -> str:
-        return self.source.content(int(self.indices[index]))
-
-    def objects(self, index: int) -> "Objects | None":
-        return self.source.objects(int(self.indices[index]))
+    def find(self, index: int) -> tuple[Source, int]:
+        return self.source, int(self.indices[index])
 
     def example(self, index: int) -> Example:
         example = self.source.example(int(self.indices[index]))
@@ -183,7 +199,7 @@ class Subset(Source):
         return len(self.indices)
 
 
-class Joined(Source):
+class Joined(Derived):
     """The concatenation of several sources.
 
     Args:
@@ -195,11 +211,8 @@ class Joined(Source):
 
     def __init__(self, sources: Sequence[Source]):
         first = sources[0]
-        self.name, self.task, self.class_names = (
-            first.name,
-            first.task,
-            first.class_names,
-        )
+        self.name, self.task = first.name, first.task
+        self.class_names = first.class_names
         self.split = "+".join(source.split for source in sources)
         for source in sources:
             if (source.task, source.class_names) != (self.task, self.class_names):
@@ -210,7 +223,7 @@ class Joined(Source):
         self._sources = tuple(sources)
         self._starts = np.cumsum([0, *map(len, sources)])
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    def find(self, index: int) -> tuple[Source, int]:
         which = int(np.searchsorted(self._starts, index, "right")) - 1
         return self._sources[which], index - int(self._starts[which])
 
@@ -218,28 +231,8 @@ class Joined(Source):
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels for source in self._sources])
 
-    def image(self, index: int) -> np.ndarray:
-        source, index = self._find(index)
-        return source.image(index)
-
-    def provenance(self, index: int) -> str:
-        source, index = self._find(index)
-        return source.provenance(index)
-
-    def identity(self, index: int) -> str:
-        source, index = self._find(index)
-        return source.identity(index)
-
-    def content(self, index: int) -> str:
-        source, index = self._find(index)
-        return source.content(index)
-
-    def objects(self, index: int) -> "Objects | None":
-        source, index = self._find(index)
-        return source.objects(index)
-
     def example(self, index: int) -> Example:
-        source, index = self._find(index)
+        source, index = self.find(index)
         return source.example(index)
 
     def __len__(self) -> int:
@@ -324,7 +317,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
 
 
-class KeptClasses(Source):
+class KeptClasses(Derived):
     """A source for detection without the objects of some classes.
 
     Args:
@@ -341,17 +334,8 @@ class KeptClasses(Source):
         self.name, self.split, self.class_names = source.name, source.split, class_names
         self._source, self._new_label = source, new_label
 
-    def image(self, index: int) -> np.ndarray:
-        return self._source.image(index)
-
-    def provenance(self, index: int) -> str:
-        return self._source.provenance(index)
-
-    def identity(self, index: int) -> str:
-        return self._source.identity(index)
-
-    def content(self, index: int) -> str:
-        return self._source.content(index)
+    def find(self, index: int) -> tuple[Source, int]:
+        return self._source, index
 
     def objects(self, index: int) -> "Objects | None":
         objects = self._source.objects(index)
