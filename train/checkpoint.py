@@ -27,20 +27,20 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
 
 
-class _SummedState(ocp.StandardCheckpointHandler):
-    """Writes checksums before the step is given its name."""
+class _Checksums:
+    """A part of a handler: writes checksums before the step is given its name."""
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
         write_checksums(directory)
 
 
-class _SummedJson(ocp.JsonCheckpointHandler):
-    """Writes checksums before the step is given its name."""
+class _SummedState(_Checksums, ocp.StandardCheckpointHandler):
+    pass
 
-    def finalize(self, directory: Any) -> None:
-        super().finalize(directory)
-        write_checksums(directory)
+
+class _SummedJson(_Checksums, ocp.JsonCheckpointHandler):
+    pass
 
 
 def _make_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
@@ -257,14 +257,7 @@ def _set_damaged_aside(folder: Path) -> None:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    values = {
-        "step": state.step,
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "opt_state": state.opt_state,
-        "ema": state.ema,
-    }
-    return {k: v for k, v in values.items() if jax.tree.leaves(v)}
+    return {k: v for k, v in vars(state).items() if jax.tree.leaves(v)}
 
 
 def _first_line(error: Exception) -> str:

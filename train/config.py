@@ -317,11 +317,16 @@ def to_json(config: Any) -> dict[str, Any]:
     return _converter.unstructure(config)
 
 
+def write_json(content: Any, path: Path, *, indent: int | None = None) -> None:
+    """Writes plain JSON values, completely or not at all."""
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n")
+    temporary.replace(path)
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes a config as JSON."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_json(config), indent=2) + "\n")
-    temporary.replace(path)
+    write_json(to_json(config), path, indent=2)
 
 
 def load_config(path: Path) -> TrainConfig:

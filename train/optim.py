@@ -189,20 +189,6 @@ def frozen_paths(config: OptimConfig, params: Any, epoch: int) -> tuple[str, ...
     return tuple(sorted(frozen))
 
 
-def freeze_schedule(config: OptimConfig, params: Any) -> dict[int, tuple[str, ...]]:
-    """Lists the frozen parameters by the epoch from which on they are those.
-
-    Args:
-      config: The patterns `freeze` and `unfreeze`.
-      params: All parameters, or their shapes.
-
-    Returns:
-      Paths by epoch, counted from 0, which is the first one.
-    """
-    epochs = sorted({0, *(start for start, _ in parse_unfreeze(config.unfreeze))})
-    return {epoch: frozen_paths(config, params, epoch) for epoch in epochs}
-
-
 def parse_unfreeze(entries: tuple[str, ...]) -> list[tuple[int, str]]:
     """Reads EPOCH:PATTERN entries.
 

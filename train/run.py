@@ -65,14 +65,10 @@ class Experiment:
             self.config.optim, self.schedule, self.variables["params"]
         )
 
-    @cached_property
-    def _frozen_from(self) -> dict[int, tuple[str, ...]]:
-        return optim.freeze_schedule(self.config.optim, self.variables["params"])
-
     def frozen(self, step: int) -> tuple[str, ...]:
         """Returns the paths of the parameters that are frozen at a step."""
-        epoch = step // self.steps_per_epoch
-        return self._frozen_from[max(e for e in self._frozen_from if e <= epoch)]
+        epoch, params = step // self.steps_per_epoch, self.variables["params"]
+        return optim.frozen_paths(self.config.optim, params, epoch)
 
     def create_state(self, step: int = 0) -> TrainState:
         """Creates a state with the structure that it has at a step."""

@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
-from train.config import TrainConfig, save_config
+from train.config import TrainConfig, save_config, write_json
 from train.data import Source
 
 FINGERPRINTS_FILE = "data.json"
@@ -125,7 +125,7 @@ def save_fingerprints(run_dir: Path, sources: Mapping[str, Source]) -> None:
     """
     if jax.process_index() == 0:
         found = {name: source.fingerprint() for name, source in sources.items()}
-        _write_json(run_dir / FINGERPRINTS_FILE, found, indent=2)
+        write_json(found, run_dir / FINGERPRINTS_FILE, indent=2)
 
 
 def check_fingerprints(
@@ -210,7 +210,7 @@ class Clock:
     def save(self) -> None:
         """Writes the times of all parts until now; the first process does."""
         if jax.process_index() == 0:
-            _write_json(self._path, self._times())
+            write_json(self._times(), self._path)
 
     def _times(self) -> list[float]:
         if self._before and not self.ran:
@@ -225,9 +225,3 @@ def _read_times(path: Path) -> list[float]:
     except Exception as error:
         logger.warning("%s: times of earlier parts are not known (%s).", path, error)
         return []
-
-
-def _write_json(path: Path, content: object, indent: int | None = None) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n")
-    temporary.replace(path)

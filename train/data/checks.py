@@ -6,8 +6,9 @@ import numpy as np
 
 from train.data.annotations import IGNORED, UnknownValues, explain_values
 from train.data.formats.image_files import FileMasks
+from train.data.inspect import file_source
 from train.data.preprocess import FittedSource, TooManyObjects
-from train.data.source import Example, Source, Subset, map_in_threads
+from train.data.source import Example, map_in_threads
 from zoo.decode import BadImage
 
 EXAMINED = 64  # images that are read, evenly spaced in the set
@@ -37,8 +38,8 @@ def find_problems(
     problems = []
     chosen = np.linspace(0, len(source) - 1, min(EXAMINED, len(source)))
     chosen = np.unique(chosen.round().astype(int)).tolist()
-    masks = _file_masks(source.source)
-    of_values = None if masks is None else _check_values(masks, chosen, skip)
+    masks = file_source(source.source, FileMasks)
+    of_values = None if masks is None else _check_values(masks[0], chosen, skip)
     if of_values:
         problems.append(f"{where}: {of_values}")
     if source.task == "detection":
@@ -55,12 +56,6 @@ def find_problems(
             f"the first: {reasons[0]}"
         )
     return problems
-
-
-def _file_masks(source: Source) -> FileMasks | None:
-    while isinstance(source, Subset):
-        source = source.source
-    return source if isinstance(source, FileMasks) else None
 
 
 def _check_values(source: FileMasks, chosen: list[int], skip: bool) -> str | None:
