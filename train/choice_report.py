@@ -1,4 +1,4 @@
-"""What is said of one's own data and of the training that `train.choose` chose."""
+"""The summary of a user's data and of the training that `train.choose` chose for it."""
 
 import time
 from collections.abc import Sequence

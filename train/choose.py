@@ -1,4 +1,4 @@
-"""Completes a recipe of `train.configs.my_data` by a look at the data."""
+"""Completes a recipe of `train.configs.my_data` for the data that it is given."""
 
 import dataclasses
 import importlib.util
@@ -75,14 +75,14 @@ def choose(
     accelerator: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainConfig:
-    """Looks at the data, and completes a recipe by what it finds.
+    """Inspects the data, and completes a recipe accordingly.
 
     Args:
       recipe: One of `train.configs.my_data`.
       parse: Function from default values to the config with the options that the user
         gave; it is called after each choice, so that later ones agree with them.
       accelerator: Whether there is a GPU or TPU; None to look.
-      say: Function that prints what was found, what is odd and what was chosen.
+      say: Function that prints the summary of the data and of the choices.
 
     Returns:
       The config of the training.

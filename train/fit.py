@@ -263,7 +263,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _list_changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
-    """Says which fields of a config have other values than before."""
+    """Yields a phrase for each field of a config whose value has changed."""
     for field in dataclasses.fields(before):
         name = f"{prefix}{field.name}"
         old, new = getattr(before, field.name), getattr(after, field.name)
@@ -274,7 +274,7 @@ def _list_changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _agree(count: int, stop: bool) -> tuple[int, bool]:
-    """Lets all processes run the same number of steps, and stop together."""
+    """Returns the number of steps and the stop flag that all processes agree on."""
     if jax.process_count() == 1:
         return count, stop
     both = multihost_utils.process_allgather(np.array([-count, stop]))

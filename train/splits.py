@@ -1,4 +1,4 @@
-"""The splits to train and to evaluate on, and the classes of masks, where not given."""
+"""Opens the splits to train and to evaluate on, and finds those that are not given."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from zoo.decode import BadImage
 def open_splits(
     data: DataConfig, task: str, seed: int
 ) -> tuple[DataConfig, tuple[Source, Source], list[str]]:
-    """Opens the images to train and to evaluate on, as far as that is not given.
+    """Opens the images to train and to evaluate on.
 
     Args:
       data: The data set; splits are "" where they are to be found.
@@ -26,7 +26,7 @@ def open_splits(
       seed: The seed of few-shot sampling.
 
     Returns:
-      The options, the two sources, and what there is to say about them.
+      The options with their splits and classes, the two sources, and remarks.
 
     Raises:
       ValueError: The data set cannot be read, or has no images to train on.

@@ -81,7 +81,7 @@ def make_prepare(
 
 
 def _filled(images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Which pixels [B, H, W, 1] are within the height and width [B, 2] of an image."""
+    """Returns the mask [B, H, W, 1] of pixels within each image's height and width."""
     rows, columns = jnp.indices(images.shape[1:3])[:, None]
     heights, widths = sizes.T[:, :, None, None]
     return ((rows < heights) & (columns < widths))[..., None]

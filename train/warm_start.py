@@ -118,7 +118,7 @@ def take_layers(
 
 
 def _take_colors(card: Card, preprocess: Preprocess) -> Card:
-    """Lets images be scaled as the layers of another network expect it."""
+    """Takes the scale and order of colors from another network's preprocessing."""
     names = ("mean", "std", "channel_order")
     if preprocess.channels != card.preprocess.channels:
         return card

@@ -1,4 +1,4 @@
-"""What is wrong with what a network is given, in words."""
+"""Checks of the inputs and options of networks."""
 
 import jax
 from flax import linen as nn
@@ -7,13 +7,13 @@ Array = jax.Array
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises where a network shall have fewer than no classes; 0 is for no head."""
+    """Raises ValueError if the number of classes is negative; 0 is for no head."""
     if num_classes < 0:
         raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
 
 
 def check_detector_classes(name: str, num_classes: int) -> None:
-    """Raises where a detector shall have no classes."""
+    """Raises ValueError if a detector has no classes."""
     if num_classes < 1:
         raise ValueError(
             f"{name}: num_classes must be 1 or more, got {num_classes}; background is "
@@ -22,7 +22,7 @@ def check_detector_classes(name: str, num_classes: int) -> None:
 
 
 def check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises where the features do not fit the parameters that a layer has already."""
+    """Raises ValueError if the input of a layer does not fit its existing kernel."""
     if not module.has_variable("params", "kernel"):
         return
     path, found = "/".join(module.path), module.get_variable("params", "kernel").shape
@@ -43,10 +43,10 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
 def check_images(
     images: Array, name: str, *, size: int | None = None, min_size: int = 1
 ) -> None:
-    """Raises where a network is given images of a shape that it cannot take.
+    """Raises ValueError if a network cannot take images of this shape.
 
     Args:
-      images: What was given.
+      images: The images.
       name: Name of the network, for the error.
       size: The one height and width that it takes; None for any.
       min_size: Smallest height and width that it takes.

@@ -19,9 +19,9 @@ _LEAST = 640  # pixels of the longer side of a picture with boxes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of an image; one of the four classes below.
+    """The prediction of a network for one image; the base of the classes below.
 
-    `str` says it in words, and a notebook shows the picture.
+    `str` returns it in words, and a notebook shows the picture.
 
     Attributes:
       name: Path of the image; "image" for one that was given as an array.
@@ -38,7 +38,7 @@ class Prediction:
         raise NotImplementedError
 
     def words(self) -> str:
-        """Says the prediction in a few words."""
+        """Returns the prediction in a few words."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class FacePrediction(Prediction):
         return Image.fromarray(self.image.squeeze())
 
     def words(self) -> str:
-        """Says how long the descriptor is."""
+        """Returns the length of the descriptor in words."""
         return f"a descriptor of {len(self.descriptor)} values"
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A look at the images of a data set before a training is planned."""
+"""Statistics and warnings about the images of a data set."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ SMALLEST_BOX = 8  # pixels; boxes of shorter sides are hardly found
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitFindings:
-    """What a look at one split has found.
+    """The statistics of one split.
 
     Attributes:
       split: The name of the split.
@@ -57,7 +57,7 @@ class SplitFindings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
-    """What a look at the images to train and to evaluate on has found.
+    """The statistics of the images to train and to evaluate on.
 
     Attributes:
       task: The task of the data set.
@@ -91,7 +91,7 @@ class Findings:
         return int(np.concatenate(both).max(initial=0))
 
     def describe(self) -> list[tuple[str, str]]:
-        """Returns what was found as pairs of a heading and words."""
+        """Returns the statistics as pairs of a heading and a text."""
         both = self.train, self.evaluation
         counts = " and ".join(
             f"{s.count:,} to {verb} (split {s.split})"
@@ -143,7 +143,7 @@ class Findings:
         return f"values {', '.join(parts)}{more}"
 
     def warnings(self) -> list[str]:
-        """Lists what is odd in the data, one sentence each."""
+        """Returns a sentence for each possible problem of the data."""
         what = {"classification": "training images", "detection": "training objects"}
         lines = []
         counts, held = self.train.class_counts, self.evaluation.class_counts
@@ -197,7 +197,7 @@ class Findings:
         return lines
 
     def warn_of_small_boxes(self, height: int, width: int) -> list[str]:
-        """Says in a sentence if many boxes are tiny in an input of a size in pixels."""
+        """Returns a sentence if many boxes are tiny in an input of this size."""
         sides = self.train.box_sides * np.sqrt(height * width)
         tiny = (sides < SMALLEST_BOX).mean() if len(sides) else 0
         if tiny < 0.02:
@@ -237,7 +237,7 @@ def describe_sizes(sizes: np.ndarray) -> str:
 
 
 def inspect(train: Source, evaluation: Source) -> Findings:
-    """Looks at images: sizes, classes, objects, values of masks, duplicates.
+    """Computes the statistics of images: sizes, classes, objects, masks, duplicates.
 
     Labels and boxes are counted in whole, as far as they are known without the images;
     of each split up to `LOOKED_AT` images are decoded.
@@ -269,7 +269,7 @@ def inspect(train: Source, evaluation: Source) -> Findings:
 
 
 def inspect_split(source: Source) -> SplitFindings:
-    """Looks at one split, see `inspect`."""
+    """Computes the statistics of one split, see `inspect`."""
     count, num_classes = len(source), len(source.class_names)
     chosen = np.unique(
         np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int)

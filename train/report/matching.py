@@ -1,4 +1,4 @@
-"""Which detections are right, of one image: for what a report shows."""
+"""Matches the detections of one image with its objects, for the report."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ LEAST_IOU = 0.5
 
 
 class Matches(NamedTuple):
-    """What became of the detections and the objects of an image.
+    """The match of the detections of an image with its objects.
 
     Attributes:
       alarm: bool [D], whether a detection is a false alarm.
-      score: float32 [N], of the detection that found an object; 0 where none did.
+      score: float32 [N], the score of the detection that found an object, or 0.
     """
 
     alarm: np.ndarray
@@ -29,7 +29,7 @@ def match_objects(
     object_classes: np.ndarray,
     difficult: np.ndarray,
 ) -> Matches:
-    """Gives each detection, the best first, the object that it overlaps most.
+    """Matches each detection, best first, with the object that it overlaps most.
 
     Args:
       boxes: float [D, 4], detections by falling score.

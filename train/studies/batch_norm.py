@@ -31,7 +31,7 @@ GOAL = 0.1  # training error
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       depth: Convolutions, in three stages.
@@ -182,7 +182,7 @@ def table(runs) -> Table:
 
 
 def make_bands(runs) -> list[Band]:
-    """Says the claims in numbers, where all runs were made."""
+    """Returns the claims as expected bands, if all runs were made."""
     if len(runs) < 4 * len(FACTORS):
         return []
 

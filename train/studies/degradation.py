@@ -36,7 +36,7 @@ PUBLISHED = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       depths: Layers of the networks, the shallowest first.
@@ -311,7 +311,7 @@ def built_table(built: dict[str, Constructed], runs, sizes: Sizes) -> Table:
 
 
 def make_bands(runs, built: dict[str, Constructed], sizes: Sizes) -> list[Band]:
-    """Says the claims in numbers."""
+    """Returns the claims as expected bands."""
     low, high = sizes.depths[0], sizes.depths[-1]
 
     def mean_error(kind: str, depth: int) -> float:

@@ -187,7 +187,7 @@ def entry_table() -> Table:
 
 
 def make_bands(points: list[Point]) -> list[Band]:
-    """Says the claim in numbers."""
+    """Returns the claim as expected bands."""
     top5 = {p.name: p for p in points if p.top5 is not None}
     top1 = {p.name: p.top1 for p in points}
     residual = [top5[f"resnet{depth}"].top5 for depth in (34, 50, 101, 152)]

@@ -47,7 +47,7 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       steps: Length of the training of Faster R-CNN, in steps; 0 for initial weights.

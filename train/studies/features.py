@@ -1,4 +1,4 @@
-"""What studies of transfer share: images of other classes, features, linear SVMs."""
+"""Shared parts of the transfer studies: images, features, linear SVMs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -23,7 +23,7 @@ PUBLISHED = (
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       model: Registered name of the network.

@@ -30,7 +30,7 @@ NARROW_DENSE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       draws: Draws of the real networks' weights.
@@ -296,7 +296,7 @@ def curve_table(title: str, runs: dict[tuple[str, str], list[Curve]]) -> Table:
 
 
 def signal_bands(signals) -> list[Band]:
-    """Says in numbers how the signals follow the formulas."""
+    """Returns bands for the ratio of the measured signals to the formulas."""
     layers = [layer for found in signals.values() for layer in found.values()]
     forward = [layer.output / layer.expected_output for layer in layers]
     backward = [layer.gradient / layer.expected_gradient for layer in layers]
@@ -335,7 +335,7 @@ def signal_bands(signals) -> list[Band]:
 
 
 def curve_bands(narrow, dense, sizes: Sizes) -> list[Band]:
-    """Says in numbers what converges, where both initializations were trained."""
+    """Returns bands for what converges, if both initializations were trained."""
     if {*sizes.inits} != {*INITS} or {*sizes.networks} != {*NETWORKS}:
         return []
     error = {

@@ -39,7 +39,7 @@ BLOCKS = r"backbone/stage\d+/block\d+"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       depths: Layers of the networks.
@@ -257,7 +257,7 @@ def norm_table(found) -> Table:
 
 
 def make_bands(found, identity, sizes: Sizes) -> list[Band]:
-    """Says the claim in numbers."""
+    """Returns the claim as expected bands."""
     shallowest, deepest = min(sizes.depths), max(sizes.depths)
 
     def start(kind: str, depth: int) -> float:

@@ -47,7 +47,7 @@ class Arrays(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """How a run went; each list has one value for each entry of `step`.
+    """The curves of a run; each list has one value for each entry of `step`.
 
     Attributes:
       step: Steps done.
@@ -334,7 +334,7 @@ def read_run(folder: Path) -> Curve:
 
 
 class Signal(NamedTuple):
-    """What passes a module, forward and backward.
+    """The activations of a module and their gradient.
 
     Attributes:
       input: The module's input.

@@ -44,7 +44,7 @@ BORDER = 2  # pixels on either side of a boundary
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       train: Canvases to train on.
@@ -303,7 +303,7 @@ def table(found) -> Table:
 
 
 def make_bands(found) -> list[Band]:
-    """Says the claims in numbers."""
+    """Returns the claims as expected bands."""
 
     def gain(better: str, worse: str, zone: str) -> float:
         means = [np.mean([r[zone] for r in found[name]]) for name in (better, worse)]

@@ -29,7 +29,7 @@ NOTHING = 10  # the class of windows without a digit at their center
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       windows: Windows to train on.

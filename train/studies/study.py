@@ -1,4 +1,4 @@
-"""What a study is, and what it comes to: figures, tables, and expected bands."""
+"""The definition of a study and its results: figures, tables and expected bands."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a study found.
+    """The results of a study.
 
     Attributes:
       figures: Captions and figures.

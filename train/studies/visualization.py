@@ -48,7 +48,7 @@ SHOWN = 5  # images whose curves of invariance are drawn
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The size of the study.
 
     Attributes:
       weights: Published weights of `cifar_resnet20`; None to train a network of its
@@ -203,7 +203,7 @@ def draw_history(trained: Trained) -> Figure:
 
 
 class Curves(NamedTuple):
-    """How images change with a transform.
+    """The response of a network to a transform of its images.
 
     Attributes:
       amounts: float [T], of the transforms.

@@ -1,4 +1,4 @@
-"""Which person is it, and are two faces of one person."""
+"""Identification and verification of faces."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the sections of the page share: the maps of a score, and galleries."""
+"""Shared parts of the page's sections: the maps of a score, and galleries."""
 
 from collections.abc import Sequence
 

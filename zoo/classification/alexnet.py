@@ -121,7 +121,7 @@ def zfnet_convolutions(
 
 
 class Variant(NamedTuple):
-    """What distinguishes the networks of this family.
+    """The architecture of one network of this family.
 
     Attributes:
       convolutions: Function from images, widths and the constructor of convolutions to

@@ -82,7 +82,7 @@ class GoogLeNetConfig(NetworkConfig):
 
 
 class Variant(NamedTuple):
-    """What distinguishes the paper's network from torchvision's.
+    """The architecture of the paper's network, or of torchvision's.
 
     Attributes:
       batch_norm: Whether batch norm follows every convolution, which then has no bias;

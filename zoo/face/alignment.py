@@ -289,7 +289,7 @@ def camera_pose(camera: Array) -> Array:
 
 
 class FittedFace(NamedTuple):
-    """How a face is brought to the front.
+    """The transforms that turn a face to the front.
 
     Attributes:
       similarity: float [2, 3], from the photograph to the crop.
@@ -368,7 +368,7 @@ def align_3d(
     size: int,
     covariance: Array | None = None,
 ) -> Array:
-    """Brings a face to the front: the piecewise affine warp of its triangles.
+    """Turns a face to the front by the piecewise affine warp of its triangles.
 
     Args:
       image: [H, W, C], a photograph.
@@ -432,7 +432,7 @@ def to_uint8(image: Array) -> Array:
 
 
 def align(image: Array, landmarks: Array, method: str, *, size: int) -> Array:
-    """Aligns a photograph as a method says, as far as its landmarks allow.
+    """Aligns the face in a photograph by its landmarks.
 
     Args:
       image: uint8 [H, W, C].

@@ -1,4 +1,4 @@
-"""Whether two faces are of one person: descriptors and what compares them.
+"""Face verification: descriptors, and the functions that compare them.
 
 Reference:
   Taigman, Yang, Ranzato, Wolf, DeepFace, 2014, sections 3 and 4.
@@ -21,7 +21,7 @@ UNKNOWN = -1  # The label of people who are not trained on.
 
 
 class Pairs(NamedTuple):
-    """Which faces are to be compared.
+    """The pairs of faces to compare.
 
     Attributes:
       first: int32 [P], position of a picture in its set, or the number of a template.
@@ -37,14 +37,14 @@ class Pairs(NamedTuple):
 
 
 class FaceSet(NamedTuple):
-    """What an evaluation must know of the pictures of a set.
+    """The annotations of the pictures that an evaluation needs.
 
     Attributes:
       people: int32 [N], who is shown.
       labels: int32 [N], the class in training, or -1.
       gallery: bool [N], whether a picture is known to an identification; the others are
         to be identified.
-      pairs: What is to be verified.
+      pairs: The pairs to verify.
       templates: int32 [N], the template that a picture belongs to, such as a video,
         whose descriptor is the mean over its pictures; None where each is its own.
       groups: int32 [N], the group of the person, or None.

@@ -31,7 +31,7 @@ _MARKS = np.array([(-0.9, -0.4, 0.02), (0.9, 1.0, 0.05)])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Person:
-    """What stays the same in all pictures of a person: numbers, colors 0 to 255."""
+    """The properties of a person's face, the same in all pictures; colors 0 to 255."""
 
     width: float
     depth: float
@@ -107,7 +107,7 @@ RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Expression:
-    """What changes from picture to picture; all are 0 in a calm face.
+    """The facial expression in one picture; all fields are 0 in a calm face.
 
     Attributes:
       smile: -1 (sad) to 1.

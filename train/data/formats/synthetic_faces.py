@@ -325,7 +325,7 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
 
 
 class Scene(NamedTuple):
-    """What a picture shows, before it is rendered.
+    """The content of one picture, before it is rendered.
 
     Attributes:
       person: The person.
