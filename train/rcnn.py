@@ -203,7 +203,7 @@ def fit_head(
             "kernel": scale * np.stack([svm.kernel for svm in svms], axis=1),
             "bias": np.array([svm.bias for svm in svms], np.float32),
         },
-        "box": _fit_boxes([r.items for r in near], config, objects, model, variables),
+        "box": _fit_boxes([r.items for r in near], config, objects, variables),
     }
     return {**variables, "params": {**variables["params"], "head": head}}
 
@@ -243,7 +243,7 @@ def _object_features(read, variables, source, progress) -> list[np.ndarray]:
     return [np.array(f, np.float32).reshape(len(f), width) for f in found]
 
 
-def _fit_boxes(near, config, objects, model, variables) -> dict[str, np.ndarray]:
+def _fit_boxes(near, config, objects, variables) -> dict[str, np.ndarray]:
     """Fits the regressors. A class without near proposals moves no box.
 
     Whitening the targets, as the paper's code does, changes nothing in ridge

@@ -54,9 +54,7 @@ def train_base(steps: int) -> tuple[nn.Module, dict[str, Any]]:
     return zoo.build("lenet5_modern", num_classes=len(OLD)), variables
 
 
-def load_base(
-    job: Job,
-) -> tuple[nn.Module, dict[str, Any], Arrays, tuple[str, ...]]:
+def load_base(job: Job) -> tuple[nn.Module, dict[str, Any], Arrays]:
     """Loads a study's network with trained weights, and images of other classes.
 
     Args:
@@ -64,8 +62,7 @@ def load_base(
         `base_steps`. Where `weights` is None, `train_base` trains the network.
 
     Returns:
-      The network, its variables, the images, and the names of their classes, none for
-      all of the data set's.
+      The network, its variables, and the images.
     """
     sizes = job.sizes
     if sizes.weights:
@@ -77,7 +74,7 @@ def load_base(
         model, variables = train_base(sizes.base_steps)
         preprocess, classes = zoo.get_spec(sizes.model).preprocess, NEW
     arrays = load_arrays(job.dataset or sizes.dataset, preprocess, classes)
-    return model, variables, arrays, classes
+    return model, variables, arrays
 
 
 def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

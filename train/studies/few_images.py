@@ -59,7 +59,7 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Measures the accuracy of each method by the number of images."""
     sizes = job.sizes
-    model, variables, arrays, classes = load_base(job)
+    model, variables, arrays = load_base(job)
     images = np.concatenate([arrays.images, arrays.test_images])
     vectors = compute_features(model, variables, images, [sizes.endpoint])
     vectors = np.split(vectors[sizes.endpoint], [len(arrays.images)])
@@ -72,7 +72,7 @@ def run(job: Job) -> Outcome:
         accuracy[METHODS[0]].setdefault(count, []).append(score)
     points = itertools.product(METHODS[1:], sizes.per_class, sizes.tuned_seeds)
     for method, count, seed in points:
-        score = tune(method, count, seed, job, variables, arrays, classes)
+        score = tune(method, count, seed, job, variables, arrays)
         accuracy[method].setdefault(count, []).append(score)
     claim = accuracy[METHODS[0]][sizes.per_class[0]]
     scratch = accuracy[METHODS[-1]][sizes.per_class[0]]
@@ -119,7 +119,7 @@ def run(job: Job) -> Outcome:
     )
 
 
-def tune(method, count, seed, job: Job, variables, arrays: Arrays, classes) -> float:
+def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
     """Trains by gradients on a few images and returns the accuracy."""
     sizes = job.sizes
     frozen = sizes.top if method == METHODS[1] else ()

@@ -43,7 +43,7 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Classifies and retrieves by features, initial weights' features, and pixels."""
     sizes = job.sizes
-    model, variables, arrays, _ = load_base(job)
+    model, variables, arrays = load_base(job)
     _, initial = zoo.create(sizes.model, num_classes=model.head.num_classes)
     images = np.concatenate([arrays.images, arrays.test_images])
     vectors = {"pixels": images.reshape(len(images), -1)}

@@ -50,7 +50,7 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Trains linear SVMs on each layer's features, and on those of initial weights."""
     sizes = job.sizes
-    _, variables, arrays, _ = load_base(job)
+    _, variables, arrays = load_base(job)
     _, initial = zoo.create(sizes.model)
     chosen = [choose(arrays.labels, sizes.per_class, seed) for seed in sizes.seeds]
     names = {"pixels": None, **dict.fromkeys(sizes.endpoints)}
