@@ -317,16 +317,22 @@ def to_json(config: Any) -> dict[str, Any]:
     return _converter.unstructure(config)
 
 
-def write_json(content: Any, path: Path, *, indent: int | None = None) -> None:
-    """Writes plain JSON values, completely or not at all."""
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n")
+def write_json(path: Path, values: Any, **options: Any) -> None:
+    """Writes plain JSON values, completely or not at all.
+
+    Args:
+      path: The path of the file.
+      values: The values.
+      **options: Options of `json.dumps`.
+    """
+    temporary = path.with_name(f"{path.name}.unfinished")
+    temporary.write_text(json.dumps(values, **options) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes a config as JSON."""
-    write_json(to_json(config), path, indent=2)
+    write_json(path, to_json(config), indent=2)
 
 
 def load_config(path: Path) -> TrainConfig:

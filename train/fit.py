@@ -117,7 +117,14 @@ def fit(
             if jax.process_index() == 0:
                 save_config(config, run_dir / "config.json")
         stopping = stack.enter_context(catch_signals())
-        bar = stack.enter_context(_progress(total, start, quiet))
+        bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=quiet or jax.process_index() != 0,
+        )
+        stack.enter_context(bar)
         step, pace = start, 1
         run_steps = compile_step(step)
 
@@ -280,16 +287,6 @@ def _agree(count: int, stop: bool) -> tuple[int, bool]:
     both = multihost_utils.process_allgather(np.array([-count, stop]))
     count, stop = np.abs(both.max(axis=0))
     return int(count), bool(stop)
-
-
-def _progress(total: int, done: int, quiet: bool) -> tqdm:
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="step",
-        dynamic_ncols=True,
-        disable=quiet or jax.process_index() != 0,
-    )
 
 
 def _non_finite(step, loader, experiment, checkpoints) -> NonFiniteLossError:

@@ -125,7 +125,7 @@ def save_fingerprints(run_dir: Path, sources: Mapping[str, Source]) -> None:
     """
     if jax.process_index() == 0:
         found = {name: source.fingerprint() for name, source in sources.items()}
-        write_json(found, run_dir / FINGERPRINTS_FILE, indent=2)
+        write_json(run_dir / FINGERPRINTS_FILE, found, indent=2)
 
 
 def check_fingerprints(
@@ -210,7 +210,7 @@ class Clock:
     def save(self) -> None:
         """Writes the times of all parts until now; the first process does."""
         if jax.process_index() == 0:
-            write_json(self._times(), self._path)
+            write_json(self._path, self._times())
 
     def _times(self) -> list[float]:
         if self._before and not self.ran:

@@ -32,7 +32,8 @@ class TrainState:
 
     def variables(self) -> dict[str, Any]:
         """The model's variables as they are trained."""
-        return _variables(self.params, self.batch_stats)
+        stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params, **stats}
 
     def eval_variables(self) -> dict[str, Any]:
         """The model's variables to evaluate: moving averages where there are any."""
@@ -40,12 +41,8 @@ class TrainState:
             return self.variables()
         # Frozen leaves have no average, for they do not change.
         params = merge(self.params, self.ema["params"])
-        return _variables(params, self.ema["batch_stats"])
-
-
-def _variables(params: dict, batch_stats: dict) -> dict[str, Any]:
-    stats = {"batch_stats": batch_stats} if batch_stats else {}
-    return {"params": params, **stats}
+        averages = self.replace(params=params, batch_stats=self.ema["batch_stats"])
+        return averages.variables()
 
 
 def create_state(
@@ -87,10 +84,7 @@ def change_frozen(
     fresh = create_state(
         state.variables(), tx, frozen=frozen, ema=state.ema is not None
     )
-    return TrainState(
-        step=state.step,
-        params=state.params,
-        batch_stats=state.batch_stats,
+    return state.replace(
         opt_state=_take_known(fresh.opt_state, state.opt_state),
         ema=_take_known(fresh.ema, state.ema),
     )

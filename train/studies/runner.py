@@ -28,7 +28,7 @@ from train.history import read_history
 from train.optim import make_optimizer, make_schedule
 from train.state import TrainState, create_state
 from train.steps import make_train_step
-from train.studies.study import write_json
+from train.studies.study import save_values
 from train.tasks import Classification, softmax_cross_entropy
 from zoo.cpu import compiler_options, jit_inference
 from zoo.initialization import init_variables
@@ -195,7 +195,7 @@ def keep(
         if same:
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"plan": plan, "found": run()})
+    save_values(path, {"plan": plan, "found": run()})
     return json.loads(path.read_text(encoding="utf-8"))["found"]
 
 

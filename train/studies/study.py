@@ -1,9 +1,7 @@
 """The definition of a study and its results: figures, tables and expected bands."""
 
 import dataclasses
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -12,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from train.config import write_json
 from zoo.registry import unknown
 
 
@@ -214,13 +213,13 @@ def run_study(
     report = Report(study, job, outcome, seconds, cpu_seconds)
     for i, (_, figure) in enumerate(outcome.figures, start=1):
         figure.savefig(folder / f"figure-{i}.png", dpi=100)
-    write_json(folder / "result.json", report.to_json())
+    save_values(folder / "result.json", report.to_json())
     write_page(folder / "report.html", [report])
     return report
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all; what is not finite becomes null."""
+def save_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file, in which numbers that are not finite are null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -231,7 +230,5 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
             return None
         return value
 
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    text = json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    options = dict(indent=1, ensure_ascii=False, allow_nan=False)
+    write_json(path, finite(values), **options)
