@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.layers import BatchNorm, Classifier, ClassOutputs, DescriptorLayer
+from zoo.face.layers import DescriptorLayer
+from zoo.layers import BatchNorm, Classifier, ClassOutputs
 from zoo.paths import flatten, match_paths, unflatten
 
 Tree = Mapping[str, Any]

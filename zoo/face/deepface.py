@@ -14,11 +14,10 @@ import jax
 from flax import linen as nn
 
 from zoo.checks import check_images
+from zoo.face.layers import DescriptorLayer, LocallyConnected
 from zoo.layers import (
     Classifier,
     Conv,
-    DescriptorLayer,
-    LocallyConnected,
     NetworkConfig,
     initializer,
     make_head,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jax import export
 
-from zoo.layers import LocallyConnected
+from zoo.face.layers import LocallyConnected
 from zoo.ops.locally_connected import from_keras, locally_connected, to_keras
 from zoo.summary import list_layers
 
