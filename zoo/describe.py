@@ -1,12 +1,13 @@
 """From uint8 faces, or photographs with landmarks, to descriptors."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 
 from zoo.cpu import jit_inference
-from zoo.face.alignment import align
+from zoo.face import alignment
 from zoo.face.verification import EPSILON, feature_maximum, normalize_features
 from zoo.layers import Classifier
 from zoo.preprocess import check_batch, normalize, resize_center_crop_batch
@@ -68,7 +69,8 @@ def make_describer(
                     f"landmarks must be [{images.shape[0]}, L, 2], got "
                     f"{list(landmarks.shape)}."
                 )
-            images = align_faces(images, landmarks, align, preprocess.size)
+            align_one = partial(alignment.align, method=align, size=preprocess.size)
+            images = jax.vmap(align_one)(images, landmarks)
         x = normalize(resize_center_crop_batch(images, preprocess), preprocess)
         features = model.apply(variables, x, method="endpoints")["f7"]
         if flip:
@@ -77,18 +79,3 @@ def make_describer(
         return normalize_features(features, feature_maximum(variables), epsilon)
 
     return describe
-
-
-def align_faces(images: Array, landmarks: Array, method: str, size: int) -> Array:
-    """Aligns one face in each of some photographs.
-
-    Args:
-      images: uint8 [B, h, w, C].
-      landmarks: float32 [B, L, 2], in their pixels.
-      method: "2d" or "3d".
-      size: Height and width of the crops, in pixels.
-
-    Returns:
-      uint8 [B, size, size, C].
-    """
-    return jax.vmap(lambda i, p: align(i, p, method, size=size))(images, landmarks)
