@@ -198,9 +198,9 @@ print(f"knows {card.num_classes} classes, among them {', '.join(card.class_names
 # %%
 classify = zoo.make_classifier(model, card.preprocess, top=3)
 if MODE == "full":
-    from sklearn.datasets import load_sample_images  # Two photographs.
+    from skimage import data  # Photographs that scikit-image ships.
 
-    pictures = [*load_sample_images().images]
+    pictures = [data.chelsea(), data.coffee(), data.rocket(), data.astronaut()]
 else:
     pictures = [*draw_set(KINDS, 1, seed=5)[0]]
 

@@ -368,13 +368,13 @@ plt.show()
 # photograph of yours into `PHOTO`.
 
 # %%
-PHOTO = ""  # Such as "street.jpg"; a photograph of scikit-learn's if empty.
+PHOTO = ""  # Such as "street.jpg"; a cup of coffee of scikit-image's if empty.
 
 if MODE == "full":
+    import skimage.data
     from PIL import Image
-    from sklearn.datasets import load_sample_image
 
-    photo = load_sample_image("china.jpg")
+    photo = skimage.data.coffee()
     if PHOTO:
         photo = np.asarray(Image.open(PHOTO).convert("RGB"))
     rcnn, rcnn_variables, card = zoo.create_with_card(

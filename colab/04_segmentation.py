@@ -359,13 +359,13 @@ plt.show()
 # furniture in it, into `PHOTO`.
 
 # %%
-PHOTO = ""  # Such as "street.jpg"; a photograph of scikit-learn's if empty.
+PHOTO = ""  # Such as "street.jpg"; the cat of scikit-image if empty.
 
 if MODE == "full":
+    import skimage.data
     from PIL import Image
-    from sklearn.datasets import load_sample_image
 
-    photo = load_sample_image("flower.jpg")
+    photo = skimage.data.chelsea()
     if PHOTO:
         photo = np.asarray(Image.open(PHOTO).convert("RGB"))
     fcn, fcn_variables, card = zoo.create_with_card("fcn_resnet50", weights="coco_voc")
