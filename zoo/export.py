@@ -191,6 +191,11 @@ def _give_candidates(
             canvas=canvas or padded,
             shrink=canvas is not None,
         )
+        if candidates.boxes.ndim != 3:
+            raise NotImplementedError(
+                "networks of two stages have no translation to ONNX: boxes for each "
+                "class, and the suppression of proposals within."
+            )
         resized = resize_boxes(candidates.boxes, inside, original)
         return candidates.boxes, mask_scores(candidates, postprocess), resized
 

@@ -228,8 +228,6 @@ def append_selection(graph: Any, postprocess: Postprocess) -> None:
 
     boxes, scores, resized = CANDIDATES
     shapes = [[*value.type.tensor_type.shape.dim] for value in graph.output]
-    if len(shapes[0]) != 3:
-        raise NotImplementedError("boxes for each class have no translation to ONNX.")
     batch = shapes[1][0].dim_param or shapes[1][0].dim_value
     num_classes, count = (dim.dim_value for dim in shapes[1][1:])
     slots = postprocess.max_detections

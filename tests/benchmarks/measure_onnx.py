@@ -127,7 +127,7 @@ def make_table(found: dict[str, dict[str, Any]]) -> str:
     for name in names:
         row = found[name]
         if "failed" in row:
-            reason = row["failed"].split(": ", 1)[-1].split("\n")[0][:110]
+            reason = row["failed"].split("\n")[0][:140]
             reason = reason.replace("|", "/").replace("`", "'")
             rows.append(f"| `{name}` | - | - | - | fails: `{reason}` |")
             continue

@@ -155,6 +155,12 @@ def test_onnxruntime_gives_the_objects_of_jax():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
+def test_networks_of_two_stages_are_refused(library):
+    _, variables = zoo.create("faster_rcnn_small", weights="digits_canvas")
+    with pytest.raises(NotImplementedError, match="networks of two stages have no tr"):
+        zoo.export("faster_rcnn_small", variables, format="onnx")
+
+
 def test_what_cannot_be_translated(library, monkeypatch):
     _, variables = zoo.create("lenet5")
     with pytest.raises(ValueError, match="format='onx' must be one of"):
