@@ -43,8 +43,18 @@ def features(
       The activations by name (a dict that `jit` returns is sorted by name).
 
     Raises:
-      ValueError: A name or a pattern is unknown.
+      ValueError: A name or a pattern is unknown, or the model or its variables are
+        given as something else.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model={model!r} must be a network, as zoo.build and zoo.create return."
+        )
+    if "params" not in variables:
+        raise ValueError(
+            f"variables have {[*variables][:4]} and no 'params': zoo.create returns "
+            "them whole, and of parameters alone they are {'params': params}."
+        )
     names = [names] if isinstance(names, str) else [*names]
     selects = [compile_pattern(name).fullmatch for name in names]
     found = collect(model, variables, images, selects, train=train, rngs=rngs)

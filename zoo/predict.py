@@ -27,7 +27,7 @@ from zoo.predictions import (
     Prediction,
 )
 from zoo.preprocess import pad_images
-from zoo.registry import get_spec, list_models
+from zoo.registry import get_spec, list_models, list_options
 from zoo.segment import make_segmenter
 from zoo.spec import Card
 from zoo.weights import list_trained, load_safetensors, read_card
@@ -36,6 +36,8 @@ ImageLike = str | os.PathLike | np.ndarray | Image.Image
 Images = list[Any] | tuple[Any, ...]  # of `ImageLike`s
 # From images uint8 [h, w, C] to the fields of each one's prediction.
 Predict = Callable[[Sequence[np.ndarray]], Iterable[dict[str, Any]]]
+# What `make_predictor` takes besides the options of the model.
+_OPTIONS = ("weights", "top", "score_threshold", "max_detections")
 _BATCH = 32  # images that a classifier takes at a time
 
 
@@ -78,6 +80,10 @@ class Predictor:
         """
         color = {1: "grey", 3: "rgb"}[self.card.preprocess.channels]
         if isinstance(image, str | os.PathLike):
+            if str(image).startswith(("http://", "https://")):
+                raise ValueError(
+                    f"image={image!r}: fetch it, and give the file's path."
+                )
             path = Path(image)
             return decode_image(
                 path.read_bytes(), str(path), color=color, upright=self.upright
@@ -164,6 +170,10 @@ def make_predictor(
             f"{name} reads regions, which an image file does not have; "
             "zoo.make_region_detector takes them."
         )
+    known = {*list_options(name), "num_classes", "key", *_OPTIONS}
+    for option in overrides:
+        if option not in known:
+            raise ValueError(unknown("option", option, known))
     model, variables, card = create_with_card(name, weights=source, **overrides)
     if spec.task == "classification":
         kind: type[Prediction] = ClassPrediction

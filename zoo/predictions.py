@@ -17,7 +17,7 @@ from zoo.figures.pictures import draw_prediction
 _LEAST = 640  # pixels of the longer side of a picture with boxes
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """The prediction of a network for one image; the base of the classes below.
 
@@ -66,13 +66,17 @@ class Prediction:
     def __str__(self) -> str:
         return f"{self.name}: {self.words()}"
 
+    def __repr__(self) -> str:
+        # A list of predictions can be read, too.
+        return f"<{type(self).__name__} {self}>"
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.draw().save(buffer, "PNG")
         return buffer.getvalue()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ClassPrediction(Prediction):
     """The most probable classes of an image.
 
@@ -106,7 +110,7 @@ class ClassPrediction(Prediction):
         return super().to_json() | {"labels": self.labels, "scores": scores}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class BoxPrediction(Prediction):
     """The objects in an image.
 
@@ -148,7 +152,7 @@ class BoxPrediction(Prediction):
         return super().to_json() | {"objects": objects}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MaskPrediction(Prediction):
     """The class of each pixel of an image.
 
@@ -193,7 +197,7 @@ class MaskPrediction(Prediction):
         return super().to_json() | {"shares": self.shares}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FacePrediction(Prediction):
     """The descriptor of a face.
 

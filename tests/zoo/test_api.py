@@ -165,6 +165,10 @@ def test_features_are_the_endpoints(variables, logits):
     assert [*zoo.features(MODEL, variables, IMAGES, "stem")] == ["stem"]
     with pytest.raises(ValueError, match=r"unknown endpoint 'stage4'; did you .*stage"):
         zoo.features(MODEL, variables, IMAGES, ["stage4"])
+    with pytest.raises(ValueError, match=r"model='lenet5' must be a network, as zoo"):
+        zoo.features("lenet5", variables, IMAGES, "pool")
+    with pytest.raises(ValueError, match=r"and no 'params': zoo\.create returns them"):
+        zoo.features(MODEL, variables["params"], IMAGES, "pool")
 
 
 def test_features_within_a_stage(variables):

@@ -99,7 +99,14 @@ def test_a_mask_of_a_canvas(digit):
     assert {k: p.mode for k, p in found.pictures().items()} == {"": "RGB", "-mask": "P"}
 
 
+def test_predictions_are_written_without_their_pixels(digit):
+    found = zoo.predict("lenet5", [digit], weights="digits", top=1)
+    assert repr(found) == f"[<ClassPrediction image: 7 {found[0].scores[0]:.1%}>]"
+
+
 def test_images_that_cannot_be_taken_are_named(tmp_path, digit):
+    with pytest.raises(ValueError, match=r"https://a\.b/c\.png.*fetch it"):
+        zoo.predict("lenet5", "https://a.b/c.png", weights="digits")
     predict = zoo.make_predictor("unet_small", weights="digits_canvas")
     Image.fromarray(digit[:9]).save(tmp_path / "low.png")
     with pytest.raises(ValueError, match=r"low\.png: unet_small takes images of 16 x"):
@@ -128,6 +135,11 @@ def test_a_descriptor():
 def test_what_cannot_be_loaded(arguments, weights, message):
     with pytest.raises(ValueError, match=message):
         zoo.make_predictor(arguments, weights=weights)
+
+
+def test_an_option_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"'treshold'; did you mean score_threshold"):
+        zoo.make_predictor("ssd96_small", weights="digits_canvas", treshold=0.5)
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"\xff", b'{"data": 3}', b"["])
