@@ -89,11 +89,13 @@ plt.rcParams |= {
 config = get_config(NAME)
 people = load_dataset(config.data.dataset, "train", task="verification")
 print(f"{len(people):,} pictures of {len(people.class_names)} people to train on")
-_, axes = plt.subplots(3, 6, figsize=(9, 4.6), squeeze=False)
-for row, person in zip(axes, range(3), strict=True):
+each = [np.flatnonzero(people.people == person)[:6] for person in range(3)]
+columns = max(map(len, each))
+_, axes = plt.subplots(3, columns, figsize=(1.5 * columns, 4.6), squeeze=False)
+for row, pictures in zip(axes, each, strict=True):
     for axis in row:
         axis.axis("off")
-    for axis, i in zip(row, np.flatnonzero(people.people == person), strict=False):
+    for axis, i in zip(row, pictures, strict=False):
         axis.imshow(people.image(int(i)))
 plt.show()
 
@@ -156,12 +158,13 @@ right.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# The pairs that it is most wrong about, as the network sees them:
+# The pairs that it is most wrong about or, where it is right about all, least sure of,
+# as the network sees them:
 
 # %%
 source = result.experiment.eval_source
-wrong = (found.scores > metrics["threshold"]) != pairs.same
-worst = np.argsort(-np.abs(found.scores - metrics["threshold"]) * wrong)[:4]
+above = found.scores - metrics["threshold"]
+worst = np.argsort(np.where(pairs.same, above, -above))[:4]
 _, axes = plt.subplots(1, 4, figsize=(9, 1.9))
 for axis, i in zip(axes, worst, strict=True):
     both = [source.image(int(side[i])) for side in (pairs.first, pairs.second)]
