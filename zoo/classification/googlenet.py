@@ -21,6 +21,7 @@ from zoo.layers import (
     BatchNorm,
     Classifier,
     Conv,
+    Dense,
     LinearHead,
     NetworkConfig,
     initializer,
@@ -235,7 +236,7 @@ class AuxiliaryHead(LinearHead):
         )
         x = adaptive_avg_pool(x, 4) if self.batch_norm else avg_pool(x, 5, 3)
         x = unit(x, 128, 1, name="conv", train=train)
-        fc1 = nn.Dense(
+        fc1 = Dense(
             1024,
             kernel_init=self.kernel_init,
             bias_init=nn.initializers.zeros if self.batch_norm else BIAS,

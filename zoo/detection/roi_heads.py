@@ -21,6 +21,7 @@ from zoo.layers import (
     BatchNorm,
     ClassOutputs,
     Conv,
+    Dense,
     FullyConnected,
     Layer,
 )
@@ -78,7 +79,7 @@ class DenseHead(Layer):
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
         x = FullyConnected(self.features, self.window, name="fc6", **options)(x)
         x = dropout(name="drop6")(nn.relu(x))
-        x = nn.Dense(self.features, name="fc7", **options)(x)
+        x = Dense(self.features, name="fc7", **options)(x)
         return dropout(name="drop7")(nn.relu(x))
 
 

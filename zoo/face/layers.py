@@ -9,6 +9,7 @@ from flax import linen as nn
 from zoo.checks import check_kernel
 from zoo.initialization import compile_quickly
 from zoo.layers import Layer, per_channel
+from zoo.ops.dense import dense
 from zoo.ops.locally_connected import locally_connected, output_size
 
 Array = jax.Array
@@ -93,7 +94,7 @@ class DescriptorLayer(Layer):
         kernel = self.param("kernel", init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         largest = self.variable("batch_stats", "max", jnp.zeros, shape[1:])
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = dense(x.astype(self.dtype), kernel.astype(self.dtype))
         y = nn.relu(y + per_channel(bias.astype(self.dtype), y))
         if train and not self.is_initializing():
             seen = jax.lax.stop_gradient(y).max(0).astype(largest.value.dtype)
