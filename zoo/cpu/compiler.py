@@ -15,8 +15,8 @@ LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 INFERENCE = {LIBRARY: ""}
 TRAINING = {
     LIBRARY: "LIBRARY_FUSION_TYPE_REDUCE",
-    # Keeps `lax.optimization_barrier`, which XLA else drops on CPUs before it fuses
-    # layers: those around each convolution, and those of `remat`.
+    # Keeps `lax.optimization_barrier`, which XLA otherwise removes on CPUs before it
+    # fuses layers: those around each convolution, and those of `remat`.
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 

@@ -40,8 +40,9 @@ def convolve(x: Array, kernel: Array, window: Window) -> Array:
 
 def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
     strides, padding, dilation, groups = window
-    # For a kernel's gradient XLA transposes both images. Without barriers it computes
-    # for it, pixel by pixel, all layers before again: a residual network's whole stage.
+    # For the gradient of the kernel XLA copies x and the cotangent transposed. Without
+    # barriers it fuses the layers before into that copy, and so computes them again: in
+    # a residual network the whole stage.
     x = lax.optimization_barrier(x)
     y = lax.conv_general_dilated(
         x, kernel, strides, padding, None, dilation, ("NHWC", "HWIO", "NHWC"), groups
