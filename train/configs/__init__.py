@@ -38,6 +38,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "orl_deepface": faces.orl,
     "faces_deepface": faces.deepface,
     "cifar10_resnet20_short": cifar10_resnet.short,
+    "cifar10_resnet20_20epochs": cifar10_resnet.twenty_epochs,
     "cifar10_zfnet64": cifar10_zfnet.config,
     **{
         f"cifar10_resnet{depth}": partial(cifar10_resnet.config, depth)
