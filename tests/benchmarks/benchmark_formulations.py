@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 import readme
 from benchmark_rounds import machine, same_machine, say, seconds_per_call_within, where
-from jax import lax
 
 import zoo
 from zoo import cpu
@@ -42,8 +41,6 @@ CELLS = (
     "winograd/vgg16/train_4",
     "dilated/pspnet_resnet50/inference_1",
     "groups/alexnet/train_8",
-    "transposed/fcn8s_vgg16/inference_1",
-    "transposed/fcn32s_vgg16/inference_1",
     "few_rows/alexnet_tv/train_8",
     "barriers/resnet18/train_8",
     "barriers/cifar_resnet56/train_128",
@@ -99,11 +96,9 @@ def without(formulation: str, function: Callable, *arguments: Any) -> Any:
     """Calls a function while a formulation of `zoo.cpu` is not there."""
     jax.clear_caches()
     kept, options = dict(FORMULATIONS), dict(TRAINING)
-    others = cpu.convolve_transposed, cpu.multiply_few_rows
+    few_rows = cpu.multiply_few_rows
     try:
-        if formulation == "transposed":
-            cpu.convolve_transposed = transposed_by_xla
-        elif formulation == "few_rows":
+        if formulation == "few_rows":
             cpu.multiply_few_rows = jnp.matmul
         elif formulation == "barriers":
             del TRAINING["xla_disable_hlo_passes"]
@@ -111,18 +106,11 @@ def without(formulation: str, function: Callable, *arguments: Any) -> Any:
             del FORMULATIONS[formulation]
         return function(*arguments)
     finally:
-        cpu.convolve_transposed, cpu.multiply_few_rows = others
+        cpu.multiply_few_rows = few_rows
         FORMULATIONS.clear()
         FORMULATIONS.update(kept)
         TRAINING.update(options)
         jax.clear_caches()
-
-
-def transposed_by_xla(x, kernel, strides, crop):
-    """What `convolve_transposed` is on accelerators."""
-    sizes = zip(kernel.shape[:2], crop, strict=True)
-    padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
-    return lax.conv_transpose(x, kernel[::-1, ::-1], strides, padding)
 
 
 def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:

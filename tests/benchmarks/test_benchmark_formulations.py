@@ -7,7 +7,8 @@ import pytest
 
 from zoo import cpu
 from zoo.cpu.convolution import FORMULATIONS
-from zoo.ops.convolution import convolve, convolve_transposed
+from zoo.ops.convolution import convolve
+from zoo.ops.dense import dense
 
 
 def trace(function, *shapes, **options):
@@ -17,26 +18,21 @@ def trace(function, *shapes, **options):
 
 def test_every_formulation_has_a_cell():
     measured = {cell.split("/")[0] for cell in benchmark_formulations.CELLS}
-    assert measured == {*FORMULATIONS, "transposed", "few_rows", "barriers"}
+    assert measured == {*FORMULATIONS, "few_rows", "barriers"}
 
 
 @pytest.mark.parametrize(
     ("name", "traced"),
     [
         ("winograd", lambda: trace(convolve, (8, 40, 40, 128), (3, 3, 128, 128))),
-        (
-            "transposed",
-            lambda: trace(
-                convolve_transposed, (1, 4, 4, 3), (2, 2, 3, 2), strides=(2, 2)
-            ),
-        ),
+        ("few_rows", lambda: trace(dense, (2, 40), (40, 50))),
     ],
 )
 def test_a_formulation_is_left_out_and_comes_back(name, traced):
-    kept = dict(FORMULATIONS), cpu.convolve_transposed
+    kept = dict(FORMULATIONS), cpu.multiply_few_rows
     before = traced()
     assert benchmark_formulations.without(name, traced) != before
-    assert (FORMULATIONS, cpu.convolve_transposed) == kept
+    assert (FORMULATIONS, cpu.multiply_few_rows) == kept
     assert traced() == before
 
 

@@ -1,14 +1,13 @@
 """What is computed differently on CPUs, and the compiler options that help there.
 
 Without this room the zoo computes the same, more slowly: `zoo.ops.convolution` calls
-`convolve` and `convolve_transposed`, `zoo.ops.locally_connected` calls
-`locally_connected` and `zoo.ops.dense` calls `multiply_few_rows` where a program is
-lowered for CPUs, and the whole functions (`make_classifier` and its like) are compiled
-by `jit_inference`.
+`convolve`, `zoo.ops.locally_connected` calls `locally_connected` and `zoo.ops.dense`
+calls `multiply_few_rows` where a program is lowered for CPUs, and the whole functions
+(`make_classifier` and its like) are compiled by `jit_inference`.
 """
 
 from zoo.cpu.compiler import compiler_options, jit_inference
-from zoo.cpu.convolution import Window, convolve, convolve_transposed
+from zoo.cpu.convolution import Window, convolve
 from zoo.cpu.locally_connected import locally_connected
 from zoo.cpu.products import has_few_rows, multiply_few_rows
 from zoo.cpu.reduction import mean_of_map
@@ -17,7 +16,6 @@ __all__ = [
     "Window",
     "compiler_options",
     "convolve",
-    "convolve_transposed",
     "has_few_rows",
     "jit_inference",
     "locally_connected",

@@ -5,7 +5,6 @@ others are left to XLA. The command `tests/benchmarks/benchmark_formulations.py`
 measures what each of them brings to a whole network.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -126,27 +125,6 @@ FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "winograd": (_is_winograd, _winograd),
     "dilated": (_is_dilated, _dilated),
 }
-
-
-def convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
-    """Computes a transposed convolution as a convolution to s * s as many channels.
-
-    Output row `s * q + r` is row q of phase r, to which the taps r, r + s, r + 2s, ...
-    contribute. XLA's own multiplies the zeros between the pixels, too.
-    """
-    kh, kw, channels, features = kernel.shape
-    (sh, sw), (b, h, w, _) = strides, x.shape
-    mh, mw = math.ceil(kh / sh), math.ceil(kw / sw)
-    kernel = jnp.pad(kernel, ((0, mh * sh - kh), (0, mw * sw - kw), (0, 0), (0, 0)))
-    kernel = kernel.reshape(mh, sh, mw, sw, channels, features)[::-1, :, ::-1]
-    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(mh, mw, channels, -1)
-    y = convolve(x, kernel, Window(padding=((mh - 1, mh - 1), (mw - 1, mw - 1))))
-    h, w = h + mh - 1, w + mw - 1
-    y = y.reshape(b, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
-    y = y.reshape(b, h * sh, w * sw, features)
-    (top, bottom), (left, right) = crop
-    cuts = (-top, kh - mh * sh - bottom, 0), (-left, kw - mw * sw - right, 0)
-    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *cuts, (0, 0, 0)))
 
 
 def _pad(x: Array, window: Window, sizes: list[int]) -> Array:

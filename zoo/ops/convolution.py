@@ -97,18 +97,9 @@ def convolve_transposed(
             "convolve_transposed takes x [B, H, W, I] and a kernel [kh, kw, I, O], got "
             f"{list(x.shape)} and {list(kernel.shape)}."
         )
-    return _convolve_transposed(x, kernel, tuple(strides), tuple(map(tuple, crop)))
-
-
-@partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _convolve_transposed(x: Array, kernel: Array, strides: Pair, crop: tuple) -> Array:
-    def by_xla(x: Array, kernel: Array) -> Array:
-        sizes = zip(kernel.shape[:2], crop, strict=True)
-        padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
-        return lax.conv_transpose(x, kernel[::-1, ::-1], strides, padding)
-
-    by_cpu = partial(cpu.convolve_transposed, strides=strides, crop=crop)
-    return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
+    sizes = zip(kernel.shape[:2], crop, strict=True)
+    padding = [(k - 1 - low, k - 1 - high) for k, (low, high) in sizes]
+    return lax.conv_transpose(x, kernel[::-1, ::-1], strides, padding)
 
 
 def _check(x: Array, kernel: Array, window: cpu.Window) -> None:
