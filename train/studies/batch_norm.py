@@ -155,7 +155,7 @@ def draw(runs):
             axis.plot(*end, "x", color=color, ms=9, mew=2)
         axis.set(title=activation, xlabel="step", ylim=(0, 100))
     axes[0].set_ylabel("training error (%)")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, loc="center right")
     return figure
 
 
