@@ -163,9 +163,11 @@ def _integrate(
     steps: int,
     chunk: int,
 ) -> Array:
+    from scipy.special import roots_legendre  # It comes with jax.
+
     forward = partial(targets.make_forward(model, endpoint), variables)
     target = targets.find_target(forward(images), channels, positions)
-    points, weights = np.polynomial.legendre.leggauss(steps)
+    points, weights = roots_legendre(steps)
     points = jnp.asarray((points + 1) / 2, images.dtype)
     way = images - baseline
 
