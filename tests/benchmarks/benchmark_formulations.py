@@ -13,7 +13,8 @@ A cell is one network, compiled with all formulations of `zoo.cpu` and with all 
 in whose place XLA's own convolution or product is. "barriers" are those around XLA's
 own convolutions, which one of the compiler options keeps. Both programs take turns in
 one process. Both are compiled with `zoo.cpu.compiler_options()`.
-Cells that the file has already, of this machine, are left out, unless they are named.
+The file keeps the numbers of several processors. Cells that it has already, of this
+one, are left out, unless they are named.
 """
 
 import argparse
@@ -62,11 +63,13 @@ def main() -> None:
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     if not options.table and not options.readme:
         here = machine()
-        if not same_machine(found.get("machine", here), here):
-            say("the numbers in the file are of another machine; they are replaced.")
-            found = {}
-        found["machine"] = here
-        known = found.setdefault("milliseconds", {})
+        own = found.setdefault(here["cpu"], {"machine": here, "milliseconds": {}})
+        if not same_machine(own["machine"], here):
+            say(
+                "the numbers of this processor are of other versions, and are replaced."
+            )
+            own["milliseconds"] = {}
+        own["machine"], known = here, own["milliseconds"]
         for cell in options.cells or [c for c in CELLS if c not in known]:
             known[cell] = measure(cell, options.seconds)
             options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -162,24 +165,31 @@ def fill(name: str, shape: tuple[int, ...], random: np.random.Generator) -> jax.
 
 
 def render(found: dict[str, Any]) -> str:
-    """Makes the table."""
+    """Makes the table, with a row for each cell and processor."""
+    places = [where(each["machine"], ("jax",)) for each in found.values()]
     lines = [
-        "What each formulation of `zoo.cpu` brings to a whole network in float32, on "
-        f"{where(found['machine'], ('jax',))}: medians of rounds in which the programs "
-        "with and without it take turns. "
+        "What each formulation of `zoo.cpu` brings to a whole network in float32: "
+        "medians of rounds in which the programs with and without it take turns, on "
+        f"{'; on '.join(places)}. "
         "`python tests/benchmarks/benchmark_formulations.py` makes it again.",
         "",
-        "| formulation | network | what | with, ms | without, ms | gain |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| formulation | network | what | processor | with, ms | without, ms | gain |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
-    for cell, sides in found["milliseconds"].items():
-        formulation, name, work = cell.split("/")
+    rows = [
+        (*cell.split("/"), processor, sides)
+        for processor, each in found.items()
+        for cell, sides in each["milliseconds"].items()
+    ]
+    for formulation, name, work, processor, sides in sorted(
+        rows, key=lambda row: row[:4]
+    ):
         kind, batch = work.split("_")
         with_, out = (statistics.median(sides[side]) for side in ("with", "without"))
         what = {"inference": "inference", "train": "training"}[kind]
         lines.append(
-            f"| {formulation} | `{name}` | {what}, batch {batch} | {with_:,.1f} | "
-            f"{out:,.1f} | {out / with_:.2f} |"
+            f"| {formulation} | `{name}` | {what}, batch {batch} | {processor} | "
+            f"{with_:,.1f} | {out:,.1f} | {out / with_:.2f} |"
         )
     return "\n".join(lines)
 
