@@ -1,8 +1,9 @@
 """The registry of networks: from a name to its facts and its module."""
 
+import contextlib
 import fnmatch
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flax.core import FrozenDict
@@ -51,6 +52,25 @@ _FAMILIES = (
 _SPECS: dict[str, ModelSpec] = {
     spec.name: spec for family in _FAMILIES for spec in family.SPECS
 }
+
+
+@contextlib.contextmanager
+def registered(*specs: ModelSpec) -> Iterator[None]:
+    """Registers models within a `with` statement, for instance one's own.
+
+        with zoo.registry.registered(spec):
+            model, variables = zoo.create(spec.name)
+
+    Args:
+      *specs: The models. One that has the name of another replaces it.
+    """
+    before = dict(_SPECS)
+    _SPECS.update({spec.name: spec for spec in specs})
+    try:
+        yield
+    finally:
+        _SPECS.clear()
+        _SPECS.update(before)
 
 
 def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """The public door, and that its networks are plain JAX: jit, vmap, grad, checkpoint."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -16,6 +17,7 @@ from flax.nnx.bridge import variables as bridge
 import zoo
 from zoo.classification.resnet import BasicBlock, resnet
 from zoo.paths import flatten
+from zoo.registry import registered
 
 resnet8 = partial(
     resnet, block=BasicBlock, blocks=(1, 1, 1), small=True, num_classes=10
@@ -105,6 +107,15 @@ def test_every_path_starts_with_its_part(name):
 def test_mistakes_are_named(name, options, words):
     with pytest.raises(ValueError, match=words):
         zoo.create(name, **options)
+
+
+def test_ones_own_model_is_registered_for_a_while():
+    spec = dataclasses.replace(zoo.get_spec("lenet5_modern"), name="lenet5_mine")
+    with registered(spec):
+        assert "lenet5_mine" in zoo.list_models("lenet5*")
+        assert zoo.create_with_card("lenet5_mine")[2].model == "lenet5_mine"
+    with pytest.raises(ValueError, match="unknown model 'lenet5_mine'"):
+        zoo.create("lenet5_mine")
 
 
 def test_list_models():

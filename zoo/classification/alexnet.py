@@ -58,16 +58,20 @@ class SmallZFNetConfig(AlexNetConfig):
 
 
 def alexnet_convolutions(
-    x: Array, widths: tuple[int, ...], conv: Callable
+    x: Array,
+    widths: tuple[int, ...],
+    conv: Callable,
+    *,
+    normalize: Callable = local_response_norm,
 ) -> dict[str, Array]:
     """Section 3.5 and figure 2 of AlexNet's paper."""
     out = {}
     grouped = partial(conv, groups=2, bias_init=nn.initializers.ones)
     x = out["conv1"] = nn.relu(conv(widths[0], 11, stride=4, name="conv1")(x))
-    x = out["norm1"] = local_response_norm(x)
+    x = out["norm1"] = normalize(x)
     x = out["pool1"] = max_pool(x, 3, 2)
     x = out["conv2"] = nn.relu(grouped(widths[1], 5, padding=2, name="conv2")(x))
-    x = out["norm2"] = local_response_norm(x)
+    x = out["norm2"] = normalize(x)
     x = out["pool2"] = max_pool(x, 3, 2)
     x = out["conv3"] = nn.relu(conv(widths[2], 3, padding=1, name="conv3")(x))
     x = out["conv4"] = nn.relu(grouped(widths[3], 3, padding=1, name="conv4")(x))

@@ -37,7 +37,7 @@ from train.loaders import make_loader
 from train.warm_start import create_model, take_layers
 from zoo.layers import Classifier, Conv, make_head
 from zoo.preprocess import resize_center_crop
-from zoo.registry import _SPECS
+from zoo.registry import registered
 from zoo.spec import ModelSpec, Preprocess
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -71,15 +71,18 @@ def build_tiny(*, num_classes, deep=False):
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
+def tiny_networks():
     """Registers two networks that a step of takes no time."""
     pre = Preprocess(16, 3, mean=(0.5,) * 3, std=(0.25,) * 3, resize=20)
-    for name, deep in (("tiny", False), ("tiny_deep", True)):
-        build = partial(build_tiny, deep=deep)
-        spec = ModelSpec(
-            name, "classification", build, "none", 1000, pre, 0, 0, lambda _: ()
+    specs = [
+        ModelSpec(name, "classification", build, "none", 1000, pre, 0, 0, lambda _: ())
+        for name, build in (
+            ("tiny", build_tiny),
+            ("tiny_deep", partial(build_tiny, deep=True)),
         )
-        monkeypatch.setitem(_SPECS, name, spec)
+    ]
+    with registered(*specs):
+        yield
 
 
 def photo(seed, mode="RGB", kind="jpeg"):

@@ -22,10 +22,10 @@ from faster_rcnn_cases import (
 )
 
 import zoo
-from zoo import registry
 from zoo.detect import select_detections
 from zoo.detection.types import Targets
 from zoo.paths import flatten
+from zoo.registry import registered
 from zoo.summary import list_layers
 from zoo.verify import parity
 from zoo.verify.summaries import Summaries, measure
@@ -224,19 +224,16 @@ def test_endpoints_are_torchvisions(cheap_jit):
         verify(NAME, training="float32")
 
 
-def test_published_weights_say_which_epsilon_they_need(tmp_path, monkeypatch):
+def test_published_weights_say_which_epsilon_they_need(tmp_path):
     path = tmp_path / "coco.safetensors"
     safetensors.numpy.save_file(make_state(), path)
     spec = zoo.get_spec(NAME)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     weights = dataclasses.replace(spec.weights[0], sha256=digest[:8])
-    monkeypatch.setitem(
-        registry._SPECS, NAME, dataclasses.replace(spec, weights=(weights,))
-    )
-    model, _, card = zoo.create_with_card(NAME, weights=str(path))
+    with registered(dataclasses.replace(spec, weights=(weights,))):
+        model, _, card = zoo.create_with_card(NAME, weights=str(path))
     assert (model.backbone.epsilon, card.overrides) == (0.0, {"epsilon": 0.0})
     assert card.class_names[:2] == ("person", "bicycle")
-    monkeypatch.undo()
     model, _, card = zoo.create_with_card(NAME, weights=str(path))
     assert (model.backbone.epsilon, card.overrides) == (1e-5, {})
 

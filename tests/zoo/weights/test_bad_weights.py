@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 import zoo
-from zoo import registry
 from zoo.paths import flatten, unflatten
+from zoo.registry import registered
 from zoo.spec import Card, Weights
 from zoo.weights import from_torch, load, save_safetensors, to_torch
 from zoo.weights.fit import guess_models
@@ -180,8 +180,8 @@ def test_a_wrong_hash_is_said_and_nothing_is_kept(tmp_path, variables, monkeypat
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     wrong = Weights("letters", path.as_uri(), "0" * 64, "", "", "")
     spec = dataclasses.replace(zoo.get_spec(NAME), weights=(wrong,))
-    monkeypatch.setitem(registry._SPECS, NAME, spec)
-    with pytest.raises(ValueError, match=f"net.safetensors has the hash {digest}, exp"):
+    words = f"net.safetensors has the hash {digest}, exp"
+    with registered(spec), pytest.raises(ValueError, match=words):
         zoo.create(NAME, weights="letters")
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
 

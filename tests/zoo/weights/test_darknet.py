@@ -1,5 +1,8 @@
 """Darknet's weights files, written and read by hand."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,8 @@ import pytest
 from torch_nets import random_variables
 
 import zoo
-from zoo.detection import yolo
 from zoo.paths import flatten
+from zoo.registry import registered
 from zoo.weights import read_darknet, save_darknet
 from zoo.weights.darknet import read_header
 
@@ -16,16 +19,19 @@ WITH_NORM, WITHOUT = "yolo_v1_tiny_bn", "yolo_v1_tiny"
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch):
+def narrow():
     """Makes the layers a few channels wide: files of some kilobytes."""
-    rows = yolo._NETWORKS
     stages = tuple(((3, 2 + i % 2),) for i in range(6))
-    changes = {
-        WITHOUT: dict(stages=(*stages, ((3, 4), (3, 2), (3, 3))), hidden=(4, 6)),
-        WITH_NORM: dict(stages=(*stages, ((3, 4), (3, 3)))),
-    }
-    for name, change in changes.items():
-        monkeypatch.setitem(rows, name, rows[name]._replace(**change))
+    specs = []
+    for name, options in (
+        (WITHOUT, dict(stages=(*stages, ((3, 4), (3, 2), (3, 3))), hidden=(4, 6))),
+        (WITH_NORM, dict(stages=(*stages, ((3, 4), (3, 3))))),
+    ):
+        spec = zoo.get_spec(name)
+        build = partial(spec.build, **options)
+        specs.append(dataclasses.replace(spec, build=build))
+    with registered(*specs):
+        yield
 
 
 def make_variables(name, num_classes=20):

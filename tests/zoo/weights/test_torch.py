@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo import registry
 from zoo.paths import flatten
+from zoo.registry import registered
 from zoo.weights import from_torch, to_torch
 from zoo.weights.torch_format import copy_in_c_order
 
@@ -176,7 +176,7 @@ def test_what_torch_adds_to_the_names_is_removed():
         from_torch("cifar_resnet20", state)
 
 
-def test_other_names_are_taken_and_dense_layers_that_are_convolutions(monkeypatch):
+def test_other_names_are_taken_and_dense_layers_that_are_convolutions():
     spec, state = zoo.get_spec("lenet5_modern"), lenet_state_dict()
     alias = {"ip1": "pre_logits.fc1", "ip2": "head.fc"}
     rules = tuple(
@@ -184,18 +184,19 @@ def test_other_names_are_taken_and_dense_layers_that_are_convolutions(monkeypatc
         for rule in spec.torch_rules(zoo.build("lenet5_modern"))
     )
     spec = dataclasses.replace(spec, torch_rules=lambda model: rules)
-    monkeypatch.setitem(registry._SPECS, "lenet5_modern", spec)
     other = dict(state)
     for key, name in alias.items():
         other[f"{name}.bias"] = other.pop(f"{key}.bias")
         other[f"{name}.weight"] = other.pop(f"{key}.weight")
     other["pre_logits.fc1.weight"] = state["ip1.weight"].reshape(500, 50, 4, 4)
-    assert_same(
-        flatten(from_torch("lenet5_modern", other)),
-        flatten(from_torch("lenet5_modern", state)),
-    )
+    with registered(spec):
+        assert_same(
+            flatten(from_torch("lenet5_modern", other)),
+            flatten(from_torch("lenet5_modern", state)),
+        )
     other["head.fc.weight"] = state["ip2.weight"].reshape(10, 500, 1, 1)[..., 0]
-    with pytest.raises(ValueError, match=r"ip2.weight is \[10, 500, 1\], the network"):
+    words = r"ip2.weight is \[10, 500, 1\], the network"
+    with registered(spec), pytest.raises(ValueError, match=words):
         from_torch("lenet5_modern", other)
 
 
