@@ -27,7 +27,7 @@ from zoo.spec import Preprocess
 Geometry = Callable[[Example, int, int], Example]
 
 # The minimal IoUs of `iou_crop` with some object; None leaves the image whole.
-OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+MIN_IOUS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 ATTEMPTS = 50  # windows that `iou_crop` draws for each minimal IoU
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -120,13 +120,15 @@ def zoom_out(
     rng: RandomStream,
     example: Example,
     preprocess: Preprocess,
+    max_pixels: int = MAX_PIXELS,
     *,
     most: float = 4,
     p: float = 0.5,
 ) -> Example:
     """Places the image on a larger canvas, with probability `p`.
 
-    The canvas has 1 to `most` times the image's height and width.
+    The canvas has 1 to `most` times the image's height and width. Where that would be
+    more than `max_pixels`, the image is resized first.
 
     Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 3.6.
     """
@@ -135,8 +137,8 @@ def zoom_out(
         return example
     ratio = rng.uniform(1, most)
     height, width = example["image"].shape[:2]
-    # The canvas is never larger than the largest image that is decoded.
-    scale = math.sqrt(MAX_PIXELS / (height * width)) / ratio
+    # By default the canvas is never larger than the largest image that is decoded.
+    scale = math.sqrt(max_pixels / (height * width)) / ratio
     if scale < 1:
         example = resize(example, scale, preprocess)
         height, width = example["image"].shape[:2]
@@ -145,11 +147,16 @@ def zoom_out(
     return cut(example, (-top, -left, tall, wide), preprocess)
 
 
-def iou_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Example:
+def iou_crop(
+    rng: RandomStream,
+    example: Example,
+    preprocess: Preprocess,
+    min_ious: Sequence[float | None] = MIN_IOUS,
+) -> Example:
     """Crops a window with a minimal IoU with some object.
 
-    One of these is chosen at random: the whole image, any window, and windows with an
-    IoU of at least 0.1, 0.3, 0.5, 0.7 or 0.9 with some object. Where none of `ATTEMPTS`
+    One of `min_ious` is chosen at random: None is the whole image, 0 any window, and
+    0.1 a window with an IoU of at least 0.1 with some object. Where none of `ATTEMPTS`
     windows reaches the IoU, another is chosen. The geometric mean of a window's sides,
     relative to the image's, is 0.3 to 1, and its relative aspect ratio 1:2 to 2:1. An
     image without objects is not changed.
@@ -159,7 +166,7 @@ def iou_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Exa
     """
     if "boxes" not in example:
         raise ValueError("iou_crop is for detection: it looks at the boxes.")
-    for overlap in np.array(OVERLAPS, object)[rng.permutation(len(OVERLAPS))]:
+    for overlap in np.array(min_ious, object)[rng.permutation(len(min_ious))]:
         windows = _draw_windows(rng, *example["image"].shape[:2])
         if overlap is None or not len(example["boxes"]):
             return example

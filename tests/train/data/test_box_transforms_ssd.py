@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from train.data import box_transforms, parse_geometry
+from train.data import parse_geometry
 from train.data.annotations import detection_example, make_objects
+from train.data.box_transforms import MIN_IOUS, iou_crop, zoom_out
+from train.data.rng import RandomStream
 from zoo.spec import Preprocess
 
 GRAY = Preprocess(
@@ -38,24 +40,22 @@ def test_zooming_out():
     np.testing.assert_allclose(np.histogram(ratios, 3, (1, 4))[0], 50, atol=25)
 
 
-def test_no_canvas_is_larger_than_an_image_may_be(monkeypatch):
-    monkeypatch.setattr(box_transforms, "MAX_PIXELS", 2000)
+def test_no_canvas_is_larger_than_an_image_may_be():
     for step in range(20):
         scene = make_scene(step)
-        out = change("zoom_out:4:1", scene, step=step)
+        out = zoom_out(RandomStream((0, step), (0, 1)), scene, GRAY, 2000, p=1)
         assert out["image"].size <= 2200
         assert len(out["boxes"]) == 3
 
 
-def windows_of(step, overlaps, monkeypatch, scene):
-    monkeypatch.setattr(box_transforms, "OVERLAPS", overlaps)
+def window_of(step, scene, min_ious=MIN_IOUS):
     # The image of places tells which part was cut out.
     height, width = scene["image"].shape[:2]
     rows, columns = np.indices((height, width)).astype(np.uint8)
     image = np.stack([rows, columns, rows], -1)
     rgb = Preprocess(size=9, channels=3, mean=(1,) * 3, std=(1,) * 3)
-    part = change("iou_crop", scene | {"image": image}, step=step, preprocess=rgb)
-    part = part["image"]
+    rng = RandomStream((0, step), (0, 1, 1))
+    part = iou_crop(rng, scene | {"image": image}, rgb, min_ious)["image"]
     return part[0, 0, 1], part[0, 0, 0], part[-1, -1, 1] + 1, part[-1, -1, 0] + 1
 
 
@@ -68,15 +68,14 @@ def slow_iou(a, b):
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.3, 0.5, 0.7])
-def test_parts_are_covered_by_an_object(overlap, monkeypatch):
+def test_parts_are_covered_by_an_object(overlap):
     shapes, least = [], []
     for step in range(80):
         boxes = [[10, 20, 150, 110], [100, 60, 190, 120]]
         scene = detection_example(
             np.zeros((120, 200, 1), np.uint8), make_objects(boxes, [0, 1])
         )
-        window = windows_of(step, (overlap, None), monkeypatch, scene)
-        window = tuple(map(int, window))
+        window = tuple(map(int, window_of(step, scene, (overlap, None))))
         if window == (0, 0, 200, 120):
             continue
         least.append(max(slow_iou(window, box) for box in boxes))
@@ -92,16 +91,14 @@ def test_parts_are_covered_by_an_object(overlap, monkeypatch):
     assert 0.48 < ratios.min() < 0.75 < 1.3 < ratios.max() < 2.1
 
 
-def test_the_choices_are_as_frequent(monkeypatch):
+def test_the_choices_are_as_frequent():
     # With a box that is the image, every part with 0.9 is nearly all of it.
     scene = detection_example(
         np.zeros((90, 90, 1), np.uint8), make_objects([[0, 0, 90, 90]], [0])
     )
     areas = []
     for step in range(350):
-        x1, y1, x2, y2 = map(
-            int, windows_of(step, box_transforms.OVERLAPS, monkeypatch, scene)
-        )
+        x1, y1, x2, y2 = map(int, window_of(step, scene))
         areas.append((x2 - x1) * (y2 - y1) / 8100)
     areas = np.array(areas)
     assert 25 < (areas == 1).sum() < 85
@@ -114,10 +111,10 @@ def test_the_choices_are_as_frequent(monkeypatch):
     assert out["image"].shape == (90, 90, 1)
 
 
-def test_an_impossible_overlap_leaves_another_choice(monkeypatch):
+def test_an_impossible_overlap_leaves_another_choice():
     tiny = detection_example(
         np.zeros((90, 90, 1), np.uint8), make_objects([[4, 4, 5, 5]], [0])
     )
     for step in range(20):
-        window = windows_of(step, (0.9, None), monkeypatch, tiny)
+        window = window_of(step, tiny, (0.9, None))
         assert tuple(map(int, window)) == (0, 0, 90, 90)
