@@ -14,6 +14,9 @@ from zoo.ops.losses import (
     smooth_l1,
 )
 
+cross_entropy = jax.jit(segmentation_cross_entropy, static_argnames="ignore")
+bootstrapped = jax.jit(bootstrapped_cross_entropy, static_argnames=("count", "ignore"))
+
 
 def make_example(seed=0, shape=(3, 5, 7), classes=4):
     rng = np.random.default_rng(seed)
@@ -40,7 +43,7 @@ def pixel_losses(logits, mask, ignore=255):
 
 def test_cross_entropy():
     logits, mask = make_example()
-    found = jax.jit(segmentation_cross_entropy)(logits, mask)
+    found = cross_entropy(logits, mask)
     expected = [
         np.mean([loss for loss, _ in image]) for image in pixel_losses(logits, mask)
     ]
@@ -52,7 +55,7 @@ def test_cross_entropy():
 def test_cross_entropy_with_weights():
     logits, mask = make_example()
     weights = [0.5, 2.0, 0.0, 1.5]
-    found = segmentation_cross_entropy(logits, mask, class_weights=weights)
+    found = cross_entropy(logits, mask, class_weights=weights)
     expected = [
         np.mean([loss * weights[c] for loss, c in image])
         for image in pixel_losses(logits, mask)
@@ -60,8 +63,8 @@ def test_cross_entropy_with_weights():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     pixels = jnp.where(jnp.arange(7).reshape(1, 1, 7) < 3, 2.0, 0.0)
     pixels = jnp.broadcast_to(pixels, mask.shape)
-    found = segmentation_cross_entropy(logits, mask, pixel_weights=pixels)
-    left = segmentation_cross_entropy(logits, mask.at[:, :, 3:].set(255))
+    found = cross_entropy(logits, mask, pixel_weights=pixels)
+    left = cross_entropy(logits, mask.at[:, :, 3:].set(255))
     valid = mask != 255
     share = valid[:, :, :3].sum((1, 2)) / valid.sum((1, 2))
     np.testing.assert_allclose(found, 2 * left * share, rtol=1e-6)
@@ -71,19 +74,19 @@ def test_another_ignored_value():
     logits, mask = make_example()
     moved = jnp.where(mask == 255, 7, mask)
     np.testing.assert_array_equal(
-        segmentation_cross_entropy(logits, moved, ignore=7),
-        segmentation_cross_entropy(logits, mask),
+        cross_entropy(logits, moved, ignore=7),
+        cross_entropy(logits, mask),
     )
     np.testing.assert_array_equal(
-        bootstrapped_cross_entropy(logits, moved, count=5, ignore=7),
-        bootstrapped_cross_entropy(logits, mask, count=5),
+        bootstrapped(logits, moved, count=5, ignore=7),
+        bootstrapped(logits, mask, count=5),
     )
 
 
 @pytest.mark.parametrize("count", [1, 6, 20, 35, 1000])
 def test_bootstrapped(count):
     logits, mask = make_example()
-    found = bootstrapped_cross_entropy(logits, mask, count=count)
+    found = bootstrapped(logits, mask, count=count)
     expected = [
         np.mean(sorted(loss for loss, _ in image)[-count:])
         for image in pixel_losses(logits, mask)
@@ -94,24 +97,22 @@ def test_bootstrapped(count):
 def test_gradient_of_bootstrapped_is_that_of_the_worst_pixels():
     logits, mask = make_example()
     worst = []
-    for image, labels in zip(logits, mask, strict=True):
-        losses = [
-            segmentation_cross_entropy(
-                image[None], jnp.full_like(labels, 255).at[y, x].set(labels[y, x])[None]
-            )[0]
-            for y, x in np.ndindex(labels.shape)
-        ]
-        worst.append(np.argsort(losses)[-6:])
+    for image, labels in zip(np.asarray(logits), np.asarray(mask), strict=True):
+        alone = np.full((labels.size, *labels.shape), 255, np.uint8)
+        for i, place in enumerate(np.ndindex(labels.shape)):
+            alone[i][place] = labels[place]
+        images = np.broadcast_to(image, (labels.size, *image.shape))
+        worst.append(np.argsort(cross_entropy(images, alone))[-6:])
     kept = np.full((3, 35), 255, np.uint8)
     for i, pixels in enumerate(worst):
         kept[i, pixels] = np.asarray(mask).reshape(3, -1)[i, pixels]
     kept = jnp.asarray(kept.reshape(mask.shape))
 
     def total(loss):
-        return jax.grad(lambda x: loss(x).sum())(logits)
+        return jax.jit(jax.grad(lambda x: loss(x).sum()))(logits)
 
-    found = total(lambda x: bootstrapped_cross_entropy(x, mask, count=6))
-    expected = total(lambda x: segmentation_cross_entropy(x, kept))
+    found = total(lambda x: bootstrapped(x, mask, count=6))
+    expected = total(lambda x: cross_entropy(x, kept))
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
@@ -119,9 +120,9 @@ def test_gradient_of_bootstrapped_is_shared_among_equals():
     logits, mask = jnp.zeros((1, 2, 3, 2)), jnp.zeros((1, 2, 3), jnp.uint8)
 
     def loss(x):
-        return bootstrapped_cross_entropy(x, mask, count=3).sum()
+        return bootstrapped(x, mask, count=3).sum()
 
-    value, gradient = jax.value_and_grad(loss)(logits)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
     np.testing.assert_allclose(gradient[..., 0], -0.5 / 6, rtol=1e-6)
 
@@ -129,9 +130,9 @@ def test_gradient_of_bootstrapped_is_shared_among_equals():
 @pytest.mark.parametrize(
     "loss",
     [
-        segmentation_cross_entropy,
-        lambda x, m: segmentation_cross_entropy(x, m, class_weights=[1, 2, 3, 4]),
-        lambda x, m: bootstrapped_cross_entropy(x, m, count=9),
+        cross_entropy,
+        lambda x, m: cross_entropy(x, m, class_weights=[1, 2, 3, 4]),
+        lambda x, m: bootstrapped(x, m, count=9),
     ],
 )
 def test_images_without_a_valid_pixel(loss):
@@ -152,8 +153,8 @@ def test_values_outside_the_classes_are_seen():
     logits, mask = make_example()
     mask = mask.at[2, 0, 0].set(4)
     for losses in (
-        segmentation_cross_entropy(logits, mask),
-        bootstrapped_cross_entropy(logits, mask, count=5),
+        cross_entropy(logits, mask),
+        bootstrapped(logits, mask, count=5),
     ):
         assert np.isnan(losses).tolist() == [False, False, True]
 
@@ -190,8 +191,7 @@ def test_smooth_l1_is_fast_rcnns_equation_3(beta):
     sizes = np.abs(errors)
     expected = np.where(sizes < beta, errors**2 / (2 * beta), sizes - beta / 2)
     slopes = np.clip(errors / np.float32(beta), -1, 1)
-    found, gradients = jax.vmap(jax.value_and_grad(partial(smooth_l1, beta=beta)))(
-        errors
-    )
+    run = jax.vmap(jax.value_and_grad(partial(smooth_l1, beta=beta)))
+    found, gradients = jax.jit(run)(errors)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(gradients, slopes, rtol=1e-6)

@@ -31,10 +31,14 @@ def scene(seed, anchors=70, boxes=9):
     return grid.astype(np.float32), objects.astype(np.float32), valid
 
 
+@partial(jax.jit, static_argnames="inclusive")
+def pairwise_iou(anchors, boxes, inclusive):
+    return ops.iou(anchors[:, None], boxes[None], inclusive=inclusive)
+
+
 def overlaps(anchors, boxes, valid, inclusive=False):
     """float32 [A, N], 0 with padding."""
-    table = ops.iou(anchors[:, None], boxes[None], inclusive=inclusive)
-    return np.asarray(table) * valid
+    return np.asarray(pairwise_iou(anchors, boxes, inclusive)) * valid
 
 
 def slow_match(table, positive, negative, low_quality, usable=None):
@@ -87,17 +91,18 @@ def test_equals_the_rules(options, inclusive):
 
 
 def test_anchors_that_are_not_usable_are_ignored_and_best_of_no_box():
+    run = jax.jit(partial(match_by_iou, **RPN))
     for seed in range(3):
         anchors, boxes, valid = scene(seed)
         table = overlaps(anchors, boxes, valid)
         usable = np.ones(len(anchors), bool)
         usable[::3] = False
         usable[table.argmax(0)] = False
-        found = match_by_iou(anchors, boxes, valid, usable=usable, **RPN)
+        found = run(anchors, boxes, valid, usable=usable)
         assert found.tolist() == slow_match(table, **RPN, usable=usable)
         assert (found[~usable] == -2).all()
     nothing = np.zeros(len(anchors), bool)
-    found = match_by_iou(anchors, boxes, valid, usable=nothing, **RPN)
+    found = run(anchors, boxes, valid, usable=nothing)
     assert (found == -2).all()
 
 
@@ -105,12 +110,12 @@ def test_every_object_that_an_anchor_meets_has_an_anchor():
     anchors = np.array([[0, 0, 100, 100], [200, 0, 300, 100]], np.float32)
     boxes = np.array([[10, 10, 20, 20], [220, 0, 240, 20], [500, 500, 520, 520]], "f4")
     valid = np.ones(3, bool)
-    found = match_by_iou(anchors, boxes, valid, **RPN)
-    assert found.tolist() == [0, 1]
-    without = match_by_iou(anchors, boxes, valid, **{**RPN, "low_quality": False})
-    assert without.tolist() == [-1, -1]
+    run = jax.jit(partial(match_by_iou, **RPN))
+    assert run(anchors, boxes, valid).tolist() == [0, 1]
+    strict = jax.jit(partial(match_by_iou, **{**RPN, "low_quality": False}))
+    assert strict(anchors, boxes, valid).tolist() == [-1, -1]
     # What lies far from all makes no anchor positive.
-    assert match_by_iou(anchors, boxes[2:], valid[2:], **RPN).tolist() == [-1, -1]
+    assert run(anchors, boxes[2:], valid[2:]).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("positive", [0.5, 0.3])
@@ -128,7 +133,7 @@ def test_bipartite_equals_the_rules(positive):
     expected = slow_bipartite(overlaps(few, boxes, valid), positive)
     assert run(few, boxes, valid).tolist() == expected
     same = np.tile(few[5], (30, 1))
-    found = match_bipartite(few, same, np.ones(30, bool))
+    found = jax.jit(match_bipartite)(few, same, np.ones(30, bool))
     assert sorted(n for n in found.tolist() if n >= 0)[:3] == [0, 1, 2]
     expected = slow_bipartite(overlaps(few, same, np.ones(30, bool)), 0.5)
     assert found.tolist() == expected
@@ -138,22 +143,23 @@ def test_bipartite_keeps_an_anchor_for_the_weaker_object():
     """Both objects like anchor 0 best; threshold matching alone would lose one."""
     anchors = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 40, 40]], np.float32)
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 6]], np.float32)
-    found = match_bipartite(anchors, boxes, np.ones(2, bool))
+    found = jax.jit(match_bipartite)(anchors, boxes, np.ones(2, bool))
     assert found.tolist() == [0, -1, 1]
 
 
 def test_no_objects_and_no_anchors():
     anchors, boxes, _ = scene(0)
-    functions = [partial(match_by_iou, **RPN), match_bipartite]
-    for function in functions:
+    for function in (partial(match_by_iou, **RPN), match_bipartite):
+        function = jax.jit(function)
         nothing = np.zeros(len(boxes), bool)
         assert (function(anchors, boxes, nothing) == -1).all()
         none = jnp.zeros((0, 4)), jnp.zeros(0, bool)
-        assert (jax.jit(function)(anchors, *none) == -1).all()
+        assert (function(anchors, *none) == -1).all()
         assert function(jnp.zeros((0, 4)), boxes, ~nothing).shape == (0,)
     # At thresholds of 0, no object is still no match.
     loose = {"positive": 0, "negative": 0, "low_quality": False}
-    assert (match_by_iou(anchors, boxes, nothing, **loose) < 0).all()
+    match = jax.jit(partial(match_by_iou, **loose))
+    assert (match(anchors, boxes, nothing) < 0).all()
 
 
 def test_work_on_a_batch():
@@ -161,9 +167,9 @@ def test_work_on_a_batch():
     scenes[2][2][:] = False
     batch = [np.stack(part) for part in zip(*scenes, strict=True)]
     for function in (partial(match_by_iou, **RPN), match_bipartite):
-        found = jax.jit(jax.vmap(function))(*batch)
+        found, run = jax.jit(jax.vmap(function))(*batch), jax.jit(function)
         for row, one in zip(found, scenes, strict=True):
-            assert row.tolist() == function(*one).tolist()
+            assert row.tolist() == run(*one).tolist()
 
 
 def test_what_matches_has_no_derivative():
