@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -108,6 +110,12 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
     return kept | {"JAX_PLATFORMS": "cpu", "ZOO_CACHE": str(cache)} | more
 
 
+def forced_devices(count: int) -> str:
+    """XLA's flags for a command with several CPUs, which compiles as tests do."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return f"{flags} --xla_force_host_platform_device_count={count}"
+
+
 def run_python(
     *arguments: str, env: dict[str, str], timeout: float = 240
 ) -> subprocess.CompletedProcess:
@@ -122,20 +130,45 @@ def run_python(
     )
 
 
+@contextlib.contextmanager
+def signal_during(run_dir: Path, number: int, *, rows: int) -> Iterator[None]:
+    """Sends this process a signal when a run has logged so many rows."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while len(read_history(run_dir)) < rows:
+            if over.wait(0.02):
+                return
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def to_file(config: TrainConfig, path: Path) -> Path:
     """Writes a config where `train.config.load_config` reads it."""
     path.write_text(json.dumps(dataclasses.asdict(config)))
     return path
 
 
-def run_command(*arguments: str) -> tuple[int, str, str]:
-    """Runs `python -m train` in this process; returns exit code, stdout and stderr."""
+def run_command(*arguments: str, main: Callable | None = None) -> tuple[int, str, str]:
+    """Runs `python -m train` in this process; returns exit code, stdout and stderr.
+
+    Args:
+      *arguments: Those of the command line.
+      main: A program that reads `sys.argv`, to run instead.
+    """
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["train", *map(str, arguments)]
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            train([*map(str, arguments)])
+            main() if main else train(sys.argv[1:])
     except SystemExit as stop:
         # As the interpreter does: a text goes to stderr, and the exit code is 1.
         code = stop.code or 0

@@ -9,8 +9,10 @@ from processes import free_port, run_together
 from tiny_runs import (
     ROOT,
     environment,
+    forced_devices,
     read_arrays,
     read_rows,
+    run_command,
     write_images,
 )
 
@@ -37,31 +39,23 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+def options_for(images):
+    return (
+        *("digits_lenet5_modern", "--dataset", f"imagefolder:{images}"),
+        *("--batch-size", "8", "--data.eval-batch-size", "8", "--log-every", "1"),
+        *("--epochs", "2", "--eval-every", "1", "--save-every", "1"),
+        *("--augment", "affine", "--optim.ema-decay", "0.9"),
+    )
+
+
 def train(folder, images, cache, *options, devices=1, processes=1):
     """Trains by the command line; returns its exit codes and what it printed."""
     command = [sys.executable, "-c", TRAIN]
-    options = (
-        *("digits_lenet5_modern", "--dataset", f"imagefolder:{images}"),
-        *("--batch-size", "8", "--data.eval-batch-size", "8", "--log-every", "1"),
-        *(
-            "--epochs",
-            "2",
-            "--eval-every",
-            "1",
-            "--save-every",
-            "1",
-            "--augment",
-            "affine",
-            "--optim.ema-decay",
-            "0.9",
-        ),
-        *options,
-    )
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    options = (*options_for(images), *options)
     # Once more where XLA gave up waiting for one of its own threads.
     for attempt in (1, 2):
         run_dir = folder / str(attempt)
-        more = {"XLA_FLAGS": flags}
+        more = {"XLA_FLAGS": forced_devices(devices)}
         if processes > 1:
             more["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
             more["JAX_NUM_PROCESSES"] = str(processes)
@@ -79,9 +73,10 @@ def train(folder, images, cache, *options, devices=1, processes=1):
 
 
 @pytest.fixture(scope="module")
-def alone(images, cache, tmp_path_factory):
-    codes, output, run_dir = train(tmp_path_factory.mktemp("1"), images, cache)
-    assert codes == [0], output
+def alone(images, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    code, _, err = run_command(*options_for(images), "--run-dir", run_dir)
+    assert code == 0, err
     return run_dir
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from tiny_runs import forced_devices
 
 from zoo.cpu.winograd import convolve_3x3
 from zoo.ops.convolution import convolve, convolve_transposed
@@ -334,12 +335,10 @@ PARALLEL = """
 
 
 def test_data_parallel_gradients_are_those_of_one_device():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} "
-    flags += "--xla_force_host_platform_device_count=2"
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PARALLEL)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": forced_devices(2), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,

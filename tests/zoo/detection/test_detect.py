@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_detectors import POSTPROCESS, Bright, draw, facts
+from tiny_runs import forced_devices
 
 import zoo
 from zoo.detect import select_detections
@@ -298,7 +299,7 @@ PARALLEL = """
 
 def test_a_batch_can_be_spread_over_devices():
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": forced_devices(2),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/reference")]),
     }

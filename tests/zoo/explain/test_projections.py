@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tiny_runs import forced_devices
 
 import zoo
 from zoo.classification.he_init import PReLU
@@ -429,7 +430,7 @@ for method in methods:
 def test_on_a_mesh():
     folder = Path(__file__).parents[2] / "reference"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": forced_devices(4),
         "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parents[1])]),
         "JAX_PLATFORMS": "cpu",
     }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from segmenters import Head, make, make_images
+from tiny_runs import forced_devices
 
 import zoo
 from zoo.summary import abstract_variables
@@ -98,7 +99,7 @@ def test_a_batch_may_be_spread_over_a_mesh():
         cwd=ROOT / "tests/reference",
         env={
             **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": forced_devices(4),
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
         },
