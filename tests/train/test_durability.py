@@ -11,6 +11,7 @@ from damage import clashes, flips, kills
 from tiny_runs import (
     ROOT,
     environment,
+    forced_devices,
     make_config,
     read_rows,
     run_command,
@@ -135,31 +136,41 @@ def test_a_bad_line_in_the_middle_is_named_and_no_row_is_lost(run):
     assert len(read_history(run)) == len(lines) - 1
 
 
-# Lets no file of a process become larger, as a full disk would.
+# Runs commands while no file may become larger than a limit, as if the disk were full.
 FULL = """
-import resource, signal, sys
+import json, resource, signal, sys
 from train.__main__ import train
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-train(sys.argv[2:])
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit, arguments in json.loads(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        train(arguments)
+    except SystemExit as stop:
+        print(stop.code, file=sys.stderr)
+    print("---", file=sys.stderr)
 """
 
 
-def run_on_full_disk(folder, limit, *arguments):
-    # It must not keep compiled programs, which would be cut for all later tests.
-    env = environment(folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9")
-    return run_python("-c", FULL, str(limit), *map(str, arguments), env=env)
-
-
-def test_a_full_disk_costs_the_report_alone(run):
+def test_a_full_disk_costs_the_report_or_stops_the_run_and_says_where(run, images):
     (run / "report.html").write_text("the last one")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    done = run_on_full_disk(run.parent, 20_000, "resume", run)
-    assert done.returncode == 1
+    other = run.parent / "other"
+    options = ("--dataset", f"imagefolder:{images}", "--batch-size", "8")
+    options += ("--steps", "40", "--log-every", "1", "--run-dir", str(other))
+    commands = [
+        (20_000, ("resume", str(run))),
+        (4000, ("digits_lenet5_modern", *options)),
+    ]
+    # It must not keep compiled programs, which would be cut for all later tests.
+    env = environment(run.parent, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9")
+    done = run_python("-c", FULL, json.dumps(commands), env=env)
     assert "Traceback" not in done.stderr
-    assert f"the run in {run} is saved, and only its report cannot" in done.stderr
-    assert "File too large" in done.stderr
-    assert f"`canon-zoo train resume {run}` writes it" in done.stderr
+    reporting, training, _ = done.stderr.split("---\n")
+
+    assert f"error: the run in {run} is saved, and only its report cannot" in reporting
+    assert "File too large" in reporting
+    assert f"`canon-zoo train resume {run}` writes it" in reporting
     after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert {p for p in after if after[p] != before.get(p)} <= {
         p for p in after if p.parent.name == "events"
@@ -168,18 +179,11 @@ def test_a_full_disk_costs_the_report_alone(run):
     assert code == 0, err
     assert (run / "report.html").stat().st_size > 20_000
 
-
-def test_a_disk_that_becomes_full_stops_the_run_and_says_where(images, tmp_path):
-    run = tmp_path / "run"
-    options = ("--dataset", f"imagefolder:{images}", "--batch-size", "8")
-    options += ("--steps", "40", "--log-every", "1", "--run-dir", str(run))
-    done = run_on_full_disk(tmp_path, 4000, "digits_lenet5_modern", *options)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert f"cannot be written in {run}: File too large" in done.stderr
-    assert f"`canon-zoo train resume {run}` goes on" in done.stderr
-    assert resume_run(run).finished
-    assert [row["step"] for row in read_rows(run) if row["kind"] == "train"] == [
+    assert "error: the metrics of step" in training
+    assert f"cannot be written in {other}: File too large" in training
+    assert f"`canon-zoo train resume {other}` goes on" in training
+    assert resume_run(other).finished
+    assert [row["step"] for row in read_rows(other) if row["kind"] == "train"] == [
         *range(1, 41)
     ]
 
@@ -248,8 +252,7 @@ def test_resume_takes_options_and_says_what_is_other(run, images, caplog):
 
 @pytest.mark.apart
 def test_a_run_goes_on_with_another_number_of_devices(run, tmp_path):
-    three = "--xla_force_host_platform_device_count=3"
-    env = environment(tmp_path, XLA_FLAGS=three)
+    env = environment(tmp_path, XLA_FLAGS=forced_devices(3))
     command = ("-m", "train", "resume", str(run), "--step", "6")
     done = run_python(*command, env=env)
     assert done.returncode == 1

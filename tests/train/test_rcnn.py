@@ -117,7 +117,8 @@ def classifier(tmp_path_factory):
 def test_fits_evaluates_and_writes(folder, classifier, tmp_path, capsys):
     pytest.importorskip("cv2")
     run = tmp_path / "run"
-    options = dict(weights=str(classifier), run_dir=run, max_proposals=30)
+    options = dict(weights=str(classifier), run_dir=run)
+    options |= dict(max_proposals=30, batch_size=16)  # Few regions are padding.
     rcnn.rcnn("rcnn_alexnet", dataset=f"voc:{folder}", **options)
     _, _, card = zoo.create_with_card(
         "rcnn_alexnet", weights=str(run / "weights.safetensors")

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from tiny_runs import (
@@ -15,7 +15,9 @@ from tiny_runs import (
     environment,
     make_config,
     read_rows,
+    run_command,
     run_python,
+    signal_during,
     to_file,
     write_images,
 )
@@ -155,13 +157,21 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_bit(
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.apart), 1])
-def test_a_stream_goes_on_where_it_was(images, tmp_path, cache, workers):
-    config = make_config(images, placement="stream", workers=workers, epochs=2)
-    config = dataclasses.replace(config, steps=5)
+@pytest.mark.apart
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_stream_goes_on_to_the_bit(images, tmp_path, cache, workers):
+    config = make_config(images, placement="stream", workers=workers, steps=5)
     fit(config, tmp_path / "whole", quiet=True)
     assert kill(config, tmp_path / "run", cache, "train", 4) == [3]
     resume_run(tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 5)
+
+
+def test_a_stream_with_workers_goes_on_where_it_was(images, tmp_path):
+    config = make_config(images, placement="stream", workers=1, steps=5)
+    fit(config, tmp_path / "run", quiet=True)
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    resume_run(tmp_path / "run", step=3)
     assert_same_run(tmp_path / "run", tmp_path / "whole", 5)
 
 
@@ -213,36 +223,18 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         resume_run(tmp_path)
 
 
-def test_sigterm_saves_and_leaves_in_peace(images, tmp_path, cache):
+def test_sigterm_saves_and_leaves_in_peace(images, tmp_path):
     folder = tmp_path / "run"
     options = (
-        *(
-            "--dataset",
-            f"imagefolder:{images}",
-            "--batch-size",
-            "8",
-            "--augment",
-            "affine",
-        ),
+        *("--dataset", f"imagefolder:{images}"),
+        *("--batch-size", "8", "--augment", "affine"),
         *("--steps", "4000", "--eval-every", "2000", "--save-every", "2000"),
         *("--run-dir", str(folder), "--log-every", "1"),
         *("--optim.ema-decay", "0.9", "--schedule", "constant"),
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train", "digits_lenet5_modern", *options],
-        cwd=ROOT,
-        env=environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until = time.monotonic() + 200
-    while len(read_rows(folder)) < 3 and process.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
+    with signal_during(folder, signal.SIGTERM, rows=3):
+        code, out, err = run_command("digits_lenet5_modern", *options)
+    assert code == 0, err
     with Checkpoints(folder) as checkpoints:
         (step,) = checkpoints.steps()
     assert 0 < step < 4000

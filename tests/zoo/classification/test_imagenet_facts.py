@@ -2,12 +2,11 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 
 import zoo
+from zoo.__main__ import run
 from zoo.classification.imagenet import CAFFE_MEAN, IMAGENET, class_names
 from zoo.weights import cache_path
 
@@ -110,35 +109,35 @@ def test_a_description_has_the_facts():
 VERSIONS = ("imagenet", "imagenet_v2")
 
 
-def command(*arguments, **environment):
-    line = [sys.executable, "-m", "zoo", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment)
-
-
-def test_the_command_lists_them_with_the_place_of_the_file(tmp_path):
-    done = command("weights", "resnet50*", ZOO_CACHE=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_the_command_lists_them_with_the_place_of_the_file(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    run(["weights", "resnet50*"])
+    out = capsys.readouterr().out
     for key in (("resnet50", name) for name in VERSIONS):
-        assert f"{' '.join(key)}: {PUBLISHED[key].accuracy}" in done.stdout
+        assert f"{' '.join(key)}: {PUBLISHED[key].accuracy}" in out
         path = tmp_path / cache_path(PUBLISHED[key]).name
-        assert f"will be kept as {path}" in done.stdout
-    assert "resnet18" not in done.stdout
+        assert f"will be kept as {path}" in out
+    assert "resnet18" not in out
     # The publisher states a part of the hash of one of them.
     first, second = (PUBLISHED["resnet50", name].sha256 for name in VERSIONS)
-    assert f"sha256 {first}\n" in done.stdout
+    assert f"sha256 {first}\n" in out
     assert (len(first), len(second)) == (64, 8)
-    assert f"sha256 {second} (the first 8 of 64 digits are published)\n" in done.stdout
+    assert f"sha256 {second} (the first 8 of 64 digits are published)\n" in out
 
 
-def test_the_command_says_what_has_none_and_does_not_fetch_offline(tmp_path):
-    done = command("weights", "plain18", ZOO_CACHE=str(tmp_path))
-    assert done.returncode == 1
-    assert done.stderr == "error: no model that matches 'plain18' has weights.\n"
-    options = {"ZOO_CACHE": str(tmp_path), "ZOO_OFFLINE": "1"}
-    done = command("weights", "resnet18", "--fetch", **options)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "resnet18.tv_in1k-694f673d.safetensors with the hash" in done.stderr
+def test_the_command_says_what_has_none_and_does_not_fetch_offline(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setenv("ZOO_OFFLINE", "1")
+    with pytest.raises(SystemExit) as stop:
+        run(["weights", "plain18"])
+    assert stop.value.code == "error: no model that matches 'plain18' has weights."
+    words = r"^error: .*resnet18\.tv_in1k-694f673d\.safetensors with the hash"
+    with pytest.raises(SystemExit, match=words):
+        run(["weights", "resnet18", "--fetch"])
 
 
 def test_a_card_takes_its_facts_to_json_and_back():
