@@ -13,6 +13,8 @@ CHEAP = {
     "xla_llvm_disable_expensive_passes": True,
     # The older emitters make a third less work for LLVM.
     "xla_cpu_use_fusion_emitters": False,
+    # Parts that threads compile take a third more time together; tests run in parallel.
+    "xla_cpu_parallel_codegen_split_count": 1,
 }
 # Broadcasting [B, H, W, C] with [C] is said in the code, or it is a mistake.
 jax.config.update("jax_numpy_rank_promotion", "raise")

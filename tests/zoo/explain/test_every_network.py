@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_nets import random_variables
 
 import zoo
 from zoo.summary import abstract_variables
@@ -22,9 +23,9 @@ from zoo.summary import abstract_variables
 )
 def test_the_score_of_one_pixel_or_box(name, scores, place, channel):
     options = {"widths": (4, 5, 6, 7)} if name == "unet_small" else {}
-    model, variables = zoo.create(name, **options)
-    shape = zoo.get_spec(name).preprocess.shape
+    model, shape = zoo.build(name, **options), zoo.get_spec(name).preprocess.shape
     images = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    variables = random_variables(model, images)
 
     @jax.jit
     @jax.grad
