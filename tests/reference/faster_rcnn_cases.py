@@ -1,6 +1,7 @@
 """What torchvision's Faster R-CNN and ours are both given, in numpy alone."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,11 @@ SCALES = {
 
 def make_state():
     """The deterministic weights by torchvision's names, some layers scaled."""
+    return dict(_make_state())
+
+
+@functools.cache
+def _make_state():
     state = deterministic_state(NAME, branch_gain=BRANCH_GAIN)
     return {k: v * np.float32(SCALES.get(k, 1)) for k, v in state.items()}
 
