@@ -158,18 +158,17 @@ def test_finds_what_it_was_fitted_on():
 def test_the_regressor_moves_boxes_nearer():
     model, variables = fit()
     read = zoo.make_region_reader(model, batch=32)
+    decode = jax.jit(model.decode_regions)
     nearer = []
     for index in range(100, 110):
         example = Squares(0)[index]
         proposals = propose(example["image"])
         outputs = read(variables, example["image"], proposals)
-        moved = model.decode_regions(outputs, proposals, np.array([48.0, 60.0])).boxes[
-            0
-        ]
+        (moved,) = np.asarray(decode(outputs, proposals, np.float32([48, 60])).boxes)
         before = overlaps(proposals, example["boxes"])
         for k in range(2):
             near = before[:, k] > 0.6
-            after = overlaps(np.asarray(moved)[near, k], example["boxes"])[:, k]
+            after = overlaps(moved[near, k], example["boxes"])[:, k]
             nearer += [*(after - before[near, k])]
     assert np.mean(nearer) > 0.05
 

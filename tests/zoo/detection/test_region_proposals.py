@@ -1,6 +1,7 @@
 """Anchors, proposals, samples and pooling by the papers' rules, restated in numpy."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -89,7 +90,7 @@ def test_labels_of_anchors_follow_the_paper():
     size = np.float32([128, 160])
     boxes = np.float32([[10, 12, 130, 100], [60, 30, 158, 126], [5, 5, 9, 9], [0] * 4])
     valid = np.array([True, True, True, False])
-    labels, matches = jax.jit(lambda *args: sample_anchors(*args, config))(
+    labels, matches = jax.jit(partial(sample_anchors, config=config))(
         jax.random.key(0), anchors, boxes, valid, size
     )
     last = anchors - np.float32([0, 0, 1, 1])
@@ -116,14 +117,12 @@ def test_a_sample_is_256_anchors_half_of_them_positive_at_most():
     config = dataclasses.replace(config, ignore_cross_boundary=False)
     anchors = random_boxes(2000)
     boxes = anchors[:5]
-    labels, _ = sample_anchors(
-        jax.random.key(0), anchors, boxes, np.ones(5, bool), np.float32(SIZE), config
-    )
+    sample = jax.jit(partial(sample_anchors, config=config))
+    key, size = jax.random.key(0), np.float32(SIZE)
+    labels, _ = sample(key, anchors, boxes, np.ones(5, bool), size)
     assert (labels == 1).sum() <= 128
     assert (labels >= 0).sum() == 256
-    none, _ = sample_anchors(
-        jax.random.key(0), anchors, boxes, np.zeros(5, bool), np.float32(SIZE), config
-    )
+    none, _ = sample(key, anchors, boxes, np.zeros(5, bool), size)
     assert (none == 0).sum() == 256
     assert not (none == 1).any()
 
@@ -179,13 +178,14 @@ def test_regions_are_sampled_as_in_the_papers():
     regions = np.concatenate([random_boxes(300), boxes[:3] + np.float32(1)])
     usable = np.arange(len(regions)) % 7 > 0
     config = RoIHeadConfig(bg_iou_thresh=(0.1, 0.5), batch_size_per_image=64)
-    out = sample_regions(jax.random.key(1), regions, usable, targets, config)
+    sample = jax.jit(partial(sample_regions, config=config))
+    out = sample(jax.random.key(1), regions, usable, targets)
     assert out["rois"].shape == (64, 4)
     pool = np.concatenate([regions, boxes])
     allowed = np.concatenate([usable, valid])
-    for box, fine, kind, match in zip(
-        *(np.asarray(v) for v in out.values()), strict=True
-    ):
+    names = ("rois", "roi_valid", "roi_classes", "roi_matches")
+    columns = (np.asarray(out[name]) for name in names)
+    for box, fine, kind, match in zip(*columns, strict=True):
         if not fine:
             assert kind == 0
             continue
@@ -199,13 +199,8 @@ def test_regions_are_sampled_as_in_the_papers():
             assert 0.1 <= max(overlaps) < 0.5
     positive = (out["roi_classes"] > 0) & out["roi_valid"]
     assert 3 <= positive.sum() <= 16
-    none = sample_regions(
-        jax.random.key(1),
-        regions,
-        usable,
-        targets._replace(valid=valid & False),
-        config,
-    )
+    nothing = targets._replace(valid=valid & False)
+    none = sample(jax.random.key(1), regions, usable, nothing)
     # Nothing overlaps anything by 0.1, and so nothing is trained.
     assert not none["roi_valid"].any()
 
@@ -217,7 +212,7 @@ def zoo_iou(a, b):
 def test_regions_are_pooled_as_by_the_authors():
     features = RNG.normal(size=(8, 10, 3)).astype(np.float32)
     boxes = np.float32([[0, 0, 160, 128], [24, 40, 72, 104], [150, 120, 160, 128]])
-    pooled = roi_pool([features], boxes, size=7)
+    pooled = jax.jit(partial(roi_pool, size=7))([features], boxes)
     for box, found in zip(boxes, np.asarray(pooled), strict=True):
         x1, y1, x2, y2 = np.floor((box - [0, 0, 1, 1]) / 16 + 0.5).astype(int)
         height, width = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
