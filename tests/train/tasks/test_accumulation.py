@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from torch_nets import random_variables
 
 import zoo
 from train.state import create_state
@@ -107,8 +108,10 @@ def assert_parts_are_the_whole(jit, model, variables, task, batch, parts, frozen
 def test_detectors_whose_images_have_different_numbers_of_objects(
     cheap_jit, name, parts
 ):
-    model, variables = zoo.create(name, num_classes=3)
+    model = zoo.build(name, num_classes=3)
     batch = detection_batch(model.preprocess.size, 3)
+    images = jnp.zeros(batch["image"].shape)
+    variables = random_variables(model, images)
     # Frozen batch norm has no statistics of the batch.
     frozen = ("backbone/**",)
     args = (cheap_jit, model, variables, Detection(), batch, parts)
