@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from train.studies.drawing import COLORS, draw_spread, format_spread, new_figure
+from train.studies.drawing import COLORS, draw_errors, format_spread, new_figure
 from train.studies.runner import Curve, digits, short_config, train_short
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.layers import BatchNorm, Conv, initializer
@@ -104,10 +104,7 @@ def run(job: Job) -> Outcome:
         tables=[table(runs)],
         bands=make_bands(runs),
         seeds=job.sizes.seeds,
-        values={
-            "/".join(map(str, key)): [dataclasses.asdict(curve) for curve in curves]
-            for key, curves in runs.items()
-        },
+        values=runs,
     )
 
 
@@ -138,22 +135,15 @@ def draw(runs):
     figure, (axes,) = new_figure(2, height=4, sharey=True)
     for (activation, norm, factor), curves in runs.items():
         axis = axes[("relu", "sigmoid").index(activation)]
-        shortest = min(len(curve.step) for curve in curves)
-        errors = [100 * np.array(curve.train_error[:shortest]) for curve in curves]
         label = f"{'batch norm' if norm else 'without'}, {factor}x"
         color = COLORS[FACTORS.index(factor)]
-        draw_spread(
-            axis,
-            curves[0].step[:shortest],
-            errors,
-            label=label,
-            color=color,
-            style="-" if norm else "--",
-        )
+        style = "-" if norm else "--"
+        draw_errors(axis, curves, label=label, color=color, style=style)
         if any(curve.diverged for curve in curves):
-            end = curves[0].step[shortest - 1], errors[0][-1]
-            axis.plot(*end, "x", color=color, ms=9, mew=2)
-        axis.set(title=activation, xlabel="step", ylim=(0, 100))
+            last = min(len(curve.step) for curve in curves) - 1
+            error = 100 * curves[0].train_error[last]
+            axis.plot(curves[0].step[last], error, "x", color=color, ms=9, mew=2)
+        axis.set_title(activation)
     axes[0].set_ylabel("training error (%)")
     axes[1].legend(frameon=False, fontsize=8, loc="center right")
     return figure

@@ -14,7 +14,7 @@ from flax import linen as nn
 import zoo
 from train.config import TrainConfig
 from train.configs import get_config
-from train.studies.drawing import COLORS, draw_spread, format_spread, new_figure
+from train.studies.drawing import COLORS, draw_errors, format_spread, new_figure
 from train.studies.runner import (
     Arrays,
     Curve,
@@ -90,11 +90,8 @@ def run(job: Job) -> Outcome:
         bands=make_bands(runs, built, sizes),
         seeds=sizes.seeds,
         values={
-            "runs": {
-                f"{kind}{depth}": [dataclasses.asdict(curve) for curve in curves]
-                for (kind, depth), curves in runs.items()
-            },
-            "constructed": {k: dataclasses.asdict(each) for k, each in built.items()},
+            "runs": {f"{kind}{depth}": runs[kind, depth] for kind, depth in runs},
+            "constructed": built,
         },
     )
 
@@ -229,15 +226,10 @@ def draw(runs, sizes: Sizes):
     figure, (axes,) = new_figure(2, height=4.2, sharey=True)
     for axis, kind in zip(axes, KINDS, strict=True):
         for depth, color in zip(sizes.depths, COLORS, strict=False):
-            curves = runs[kind, depth]
-            shortest = min(len(curve.step) for curve in curves)
-            step = curves[0].step[:shortest]
-            for field, style in (("train_error", "-"), ("test_error", "--")):
-                errors = [100 * np.array(getattr(c, field)[:shortest]) for c in curves]
-                label = f"{kind}-{depth}" if style == "-" else ""
-                options = dict(label=label, color=color, style=style)
-                draw_spread(axis, step, errors, **options)
-        axis.set(xlabel="step", ylim=(0, 100))
+            curves, label = runs[kind, depth], f"{kind}-{depth}"
+            draw_errors(axis, curves, label=label, color=color)
+            options = dict(label="", color=color, style="--")
+            draw_errors(axis, curves, "test_error", **options)
         axis.legend(frameon=False)
     axes[0].set_ylabel("error (%)")
     return figure
@@ -248,21 +240,13 @@ def draw_built(built: dict[str, Constructed], runs, sizes: Sizes):
     figure, (axes,) = new_figure(len(built), height=3.6, sharey=True)
     low, high = sizes.depths[0], sizes.depths[-1]
     for axis, (kind, each) in zip(axes, built.items(), strict=True):
-        scratch = runs[kind, high][0]
-        lines = (
-            (f"{kind}-{low}", each.shallow, COLORS[0], "-"),
-            (f"{kind}-{high} from scratch", scratch, COLORS[1], "-"),
-            (
-                f"{kind}-{high} from {low} layers and identities",
-                each.curve,
-                COLORS[2],
-                "--",
-            ),
-        )
-        for label, curve, color, style in lines:
-            errors = 100 * np.array(curve.train_error)
-            axis.plot(curve.step, errors, style, color=color, label=label)
-        axis.set(xlabel="step", ylim=(0, 100))
+        scratch, deeper = runs[kind, high][0], f"{kind}-{high} from"
+        for curve, label, color, style in (
+            (each.shallow, f"{kind}-{low}", COLORS[0], "-"),
+            (scratch, f"{deeper} scratch", COLORS[1], "-"),
+            (each.curve, f"{deeper} {low} layers and identities", COLORS[2], "--"),
+        ):
+            draw_errors(axis, [curve], label=label, color=color, style=style)
         axis.legend(frameon=False)
     axes[0].set_ylabel("training error (%)")
     return figure

@@ -86,7 +86,7 @@ def run(job: Job) -> Outcome:
         ],
         tables=[point_table(points), entry_table()],
         bands=make_bands(points) if job.sizes else [],
-        values={"networks": [dataclasses.asdict(point) for point in points]},
+        values={"networks": points},
     )
 
 

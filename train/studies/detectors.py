@@ -167,7 +167,7 @@ def run(job: Job) -> Outcome:
             "ap50": ap50,
             "milliseconds": whole,
             "milliseconds_by_part": parts,
-            "recall": {str(iou): values for iou, values in recall.items()},
+            "recall": recall,
         },
     )
 

@@ -1,10 +1,13 @@
 """Figures of the studies."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from train.studies.runner import Curve
 
 COLORS = ("#0072b2", "#d55e00", "#00835f", "#a8518a", "#7a6a00", "#56b4e9", "#444444")
 
@@ -45,9 +48,26 @@ def draw_spread(
         axis.fill_between(x, lowest, highest, color=color, alpha=0.2, linewidth=0)
 
 
-def format_spread(values: Sequence[float], digits: int = 1) -> str:
+def draw_errors(
+    axis: Axes, curves: Sequence[Curve], field: str = "train_error", **options: Any
+) -> None:
+    """Draws an error of some runs in percent, up to where the first of them ends.
+
+    Args:
+      axis: Axis to draw on.
+      curves: Runs of several seeds.
+      field: "train_error" or "test_error".
+      **options: Options of `draw_spread`.
+    """
+    shortest = min(len(curve.step) for curve in curves)
+    errors = [100 * np.array(getattr(curve, field)[:shortest]) for curve in curves]
+    draw_spread(axis, curves[0].step[:shortest], errors, **options)
+    axis.set(xlabel="step", ylim=(0, 100))
+
+
+def format_spread(values: Sequence[float]) -> str:
     """Writes shares as percentages, "mean ± standard deviation"."""
     values = 100 * np.asarray(values, float)
     if len(values) == 1:
-        return f"{values[0]:.{digits}f} %"
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f} %"
+        return f"{values[0]:.1f} %"
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f} %"

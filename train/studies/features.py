@@ -1,5 +1,6 @@
 """Shared parts of the transfer studies: images, features, linear SVMs."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,32 @@ from flax import linen as nn
 import zoo
 from train.data import fit_source, load_dataset, load_resident
 from train.studies.runner import Arrays, short_config, train_in_memory
-from train.studies.study import Job
 from zoo.cpu import jit_inference
 from zoo.spec import Preprocess
 
 OLD, NEW = tuple("01234"), tuple("56789")  # digits
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A trained network and images of other classes.
+
+    Attributes:
+      model: Registered name of the network.
+      weights: Its published weights; None to train it on the digits 0 to 4.
+      dataset: Data set of other classes.
+      steps: Length of the training, in steps.
+    """
+
+    model: str
+    weights: str | None
+    dataset: str
+    steps: int = 0
+
+
+UNTRAINED_LENET = Base("lenet5_modern", None, "digits", steps=1)
+LENET = Base("lenet5_modern", None, "digits", steps=300)
+RESNET20 = Base("cifar_resnet20", "cifar10", "imagefolder:cifar100-few")
 
 
 def load_arrays(
@@ -54,26 +76,25 @@ def train_base(steps: int) -> tuple[nn.Module, dict[str, Any]]:
     return zoo.build("lenet5_modern", num_classes=len(OLD)), variables
 
 
-def load_base(job: Job) -> tuple[nn.Module, dict[str, Any], Arrays]:
-    """Loads a study's network with trained weights, and images of other classes.
+def load_base(
+    base: Base, dataset: str | None = None
+) -> tuple[nn.Module, dict[str, Any], Arrays]:
+    """Loads or trains a network, and loads images of other classes.
 
     Args:
-      job: The study's job, whose sizes have `model`, `weights`, `dataset` and
-        `base_steps`. Where `weights` is None, `train_base` trains the network.
+      base: The network and the data set.
+      dataset: Data set in place of the base's.
 
     Returns:
       The network, its variables, and the images.
     """
-    sizes = job.sizes
-    if sizes.weights:
-        model, variables, card = zoo.create_with_card(
-            sizes.model, weights=sizes.weights
-        )
+    if base.weights:
+        model, variables, card = zoo.create_with_card(base.model, weights=base.weights)
         preprocess, classes = card.preprocess, ()
     else:
-        model, variables = train_base(sizes.base_steps)
-        preprocess, classes = zoo.get_spec(sizes.model).preprocess, NEW
-    arrays = load_arrays(job.dataset or sizes.dataset, preprocess, classes)
+        model, variables = train_base(base.steps)
+        preprocess, classes = zoo.get_spec(base.model).preprocess, NEW
+    arrays = load_arrays(dataset or base.dataset, preprocess, classes)
     return model, variables, arrays
 
 
@@ -100,7 +121,6 @@ def compute_features(
     endpoints: Sequence[str],
     *,
     grid: int = 4,
-    batch_size: int = 256,
 ) -> dict[str, np.ndarray]:
     """Computes the activations of some endpoints as vectors.
 
@@ -110,7 +130,6 @@ def compute_features(
       images: float32 [N, H, W, C], preprocessed.
       endpoints: Names of the endpoints.
       grid: Maps are averaged over a grid of this height and width.
-      batch_size: Images at once.
 
     Returns:
       float32 [N, F] by endpoint.
@@ -121,7 +140,7 @@ def compute_features(
         return {name: _pool(x, grid) for name, x in found.items()}
 
     read = jit_inference(read)
-    parts = []
+    parts, batch_size = [], 256
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         missing = batch_size - len(batch)  # Batches of one size compile once.
@@ -144,12 +163,7 @@ def _pool(x: jax.Array, grid: int) -> jax.Array:
 
 
 def score_svm(
-    train: np.ndarray,
-    labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    c: float = 1.0,
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> float:
     """Returns the accuracy of linear SVMs, one for each class against the rest.
 
@@ -160,12 +174,11 @@ def score_svm(
       labels: int [N].
       test: float32 [M, F].
       test_labels: int [M].
-      c: Weight of the squared hinge losses.
     """
     from sklearn.svm import LinearSVC
 
     center = train.mean(0)
     scale = np.linalg.norm(train - center, axis=1).mean()
-    machine = LinearSVC(C=c, tol=1e-2, max_iter=10_000, random_state=0)
+    machine = LinearSVC(tol=1e-2, max_iter=10_000, random_state=0)
     machine.fit((train - center) / scale, labels)
     return float(machine.score((test - center) / scale, test_labels))

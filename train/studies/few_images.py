@@ -11,7 +11,16 @@ import numpy as np
 import zoo
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from train.studies.drawing import COLORS, format_spread, new_figure
-from train.studies.features import choose, compute_features, load_base, score_svm
+from train.studies.features import (
+    LENET,
+    RESNET20,
+    UNTRAINED_LENET,
+    Base,
+    choose,
+    compute_features,
+    load_base,
+    score_svm,
+)
 from train.studies.runner import Arrays, short_config, train_long, train_short
 from train.studies.study import Band, Job, Outcome, Study, Table
 
@@ -30,36 +39,30 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      model: Registered name of the network.
-      weights: Its published weights; None for those that `train_base` makes.
-      dataset: Data set of new classes.
+      base: The network and the images of new classes.
       endpoint: Features of the linear classifier.
       top: Path patterns that stay frozen where only the top is fine-tuned.
       per_class: Numbers of training images of each class.
       seeds: Choices of images for the linear classifier.
       tuned_seeds: The same for what is trained by gradients.
       steps: Length of such a training, in steps.
-      base_steps: Length of the training of the base network.
       trainer: Whether the trainer trains.
     """
 
-    model: str
-    weights: str | None
-    dataset: str
+    base: Base
     endpoint: str
     top: tuple[str, ...]
     per_class: tuple[int, ...]
     seeds: tuple[int, ...]
     tuned_seeds: tuple[int, ...]
     steps: int
-    base_steps: int = 0
     trainer: bool = False
 
 
 def run(job: Job) -> Outcome:
     """Measures the accuracy of each method by the number of images."""
     sizes = job.sizes
-    model, variables, arrays = load_base(job)
+    model, variables, arrays = load_base(sizes.base, job.dataset)
     images = np.concatenate([arrays.images, arrays.test_images])
     vectors = compute_features(model, variables, images, [sizes.endpoint])
     vectors = np.split(vectors[sizes.endpoint], [len(arrays.images)])
@@ -77,7 +80,7 @@ def run(job: Job) -> Outcome:
     claim = accuracy[METHODS[0]][sizes.per_class[0]]
     scratch = accuracy[METHODS[-1]][sizes.per_class[0]]
     remarks = []
-    if not sizes.weights:
+    if not sizes.base.weights:
         remarks.append(
             "Five digits are no large set, and digits need no more than a few images: "
             "at this size the curves lie near each other, and the claim is weak. The "
@@ -125,11 +128,11 @@ def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
     frozen = sizes.top if method == METHODS[1] else ()
     name = f"{method}-{count}-seed{seed}".replace(" ", "-")
     if sizes.trainer:
-        weights = None if method == METHODS[-1] else sizes.weights
+        weights = None if method == METHODS[-1] else sizes.base.weights
         config = TrainConfig(
-            model=ModelConfig(sizes.model, weights=weights),
+            model=ModelConfig(sizes.base.model, weights=weights),
             data=DataConfig(
-                job.dataset or sizes.dataset,
+                job.dataset or sizes.base.dataset,
                 per_class=count,
                 batch_size=64,
                 crop="scale_jitter:256:480",
@@ -143,7 +146,7 @@ def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
     chosen = choose(arrays.labels, count, seed)
     few = arrays._replace(images=arrays.images[chosen], labels=arrays.labels[chosen])
     config = short_config(
-        sizes.model,
+        sizes.base.model,
         batch_size=min(64, len(chosen)),
         steps=job.steps or sizes.steps,
         seed=seed,
@@ -223,21 +226,40 @@ STUDY = Study(
     run=run,
     scales={
         "smoke": Sizes(
-            *("lenet5_modern", None, "digits", "ip1", ("backbone/conv*/**",)),
-            *((2,), (0, 1), (0,), 1, 1),
+            UNTRAINED_LENET,
+            endpoint="ip1",
+            top=("backbone/conv*/**",),
+            per_class=(2,),
+            seeds=(0, 1),
+            tuned_seeds=(0,),
+            steps=1,
         ),
         "quick": Sizes(
-            *("lenet5_modern", None, "digits", "ip1", ("backbone/conv*/**",)),
-            *((1, 2, 5, 10, 50), (0, 1, 2, 3, 4), (0, 1, 2), 60, 300),
+            LENET,
+            endpoint="ip1",
+            top=("backbone/conv*/**",),
+            per_class=(1, 2, 5, 10, 50),
+            seeds=(0, 1, 2, 3, 4),
+            tuned_seeds=(0, 1, 2),
+            steps=60,
         ),
         "medium": Sizes(
-            *("cifar_resnet20", "cifar10", "imagefolder:cifar100-few", "pool"),
-            *(("backbone/stem/**", "backbone/stage1/**", "backbone/stage2/**"),),
-            *((1, 2, 5, 10, 25, 50), (0, 1, 2, 3, 4), (0,), 120),
+            RESNET20,
+            endpoint="pool",
+            top=("backbone/stem/**", "backbone/stage1/**", "backbone/stage2/**"),
+            per_class=(1, 2, 5, 10, 25, 50),
+            seeds=(0, 1, 2, 3, 4),
+            tuned_seeds=(0,),
+            steps=120,
         ),
         "full": Sizes(
-            *("vgg16", "imagenet", "imagefolder:caltech256", "fc7"),
-            *(("backbone/conv*/**",), (15, 30, 45, 60), (0, 1, 2, 3, 4), (0,), 5000),
+            Base("vgg16", "imagenet", "imagefolder:caltech256"),
+            endpoint="fc7",
+            top=("backbone/conv*/**",),
+            per_class=(15, 30, 45, 60),
+            seeds=(0, 1, 2, 3, 4),
+            tuned_seeds=(0,),
+            steps=5000,
             trainer=True,
         ),
     },

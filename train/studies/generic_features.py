@@ -9,7 +9,15 @@ import numpy as np
 
 import zoo
 from train.studies.drawing import COLORS, new_figure
-from train.studies.features import compute_features, load_base, score_svm
+from train.studies.features import (
+    LENET,
+    RESNET20,
+    UNTRAINED_LENET,
+    Base,
+    compute_features,
+    load_base,
+    score_svm,
+)
 from train.studies.study import Band, Job, Outcome, Study, Table
 
 # Razavian et al., tables 1 to 6: CNN-SVM and CNNaug-SVM, in percent.
@@ -26,25 +34,19 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      model: Registered name of the network.
-      weights: Its published weights; None for those that `train_base` makes.
-      dataset: Data set of other classes.
+      base: The network and the images.
       endpoint: Features.
-      base_steps: Length of the training of the base network.
     """
 
-    model: str
-    weights: str | None
-    dataset: str
+    base: Base
     endpoint: str
-    base_steps: int = 0
 
 
 def run(job: Job) -> Outcome:
     """Classifies and retrieves by features, initial weights' features, and pixels."""
     sizes = job.sizes
-    model, variables, arrays = load_base(job)
-    _, initial = zoo.create(sizes.model, num_classes=model.head.num_classes)
+    model, variables, arrays = load_base(sizes.base, job.dataset)
+    _, initial = zoo.create(sizes.base.model, num_classes=model.head.num_classes)
     images = np.concatenate([arrays.images, arrays.test_images])
     vectors = {"pixels": images.reshape(len(images), -1)}
     for name, weights in (("initial weights", initial), ("trained", variables)):
@@ -61,7 +63,7 @@ def run(job: Job) -> Outcome:
         }
     chance = 1 / len(np.unique(arrays.labels))
     remarks = []
-    if not sizes.weights:
+    if not sizes.base.weights:
         remarks.append(
             "Five classes of digits are as well told apart by their pixels; the medium "
             "scale puts the claim to the test, from CIFAR-10 to CIFAR-100."
@@ -70,7 +72,7 @@ def run(job: Job) -> Outcome:
         task: found["trained"][task] - found["pixels"][task]
         for task in ("classification", "retrieval")
     }
-    low = 0.0 if sizes.weights else -0.1
+    low = 0.0 if sizes.base.weights else -0.1
     return Outcome(
         figures=[
             (
@@ -172,12 +174,10 @@ STUDY = Study(
     ),
     run=run,
     scales={
-        "smoke": Sizes("lenet5_modern", None, "digits", "ip1", 1),
-        "quick": Sizes("lenet5_modern", None, "digits", "ip1", 300),
-        "medium": Sizes(
-            "cifar_resnet20", "cifar10", "imagefolder:cifar100-few", "pool"
-        ),
-        "full": Sizes("vgg16", "imagenet", "imagefolder:DIR", "fc6"),
+        "smoke": Sizes(UNTRAINED_LENET, "ip1"),
+        "quick": Sizes(LENET, "ip1"),
+        "medium": Sizes(RESNET20, "pool"),
+        "full": Sizes(Base("vgg16", "imagenet", "imagefolder:DIR"), "fc6"),
     },
     changes={
         "quick": "A LeNet that knows the digits 0 to 4; the other digits.",

@@ -4,6 +4,7 @@ python -m train study initialization
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from train.config import TrainConfig
-from train.studies.drawing import COLORS, draw_spread, format_spread, new_figure
+from train.studies.drawing import COLORS, draw_errors, format_spread, new_figure
 from train.studies.runner import Curve, digits, short_config, train_short
 from train.studies.second_moments import Layer, measure_layers
 from train.studies.study import Band, Job, Outcome, Study, Table
@@ -61,30 +62,15 @@ class Sizes:
 def run(job: Job) -> Outcome:
     """Measures signals at the start, and trains."""
     sizes = job.sizes
-    signals = {
-        (name, init): measure_layers(
-            name,
-            INITS[init],
-            draws=sizes.draws,
-            images=sizes.images,
-            side=sizes.side,
-            **sizes.options,
+    shape = (sizes.images, sizes.side, sizes.side, 3)
+    signals, narrow, dense = {}, {}, {}
+    for name, init in itertools.product(sizes.networks, sizes.inits):
+        signals[name, init] = measure_layers(
+            name, INITS[init], sizes.draws, shape, sizes.options
         )
-        for name in sizes.networks
-        for init in sizes.inits
-    }
-    narrow = {
-        (name, init): [train_narrow(name, init, seed, job) for seed in sizes.seeds]
-        for name in sizes.networks
-        for init in sizes.inits
-    }
-    dense = {
-        (activation, init): [
-            train_dense(activation, init, seed, job) for seed in sizes.seeds
-        ]
-        for activation in ("relu", "tanh")
-        for init in sizes.inits
-    }
+        narrow[name, init] = [train_narrow(name, init, s, job) for s in sizes.seeds]
+    for name, init in itertools.product(("relu", "tanh"), sizes.inits):
+        dense[name, init] = [train_dense(name, init, s, job) for s in sizes.seeds]
     return Outcome(
         figures=[
             (
@@ -98,12 +84,12 @@ def run(job: Job) -> Outcome:
             (
                 "Training error of narrow versions of the paper's 22 and 30 layers "
                 "(its figures 2 and 3). Mean, lowest and highest over the seeds.",
-                draw_curves(narrow, "{}, training error"),
+                draw_curves(narrow),
             ),
             (
                 f"Training error of {sizes.depth} fully connected layers of 64 units: "
                 "He's initialization is for ReLU, Glorot's for tanh.",
-                draw_curves(dense, "{}, training error"),
+                draw_curves(dense),
             ),
         ],
         tables=[
@@ -117,18 +103,7 @@ def run(job: Job) -> Outcome:
             "With tanh both initializations learn at this size: the difference is "
             "small beside the one that ReLU makes."
         ],
-        values={
-            "signals": {
-                f"{name}/{init}": {
-                    path: dataclasses.asdict(layer) for path, layer in found.items()
-                }
-                for (name, init), found in signals.items()
-            },
-            "curves": {
-                f"{a}/{b}": [dataclasses.asdict(curve) for curve in curves]
-                for (a, b), curves in {**narrow, **dense}.items()
-            },
-        },
+        values={"signals": signals, "curves": {**narrow, **dense}},
     )
 
 
@@ -259,7 +234,7 @@ def train_dense(activation: str, init: str, seed: int, job: Job) -> Curve:
     return train_short(config, digits(8), job.folder, run_name, model=model)
 
 
-def draw_curves(runs: dict[tuple[str, str], list[Curve]], title: str):
+def draw_curves(runs: dict[tuple[str, str], list[Curve]]):
     """Draws training errors: an axis for each network, a color for each init."""
     names = [*dict.fromkeys(name for name, _ in runs)]
     figure, (axes,) = new_figure(len(names), sharey=True)
@@ -268,10 +243,9 @@ def draw_curves(runs: dict[tuple[str, str], list[Curve]], title: str):
             curves = runs.get((name, init))
             if not curves:
                 continue
-            errors = [100 * np.array(curve.train_error) for curve in curves]
-            draw_spread(axis, curves[0].step, errors, label=init, color=color)
+            draw_errors(axis, curves, label=init, color=color)
         axis.axhline(90, color="black", lw=0.8, ls=":")
-        axis.set(title=title.format(name), xlabel="step", ylim=(0, 100))
+        axis.set_title(f"{name}, training error")
         axis.legend(frameon=False)
     axes[0].set_ylabel("error (%)")
     return figure

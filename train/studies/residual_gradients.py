@@ -118,13 +118,7 @@ def run(job: Job) -> Outcome:
         tables=[norm_table(found)],
         bands=make_bands(found, identity, sizes),
         seeds=sizes.seeds,
-        values={
-            "norms": {
-                f"{kind}/{depth}": [dataclasses.asdict(each) for each in runs]
-                for (kind, depth), runs in found.items()
-            },
-            "distances": identity,
-        },
+        values={"norms": found, "distances": identity},
     )
 
 
@@ -154,7 +148,7 @@ def measure(kind: str, depth: int, seed: int, arrays: Arrays, job: Job) -> Norms
             norms.append([gradient_norm(s.gradient) for s in signals.values()])
 
         curve, _ = train_in_memory(config, arrays, model=model, watch=watch)
-        return {"step": steps, "norms": norms, "curve": dataclasses.asdict(curve)}
+        return {"step": steps, "norms": norms, "curve": curve}
 
     plan = {**to_json(config), "depth": depth, "width": sizes.width}
     found = keep(job.folder, name, plan, run)

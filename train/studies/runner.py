@@ -76,13 +76,12 @@ class Curve:
         return math.inf
 
 
-def digits(side: int, channels: int = 1, train: int | None = None) -> Arrays:
+def digits(side: int, channels: int = 1) -> Arrays:
     """Returns scikit-learn's digits, resized and of mean 0 and deviation 1.
 
     Args:
       side: Height and width, in pixels.
       channels: Number of equal channels.
-      train: Number of training images to keep, the first ones; None for all 1,433.
     """
     images, labels, test = read_digits()
     images = images[..., None].astype(np.float32) / 255
@@ -91,8 +90,7 @@ def digits(side: int, channels: int = 1, train: int | None = None) -> Arrays:
     images = (images - images[~test].mean()) / images[~test].std()
     images = np.repeat(images, channels, axis=-1)
     labels = labels.astype(np.int32)
-    kept = np.flatnonzero(~test)[:train]
-    return Arrays(images[kept], labels[kept], images[test], labels[test])
+    return Arrays(images[~test], labels[~test], images[test], labels[test])
 
 
 def build_resnet(name: str, depth: int, width: int) -> nn.Module:
@@ -162,15 +160,15 @@ def train_short(
       frozen: Path patterns of parameters that are not trained.
     """
 
-    def run() -> dict[str, Any]:
+    def run() -> Curve:
         options = dict(model=model, change=change, frozen=frozen)
-        return dataclasses.asdict(train_in_memory(config, arrays, **options)[0])
+        return train_in_memory(config, arrays, **options)[0]
 
     return read_curve(keep(folder, name, to_json(config), run))
 
 
 def keep(
-    folder: Path, name: str, plan: Mapping[str, Any], run: Callable[[], dict]
+    folder: Path, name: str, plan: Mapping[str, Any], run: Callable[[], Any]
 ) -> dict[str, Any]:
     """Returns what a run found: it is read where the same was run before.
 
@@ -179,7 +177,7 @@ def keep(
       name: Name of the run in its study.
       plan: What the run does, as JSON takes it; what was kept of another plan is
         replaced.
-      run: Runs it; its result is JSON.
+      run: Runs it; its result is what `save_values` takes.
     """
     path = folder / "runs" / f"{name}.json"
     plan = json.loads(json.dumps(plan))

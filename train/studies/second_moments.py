@@ -1,6 +1,7 @@
 """Second moments of a network's signals and gradients at the start, and by formula."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,11 @@ class Layer:
 
 
 def measure_layers(
-    name: str, init: str, *, draws: int, images: int, side: int, **options: Any
+    name: str,
+    init: str,
+    draws: int,
+    shape: tuple[int, ...],
+    options: Mapping[str, Any],
 ) -> dict[str, Layer]:
     """Measures every convolution of a network, averaged over draws of its weights.
 
@@ -48,14 +53,10 @@ def measure_layers(
       name: Registered name of a network of convolutions without shortcuts.
       init: "he_fan_out" or "glorot".
       draws: Number of draws of the weights.
-      images: Number of images of noise.
-      side: Height and width of the images, in pixels.
-      **options: Options of the network.
+      shape: [B, H, W, C] of the images of noise.
+      options: Options of the network.
     """
-    found = [
-        _measure_draw(name, init, draw, (images, side, side, 3), options)
-        for draw in range(draws)
-    ]
+    found = [_measure_draw(name, init, draw, shape, options) for draw in range(draws)]
     fields = [field.name for field in dataclasses.fields(Layer)]
     return {
         path: Layer(
@@ -66,7 +67,7 @@ def measure_layers(
 
 
 def _measure_draw(
-    name: str, init: str, draw: int, shape: tuple[int, ...], options: dict[str, Any]
+    name: str, init: str, draw: int, shape: tuple[int, ...], options: Mapping[str, Any]
 ) -> dict[str, Layer]:
     keys = jax.random.split(jax.random.key(draw), 3)
     model, variables = zoo.create(name, key=keys[0], init=init, dropout=0.0, **options)

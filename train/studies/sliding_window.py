@@ -144,10 +144,7 @@ def run(job: Job) -> Outcome:
             "largest_difference": difference,
             "windows": len(one_by_one),
             "test_error_of_windows": curve.test_error[-1],
-            "speed": {
-                name: [dataclasses.asdict(row) for row in rows]
-                for name, rows in speeds.items()
-            },
+            "speed": speeds,
         },
     )
 

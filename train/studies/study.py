@@ -104,7 +104,8 @@ class Outcome:
       seeds: Seeds over which means and spreads were taken; empty where nothing is
         random.
       remarks: Where the claim does not show at this scale, and at which it does.
-      values: Further numbers for the machine-readable result, as JSON takes them.
+      values: Further numbers for the machine-readable result, as `save_values` takes
+        them.
     """
 
     figures: Sequence[tuple[str, Figure]]
@@ -173,7 +174,7 @@ class Report:
                 }
                 for table in outcome.tables
             ],
-            "values": dict(outcome.values),
+            "values": outcome.values,
             "seconds": round(self.seconds, 1),
             "cpu_seconds": round(self.cpu_seconds, 1),
             "versions": {name: metadata.version(name) for name in versions},
@@ -219,16 +220,25 @@ def run_study(
 
 
 def save_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file, in which numbers that are not finite are null."""
+    """Writes a JSON file, in which numbers that are not finite are null.
+
+    Dataclasses are written as objects, and tuples that are keys with slashes.
+    """
 
     def finite(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            value = vars(value)
         if isinstance(value, Mapping):
-            return {str(name): finite(each) for name, each in value.items()}
+            return {
+                "/".join(map(str, name)) if isinstance(name, tuple) else str(name): (
+                    finite(each)
+                )
+                for name, each in value.items()
+            }
         if isinstance(value, list | tuple):
             return [finite(each) for each in value]
         if isinstance(value, float) and not math.isfinite(value):
             return None
         return value
 
-    options = dict(indent=1, ensure_ascii=False, allow_nan=False)
-    write_json(path, finite(values), **options)
+    write_json(path, finite(values), indent=1, ensure_ascii=False, allow_nan=False)

@@ -9,7 +9,16 @@ import numpy as np
 
 import zoo
 from train.studies.drawing import COLORS, format_spread, new_figure
-from train.studies.features import choose, compute_features, load_base, score_svm
+from train.studies.features import (
+    LENET,
+    RESNET20,
+    UNTRAINED_LENET,
+    Base,
+    choose,
+    compute_features,
+    load_base,
+    score_svm,
+)
 from train.studies.study import Band, Job, Outcome, Study, Table
 
 # Linear SVM on layers 1 to 7: Caltech-101 with 30 images of a class, Caltech-256 with
@@ -29,35 +38,29 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      model: Registered name of the network.
-      weights: Its published weights; None for those that `train_base` makes.
-      dataset: Data set of new classes.
+      base: The network and the images of new classes.
       endpoints: Layers, the lowest first.
       per_class: Number of training images of each class.
       seeds: Choices of images.
-      base_steps: Length of the training of the base network.
     """
 
-    model: str
-    weights: str | None
-    dataset: str
+    base: Base
     endpoints: tuple[str, ...]
     per_class: int
     seeds: tuple[int, ...]
-    base_steps: int = 0
 
 
 def run(job: Job) -> Outcome:
     """Trains linear SVMs on each layer's features, and on those of initial weights."""
     sizes = job.sizes
-    _, variables, arrays = load_base(job)
-    _, initial = zoo.create(sizes.model)
+    _, variables, arrays = load_base(sizes.base, job.dataset)
+    _, initial = zoo.create(sizes.base.model)
     chosen = [choose(arrays.labels, sizes.per_class, seed) for seed in sizes.seeds]
     names = {"pixels": None, **dict.fromkeys(sizes.endpoints)}
     accuracy = {"trained": {}, "initial": {}}
     for kind, weights in (("trained", variables), ("initial", initial)):
         weights = {**weights, "params": {"backbone": weights["params"]["backbone"]}}
-        net = zoo.build(sizes.model, num_classes=0)
+        net = zoo.build(sizes.base.model, num_classes=0)
         train, test = (
             compute_features(net, weights, images, sizes.endpoints)
             | {"pixels": images.reshape(len(images), -1)}
@@ -74,7 +77,7 @@ def run(job: Job) -> Outcome:
     trained = [float(means["trained"][name]) for name in sizes.endpoints]
     best = sizes.endpoints[int(np.argmax(trained))]
     remarks = []
-    if not sizes.weights:
+    if not sizes.base.weights:
         remarks.append(
             "A linear SVM on their pixels tells digits apart, so that no layer can be "
             "much better: the claim cannot show at this size. The medium scale puts it "
@@ -94,7 +97,7 @@ def run(job: Job) -> Outcome:
             Band(
                 f"best layer ({best}) minus the lowest, accuracy",
                 max(trained) - trained[0],
-                low=0.02 if sizes.weights else -0.02,
+                low=0.02 if sizes.base.weights else -0.02,
                 reason="higher layers are invariant to more and tell classes apart",
                 published="0.862 - 0.448 and 0.717 - 0.246",
             ),
@@ -149,18 +152,16 @@ STUDY = Study(
     ),
     run=run,
     scales={
-        "smoke": Sizes("lenet5_modern", None, "digits", ("pool1", "ip1"), 2, (0,), 1),
-        "quick": Sizes(
-            *("lenet5_modern", None, "digits", ("pool1", "pool2", "ip1")),
-            *(10, (0, 1, 2, 3, 4), 300),
-        ),
+        "smoke": Sizes(UNTRAINED_LENET, ("pool1", "ip1"), 2, (0,)),
+        "quick": Sizes(LENET, ("pool1", "pool2", "ip1"), 10, (0, 1, 2, 3, 4)),
         "medium": Sizes(
-            *("cifar_resnet20", "cifar10", "imagefolder:cifar100-few"),
-            *(("stem", "stage1", "stage2", "stage3", "pool"), 50, (0,)),
+            RESNET20, ("stem", "stage1", "stage2", "stage3", "pool"), 50, (0,)
         ),
         "full": Sizes(
-            *("alexnet_tv", "imagenet", "imagefolder:caltech256"),
-            *(("pool1", "pool2", "conv3", "conv4", "pool5", "fc7"), 60, (0, 1, 2)),
+            Base("alexnet_tv", "imagenet", "imagefolder:caltech256"),
+            ("pool1", "pool2", "conv3", "conv4", "pool5", "fc7"),
+            60,
+            (0, 1, 2),
         ),
     },
     changes={

@@ -99,7 +99,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     config = short_config(
         "lenet5_modern", batch_size=8, steps=2, seed=0, learning_rate=0.01
     )
-    arrays = digits(28, train=32)
+    arrays = digits(28)
     first = train_short(config, arrays, tmp_path, "run")
     path = tmp_path / "runs" / "run.json"
     kept = json.loads(path.read_text())
