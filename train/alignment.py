@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.data.formats.synthetic_faces import draw_scene
+from train.data.faces.synthetic import draw_scene
 from train.data.rng import RandomStream
 from zoo.face.alignment import (
     camera_pose,

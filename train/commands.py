@@ -15,7 +15,7 @@ import zoo
 from train.alignment import measure_alignment
 from train.config import COLORS, DataConfig, load_config, long, parse_options
 from train.data import Source, find_problems, fit_source
-from train.data.landmarks import LANDMARKS_FILE, fill_landmarks
+from train.data.faces.landmarks import LANDMARKS_FILE, fill_landmarks
 from train.evaluate import Evaluator
 from train.experiment import open_split
 from train.history import format_rate

@@ -2,13 +2,13 @@
 
     python tests/reference/make_face_reference.py
 
-It prints the landmarks of the average of `train.data.formats.face_model`, in shares
+It prints the landmarks of the average of `train.data.faces.model`, in shares
 of an aligned crop's side, which `zoo/face/reference.py` holds.
 """
 
 import numpy as np
 
-from train.data.formats.face_model import Expression, average_person, landmarks, locate
+from train.data.faces.model import Expression, average_person, landmarks, locate
 
 # Units of a head to the crop's side, and what is in its middle.
 SIDE, CENTER = 2.3, (0.0, 0.32)

@@ -4,12 +4,12 @@ Nothing here needs TensorFlow: data sets are read through TFDS's data sources, a
 batches are made by grain. The names below are the public API.
 """
 
-from train.data.aligned_faces import align_source, choose_alignment
 from train.data.box_transforms import parse_geometry
 from train.data.checks import find_problems
 from train.data.crops import parse_crop
 from train.data.datasets import load_dataset
-from train.data.faces import FaceSource
+from train.data.faces.aligned import align_source, choose_alignment
+from train.data.faces.source import FaceSource
 from train.data.pipeline import epoch_order, eval_batches, train_stream
 from train.data.preprocess import (
     fit_source,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from train.data.faces.formats import open_lfw, open_orl, open_people, open_ytf
 from train.data.formats.coco import open_coco
-from train.data.formats.faces import open_lfw, open_orl, open_people, open_ytf
 from train.data.formats.image_folder import open_folder
 from train.data.formats.masks import open_masks
 from train.data.formats.voc import open_voc, open_voc_masks
@@ -59,7 +59,7 @@ def load_dataset(
         - "voc_masks:PATH", masks as in PASCAL VOC's folders, see `open_voc_masks`;
         - "masks:PATH", `split/images` and `split/masks`, see `open_masks`;
         - "lfw:PATH", "ytf:PATH" and "orl:PATH", people's pictures as in these data
-          sets, see `train.data.formats.faces`; an "imagefolder" is one, too, for the
+          sets, see `train.data.faces.formats`; an "imagefolder" is one, too, for the
           task "verification".
       split: The name of the split, such as "train" or "test"; "val", "valid" and
         "validation" are the same, and "train+val" is both. It may be a slice, such as

@@ -14,7 +14,7 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 
 import zoo
-from train.data.formats.synthetic_faces import draw_example
+from train.data.faces.synthetic import draw_example
 from train.figures.maps import draw_projection
 from train.studies.drawing import COLORS, new_figure
 from train.studies.features import load_arrays

@@ -14,9 +14,9 @@ from PIL import Image
 import zoo
 from train.config import DataConfig, OptimConfig, load_config
 from train.data import Source, align_source, choose_alignment
-from train.data.aligned_faces import align_face
+from train.data.faces.aligned import align_face
+from train.data.faces.landmarks import LANDMARKS_FILE, make_detector, read_landmarks
 from train.data.files import Files
-from train.data.landmarks import LANDMARKS_FILE, make_detector, read_landmarks
 from train.descriptors import (
     Verified,
     average_templates,

@@ -5,17 +5,17 @@ import pytest
 from PIL import Image
 
 from train.data import align_source, choose_alignment, load_dataset
-from train.data.faces import first_pictures, make_pairs
-from train.data.files import Files
-from train.data.formats.face_model import average_person, draw_person, landmarks
-from train.data.formats.synthetic_faces import (
+from train.data.faces.landmarks import read_landmarks, write_landmarks
+from train.data.faces.model import average_person, draw_person, landmarks
+from train.data.faces.source import first_pictures, make_pairs
+from train.data.faces.synthetic import (
     Expression,
     View,
     draw_example,
     render,
     rotate,
 )
-from train.data.landmarks import read_landmarks, write_landmarks
+from train.data.files import Files
 from train.data.rng import RandomStream
 from zoo.face.reference import LANDMARKS
 from zoo.spec import Preprocess

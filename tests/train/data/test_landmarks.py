@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from tiny_runs import run_command
 
+from train.data.faces.landmarks import fill_landmarks, read_landmarks, write_landmarks
+from train.data.faces.synthetic import draw_example
 from train.data.files import Files
-from train.data.formats.synthetic_faces import draw_example
-from train.data.landmarks import fill_landmarks, read_landmarks, write_landmarks
 from zoo.face.alignment import pick_fiducials
 
 HAS_DLIB = all(

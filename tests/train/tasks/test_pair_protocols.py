@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from train.data.faces import make_pairs
+from train.data.faces.source import make_pairs
 from train.tasks.pair_protocols import (
     ensemble,
     evaluate_pairs,

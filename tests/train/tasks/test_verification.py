@@ -10,9 +10,9 @@ from tiny_runs import run_command
 
 import zoo
 from train.config import load_config
-from train.data.faces import make_pairs
-from train.data.formats.synthetic_faces import draw_example
-from train.data.landmarks import write_landmarks
+from train.data.faces.landmarks import write_landmarks
+from train.data.faces.source import make_pairs
+from train.data.faces.synthetic import draw_example
 from train.descriptors import (
     average_templates,
     evaluate_descriptors,

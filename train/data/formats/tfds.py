@@ -20,11 +20,11 @@ from train.data.annotations import (
     segmentation_example,
 )
 from train.data.datasets import FORMATS
-from train.data.faces import FaceSource
+from train.data.faces.source import FaceSource
+from train.data.faces.synthetic import KNOWN, FacesSynthetic, FacesSyntheticTiny
 from train.data.files import split_kind
 from train.data.formats.cifar import Cifar10Binary, Cifar100Binary
 from train.data.formats.digits import Digits, DigitsCanvas
-from train.data.formats.synthetic_faces import KNOWN, FacesSynthetic, FacesSyntheticTiny
 from train.data.source import Example, Source, UnknownSplit, check_labels, nearest
 from zoo.decode import decode_image, decode_mask
 from zoo.face.verification import UNKNOWN

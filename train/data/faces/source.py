@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from train.data.faces.landmarks import read_landmarks, read_table
 from train.data.files import Files
-from train.data.landmarks import read_landmarks, read_table
 from train.data.rng import RandomStream
 from train.data.source import Source
 from zoo.decode import decode_image

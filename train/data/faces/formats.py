@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from train.data.faces import FaceSource, FileFaces
+from train.data.faces.source import FaceSource, FileFaces
 from train.data.files import (
     Files,
     find_splits,

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from train.data.faces import FaceSource
-from train.data.landmarks import LANDMARKS_FILE
+from train.data.faces.landmarks import LANDMARKS_FILE
+from train.data.faces.source import FaceSource
 from train.data.rng import RandomStream
 from zoo.face.alignment import COUNTS, align
 from zoo.spec import Preprocess

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageFilter
 
-from train.data.formats.face_model import (
+from train.data.faces.model import (
     TONES,
     TOP,
     Expression,

@@ -1,0 +1,1 @@
+"""Pictures of people: sources, landmarks, alignment, formats, and drawn faces."""
