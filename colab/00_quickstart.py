@@ -53,8 +53,8 @@ from train.configs import get_config
 from train.data import load_dataset
 from train.fit import fit
 from train.history import read_history
+from train.report import write_run_report
 from train.run_dir import new_run_dir
-from train.run_report import write_run_report
 
 print(jax.devices())
 if jax.default_backend() == "cpu" and (

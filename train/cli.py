@@ -23,10 +23,10 @@ from train.configs import CONFIGS, get_config
 from train.configs.my_data import RECIPES
 from train.data.pipeline import WorkerError
 from train.fit import NonFiniteLossError, Result, fit, resume_run
+from train.report import write_run_report
 from train.run_dir import new_run_dir
-from train.run_report import write_run_report
 from zoo.compilation_cache import use_compilation_cache
-from zoo.registry import unknown
+from zoo.paths import unknown
 
 logger = logging.getLogger("train")
 

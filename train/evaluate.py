@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from train.data import Source, eval_batches, resident_bytes
-from train.steps import Batch, data_sharded, make_eval_step, put_batch, put_replicated
+from train.steps import Batch, make_eval_step, put_batch, put_replicated
 from train.task import Evaluated, Task
 from zoo.spec import Preprocess
 
@@ -86,8 +86,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        sharding = data_sharded(self._mesh)
-        return (put_batch(batch, sharding) for batch in batches)
+        return (put_batch(batch, self._mesh) for batch in batches)
 
     def _bar(self, batches: Iterable[Batch], what: str) -> Iterable[Batch]:
         count = -(-len(self.source) // self._batch_size)

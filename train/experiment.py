@@ -1,7 +1,9 @@
 """The parts of a run, made from its config and checked before the first step."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -37,24 +39,24 @@ def prepare_experiment(
       ValueError: Anything in the config is unknown, out of range, or does not fit. What
         is wrong with the data is reported all at once.
     """
-    data, problems = config.data, _Problems()
+    data, problems = config.data, []
     spec = zoo.get_spec(config.model.name)
     task = TASKS[spec.task]
     mesh = make_mesh()
-    with problems:
+    with _collect(problems):
         check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
-    with problems:
+    with _collect(problems):
         check_augment(data.augment, task)
-    with problems:
+    with _collect(problems):
         check_layers(config.model)
     if sources is None:
         opened = []
         for split in (data.train_split, data.eval_split):
-            with problems:
+            with _collect(problems):
                 opened.append(open_split(data, split, spec.task, config.seed))
         sources = tuple(opened)
     if len(sources) < 2:
-        problems.raise_any()
+        _raise_any(problems)
     check_sources(config, sources)
     if config.optim.freeze and parse_options(config.model.options).get("scan"):
         raise ValueError(
@@ -63,8 +65,8 @@ def prepare_experiment(
         )
     class_names = sources[0].class_names
     created, preprocess = None, spec.preprocess
-    if not problems.found:
-        with problems:
+    if not problems:
+        with _collect(problems):
             created = create_model(config, class_names)
             preprocess = created[-1].preprocess
     train_preprocess = fit_preprocess(preprocess, data.fit, data.size)
@@ -80,7 +82,7 @@ def prepare_experiment(
         for source, pre in zip(prepared, preprocesses, strict=True)
     ]
     if len(train_source) < data.batch_size:
-        problems.found.append(
+        problems.append(
             f"data.batch_size={data.batch_size} is more than the "
             f"{len(train_source)} images of {train_source.name}, "
             f"split {train_source.split}."
@@ -89,17 +91,15 @@ def prepare_experiment(
     cropped = any(name.split(":")[0] == "random_crop" for name in data.geometry)
     skip = data.on_bad_image == "skip"
     known = created is not None  # the size that images are fitted to
-    problems.found += find_problems(
-        train_source, fitted=known and not cropped, skip=skip
-    )
-    problems.found += find_problems(eval_source, fitted=known, skip=skip)
+    problems += find_problems(train_source, fitted=known and not cropped, skip=skip)
+    problems += find_problems(eval_source, fitted=known, skip=skip)
     if created is not None:
         flags = "--size", "--data.eval-size"
         for flag, taken in zip(flags, preprocesses, strict=True):
             if taken.shape != spec.preprocess.shape:
-                with problems:
+                with _collect(problems):
                     check_size(*created[:2], taken, flag)
-    problems.raise_any()
+    _raise_any(problems)
     model, variables, card = created
     card = dataclasses.replace(
         card,
@@ -154,31 +154,23 @@ def check_sources(config: TrainConfig, sources: tuple[Source, Source]) -> None:
             )
 
 
-class _Problems:
-    """Collects errors, so that all of them are reported at once.
+@contextlib.contextmanager
+def _collect(problems: list[str]) -> Iterator[None]:
+    """Keeps the message of a ValueError, so that all are reported at once."""
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))
 
-    As a context manager it catches ValueErrors and keeps their messages.
-    """
 
-    def __init__(self):
-        self.found: list[str] = []
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
-        if isinstance(error, ValueError):
-            self.found.append(str(error))
-        return isinstance(error, ValueError)
-
-    def raise_any(self) -> None:
-        """Raises ValueError with all messages, each of them once."""
-        found = list(dict.fromkeys(self.found))
-        if len(found) > 1:
-            lines = [f"{i + 1}. {problem}" for i, problem in enumerate(found)]
-            raise ValueError("\n".join([f"{len(found)} problems:", *lines]))
-        if found:
-            raise ValueError(found[0])
+def _raise_any(problems: list[str]) -> None:
+    """Raises ValueError with all messages, each of them once."""
+    found = list(dict.fromkeys(problems))
+    if len(found) > 1:
+        lines = [f"{i + 1}. {problem}" for i, problem in enumerate(found)]
+        raise ValueError("\n".join([f"{len(found)} problems:", *lines]))
+    if found:
+        raise ValueError(found[0])
 
 
 def fit_preprocess(

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from train.config import DataConfig
 from train.data import Source, epoch_order, load_resident, resident_bytes, train_stream
-from train.steps import Batch, data_sharded, put_batch, put_replicated
+from train.steps import Batch, put_batch, put_replicated
 from zoo.spec import Preprocess
 
 
@@ -135,13 +135,13 @@ class StreamLoader:
         )
         self.stream = iter(stream)
         self._order = epoch_order(len(source), config.batch_size, seed)
-        self._sharding = data_sharded(mesh)
+        self._mesh = mesh
 
     def __iter__(self) -> "StreamLoader":
         return self
 
     def __next__(self) -> Batch:
-        return put_batch(next(self.stream), self._sharding)
+        return put_batch(next(self.stream), self._mesh)
 
     def indices(self, step: int) -> np.ndarray:
         """Returns the places in the set of the images of a step."""

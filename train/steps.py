@@ -216,8 +216,9 @@ def data_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
     """Puts this process's part of a batch on its devices."""
+    sharding = data_sharded(mesh)
     return {
         k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()
     }
@@ -225,13 +226,8 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """Puts a tree of arrays, the same in all processes, whole on every device."""
-    sharding = replicated(mesh)
-
-    def put(value: Any) -> jax.Array:
-        value = np.asarray(value)
-        return jax.make_array_from_process_local_data(sharding, value, value.shape)
-
-    return jax.tree.map(put, tree)
+    put = partial(jax.make_array_from_process_local_data, replicated(mesh))
+    return jax.tree.map(lambda x: put(np.asarray(x), np.shape(x)), tree)
 
 
 def jit_step(step: Callable, sharding: NamedSharding) -> Callable:

@@ -18,7 +18,7 @@ import tyro
 import zoo
 from zoo.compilation_cache import use_compilation_cache
 from zoo.decode import list_images
-from zoo.registry import unknown
+from zoo.paths import unknown
 from zoo.summary import describe_weights
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from zoo.paths import unknown
 from zoo.preprocess import center_crop, check_image, resize_image, shortest_edge_size
-from zoo.registry import unknown
 from zoo.spec import Preprocess
 
 # Dense evaluation crops the longer side to a multiple of this number of pixels.

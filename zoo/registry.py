@@ -21,7 +21,7 @@ from zoo.classification import (
 )
 from zoo.detection import fast_rcnn, faster_rcnn, rcnn, small, ssd_vgg, yolo
 from zoo.face import deepface
-from zoo.paths import unknown as unknown
+from zoo.paths import unknown
 from zoo.segmentation import fcn, frrn, pspnet, segnet, unet, unet_resnet
 from zoo.spec import ModelSpec
 

@@ -24,7 +24,6 @@ from train.configs import get_config
 from train.data import epoch_order, load_resident
 from train.experiment import Experiment
 from train.steps import (
-    data_sharded,
     jit_step,
     make_run_steps,
     put_batch,
@@ -143,9 +142,11 @@ class BareStep:
         order = epoch_order(len(self.arrays["label"]), plan.batch_size, 0)
         count = min(plan.steps, plan.batches)
         self.orders = np.stack([order[i] for i in range(count)])
-        batched = data_sharded(experiment.mesh)
         self.batches = [
-            put_batch({k: v[o] for k, v in self.arrays.items()} | {"index": o}, batched)
+            put_batch(
+                {k: v[o] for k, v in self.arrays.items()} | {"index": o},
+                experiment.mesh,
+            )
             for o in self.orders
         ]
         self.step = jit_step(experiment.make_step(0), replicated(experiment.mesh))

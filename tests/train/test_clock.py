@@ -7,8 +7,8 @@ import pytest
 from tiny_runs import make_config, write_images
 
 from train.fit import fit, resume_run
+from train.report import write_run_report
 from train.run_dir import Clock
-from train.run_report import write_run_report
 
 
 def test_parts_add_up(tmp_path):

@@ -20,7 +20,7 @@ from train.checkpoint import Checkpoints
 from train.config import ModelConfig, load_config
 from train.fit import NonFiniteLossError, fit, resume_run
 from train.history import History, read_history
-from train.run_report import write_run_report
+from train.report import write_run_report
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from train.configs import (
     segmentation,
 )
 from train.tasks import TASKS
-from zoo.registry import get_spec, unknown
+from zoo.paths import unknown
+from zoo.registry import get_spec
 
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     **my_data.RECIPES,

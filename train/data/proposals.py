@@ -15,8 +15,6 @@ def selective_search(
     *,
     mode: str = "fast",
     max_proposals: int = 2000,
-    min_side: int = MIN_SIDE,
-    seed: int = 0,
 ) -> np.ndarray:
     """Proposes regions by merging the segments of an image.
 
@@ -24,12 +22,11 @@ def selective_search(
       image: uint8 [h, w, 3], RGB.
       mode: "fast" or "quality", which has more color spaces and segmentations.
       max_proposals: The largest number of proposals.
-      min_side: The smallest height and width, in pixels.
-      seed: The seed of the choice and the order of proposals. (OpenCV's own order is
-        not reproducible: its random numbers have no seed.)
 
     Returns:
-      float32 [R, 4], xyxy in pixels, without duplicates.
+      float32 [R, 4], xyxy in pixels, without duplicates, of sides of at least
+      `MIN_SIDE`. Which ones, and their order, is the same in each run; OpenCV's own
+      order is not, for its random numbers have no seed.
 
     Raises:
       ValueError: The image or the mode is invalid.
@@ -52,7 +49,7 @@ def selective_search(
             "selective search is in OpenCV's contributed modules: "
             "pip install 'canon-zoo[rcnn]'."
         ) from error
-    if min(image.shape[:2]) < min_side:
+    if min(image.shape[:2]) < MIN_SIDE:
         return np.zeros((0, 4), np.float32)
     search = segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
@@ -63,8 +60,8 @@ def selective_search(
     switch[mode]()
     found = np.asarray(search.process(), np.float32).reshape(-1, 4)
     found = np.unique(found, axis=0)
-    found = found[(found[:, 2:] >= min_side).all(axis=1)]
-    found = np.random.default_rng(seed).permutation(found)[:max_proposals]
+    found = found[(found[:, 2:] >= MIN_SIDE).all(axis=1)]
+    found = np.random.default_rng(0).permutation(found)[:max_proposals]
     return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
 
 

@@ -2,7 +2,7 @@
 
 from train.report.classification import evaluate_classifier
 from train.report.detection import evaluate_detector
-from train.report.page import write_page, write_report
+from train.report.page import write_page, write_report, write_run_report
 from train.report.parts import (
     Evaluation,
     Picture,
@@ -27,4 +27,5 @@ __all__ = [
     "table_section",
     "write_page",
     "write_report",
+    "write_run_report",
 ]

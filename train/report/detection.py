@@ -8,7 +8,6 @@ from markupsafe import Markup
 
 from train.data import Source
 from train.figures import line_chart
-from train.report.matching import match_objects, overlaps
 from train.report.parts import (
     Evaluation,
     Picture,
@@ -21,9 +20,11 @@ from train.run import Result
 from train.task import Evaluated
 from zoo.figures.boxes import cut_around, draw_boxes, draw_detections
 from zoo.figures.pictures import MISS, beside
+from zoo.metrics.detection import overlaps
 
 MAX_FINDINGS = 24  # false alarms, and misses
 MAX_CURVES = 10
+LEAST_IOU = 0.5  # of a detection with the object that it finds
 IMAGES = 6
 MIN_SCORE = 0.3  # of a detection that is drawn
 WIDTH = 820  # pixels of a picture with truth and detections beside each other
@@ -234,3 +235,47 @@ def draw_finding(
     )
     caption = Markup("<b>{}</b><br>{}").format(title, reason)
     return Picture(drawn, f"{title}: {reason}", caption, where)
+
+
+class Matches(NamedTuple):
+    """The match of the detections of an image with its objects.
+
+    Attributes:
+      alarm: bool [D], whether a detection is a false alarm.
+      score: float32 [N], the score of the detection that found an object, or 0.
+    """
+
+    alarm: np.ndarray
+    score: np.ndarray
+
+
+def match_objects(
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    scores: np.ndarray,
+    objects: np.ndarray,
+    object_classes: np.ndarray,
+    difficult: np.ndarray,
+) -> Matches:
+    """Matches each detection, best first, with the object that it overlaps most.
+
+    Args:
+      boxes: float [D, 4], detections by falling score.
+      classes: int [D].
+      scores: float [D].
+      objects: float [N, 4].
+      object_classes: int [N].
+      difficult: bool [N]; a detection of one is neither right nor wrong.
+    """
+    alarm, found = np.ones(len(boxes), bool), np.zeros(len(objects), np.float32)
+    shares = overlaps(boxes, objects)
+    shares = np.where(classes[:, None] == object_classes[None], shares, 0)
+    for d in range(len(boxes) if len(objects) else 0):
+        best = int(shares[d].argmax())
+        if shares[d, best] < LEAST_IOU:
+            continue
+        if difficult[best]:
+            alarm[d] = False
+        elif not found[best]:
+            alarm[d], found[best] = False, scores[d]
+    return Matches(alarm, found)

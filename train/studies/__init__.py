@@ -18,7 +18,7 @@ from train.studies import (
 )
 from train.studies.page import write_page
 from train.studies.study import Band, Report, Study, run_study
-from zoo.registry import unknown
+from zoo.paths import unknown
 
 __all__ = [
     "STUDIES",

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from train.config import write_json
-from zoo.registry import unknown
+from zoo.paths import unknown
 
 
 @dataclasses.dataclass(frozen=True)

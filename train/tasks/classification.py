@@ -16,7 +16,7 @@ from train.task import Task, apply_and_compare
 from zoo import protocols
 from zoo.metrics import classification as metrics
 from zoo.ops.losses import lenet_map_loss
-from zoo.registry import unknown
+from zoo.paths import unknown
 from zoo.spec import PRIMARY_METRICS, ModelSpec, Preprocess
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]

@@ -22,8 +22,8 @@ from zoo.ops.losses import (
     median_frequency_weights,
     segmentation_cross_entropy,
 )
+from zoo.paths import unknown
 from zoo.preprocess import center_crop
-from zoo.registry import unknown
 from zoo.spec import PRIMARY_METRICS, ModelSpec
 
 # From logits [B, H, W, K] and masks [B, H, W] to losses [B].

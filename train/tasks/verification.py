@@ -35,8 +35,8 @@ from train.tasks.pair_protocols import (
 )
 from zoo.face.verification import UNKNOWN, FaceSet, feature_maximum, normalize_features
 from zoo.figures.pictures import beside, enlarge
+from zoo.paths import unknown
 from zoo.preprocess import resize_center_crop
-from zoo.registry import unknown
 from zoo.spec import PRIMARY_METRICS, Card, ModelSpec, Preprocess
 
 # Comparisons that are fitted to pairs: what they are called, and what fits them.

@@ -8,8 +8,15 @@ from markupsafe import Markup
 
 from train.figures.maps import draw_classes, draw_grid, draw_heat
 from train.report import Picture, Section
-from train.visualize.network import BATCH, Network
-from train.visualize.parts import SIDE, WHOLE, describe_maps, draw_maps, gallery_section
+from train.visualize.parts import (
+    BATCH,
+    SIDE,
+    WHOLE,
+    Network,
+    describe_maps,
+    draw_maps,
+    gallery_section,
+)
 from zoo import explain
 from zoo.cpu import jit_inference
 from zoo.figures.pictures import to_pil

@@ -9,8 +9,7 @@ from PIL import Image
 import zoo
 from train.figures.maps import draw_filters, draw_grid, draw_projection
 from train.report import Picture, Section, macros
-from train.visualize.network import Network
-from train.visualize.parts import CLIP, WHOLE, gallery_section
+from train.visualize.parts import CLIP, WHOLE, Network, gallery_section
 from zoo import explain
 from zoo.figures.pictures import to_pil
 from zoo.paths import flatten

@@ -18,9 +18,9 @@ from train.data import Source
 from train.report import write_page
 from train.visualize.classifier import classifier_sections
 from train.visualize.layers import filters_section, history_section, layer_section
-from train.visualize.network import Network
+from train.visualize.parts import Network
 from train.visualize.scores import scores_section
-from zoo.registry import unknown
+from zoo.paths import unknown
 
 # Images in which the way of channels through training is searched.
 HISTORY_IMAGES = 256
@@ -106,19 +106,18 @@ def write_visualization(
     return path
 
 
-def read_steps(run_dir: Path, most: int = 5) -> dict[int, Mapping[str, Any]]:
+def read_steps(run_dir: Path) -> dict[int, Mapping[str, Any]]:
     """Reads the variables of a run's checkpoints.
 
     Args:
       run_dir: The folder of the run.
-      most: The largest number of checkpoints; they are evenly spaced, with the first
-        and the last.
 
     Returns:
-      The variables by step, in order.
+      The variables by step, in order: of five checkpoints at most, evenly spaced, with
+      the first and the last.
     """
     steps = list_steps(run_dir)
-    places = np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)
+    places = np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int)
     return {steps[i]: zoo.weights.read_checkpoint(run_dir, steps[i])[0] for i in places}
 
 

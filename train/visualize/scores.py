@@ -11,8 +11,14 @@ from markupsafe import Markup
 
 from train.figures.maps import draw_grid
 from train.report import Picture, Section
-from train.visualize.network import Network
-from train.visualize.parts import SIDE, WHOLE, describe_maps, draw_maps, gallery_section
+from train.visualize.parts import (
+    SIDE,
+    WHOLE,
+    Network,
+    describe_maps,
+    draw_maps,
+    gallery_section,
+)
 from zoo.cpu import jit_inference
 from zoo.figures.boxes import draw_boxes
 

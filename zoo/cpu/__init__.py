@@ -9,8 +9,7 @@ calls `multiply_few_rows` where a program is lowered for CPUs, and the whole fun
 from zoo.cpu.compiler import compiler_options, jit_inference
 from zoo.cpu.convolution import Window, convolve
 from zoo.cpu.locally_connected import locally_connected
-from zoo.cpu.products import has_few_rows, multiply_few_rows
-from zoo.cpu.reduction import mean_of_map
+from zoo.cpu.products import has_few_rows, mean_of_map, multiply_few_rows
 
 __all__ = [
     "Window",

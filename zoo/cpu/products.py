@@ -1,4 +1,4 @@
-"""Products of few rows and a large matrix."""
+"""Products of few rows and a large matrix, and the mean of a map as a product."""
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +29,15 @@ def _differentiate(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # Transposed, the product of each row is one of the kernel and a row.
     rows = jnp.stack([row @ kernel for row in dx])
     return multiply_few_rows(x, kernel), rows + x @ dkernel
+
+
+def mean_of_map(x: Array) -> Array:
+    """Averages [B, H, W, C] over the map, as a product: XLA is slow at reductions.
+
+    (It hands them to a library, and with them the layers before; `compiler_options`
+    keeps it from that where a program is compiled with them.)
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    ones = jnp.ones(x.shape[1:3], x.dtype)
+    total = jnp.einsum("bhwc,hw->bc", x, ones, preferred_element_type=wide)
+    return (total / ones.size).astype(x.dtype)

@@ -16,8 +16,7 @@ from flax import linen as nn
 
 from zoo.cpu import jit_inference
 from zoo.explain import targets
-from zoo.paths import flatten, unflatten
-from zoo.registry import unknown
+from zoo.paths import flatten, unflatten, unknown
 
 Array = jax.Array
 

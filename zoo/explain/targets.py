@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.registry import unknown
+from zoo.paths import unknown
 
 Array = jax.Array
 

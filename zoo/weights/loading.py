@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.paths import flatten
-from zoo.registry import build, check_options, get_spec, list_options, unknown
+from zoo.paths import flatten, unknown
+from zoo.registry import build, check_options, get_spec, list_options
 from zoo.spec import Card, Weights, plain_options
 from zoo.weights.checkpoints import find_tree, read_checkpoint, read_tree
 from zoo.weights.darknet import SUFFIX, read_darknet

@@ -11,12 +11,13 @@ from train.report import write_report
 from train.report.detection import (
     Boxes,
     draw_finding,
+    match_objects,
+    overlaps,
     report_detector,
 )
 from train.report.detection import (
     draw_comparison as draw_found,
 )
-from train.report.matching import match_objects, overlaps
 from train.report.segmentation import draw_prediction, report_segmentation
 from zoo.figures.boxes import class_color, cut_around, draw_boxes, draw_detections
 from zoo.figures.masks import (

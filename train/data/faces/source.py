@@ -156,12 +156,11 @@ def read_groups(files: Files) -> dict[str, str]:
     return groups
 
 
-def first_pictures(people: np.ndarray, most: int = GALLERY) -> np.ndarray:
-    """Selects the first images of each person: half of them, and at most `most`.
+def first_pictures(people: np.ndarray) -> np.ndarray:
+    """Selects the first images of each person: half of them, at most `GALLERY`.
 
     Args:
       people: int [N], the person on each image.
-      most: The largest number of images of a person.
 
     Returns:
       bool [N].
@@ -169,13 +168,11 @@ def first_pictures(people: np.ndarray, most: int = GALLERY) -> np.ndarray:
     chosen = np.zeros(len(people), bool)
     for person in np.unique(people):
         at = np.flatnonzero(people == person)
-        chosen[at[: min(most, len(at) // 2)]] = True
+        chosen[at[: min(GALLERY, len(at) // 2)]] = True
     return chosen
 
 
-def make_pairs(
-    people: np.ndarray, candidates: np.ndarray | None = None, *, seed: int = 0
-) -> Pairs:
+def make_pairs(people: np.ndarray, candidates: np.ndarray | None = None) -> Pairs:
     """Draws pairs of images for a verification in ten folds.
 
     There are as many pairs of one person as of two people, at most `PAIRS_EACH` of each
@@ -185,14 +182,13 @@ def make_pairs(
     Args:
       people: int [N], the person on each image.
       candidates: bool [N], the images to choose from; all if None.
-      seed: The seed of the choice.
 
     Raises:
       ValueError: There are no two people, or no person has two pictures.
     """
     if candidates is None:
         candidates = np.ones(len(people), bool)
-    rng = RandomStream((seed, 7))
+    rng = RandomStream((0, 7))
     names = np.unique(people[candidates])
     names = names[rng.permutation(len(names))]
     parts = FOLDS if len(names) >= 2 * FOLDS else 1

@@ -98,21 +98,20 @@ def rotate(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return around_z @ around_x @ around_y
 
 
-def draw_view(rng: RandomStream, *, side: int = SIDE) -> tuple[View, np.ndarray]:
+def draw_view(rng: RandomStream) -> tuple[View, np.ndarray]:
     """Draws a view, and returns it with its yaw, pitch and roll in degrees."""
     limits = np.array([_MOST_YAW, _MOST_PITCH, _MOST_ROLL])
     angles = rng.uniform(-limits, limits, (3,))
-    factor = side / SIDE
     azimuth, height = rng.uniform(-1.2, 1.2), rng.uniform(-0.9, 0.5)
     light = np.array([np.sin(azimuth), np.sin(height), np.cos(azimuth)])
     view = View(
         rotate(*angles),
-        _SCALE * factor * float(rng.uniform(0.82, 1.18)),
-        side / 2 + rng.uniform(-7, 7, (2,)) * factor,
+        _SCALE * float(rng.uniform(0.82, 1.18)),
+        SIDE / 2 + rng.uniform(-7, 7, (2,)),
         light / np.linalg.norm(light),
         float(rng.uniform(0.4, 0.75)),
         rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (3,)),
-        float(rng.uniform(0, 0.8)) * factor,
+        float(rng.uniform(0, 0.8)),
         float(rng.uniform(0, 5)),
     )
     return view, angles
@@ -129,12 +128,7 @@ def draw_expression(rng: RandomStream) -> Expression:
 
 
 def render(
-    person: Person,
-    view: View,
-    expression: Expression,
-    rng: RandomStream,
-    *,
-    side: int = SIDE,
+    person: Person, view: View, expression: Expression, rng: RandomStream
 ) -> np.ndarray:
     """Renders a picture.
 
@@ -146,12 +140,11 @@ def render(
       view: The camera and the light.
       expression: The expression of the face.
       rng: The random numbers of background, clothes and grain.
-      side: The height and width in pixels.
 
     Returns:
-      uint8 [side, side, 3].
+      uint8 [SIDE, SIDE, 3].
     """
-    fine = side * _SUPERSAMPLE
+    fine = SIDE * _SUPERSAMPLE
     skin = _skin(person, max(1.0, view.scale / _SCALE / 1.18))
     points = locate(skin.u, skin.v, person, expression)
     # Hair has a thickness.
@@ -167,11 +160,11 @@ def render(
         layer[place[order]] = shaded[order]
         layer = _fill_holes(layer.reshape(fine, fine, 3))
         pixels = np.where(np.isnan(layer), pixels, layer)
-    image = pixels.reshape(side, _SUPERSAMPLE, side, _SUPERSAMPLE, 3).mean((1, 3))
+    image = pixels.reshape(SIDE, _SUPERSAMPLE, SIDE, _SUPERSAMPLE, 3).mean((1, 3))
     image = image * view.gain
     image = Image.fromarray(image.clip(0, 255).round().astype(np.uint8))
     image = np.asarray(image.filter(ImageFilter.GaussianBlur(view.blur)), float)
-    noise = rng.normal((side, side, 3))
+    noise = rng.normal((SIDE, SIDE, 3))
     return (image + view.grain * noise).clip(0, 255).round().astype(np.uint8)
 
 
