@@ -1,6 +1,7 @@
 """Checks of the inputs and options of networks."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 Array = jax.Array
@@ -37,6 +38,16 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
             f"{path}: the kernel is {list(found)}, and its input wants {list(shape)}; "
             "look at the images' size and channels, and whether the variables are this "
             "network's."
+        )
+
+
+def check_floating(
+    images: Array, hint: str = "zoo.normalize makes them of uint8."
+) -> None:
+    """Raises ValueError if images are not preprocessed."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be preprocessed floating point, got {images.dtype}; {hint}"
         )
 
 

@@ -82,7 +82,12 @@ def make_detector(
     @partial(jit_inference, static_argnames="padded_size")
     def run(variables, images, sizes, proposals, padded_size) -> Detections:
         candidates, inside, original = find_candidates(
-            *(model, preprocess, variables, images, sizes, proposals),
+            model,
+            preprocess,
+            variables,
+            images,
+            sizes,
+            proposals,
             canvas=canvas or padded_size,
             shrink=canvas is not None,
         )
@@ -115,7 +120,18 @@ def replace_postprocess(model: nn.Module, **options: Any) -> Postprocess:
       ValueError: A value is out of range.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    return _check(model.postprocess._replace(**given))
+    postprocess = model.postprocess._replace(**given)
+    thresholds = (postprocess.score_threshold, postprocess.iou_threshold)
+    if not all(0 <= threshold <= 1 for threshold in thresholds):
+        raise ValueError(
+            f"score_threshold={thresholds[0]} and iou_threshold={thresholds[1]} must "
+            "be 0 to 1."
+        )
+    if postprocess.max_detections < 1:
+        raise ValueError(
+            f"max_detections={postprocess.max_detections} must be 1 or more."
+        )
+    return postprocess
 
 
 def find_candidates(
@@ -292,17 +308,3 @@ def check_sizes(sizes: Array | None, images: Array) -> Array | None:
                 f"1 or more, and at most its array's {most.tolist()}."
             )
     return sizes.astype(np.int32)
-
-
-def _check(postprocess: Postprocess) -> Postprocess:
-    thresholds = (postprocess.score_threshold, postprocess.iou_threshold)
-    if not all(0 <= threshold <= 1 for threshold in thresholds):
-        raise ValueError(
-            f"score_threshold={thresholds[0]} and iou_threshold={thresholds[1]} must "
-            "be 0 to 1."
-        )
-    if postprocess.max_detections < 1:
-        raise ValueError(
-            f"max_detections={postprocess.max_detections} must be 1 or more."
-        )
-    return postprocess

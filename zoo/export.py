@@ -187,7 +187,11 @@ def _give_candidates(
     def infer(variables: Mapping[str, Any], images: jax.Array, sizes: jax.Array):
         padded = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)
         candidates, inside, original = find_candidates(
-            *(model, preprocess, variables, images, sizes),
+            model,
+            preprocess,
+            variables,
+            images,
+            sizes,
             canvas=canvas or padded,
             shrink=canvas is not None,
         )

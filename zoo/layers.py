@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.checks import check_kernel, check_num_classes
+from zoo.checks import check_floating, check_kernel, check_num_classes
 from zoo.initialization import compile_quickly
 from zoo.ops.convolution import convolve
 from zoo.ops.dense import dense, dot_general
@@ -394,11 +394,7 @@ class Classifier(nn.Module):
         If the last features are a map [B, H, W, F], as in a fully convolutional
         network, the logits are the mean over the map.
         """
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images must be preprocessed floating point, got {images.dtype}; "
-                "zoo.normalize makes them of uint8."
-            )
+        check_floating(images)
         features = self.backbone(images, train=train)
         if self.head is None:
             return features

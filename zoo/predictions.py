@@ -132,7 +132,11 @@ class BoxPrediction(Prediction):
     def draw(self) -> Image.Image:
         """Draws the boxes with their labels and scores."""
         return draw_detections(
-            *(self.image, self.boxes, self.classes, self.scores, self.class_names),
+            self.image,
+            self.boxes,
+            self.classes,
+            self.scores,
+            self.class_names,
             least=_LEAST,
         )
 

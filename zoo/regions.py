@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.cpu import jit_inference
-from zoo.detect import select_detections
+from zoo.detect import replace_postprocess, select_detections
 from zoo.detection.rcnn import OUTPUTS, RCNN, warp
 from zoo.detection.types import Detections
 from zoo.preprocess import check_image, normalize
@@ -109,13 +109,12 @@ def make_region_detector(
       ValueError: An option is out of range.
     """
     read = make_region_reader(model, preprocess, batch=batch)
-    given = dict(
+    postprocess = replace_postprocess(
+        model,
         max_detections=max_detections,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
     )
-    given = {k: v for k, v in given.items() if v is not None}
-    postprocess = model.postprocess._replace(**given)
 
     @jax.jit
     def postprocess_regions(outputs, proposals, extent, count):

@@ -136,7 +136,14 @@ def _open_one(
         raise ValueError(f"{file} has no images.")
     log_dropped_boxes(str(file), left_out)
     return FileObjects(
-        *(files, split, class_names, images, objects, sizes, color, orientation),
+        files,
+        split,
+        class_names,
+        images,
+        objects,
+        sizes,
+        color,
+        orientation,
         outside=outside,
     )
 

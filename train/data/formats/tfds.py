@@ -174,17 +174,10 @@ class PreparedMasks(PreparedSource):
 
     task = "segmentation"
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        builder,
-        color: str | None,
-        orientation: str = "auto",
-    ):
+    def __init__(self, name: str, *arguments):
         self._features = MASKS[name.partition("/")[0]]
         self.undecoded = self._features[:2]
-        super().__init__(name, split, builder, color, orientation)
+        super().__init__(name, *arguments)
         self._values = make_values(len(self.class_names))
         if self._features.ids is not None:
             self._values = np.full(256, IGNORED, np.int16)
@@ -209,8 +202,8 @@ class PreparedFaces(FaceSource, PreparedSource):
     Images can have `landmarks` and the person's `group`.
     """
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         if not self.class_names:  # Names, as TFDS has them of LFW.
             names, numbers = np.unique(self._read("label"), return_inverse=True)
             self.class_names = tuple(name.decode() for name in names)

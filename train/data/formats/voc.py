@@ -69,7 +69,14 @@ def open_voc(
         outside += reaching
     log_dropped_boxes(f"{path} {split}", left_out)
     return FileObjects(
-        *(tree.files, split, class_names, images, objects, sizes, color, orientation),
+        tree.files,
+        split,
+        class_names,
+        images,
+        objects,
+        sizes,
+        color,
+        orientation,
         outside=outside,
     )
 
