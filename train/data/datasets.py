@@ -12,8 +12,9 @@ from train.data.formats.coco import open_coco
 from train.data.formats.image_folder import open_folder
 from train.data.formats.masks import open_masks
 from train.data.formats.voc import open_voc, open_voc_masks
-from train.data.source import Source, Subset, nearest, select
+from train.data.source import Source, Subset, select
 from zoo.decode import check_color, check_orientation
+from zoo.paths import nearest
 
 # The prefix of a name -> the task, and the function that opens the path.
 FORMATS = {

@@ -1,6 +1,5 @@
 """Data sets with random access: sources, subsets, and sources in memory."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from tqdm import tqdm
+
+from zoo.paths import nearest
 
 if TYPE_CHECKING:
     from train.data.annotations import Objects
@@ -309,12 +310,6 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
             f"{where} #{wrong[0]}: label {labels[wrong[0]]} is not in 0 .. "
             f"{num_classes - 1} ({num_classes} classes)."
         )
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns "; did you mean ..?" with the nearest known names, or nothing."""
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
 
 
 class KeptClasses(Derived):

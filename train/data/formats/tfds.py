@@ -25,9 +25,10 @@ from train.data.faces.synthetic import KNOWN, FacesSynthetic, FacesSyntheticTiny
 from train.data.files import split_kind
 from train.data.formats.cifar import Cifar10Binary, Cifar100Binary
 from train.data.formats.digits import Digits, DigitsCanvas
-from train.data.source import Example, Source, UnknownSplit, check_labels, nearest
+from train.data.source import Example, Source, UnknownSplit, check_labels
 from zoo.decode import decode_image, decode_mask
 from zoo.face.verification import UNKNOWN
+from zoo.paths import nearest
 
 _CITYSCAPES = (
     "road sidewalk building wall fence pole traffic_light traffic_sign vegetation "

@@ -21,7 +21,8 @@ from train.data.files import (
 )
 from train.data.formats.image_files import FileMasks, FileObjects
 from train.data.formats.xml import Element, parse_xml
-from train.data.source import Source, nearest
+from train.data.source import Source
+from zoo.paths import nearest
 from zoo.segmentation.voc import CLASS_NAMES
 
 CLASSES = CLASS_NAMES[1:]  # without the background
