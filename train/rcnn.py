@@ -138,7 +138,6 @@ def fit_head(
     preprocess: Preprocess | None = None,
     config: FitConfig = FitConfig(),
     batch: int = 64,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Fits the head of an R-CNN whose backbone is trained.
 
@@ -150,7 +149,6 @@ def fit_head(
       preprocess: The backbone's input; the model's own if None.
       config: The settings.
       batch: The number of regions in a call of the network.
-      progress: Whether to show bars.
 
     Returns:
       New variables, with the same backbone.
@@ -161,10 +159,8 @@ def fit_head(
     """
     count = len(source.class_names)
     read = make_region_reader(model, preprocess, batch=batch)
-    scale = config.feature_norm / _mean_norm(
-        read, variables, source, propose, config, progress
-    )
-    objects = _object_features(read, variables, source, progress)
+    scale = config.feature_norm / _mean_norm(read, variables, source, propose, config)
+    objects = _object_features(read, variables, source)
     for name, features in zip(source.class_names, objects, strict=True):
         if not len(features):
             raise ValueError(
@@ -173,7 +169,7 @@ def fit_head(
             )
     svms = [LinearSVM(scale * features, config) for features in objects]
     near = [_Reservoir(config.max_near, seed=k) for k in range(count)]
-    for index in tqdm(range(len(source)), "mining", disable=not progress):
+    for index in tqdm(range(len(source)), "mining"):
         example = source[index]
         proposals = propose(example["image"])
         if not len(proposals):
@@ -208,11 +204,11 @@ def fit_head(
     return {**variables, "params": {**variables["params"], "head": head}}
 
 
-def _mean_norm(read, variables, source, propose, config, progress) -> float:
+def _mean_norm(read, variables, source, propose, config) -> float:
     norms = []
     images = min(len(source), config.norm_images)
     order = np.random.default_rng(0).permutation(len(source))[:images]
-    for index in tqdm(order, "norm of the features", disable=not progress):
+    for index in tqdm(order, "norm of the features"):
         image = source[int(index)]["image"]
         proposals = propose(image)[:200]
         if len(proposals):
@@ -227,11 +223,11 @@ def _mean_norm(read, variables, source, propose, config, progress) -> float:
     return mean
 
 
-def _object_features(read, variables, source, progress) -> list[np.ndarray]:
+def _object_features(read, variables, source) -> list[np.ndarray]:
     """Returns the features [N, F] of the objects of each class."""
     found = [[] for _ in source.class_names]
     width = 0
-    for index in tqdm(range(len(source)), "objects", disable=not progress):
+    for index in tqdm(range(len(source)), "objects"):
         example = source[index]
         usable = ~example["difficult"]
         boxes, classes = example["boxes"][usable], example["classes"][usable]
@@ -333,7 +329,6 @@ def rcnn(
         propose,
         preprocess=card.preprocess,
         batch=batch_size,
-        progress=True,
     )
     card = dataclasses.replace(
         card, source=f"head fitted on {dataset}, split {train_split}", accuracy=""

@@ -132,16 +132,14 @@ def pyramid_roi_align(
     levels: Sequence[Array],
     rois: Array,
     *,
-    first_level: int,
     canonical_size: int,
     canonical_level: int,
 ) -> Array:
     """Pools each region from the level of a feature pyramid that suits its size.
 
     Args:
-      levels: The feature maps [h, w, C] of one image.
+      levels: The feature maps [h, w, C] of one image, from level 2 on.
       rois: [R, 4], xyxy in pixels of the image.
-      first_level: Level of the first feature map.
       canonical_size: Side length in pixels of a region that is pooled from the
         canonical level.
       canonical_level: Number of that level.
@@ -152,7 +150,7 @@ def pyramid_roi_align(
     return multiscale_roi_align(
         levels,
         rois,
-        strides=[2 ** (first_level + i) for i in range(len(levels))],
+        strides=[2 ** (2 + i) for i in range(len(levels))],
         output_size=WINDOW,
         sampling_ratio=2,
         canonical_size=canonical_size,
@@ -311,9 +309,7 @@ def faster_rcnn_fpn(*, num_classes: int, **options: Any) -> TwoStage:
         predictor=Predictor(num_classes, class_init=dense, box_init=dense, **dtypes),
         rpn_endpoints=("p2", "p3", "p4", "p5", "p6"),
         roi_endpoints=("p2", "p3", "p4", "p5"),
-        roi_pool=partial(
-            pyramid_roi_align, first_level=2, canonical_size=224, canonical_level=4
-        ),
+        roi_pool=partial(pyramid_roi_align, canonical_size=224, canonical_level=4),
         rpn_config=rpn_config,
         roi_config=roi_config,
         preprocess=FPN_PREPROCESS,

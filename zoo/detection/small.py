@@ -222,10 +222,7 @@ def faster_rcnn_small(*, num_classes: int, **options: Any) -> TwoStage:
         rpn_endpoints=("p3", "p4"),
         roi_endpoints=("p2", "p3", "p4"),
         roi_pool=partial(
-            faster_rcnn.pyramid_roi_align,
-            first_level=2,
-            canonical_size=32,
-            canonical_level=3,
+            faster_rcnn.pyramid_roi_align, canonical_size=32, canonical_level=3
         ),
         rpn_config=rpn_config,
         roi_config=roi_config,
