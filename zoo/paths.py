@@ -81,15 +81,21 @@ def match_paths(paths: Sequence[str], patterns: str | Sequence[str]) -> set[str]
     return selected
 
 
+def _find_nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Finds up to five known names that are like a name, the nearest first."""
+    return difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean a or b?" with the nearest known names; "." for none."""
-    near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else "."
+    """Returns "; did you mean 'a' or 'b'?" with the nearest known names, or "."."""
+    near = _find_nearest(name, known)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Words the error for an unknown name: the nearest ones, or all there are."""
-    hint = nearest(name, known)
-    if hint == ".":
-        hint = f"; there are: {sorted(known)}." if known else "; there are none."
-    return f"unknown {kind} {name!r}{hint}"
+    known = sorted(known)
+    hint = f"there are: {known}." if known else "there are none."
+    if near := _find_nearest(name, known):
+        hint = f"did you mean {' or '.join(near)}?"
+    return f"unknown {kind} {name!r}; {hint}"

@@ -177,7 +177,7 @@ def test_layouts_that_are_refused(tmp_path):
         ValueError, match="is for segmentation, not for task='detection'"
     ):
         load_dataset(f"masks:{path}", "train", classes=NAMES, task="detection")
-    with pytest.raises(ValueError, match="did you mean segmentation"):
+    with pytest.raises(ValueError, match="did you mean 'segmentation'"):
         load_dataset(f"masks:{path}", "train", classes=NAMES, task="segmentatoin")
     with pytest.raises(
         ValueError, match="per_class=1 is not possible for segmentation"
@@ -191,7 +191,7 @@ def test_layouts_that_are_refused(tmp_path):
 def test_what_a_name_may_begin_with(tmp_path):
     from train.data.datasets import FORMATS
 
-    message = r"unknown data set 'mask:x'; did you mean .*masks"
+    message = r"unknown data set 'mask:x'; did you mean .*'masks'"
     with pytest.raises(ValueError, match=message) as error:
         load_dataset("mask:x", "train", data_dir=tmp_path)
     for form in FORMATS:

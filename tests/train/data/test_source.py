@@ -89,7 +89,7 @@ def test_few_images_of_each_class():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": ("cat", "dgo")}, "no class 'dgo'; did you mean dog"),
+        ({"classes": ("cat", "dgo")}, "no class 'dgo'; did you mean 'dog'"),
         ({"classes": ("cat", "cat")}, "names that differ"),
         ({"classes": ()}, "at least one"),
         ({"per_class": 11}, "class 'ape' has 10 images, per_class=11"),

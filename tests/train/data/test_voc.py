@@ -132,7 +132,7 @@ def test_which_classes(tmp_path):
     assert chosen.class_names == ("dog", "cat")
     assert chosen[0]["classes"].tolist() == [1]
     assert chosen[0]["boxes"].shape == (1, 4)
-    with pytest.raises(ValueError, match=r"no class 'persn'; did you mean person"):
+    with pytest.raises(ValueError, match=r"no class 'persn'; did you mean 'person'"):
         load_dataset(f"voc:{path}", "train", classes=("persn",))
     with pytest.raises(ValueError, match="per_class=2 is not possible for detection"):
         load_dataset(f"voc:{path}", "train", per_class=2)
@@ -142,7 +142,7 @@ def test_which_classes(tmp_path):
     assert source.class_names == ("person", "cat")
     assert source[0]["classes"].tolist() == [0, 1]
     (path / "classes.txt").write_text("prson\ncat\n")
-    message = r"a\.xml:2: unknown class 'person'; did you mean prson"
+    message = r"a\.xml:2: unknown class 'person'; did you mean 'prson'"
     with pytest.raises(ValueError, match=message):
         load_dataset(f"voc:{path}", "train")
     (path / "classes.txt").write_text("cat\ncat\n")
