@@ -145,7 +145,9 @@ def draw(runs):
             axis.plot(curves[0].step[last], error, "x", color=color, ms=9, mew=2)
         axis.set_title(activation)
     axes[0].set_ylabel("training error (%)")
-    axes[1].legend(frameon=False, fontsize=8, loc="center right")
+    # A smoke run draws on the first axis alone; elsewhere both have the same labels.
+    lines = axes[0].get_legend_handles_labels()
+    axes[1].legend(*lines, frameon=False, fontsize=8, loc="center right")
     return figure
 
 
