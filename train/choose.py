@@ -72,7 +72,10 @@ PHOTOGRAPHS = (
     Candidate("resnet18", "imagenet", ("backbone/**",)),
 )
 CANDIDATES = {
-    "classification": (Candidate("cifar_resnet20", "cifar10"),),
+    "classification": (
+        Candidate("cifar_resnet20", "cifar10"),
+        Candidate("cifar_resnet20", "cifar10_20epochs"),
+    ),
     "detection": (
         Candidate("faster_rcnn_resnet50_fpn", "coco", FROZEN, accelerator=True),
         Candidate("ssd300_vgg16", "coco", accelerator=True),

@@ -70,6 +70,13 @@ RECIPES = {
     "unet_small": Recipe(
         "digits_canvas", "digits_segmentation_unet", *CANVAS, "mean iou", "mean IoU"
     ),
+    "cifar_resnet20": Recipe(
+        "cifar10_20epochs",
+        "cifar10_resnet20_20epochs",
+        *(("cifar10", "test"),) * 2,
+        "top-1",
+        "accuracy",
+    ),
     "deepface_small": Recipe(
         "faces_synthetic",
         "faces_deepface_small",

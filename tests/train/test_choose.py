@@ -326,7 +326,8 @@ def test_published_weights_are_taken_where_they_are_kept(
     sources = [load_dataset(f"imagefolder:{root}", s) for s in ("train", "test")]
     found, given = inspect(*sources), ModelConfig("")
     model, frozen, better = choose_model(given, "classification", found, True)
-    assert (model.name, model.weights, frozen) == ("cifar_resnet20", None, ())
+    assert (model.name, model.weights) == ("cifar_resnet20", "cifar10_20epochs")
+    assert frozen == ()
     assert "--model.name resnet50 --from imagenet" in better
     for name in ("resnet18", "resnet50"):
         (weights, *_) = zoo.get_spec(name).weights

@@ -24,7 +24,7 @@ class Base:
 
     Attributes:
       model: Registered name of the network.
-      weights: Its published weights; None to train it on the digits 0 to 4.
+      weights: Name of its weights; None to train it on the digits 0 to 4.
       dataset: Data set of other classes.
       steps: Length of the training, in steps.
     """
@@ -37,7 +37,7 @@ class Base:
 
 UNTRAINED_LENET = Base("lenet5_modern", None, "digits", steps=1)
 LENET = Base("lenet5_modern", None, "digits", steps=300)
-RESNET20 = Base("cifar_resnet20", "cifar10", "imagefolder:cifar100-few")
+RESNET20 = Base("cifar_resnet20", "cifar10_20epochs", "imagefolder:cifar100-few")
 
 
 def load_arrays(

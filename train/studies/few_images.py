@@ -265,8 +265,9 @@ STUDY = Study(
     },
     changes={
         "quick": "A LeNet that knows the digits 0 to 4 learns 5 to 9.",
-        "medium": "A public ResNet-20 of CIFAR-10 learns the classes of CIFAR-100, of "
-        "which a folder has 50 images each; by gradients 120 steps of 64 images.",
+        "medium": "The package's ResNet-20 of CIFAR-10 learns the classes "
+        "of CIFAR-100, of which a folder has 50 images each; by gradients 120 steps of "
+        "64 images.",
         "full": "VGG-16 in place of the paper's network; Caltech-256 in a folder with "
         "the splits train and test.",
     },

@@ -181,8 +181,8 @@ STUDY = Study(
     },
     changes={
         "quick": "A LeNet that knows the digits 0 to 4; the other digits.",
-        "medium": "A public ResNet-20 of CIFAR-10; the classes of CIFAR-100, 50 images "
-        "of each; no augmentation.",
+        "medium": "The package's ResNet-20 of CIFAR-10; the classes of "
+        "CIFAR-100, 50 images of each; no augmentation.",
         "full": "VGG-16 in place of OverFeat; a folder with the splits train and test, "
         "named by --dataset; no augmentation.",
     },

@@ -460,11 +460,11 @@ STUDY = Study(
     scales={
         "smoke": Sizes(None, "digits", 6, 3, 2, 1, depth=8, width=4, steps=2),
         "quick": Sizes(None, "digits", 364, 17, 12, 10, depth=20, width=16, steps=250),
-        "medium": Sizes("cifar10", "imagefolder:cifar10", 1000, 33, 24, 20),
+        "medium": Sizes("cifar10_20epochs", "imagefolder:cifar10", 1000, 33, 24, 20),
     },
     changes={
         "quick": "A ResNet-20 trained on digits; blocks lose their branches, and "
         "nothing is trained anew; parts of drawn faces and a DeepFace of others.",
-        "medium": "The public ResNet-20 of CIFAR-10; the rest as in quick.",
+        "medium": "The package's ResNet-20 of CIFAR-10; the rest as in quick.",
     },
 )

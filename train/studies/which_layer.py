@@ -166,8 +166,8 @@ STUDY = Study(
     },
     changes={
         "quick": "A LeNet that knows the digits 0 to 4; the SVMs tell 5 to 9 apart.",
-        "medium": "A public ResNet-20 of CIFAR-10; the SVMs tell the 100 classes of "
-        "CIFAR-100 apart, from 50 images of each.",
+        "medium": "The package's ResNet-20 of CIFAR-10; the SVMs tell the "
+        "100 classes of CIFAR-100 apart, from 50 images of each.",
         "full": "torchvision's AlexNet, as there are no weights of zfnet; Caltech-256 "
         "in a folder with the splits train and test.",
     },
