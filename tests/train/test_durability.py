@@ -141,6 +141,8 @@ FULL = """
 import json, resource, signal, sys
 from train.__main__ import train
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# A module's compiled code that is cut off would stay in the environment.
+sys.dont_write_bytecode = True
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 for limit, arguments in json.loads(sys.argv[1]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
