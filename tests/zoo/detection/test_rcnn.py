@@ -90,6 +90,10 @@ def test_options_that_are_out_of_range_are_said():
         zoo.build("rcnn_alexnet", context=200)
     with pytest.raises(ValueError, match="batch=0 must be 1 or more"):
         zoo.make_region_detector(make_model(), batch=0)
+    with pytest.raises(ValueError, match=r"iou_threshold=1\.5 must be 0 to 1"):
+        zoo.make_region_detector(make_model(), iou_threshold=1.5)
+    with pytest.raises(ValueError, match="max_detections=0 must be 1 or more"):
+        zoo.make_region_detector(make_model(), max_detections=0)
 
 
 class Squares(Source):
