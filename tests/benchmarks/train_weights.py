@@ -136,7 +136,9 @@ def write(model: str, run_dir: Path) -> None:
         zoo.weights.save_safetensors(path, store(variables, small), described)
 
     save("")
-    found, quick = (measure(model, path, *s) for s in (recipe.dataset, recipe.quick))
+    found = quick = measure(model, path, *recipe.dataset)
+    if recipe.quick != recipe.dataset:
+        quick = measure(model, path, *recipe.quick)
     dataset, split = recipe.dataset
     count = f"{found['images']:,} images" if "images" in found else "1,200 pairs"
     save(f"{recipe.words} {found[recipe.metric]:.2%} of {dataset}, {split} ({count})")
