@@ -34,6 +34,8 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "digits_detection_faster_rcnn": digits_detection.faster_rcnn,
     "digits_detection_yolo": digits_detection.yolo,
     "bccd_ssd": blood_cells.ssd,
+    "bccd_faster_rcnn": blood_cells.faster_rcnn,
+    "bccd_yolo": blood_cells.yolo,
     "digits_segmentation_unet": digits_segmentation.unet,
     "faces_deepface_small": faces.small,
     "orl_deepface": faces.orl,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,13 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
+from train.data import load_dataset, load_resident
 from train.data.formats.digits import SIDE, draw_canvas, read_digits
 from train.optim import make_optimizer, make_schedule
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
+from train.studies.runner import run_trainer
+from train.studies.study import Job
 from train.tasks.detection import Detection
 from zoo.cpu import compiler_options, jit_inference
 from zoo.detect import select_detections
@@ -26,6 +29,12 @@ SLOTS = 8  # for the objects of an image
 # Height and width to which R-CNN warps a region, half of the image's as in the paper
 # (227 of about 500 pixels), and its context, in pixels.
 WARPED, CONTEXT = 48, 3
+# The configs that train on photographs.
+PHOTOGRAPHS = {
+    "faster_rcnn_small": "bccd_faster_rcnn",
+    "ssd96_small": "bccd_ssd",
+    "yolo96_small": "bccd_yolo",
+}
 # The last endpoints of each backbone, which the heads read.
 BACKBONES = {
     "faster_rcnn_small": ("p2", "p3", "p4"),
@@ -33,6 +42,56 @@ BACKBONES = {
     "yolo96_small": ("stage3",),
 }
 PARTS = ("backbone", "proposals", "head", "decoding and suppression")
+
+
+class Trained(NamedTuple):
+    """A trained detector and its test images.
+
+    Attributes:
+      model: The detector.
+      variables: Its variables.
+      test: All test images as a batch of the trainer's, as the detector takes them.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    test: Mapping[str, np.ndarray]
+
+
+def load_on_canvases(job: Job) -> dict[str, Trained]:
+    """Loads the detectors of digits; Faster R-CNN is trained where it was not yet."""
+    sizes = job.sizes
+    steps = job.steps or sizes.steps
+    found = {
+        "faster_rcnn_small": load_faster_rcnn(job.folder, steps, sizes.batch_size),
+        "ssd96_small": zoo.create("ssd96_small", weights="digits_canvas"),
+        "yolo96_small": zoo.create("yolo96_small", weights="digits_canvas"),
+    }
+    test = draw_canvases("test", range(sizes.canvases))
+    return {name: Trained(*detector, test) for name, detector in found.items()}
+
+
+def train_on_photographs(job: Job) -> dict[str, Trained]:
+    """Trains the detectors on photographs of blood cells, where they were not yet.
+
+    They start from the convolutions of the same detectors of digits.
+    """
+    found = {}
+    for name, kind in PHOTOGRAPHS.items():
+        config = get_config(kind)
+        model = dataclasses.replace(config.model, weights=f"{name}:digits_canvas")
+        data = config.data
+        if job.dataset:
+            data = dataclasses.replace(data, dataset=job.dataset)
+        config = dataclasses.replace(config, model=model, data=data)
+        if job.steps:
+            config = dataclasses.replace(config, steps=job.steps)
+        run_trainer(config, job.folder / name)
+        model, variables, card = zoo.create_with_card(name, weights=job.folder / name)
+        source = load_dataset(data.dataset, data.eval_split)
+        test = load_resident(source, card.preprocess, max_boxes=data.max_boxes)
+        found[name] = Trained(model, variables, test)
+    return found
 
 
 def draw_canvases(split: str, numbers: range) -> dict[str, np.ndarray]:

@@ -296,7 +296,13 @@ def _batches(config: TrainConfig, count: int):
 
 
 def train_long(config: TrainConfig, folder: Path) -> Curve:
-    """Trains by the trainer: goes on with a run, or reads it where it has finished.
+    """Trains a classifier by the trainer, see `run_trainer`, and reads its curve."""
+    run_trainer(config, folder)
+    return read_run(folder)
+
+
+def run_trainer(config: TrainConfig, folder: Path) -> None:
+    """Trains by the trainer: goes on with a run, or leaves it where it has finished.
 
     Args:
       config: What to do.
@@ -311,7 +317,6 @@ def train_long(config: TrainConfig, folder: Path) -> Curve:
     else:
         result = fit(config, folder)
     _ = result.metrics  # Nothing is concluded from half a training.
-    return read_run(folder)
 
 
 def read_run(folder: Path) -> Curve:
