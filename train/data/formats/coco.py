@@ -141,9 +141,9 @@ def _open_one(
         class_names,
         images,
         objects,
-        sizes,
-        color,
-        orientation,
+        sizes=sizes,
+        color=color,
+        orientation=orientation,
         outside=outside,
     )
 

@@ -140,10 +140,10 @@ class FileObjects(_FileImages):
         class_names: tuple[str, ...],
         images: Sequence[str],
         objects: Iterable[Objects],
+        *,
         sizes: Sequence[tuple[int, int]],
         color: str | None,
         orientation: str = "auto",
-        *,
         outside: int = 0,
     ):
         super().__init__(files, split, class_names, images, color, orientation)

@@ -75,9 +75,9 @@ def open_voc(
         class_names,
         images,
         objects,
-        sizes,
-        color,
-        orientation,
+        sizes=sizes,
+        color=color,
+        orientation=orientation,
         outside=outside,
     )
 
