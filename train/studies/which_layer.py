@@ -83,6 +83,11 @@ def run(job: Job) -> Outcome:
             "much better: the claim cannot show at this size. The medium scale puts it "
             "to the test, from CIFAR-10 to CIFAR-100."
         )
+    elif best != sizes.endpoints[-1]:
+        remarks.append(
+            f"The layers above {best} are worse again: they are made for the classes "
+            "that the network was trained on."
+        )
     return Outcome(
         figures=[
             (

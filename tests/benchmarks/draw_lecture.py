@@ -1,0 +1,68 @@
+"""Draws the picture of the lecture's claims, from the figures of studies.
+
+python tests/benchmarks/benchmark_studies.py                    # in runs/
+python tests/benchmarks/benchmark_studies.py --scale medium degradation
+python tests/benchmarks/draw_lecture.py                         # in the same folder
+
+The other studies of medium scale take `--dataset`, see `PANELS`. A study that `--runs`
+does not have is named, and nothing is drawn.
+"""
+
+import argparse
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+OUT = Path(__file__).parents[2] / "colab" / "lecture.png"
+# The study, its scale and figure, and the claim in a few words.
+PANELS = (
+    ("initialization", "quick", 2, "Initialization decides whether 30 layers learn"),
+    (
+        "batch_norm",
+        "quick",
+        1,
+        "Batch norm learns faster, at rates that diverge without",
+    ),
+    (
+        "degradation",
+        "medium",
+        1,
+        "Plain networks get worse with depth, residual do not",
+    ),
+    ("which_layer", "medium", 1, "Higher layers transfer better, the highest less"),
+    ("few_images", "medium", 1, "Features of a large set help where images are few"),
+    ("detectors", "medium", 1, "One pass is faster; here, and as published"),
+)
+
+
+def main() -> None:
+    """Tiles the figures, each below its claim."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    paths = [
+        options.runs / f"study-{name}-{scale}" / f"figure-{number}.png"
+        for name, scale, number, _ in PANELS
+    ]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        parser.error(
+            f"--runs {options.runs} lacks {', '.join(missing)}; "
+            "benchmark_studies.py makes them."
+        )
+    figure = Figure(figsize=(13, 8.4), dpi=110, layout="constrained")
+    axes = figure.subplots(3, 2)
+    for axis, path, (_, _, _, claim) in zip(axes.flat, paths, PANELS, strict=True):
+        axis.imshow(Image.open(path))
+        axis.set_title(claim, fontsize=10)
+        axis.axis("off")
+    figure.savefig(options.out)
+    Image.open(options.out).convert("RGB").quantize(128).save(
+        options.out, optimize=True
+    )
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
