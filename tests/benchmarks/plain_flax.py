@@ -80,7 +80,7 @@ class GoogLeNetBN(nn.Module):
             x = nn.Conv(
                 width, (size, size), stride, pad, use_bias=False, dtype=self.dtype
             )(x)
-            norm = nn.BatchNorm(not train, 0.9, 1e-3, dtype=self.dtype)
+            norm = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-3, dtype=self.dtype)
             return nn.relu(norm(x))
 
         def pool(x):
