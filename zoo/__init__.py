@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str):
-        # What nobody asks to verify needs no golden files.
+        # Imported lazily, as only verification needs the golden files.
         if name == "verify":
             return importlib.import_module("zoo.verify")
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """The command line: canon-zoo COMMAND, one of `COMMANDS`.
 
-`canon-zoo train` is the other command line, of `train.cli`.
+`canon-zoo train` is a separate command line, defined in `train.cli`.
 """
 
 import importlib.metadata
@@ -65,7 +65,7 @@ def weights(pattern: tyro.conf.Positional[str] = "*", *, fetch: bool = False) ->
 
     Args:
       pattern: Shell pattern of models, such as 'resnet*'.
-      fetch: Download those that are published and not kept yet.
+      fetch: Download the published weights that are not in the cache yet.
     """
     models = zoo.list_models(pattern)
     published = [(name, w) for name in models for w in zoo.get_spec(name).weights]
@@ -92,10 +92,10 @@ def verify(
 
     Args:
       name: Name of the model.
-      weights: As for convert; compared with torchvision's network, where that is
-        installed. If not given, deterministic ones, compared with a golden file.
-      training: Compare loss, gradients and running statistics of a training step in
-        this type instead.
+      weights: As for convert; compared with torchvision's network if that is installed.
+        If not given, deterministic weights are compared with a golden file.
+      training: Compare the loss, gradients and running statistics of a training step,
+        computed in this type, instead of the endpoints.
     """
     certificate = zoo.verify.verify(name, weights, training=training)
     print(certificate)
@@ -113,13 +113,13 @@ def predict(
     top: int = 5,
     score_threshold: float = 0.3,
 ) -> None:
-    """Says what is in images: classes, objects, parts of a mask, or descriptors.
+    """Predicts the classes, objects, masks or face descriptors of images.
 
     Args:
       images: Files, folders, and patterns in quotes such as 'photos/*.jpg'.
-      model: Name of a model; or a run's folder, or a file that says its model.
+      model: Name of a model, a run folder, or a weights file that names its model.
       weights: Weights of a model given by name, as for convert.
-      out: Folder for pictures of what was found; none are written if not given.
+      out: Folder for pictures of the predictions; none are written if not given.
       json: Print one line of JSON for each image.
       top: Number of classes that a classifier names.
       score_threshold: Score below which boxes are left out, 0 to 1.
@@ -184,18 +184,18 @@ def export(
     format: Literal["stablehlo", "onnx"] = "stablehlo",
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
 ) -> None:
-    """Writes inference with its weights: StableHLO for jax alone, or ONNX.
+    """Exports a model with its weights for inference, as StableHLO or ONNX.
 
     Args:
       name: Name of the model.
       target: File to write.
       weights: As for convert; initialized at random if not given.
-      preprocess: Take uint8 images of the network's size.
-      batch: Images in a call: a number, or a name for any number.
+      preprocess: Include the preprocessing, for uint8 images of the network's size.
+      batch: Batch size: a number, or a name such as b for any number.
       num_classes: Number of classes; the weights' if not given.
       dtype: Type of the computation.
       format: stablehlo, or onnx, which needs jax2onnx.
-      platforms: Where it is to run, of cpu, cuda, rocm and tpu; ONNX runs on all.
+      platforms: Platforms to export for, of cpu, cuda, rocm and tpu; ONNX runs on all.
     """
     _, variables, card = zoo.create_with_card(
         name, weights=weights, num_classes=num_classes
@@ -216,7 +216,7 @@ def export(
 
 
 def doctor() -> None:
-    """Says what jax runs on here, and warns where an accelerator lies idle."""
+    """Reports what jax runs on, and warns if an accelerator is idle."""
     rows = {"python": sys.version.split()[0]}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         rows[package] = importlib.metadata.version(package)
@@ -242,7 +242,7 @@ def doctor() -> None:
 
 
 def _precision() -> str:
-    # A sum of products that tensor cores in reduced precision cannot have exactly.
+    # A matrix product that reduced precision on tensor cores cannot compute exactly.
     x = jnp.full((128, 128), 1 + 2**-12, jnp.float32)
     error = float(jnp.abs(x @ x / 128 - (1 + 2**-12) ** 2).max())
     kind = "full float32" if error < 1e-6 else "reduced (TF32 or bfloat16)"
@@ -298,11 +298,11 @@ def main(arguments: list[str]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Runs one command, whose end is the program's."""
+    """Runs one command, and exits with a message if it fails."""
     use_compilation_cache()
     try:
         main(arguments)
-    # What a user can put right is said in words; anything else is a bug and is shown.
+    # Errors that a user can fix become messages; anything else is a bug and is raised.
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 

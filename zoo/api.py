@@ -1,4 +1,4 @@
-"""The public door: from a name to a model with its variables."""
+"""The public entry points: from a name to a model and its variables."""
 
 import dataclasses
 import gc
@@ -32,11 +32,11 @@ def create(
 
     With `dtype=jnp.bfloat16` every layer computes in bfloat16, while parameters,
     gradients, batch statistics and logits stay float32. In float32, TPUs and GPUs
-    multiply with fewer bits by default; trace the model under
-    `jax.default_matmul_precision("highest")` for products and gradients in float32.
+    multiply in reduced precision by default; trace the model under
+    `jax.default_matmul_precision("highest")` for full float32 products and gradients.
 
     To save memory in training, donate the state to a jitted step, as `train` does, and
-    use `remat=True`, which recomputes the activations of a stage:
+    use `remat=True`, which recomputes each stage's activations:
 
         step = jax.jit(step, donate_argnums=0)
         state, metrics = step(state, batch)  # the buffers of the old state are reused
@@ -45,9 +45,9 @@ def create(
       name: Name of the model, one of `list_models()`.
       weights: None for the paper's initialization; else a registered name, or the
         path of a safetensors or torch file, of a run folder or of a checkpoint.
-      num_classes: None for the weights' number or, without weights, the paper's.
-        Another number than the weights' makes a new head, which is logged. 0 makes no
-        head: the output is the last endpoint.
+      num_classes: Number of classes; None for the weights' or, without weights, the
+        paper's. A number that differs from the weights' creates a new head and logs a
+        warning. 0 creates no head: the output is the last endpoint.
       key: Key for the initialization; None for `jax.random.key(0)`.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`; `describe`
         lists them.
@@ -76,8 +76,8 @@ def create_with_card(
     """Creates a model, its variables and their card, as `create` does.
 
     Returns:
-      `(module, variables, card)`; the card has the preprocessing and, where they are
-      known, the names of the classes.
+      `(module, variables, card)`; the card holds the preprocessing and, if known, the
+      class names.
     """
     spec = get_spec(name)
     use_compilation_cache()

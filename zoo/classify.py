@@ -48,8 +48,8 @@ def make_classifier(
       `classify(variables, images) -> Classification`. Images are uint8 [B, h, w,
       channels], or a list of images of any sizes, uint8 [h, w, channels] or Pillow
       images. Numpy arrays and Pillow images are resized on the host by
-      `zoo.resize_center_crop`, so that it is compiled once for each number of images.
-      Jax arrays are resized on the device, and it is compiled for each size.
+      `zoo.resize_center_crop`, so the program is compiled once for each batch size. JAX
+      arrays are resized on the device; the program is compiled for each image size.
 
     Raises:
       ValueError: The model is not a classifier, or `top` is not positive. `classify`

@@ -27,25 +27,26 @@ def make_describer(
     """Makes the jitted function from uint8 images to descriptors of faces.
 
     A descriptor is the output of F7, divided by its largest values in training and
-    brought to length 1: the inner product of two says how alike two faces are.
+    scaled to unit length: the inner product of two descriptors measures how similar two
+    faces are.
 
     Args:
       model: A DeepFace network, with or without a head.
-      preprocess: What its variables expect, such as `card.preprocess`.
-      align: "none" for faces that are aligned already, or centered as those that the
-        network was trained on; "2d" or "3d" for photographs with landmarks.
+      preprocess: The preprocessing of the variables, such as `card.preprocess`.
+      align: "none" for faces that are already aligned, or centered as in training; "2d"
+        or "3d" for photographs with landmarks.
       flip: Whether to average F7 over each face and its mirror image.
-      epsilon: What a feature is divided by at least.
+      epsilon: Lower bound of the values that features are divided by.
 
     Returns:
       `describe(variables, images, landmarks=None) -> descriptors`. Images are uint8
-      [B, h, w, channels] of any one size, landmarks float32 [B, L, 2] in their pixels
-      (see `zoo.face.alignment`), descriptors float32 [B, D]. It is compiled for each
-      size.
+      [B, h, w, channels] all of one size, landmarks float32 [B, L, 2] in their pixels
+      (see `zoo.face.alignment`), descriptors float32 [B, D]. The program is compiled
+      for each image size.
 
     Raises:
-      ValueError: An option is out of range. `describe` raises it where images or
-        landmarks are of another type or shape, or the variables of another network.
+      ValueError: An option is out of range. `describe` raises it for images or
+        landmarks of the wrong type or shape, and for variables of another network.
 
     Reference:
       Taigman et al., DeepFace, 2014, section 3, "Normalization".

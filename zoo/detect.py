@@ -18,7 +18,7 @@ from zoo.spec import Preprocess
 
 Array = jax.Array
 
-# Number of the best candidates of an image that enter suppression first.
+# Number of the best candidates of an image that suppression tries first.
 TOP_N = 2048
 
 
@@ -37,7 +37,7 @@ def make_detector(
     boxes, scores, classes, valid = detect(variables, images)
 
     Preprocessing, the network, decoding, non-maximum suppression and the conversion of
-    boxes to the pixels of the original images are one program. It is compiled for each
+    boxes to the pixels of the original images form one program. It is compiled for each
     shape of the arrays and each canvas, but not for each size of images:
     `zoo.pad_images` pads images of many sizes to arrays of few shapes. It can be called
     under `jit` and `vmap`, and on a batch that is sharded over devices.
@@ -110,7 +110,7 @@ def make_detector(
 
 
 def replace_postprocess(model: nn.Module, **options: Any) -> Postprocess:
-    """Returns a detector's parameters of selection, some replaced by others.
+    """Returns a detector's `Postprocess` with some fields replaced.
 
     Args:
       model: A detector, see `zoo.detection.types`.
@@ -145,7 +145,7 @@ def find_candidates(
     canvas: tuple[int, int] | None,
     shrink: bool = False,
 ) -> tuple[Candidates, Array, Array]:
-    """Computes what a detector predicts, before non-maximum suppression.
+    """Computes a detector's candidates, before non-maximum suppression.
 
     Args:
       model: A detector, see `zoo.detection.types`.
@@ -155,11 +155,11 @@ def find_candidates(
       sizes: int32 [B, 2], height and width of each image within its array, or None.
       proposals: See `make_detector`.
       canvas: Height and width of the network's input, see `zoo.resize_and_pad`.
-      shrink: Whether images may be made smaller for it.
+      shrink: Whether images may be shrunk to fit the canvas.
 
     Returns:
-      The candidates, in pixels of the network's input; and int32 [B or 1, 2] each, the
-      sizes of the images there, and their original sizes.
+      The candidates, in pixels of the network's input; the sizes of the images in that
+      input; and their original sizes, int32 [B or 1, 2] each.
     """
     batch = resize_and_pad(images, preprocess, sizes, canvas=canvas, shrink=shrink)
     original = jnp.int32(images.shape[1:3])[None] if sizes is None else sizes
@@ -182,8 +182,8 @@ def select_detections(
     Args:
       candidates: The candidates of a batch of images.
       postprocess: The parameters of the selection.
-      top_n: Number of the best candidates of an image that enter suppression first. If
-        these are not enough, all do; the result does not depend on it.
+      top_n: Number of the best candidates of an image that suppression tries first. If
+        these are not enough, it takes all; the result does not depend on it.
 
     Returns:
       `Detections`, with boxes in the pixels of the candidates. Equal scores are sorted
@@ -285,8 +285,8 @@ def check_sizes(sizes: Array | None, images: Array) -> Array | None:
     """Returns the sizes of images within their arrays as int32.
 
     Raises:
-      ValueError: The shape or the type is wrong, or a value, if the sizes are on the
-        host, is out of range.
+      ValueError: The shape or the type is wrong, or a value is out of range, which is
+        checked only for sizes on the host.
     """
     if sizes is None or images.ndim != 4:
         return sizes

@@ -18,7 +18,7 @@ from zoo.ops.pooling import global_average_pool
 
 Array = jax.Array
 
-# `normal` is not truncated, as jax's `he_normal` is at two standard deviations.
+# Unlike jax's `he_normal`, `normal` is not truncated at two standard deviations.
 INITIALIZERS: dict[str, Callable] = {
     "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
     "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -31,7 +31,7 @@ INITIALIZERS: dict[str, Callable] = {
 }
 
 
-# On CPUs its gradient is fast for few rows, too.
+# `nn.Dense` with a gradient that is fast on CPUs for few rows, too.
 Dense = partial(nn.Dense, dot_general=dot_general)
 
 
@@ -52,7 +52,7 @@ class NetworkConfig:
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
-        # Files have lists for tuples, which modules need, as they must be hashable.
+        # Files store tuples as lists, and modules need hashable values.
         for field in dataclasses.fields(self):
             value = _as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
@@ -86,7 +86,7 @@ class DenseConfig(NetworkConfig):
 
 
 def initializer(name: str) -> Callable:
-    """Returns the initializer of a name.
+    """Returns an initializer by its name.
 
     Args:
       name: "he_fan_in", "he_fan_out" (He et al. 2015, untruncated normal), "glorot"
@@ -222,7 +222,7 @@ def dense_layers(
       window: Height and width of the map that fc6 reads, in pixels.
       train: Whether dropout is active.
       dropout_first: Whether dropout precedes each layer, as in torchvision's AlexNet,
-        and does not follow it, as in the papers.
+        instead of following it, as in the papers.
       **options: Initializers and types of both layers.
 
     Returns:
@@ -364,7 +364,7 @@ class LinearHead(Layer):
 
 
 class Classifier(nn.Module):
-    """A backbone and a head, as every classifier of the zoo.
+    """A backbone and a head, the parts of every classifier of the zoo.
 
     Attributes:
       backbone: Module from `(images, train=...)` to a dict of named endpoints, of which
@@ -405,7 +405,7 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes, by field name."""
         return {"head": self.head} if self.head is not None else {}
 
 

@@ -1,4 +1,4 @@
-"""From an image file to what is in it: named classes, boxes, a mask or a descriptor.
+"""Predictions for image files: named classes, boxes, a mask or a descriptor.
 
 print(zoo.predict("resnet50", "photo.jpg", weights="imagenet"))
 """
@@ -34,21 +34,21 @@ from zoo.weights import list_trained, load_safetensors, read_card
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 Images = list[Any] | tuple[Any, ...]  # of `ImageLike`s
-# From images uint8 [h, w, C] to the fields of each one's prediction.
+# Maps images uint8 [h, w, C] to the fields of each image's prediction.
 Predict = Callable[[Sequence[np.ndarray]], Iterable[dict[str, Any]]]
-# What `make_predictor` takes besides the options of the model.
+# Arguments of `make_predictor` besides the options of the model.
 _OPTIONS = ("weights", "top", "score_threshold", "max_detections")
 _BATCH = 32  # images that a classifier takes at a time
 
 
 class Predictor:
-    """A network that takes images and image files; `make_predictor` makes it.
+    """Predicts from images and image files; created by `make_predictor`.
 
     Attributes:
       model: The network.
       variables: Its variables.
-      card: What the variables expect.
-      upright: Whether files are turned as their EXIF orientation says.
+      card: The card of the variables, with preprocessing and class names.
+      upright: Whether files are rotated upright by their EXIF orientation.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Predictor:
     def read(self, image: ImageLike) -> np.ndarray:
         """Returns an image as uint8 [h, w, C], with the network's channels.
 
-        Files are decoded as those that networks are trained on.
+        Files are decoded in the same way as training images.
 
         Args:
           image: A path, uint8 [h, w] or [h, w, C], or a Pillow image.
 
         Raises:
-          ValueError: It is no image that can be read.
+          ValueError: The image cannot be decoded, or has another type or shape.
           OSError: The file cannot be read.
         """
         color = {1: "grey", 3: "rgb"}[self.card.preprocess.channels]
@@ -115,7 +115,7 @@ class Predictor:
           The prediction, or for a list the list of predictions.
 
         Raises:
-          ValueError: See `read`, or it is too small for the network.
+          ValueError: See `read`; or an image is too small for the network.
           OSError: See `read`.
         """
         if not isinstance(image, list | tuple):
@@ -143,7 +143,7 @@ def make_predictor(
     max_detections: int | None = None,
     **overrides: Any,
 ) -> Predictor:
-    """Loads a network that takes image files, for any number of them.
+    """Loads a network once, to predict for any number of images or image files.
 
         predict = zoo.make_predictor("ssd96_small", weights="digits_canvas")
         for path in paths:
@@ -151,13 +151,13 @@ def make_predictor(
         found = predict(paths)  # all at once
 
     Args:
-      name_or_run: Name of a model, or a folder or file that says which model it is of:
-        the folder of a run, a checkpoint, or a safetensors file with a card.
+      name_or_run: Name of a model, or a folder or file that names its model: a run
+        folder, a checkpoint, or a safetensors file with a card.
       weights: Weights of a model given by name, see `zoo.create`.
       top: Number of classes that a classifier names.
-      score_threshold: Score below which a detector's boxes are left out, 0 to 1; 0.3,
-        or the network's own where that is higher, where None.
-      max_detections: Number of boxes at most; the network's own where None.
+      score_threshold: Score below which a detector's boxes are dropped, 0 to 1; None
+        for 0.3 or the network's own threshold, whichever is higher.
+      max_detections: Maximum number of boxes; None for the network's own.
       **overrides: Options of the model, see `zoo.create`.
 
     Raises:
@@ -197,7 +197,7 @@ def _make_classify(model: nn.Module, variables: Any, card: Card, top: int) -> Pr
     def predict(images: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
         for first in range(0, len(images), _BATCH):
             part = images[first : first + _BATCH]
-            # It is compiled for each number of images: 1, 2, 4, .. are enough.
+            # Each batch size is compiled; padding to 1, 2, 4, ... keeps them few.
             filled = 1 << (len(part) - 1).bit_length()
             found = classify(variables, [*part, *[part[-1]] * (filled - len(part))])
             classes, scores = np.asarray(found.classes), np.asarray(found.scores)
@@ -292,7 +292,7 @@ def predict(
         print(found)
         found.save("found.png")
 
-    A face network takes a face that is aligned already; `zoo.make_describer` aligns
+    A face network takes faces that are already aligned; `zoo.make_describer` aligns
     photographs by landmarks.
 
     Args:
@@ -303,7 +303,7 @@ def predict(
 
     Returns:
       A `ClassPrediction`, `BoxPrediction`, `MaskPrediction` or `FacePrediction`; for a
-      list a list of them.
+      list of images, a list of these.
 
     Raises:
       ValueError: The model, the weights or an option is unknown or does not fit, or the
@@ -348,13 +348,13 @@ def _resolve(
 
 
 def _is_stored(run: Path) -> bool:
-    """Whether a run was told to take images as they are stored."""
+    """Whether a run was configured to ignore EXIF orientation ("stored")."""
     file = run / "config.json"
     if not file.is_file():
         return False
     try:
         return json.loads(file.read_bytes())["data"].get("orientation") == "stored"
-    # Of a damaged file anything can be missing, or of another type.
+    # In a damaged file any entry can be missing or of another type.
     except Exception as error:
         raise ValueError(
             f"{file} is no config of a run ({type(error).__name__}: {error})."

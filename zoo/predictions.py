@@ -21,7 +21,7 @@ _LEAST = 640  # pixels of the longer side of a picture with boxes
 class Prediction:
     """The prediction of a network for one image; the base of the classes below.
 
-    `str` returns it in words, and a notebook shows the picture.
+    `str` describes it in words, and a notebook shows it as a picture.
 
     Attributes:
       name: Path of the image; "image" for one that was given as an array.
@@ -46,18 +46,18 @@ class Prediction:
         return {"image": self.name}
 
     def pictures(self) -> dict[str, Image.Image]:
-        """Draws all there is to draw, by the endings of file names such as "-mask"."""
+        """Draws every picture, keyed by a suffix of the file name such as "-mask"."""
         return {"": self.draw()}
 
     def show(self) -> None:
-        """Shows the picture in the system's viewer of images."""
+        """Shows the picture in the system's image viewer."""
         self.draw().show(self.name)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Saves the picture.
 
         Args:
-          path: File to write; its suffix says the format, such as .png.
+          path: File to write; its suffix, such as .png, sets the format.
         """
         path = Path(path)
         self.draw().save(path)
@@ -67,7 +67,7 @@ class Prediction:
         return f"{self.name}: {self.words()}"
 
     def __repr__(self) -> str:
-        # A list of predictions can be read, too.
+        # Keeps a printed list of predictions readable.
         return f"<{type(self).__name__} {self}>"
 
     def _repr_png_(self) -> bytes:
@@ -162,7 +162,7 @@ class MaskPrediction(Prediction):
 
     Attributes:
       mask: uint8 [h, w].
-      scores: float32 [h, w], the classes' probabilities.
+      scores: float32 [h, w], the probability of each pixel's class.
     """
 
     mask: np.ndarray
@@ -170,7 +170,7 @@ class MaskPrediction(Prediction):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Part of the image that each class has, the largest first."""
+        """Fraction of the image that each class covers, the largest first."""
         classes, counts = np.unique(self.mask, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return {
@@ -184,20 +184,20 @@ class MaskPrediction(Prediction):
         return draw_overlay(self.image, self.mask, self.class_names, palette)
 
     def draw_mask(self) -> Image.Image:
-        """Draws the mask alone, of mode "P": its pixels are the numbers of classes."""
+        """Draws the mask alone, in mode "P": its pixels are class numbers."""
         return paletted(self.mask, make_palette(self.class_names))
 
     def pictures(self) -> dict[str, Image.Image]:
-        """Draws the mask over the image, and alone."""
+        """Draws the mask over the image, and the mask alone."""
         return {"": self.draw(), "-mask": self.draw_mask()}
 
     def words(self) -> str:
-        """Names the classes with the largest parts."""
+        """Names the classes that cover most of the image."""
         largest = [*self.shares.items()][:5]
         return ", ".join(f"{label} {share:.1%}" for label, share in largest)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the part of the image that each class has."""
+        """Returns the fraction of the image that each class covers."""
         return super().to_json() | {"shares": self.shares}
 
 
@@ -206,8 +206,8 @@ class FacePrediction(Prediction):
     """The descriptor of a face.
 
     Attributes:
-      descriptor: float32 [D] of length 1: the inner product of two says how alike the
-        faces are.
+      descriptor: float32 [D] of unit length; the inner product of two descriptors
+        measures how similar the faces are.
     """
 
     descriptor: np.ndarray
@@ -217,7 +217,7 @@ class FacePrediction(Prediction):
         return Image.fromarray(self.image.squeeze())
 
     def words(self) -> str:
-        """Returns the length of the descriptor in words."""
+        """Describes the descriptor by its length."""
         return f"a descriptor of {len(self.descriptor)} values"
 
     def to_json(self) -> dict[str, Any]:

@@ -205,13 +205,13 @@ def resize_and_pad(
       images: uint8 [B, h, w, channels].
       preprocess: The preprocessing of the network, with "stretch", "sides" or "keep".
       sizes: int [B, 2], height and width of each image within its array in pixels,
-        starting at the upper left corner; limited to 1 and the size of the array. None
-        if all images fill their arrays.
+        starting at the upper left corner; clipped to between 1 and the size of the
+        array. None if all images fill their arrays.
       canvas: Height and width of the result in pixels; None for `canvas_size` of these
         sizes or, if they are traced, of any. With "sides", images that exceed it are
-        made smaller.
-      shrink: Whether images that exceed the canvas are made smaller; False if the
-        canvas is `canvas_size` of these sizes.
+        shrunk.
+      shrink: Whether images that exceed the canvas are shrunk; False if the canvas is
+        `canvas_size` of these sizes.
 
     Raises:
       ValueError: The network does not take these images or this canvas.
@@ -284,12 +284,11 @@ def canvas_size(
     canvas: tuple[int, int] | None = None,
     sizes: jax.Array | None = None,
 ) -> tuple[int, int]:
-    """Returns height and width of a network's input for arrays of a height and width.
+    """Returns height and width of a network's input for arrays of a given size.
 
     With "stretch" it is the size of the input. Otherwise, if the canvas is None, it is
     the largest height and the largest width of the resized images, rounded up to a
-    multiple of 32 as in torchvision, so that no image is made smaller because of the
-    others.
+    multiple of 32 as in torchvision, so that no image is shrunk because of the others.
 
     Args:
       height: Height of the arrays, in pixels.
@@ -431,7 +430,7 @@ def _check_channels(shape: tuple[int, ...], preprocess: Preprocess) -> None:
 
 
 def _scales(height, width, preprocess: Preprocess, canvas) -> list[tuple]:
-    """Returns the fractions of which "sides" uses the smallest as its scale.
+    """Returns candidate scales as fractions; "sides" uses the smallest one.
 
     Height and width are Python or jax integers.
     """

@@ -1,4 +1,4 @@
-"""The registry of networks: from a name to its facts and its module."""
+"""The registry of networks: from a name to a spec and a module."""
 
 import contextlib
 import fnmatch
@@ -56,13 +56,13 @@ _SPECS: dict[str, ModelSpec] = {
 
 @contextlib.contextmanager
 def registered(*specs: ModelSpec) -> Iterator[None]:
-    """Registers models within a `with` statement, for instance one's own.
+    """Registers models, such as your own, within a `with` statement.
 
         with zoo.registry.registered(spec):
             model, variables = zoo.create(spec.name)
 
     Args:
-      *specs: The models. One that has the name of another replaces it.
+      *specs: The models. A model with a registered name replaces that one.
     """
     before = dict(_SPECS)
     _SPECS.update({spec.name: spec for spec in specs})
@@ -98,7 +98,7 @@ def get_spec(name: str) -> ModelSpec:
     """Returns the spec of the model `name`.
 
     Raises:
-      ValueError: There is no such model; the message has the nearest names.
+      ValueError: There is no such model; the message suggests the nearest names.
     """
     if name not in _SPECS:
         raise ValueError(unknown("model", name, _SPECS))
@@ -125,7 +125,7 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any):
 
 
 def _hashable(value: Any) -> Any:
-    """Makes tuples of lists, and frozen dicts of dicts, as in the options of a card."""
+    """Converts lists to tuples and dicts to frozen dicts, as in a card's options."""
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
     if isinstance(value, Mapping):

@@ -56,7 +56,7 @@ def make_segmenter(
         for the model's.
       classes: The classes that are predicted; None for all.
       scales: Factors by which images are resized before the network.
-      flip: Whether to add the horizontally flipped images.
+      flip: Whether to average over the horizontally flipped images, too.
       window: Height and width of sliding windows in pixels of a scaled image, for
         images that are too large for the memory; None for the whole image.
       overlap: Fraction of a window that it shares with its neighbor, 0 to below 1.
@@ -70,8 +70,8 @@ def make_segmenter(
 
     Raises:
       ValueError: The model is not a segmentation network, or an option is out of range.
-        `segment` raises it for images of another type, smaller than the network takes,
-        or with another number of channels.
+        `segment` raises it for images of the wrong type or number of channels, and for
+        too small ones.
 
     Reference:
       Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1 and the released
@@ -155,13 +155,13 @@ def make_segmenter(
 
 
 def _scale(filled: Array, size: Size, target: Sequence[int]) -> Array:
-    """Scales the filled size of an array as the array is scaled, and rounds it."""
+    """Scales the filled size of an array by the array's scale, and rounds it."""
     size, target = np.array(size, np.int32), np.array(target, np.int32)
     return jnp.maximum((2 * filled * target + size) // (2 * size), 1)
 
 
 def _round_up(length: int, step: int, rest: int = 0) -> int:
-    """Returns the next larger length of the form `step * n + rest`."""
+    """Rounds a length up to the form `step * n + rest`."""
     return -(-(length - rest) // step) * step + rest
 
 

@@ -1,4 +1,4 @@
-"""Frozen facts about networks: names, inputs, counts, published weights, deviations."""
+"""Facts about networks: names, inputs, counts, published weights, deviations."""
 
 import dataclasses
 import typing
@@ -150,7 +150,7 @@ class TorchRule:
       alias: Another path of the torch module in public files, where a dense layer may
         be a convolution.
       outputs: `(a, b)` for a layer with a * K + b outputs for K classes. None for other
-        layers; those of a part called "head" have K outputs.
+        layers; those of a module called "head" have K outputs.
       transposed: Whether it is a transposed convolution, whose torch kernels have the
         input channels first.
     """
@@ -178,8 +178,8 @@ class ModelSpec:
       macs: Exact number of multiply-adds of convolutions and dense layers for one
         image of `preprocess.size`, biases excluded.
       torch_rules: Called with the module; returns the `TorchRule`s of its weights.
-      config: Frozen dataclass whose fields are the options of `build`, which it has as
-        `**options`; None if the options are arguments of `build`.
+      config: Frozen dataclass whose fields are the options of `build`, which takes them
+        as `**options`; None if the options are arguments of `build`.
       weights: Published weights.
       loss: Name of the paper's loss.
       aux_losses: Names of the auxiliary heads' endpoints and the factors of their
@@ -216,7 +216,7 @@ class ModelSpec:
 
 
 def primary_metric(metrics: Mapping[str, Any] | None) -> float | None:
-    """Returns the metric by which checkpoints are compared, of any task."""
+    """Returns the metric by which checkpoints of any task are compared."""
     metrics = metrics or {}
     found = [metrics[name] for name in PRIMARY_METRICS.values() if name in metrics]
     return found[0] if found else None
@@ -238,7 +238,7 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """The facts that a set of variables needs to be used.
+    """The facts that are needed to use a set of variables.
 
     A card is stored in every checkpoint and exported file.
 
@@ -270,7 +270,7 @@ class Card:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Card":
-        """Makes a card of the values that `to_json` returned.
+        """Makes a card from the values that `to_json` returned.
 
         Raises:
           ValueError: A field is missing or unknown.

@@ -1,4 +1,4 @@
-"""Layers, endpoints and counts of networks, from shapes: nothing is computed."""
+"""Layers, endpoints and counts of networks, derived from shapes alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
         own = {k: v for k, v in params.items() if k.rsplit("/", 1)[0] == path}
         is_call = context.method_name == "__call__"
         if is_call and (own or hasattr(module, "macs")):
-            # A part that runs on several maps has its parameters once.
+            # A module that runs on several maps counts its parameters once.
             seen = any(layer.path == path for layer in layers)
             count = 0 if seen else sum(v.size for v in own.values())
             # A transposed convolution uses the whole kernel at each input pixel.
@@ -101,7 +101,7 @@ def list_endpoints(
     Args:
       model: Name of a model, or a network of the zoo.
       image_shape: (H, W) or (H, W, C) of the images; None for the shape of the model's
-        preprocessing, which a classifier given as a module does not know.
+        preprocessing, which a classifier given as a module does not have.
       names: Patterns of what to list, as `zoo.features` takes them, such as
         "stage3/block*", or "**" for the outputs of all modules; None for the endpoints
         alone.
@@ -134,7 +134,7 @@ class Level(NamedTuple):
 
     Attributes:
       name: Name of the endpoint, for `zoo.features`.
-      stride: Pixels of the image to one of the map, from the ratio of their sizes.
+      stride: Image pixels per pixel of the map, from the ratio of their sizes.
       channels: Number of channels of the map.
       shape: Height and width of the map for the image it was listed for.
     """
@@ -155,7 +155,7 @@ def list_pyramid(
         levels = zoo.list_pyramid("resnet50")
         maps = zoo.features(model, variables, images, [level.name for level in levels])
 
-    It has the maps of the backbone only, and none of a neck or decoder.
+    It has the maps of the backbone only, not those of a neck or decoder.
 
     Args:
       model: Name of a model, or a network of the zoo.
@@ -185,8 +185,8 @@ def list_pyramid(
     jax.eval_shape(run, variables, images)
     levels = [Level("", 1, shape[2], shape[:2])]
     for name, (*size, channels) in maps.items():
-        # By the ratio to the map before: borders that a convolution without padding
-        # takes away are no stride.
+        # By the ratio to the previous map, so that the borders that convolutions
+        # without padding cut off do not count as stride.
         ratio = round(levels[-1].shape[0] / size[0]) if len(size) == 2 else 0
         if ratio < 1 or min(size) < 2:
             continue
@@ -234,11 +234,11 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
 
     Args:
       name: Name of the model.
-      num_classes: The paper's number where None.
+      num_classes: Number of classes; None for the paper's.
       **overrides: Options as for `zoo.create`.
 
     Returns:
-      Text for a person; print it.
+      Human-readable text, to be printed.
 
     Raises:
       ValueError: The model or an option is unknown.
@@ -281,11 +281,11 @@ def describe(name: str, *, num_classes: int | None = None, **overrides: Any) -> 
 
 
 def describe_weights(name: str, weights: Weights) -> list[str]:
-    """Describes weights of a model, line by line, the first with their name.
+    """Describes weights of a model in several lines, the first with their name.
 
     Args:
       name: Name of the model.
-      weights: Published weights, or weights that the package carries.
+      weights: Published weights, or weights that the package includes.
     """
     classes = weights.class_names
     digits = len(weights.sha256)
@@ -326,7 +326,7 @@ def _values(numbers: tuple[float, ...]) -> str:
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    # Names to the left, numbers to the right.
+    # Names are left-aligned, numbers right-aligned.
     return [
         "  ".join(
             cell.ljust(width) if i < 2 else cell.rjust(width)

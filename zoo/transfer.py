@@ -1,4 +1,4 @@
-"""Transfer learning: graft variables, exchange heads, freeze by path patterns."""
+"""Transfer learning: graft variables, replace heads, freeze by path patterns."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -55,7 +55,7 @@ def frozen_modules(params: Tree, frozen: Sequence[str]) -> frozenset[str]:
 
 
 def freeze_statistics(modules: frozenset[str]) -> AbstractContextManager:
-    """Makes a context in which frozen batch norm runs as at inference.
+    """Makes a context in which frozen batch norm runs as in inference.
 
     It uses its running averages and does not update them, whatever `train` is; frozen
     descriptor layers do not update their maxima.
@@ -99,7 +99,7 @@ def graft(
     Raises:
       ValueError: A leaf of the target is not filled, a leaf of the source is not used,
         or shapes differ; the message lists both sides. Or a pattern or prefix matches
-        nothing, or `rename` gives two leaves one path.
+        nothing, or `rename` gives two leaves the same path.
     """
     ours = _with_collections(target)
     theirs = _with_collections(source)
@@ -147,7 +147,7 @@ def replace_head(
       variables: Variables of the model, which are not changed.
       num_classes: Number of classes of the new head.
       key: Key for the initialization of the new head.
-      shared: New and old number of each class whose weights are kept.
+      shared: Maps the new to the old number of each class whose weights are kept.
 
     Returns:
       The model with its new head, and its variables.
@@ -194,17 +194,17 @@ def _renew_outputs(
     key: jax.Array,
     shared: Mapping[int, int],
 ) -> dict:
-    """Draws the layers of a head whose outputs have classes anew.
+    """Reinitializes the layers of a head whose outputs belong to classes.
 
     Args:
       before: The old head's `class_outputs()`.
-      after: Those of the new head.
+      after: The new head's `class_outputs()`.
       params: The parameters of the old head.
       key: A random key.
-      shared: The new numbers of the classes whose weights are kept, and the old ones.
+      shared: Maps the new to the old number of each class whose weights are kept.
 
     Returns:
-      The parameters of the new head. Outputs without a class keep theirs.
+      The parameters of the new head. Outputs without a class keep their weights.
     """
     params = dict(params)
     for i, (name, layer) in enumerate(after.items()):
@@ -235,7 +235,7 @@ def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:
     """Adapts the first convolution to images with another number of channels.
 
     For fewer channels the kernel's input planes are summed; for more they are repeated
-    in turn and scaled. The response to an image with equal channels stays the same.
+    cyclically and scaled. The response to an image with equal channels stays the same.
 
     Args:
       variables: Variables of a model, which are not changed.
@@ -257,7 +257,7 @@ def change_input_channels(variables: Tree, layer: str, channels: int) -> dict:
         raise ValueError(f"channels must be at least 1, got {channels}.")
     kernel = jnp.asarray(flat[path])
     old = kernel.shape[2]
-    # Input plane i of either kernel is made from, or goes to, every i-th one in turn.
+    # Both kernels' input planes are cycled: old plane i % old goes to new i % channels.
     turn = np.arange(max(old, channels))
     scale = 1 / np.bincount(turn % old)[turn % old]
     planes = kernel[:, :, turn % old] * scale[None, None, :, None].astype(kernel.dtype)

@@ -1,9 +1,10 @@
-"""What a network sees: pure functions of a model, its variables and images.
+"""Explains what a network sees: pure functions of a model, variables and images.
 
 maps = zoo.explain.deconvnet(model, variables, images, "conv5")
 
-All take `(model, variables, images, endpoint, channels=None, positions=None)`, and give
-maps float32 [B, H, W, C] in the network's input. None chooses what is strongest.
+Those that map activations to pixels take `(model, variables, images, endpoint,
+channels=None, positions=None)` and return maps float32 [B, H, W, C] in the network's
+input space. None selects the strongest channel or position.
 """
 
 from zoo.explain.attributions import (

@@ -1,4 +1,4 @@
-"""Gradients averaged over noise or over a path, and maps of what a class needs.
+"""Gradients averaged over noise or along a path, and class activation maps.
 
 References:
   Smilkov, Thorat, Kim, Viegas, Wattenberg, SmoothGrad, 2017.
@@ -26,7 +26,7 @@ Array = jax.Array
 
 
 class IndependentError(ValueError):
-    """Scores that do not depend on the layer that is to explain them."""
+    """The scores do not depend on the endpoint that should explain them."""
 
 
 def smooth_grad(
@@ -57,14 +57,14 @@ def smooth_grad(
       samples: Number of noisy copies.
       noise: Standard deviation of the noise, as a fraction of the range of each image's
         values.
-      chunk: The largest number of copies of images that the network sees at once;
-        memory grows with it.
+      chunk: Maximum number of image copies that the network processes at once; memory
+        grows with it.
 
     Returns:
-      float32 [B, H, W, C], in the network's input.
+      float32 [B, H, W, C], in the network's input space.
 
     Raises:
-      ValueError: An argument does not fit.
+      ValueError: An argument is invalid.
     """
     _check_count("samples", samples)
     _check_count("chunk", chunk)
@@ -118,8 +118,8 @@ def integrated_gradients(
 ) -> Array:
     """Integrates the gradient of an activation from a baseline to each image.
 
-    The sum of a map is the difference of the activation at the image and at the
-    baseline, as exactly as `steps` allow; `completeness_error` measures it. The
+    The sum of a map approximates the activation at the image minus that at the
+    baseline, the closer the more `steps`; `completeness_error` measures the error. The
     activation is chosen once, in the image.
 
     Args:
@@ -129,17 +129,17 @@ def integrated_gradients(
       endpoint: See `zoo.explain.deconvnet`.
       channels: See `zoo.explain.deconvnet`.
       positions: See `zoo.explain.deconvnet`.
-      baseline: What broadcasts to the images, in the network's input: 0 is the mean
-        color of the network's preprocessing.
-      steps: Points of the Gauss-Legendre rule.
-      chunk: The largest number of copies of images that the network sees at once;
-        memory grows with it.
+      baseline: Baseline that broadcasts to the images, in the network's input space: 0
+        is the mean color of the network's preprocessing.
+      steps: Number of points of the Gauss-Legendre rule.
+      chunk: Maximum number of image copies that the network processes at once; memory
+        grows with it.
 
     Returns:
-      float32 [B, H, W, C], in the network's input.
+      float32 [B, H, W, C], in the network's input space.
 
     Raises:
-      ValueError: An argument does not fit.
+      ValueError: An argument is invalid.
     """
     _check_count("steps", steps)
     _check_count("chunk", chunk)
@@ -163,7 +163,7 @@ def _integrate(
     steps: int,
     chunk: int,
 ) -> Array:
-    from scipy.special import roots_legendre  # It comes with jax.
+    from scipy.special import roots_legendre  # A dependency of jax.
 
     forward = partial(targets.make_forward(model, endpoint), variables)
     target = targets.find_target(forward(images), channels, positions)
@@ -189,21 +189,21 @@ def completeness_error(
     *,
     baseline: Array | float = 0.0,
 ) -> Array:
-    """Measures by how much integrated gradients fail to sum up to the activation.
+    """Measures by how much integrated gradients miss the change of the activation.
 
     Args:
       model: A network of the zoo.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
-      endpoint: As it was given to `integrated_gradients`, as all the following.
-      maps: float32 [B, H, W, C], what that returned.
+      endpoint: As given to `integrated_gradients`, like all the following.
+      maps: float32 [B, H, W, C], the maps that it returned.
       channels: See `zoo.explain.deconvnet`.
       positions: See `zoo.explain.deconvnet`.
       baseline: See `integrated_gradients`.
 
     Returns:
-      float32 [B]: the difference of the sum of the map and of that of the activations,
-      without sign, as a fraction of the latter or, where that is less than 1, of 1.
+      float32 [B], `abs(sum(map) - change) / max(abs(change), 1)`, where `change` is the
+      activation at the image minus that at the baseline.
     """
     shape = targets.activation_shape(model, variables, images, endpoint)
     channels, positions = targets.check_target(shape, endpoint, channels, positions)
@@ -227,24 +227,25 @@ def grad_cam(
     *,
     scores: str = "logits",
 ) -> Array:
-    """Weighs the channels of a map by how much a class's score grows with their mean.
+    """Sums the channels of a map, weighted by the mean gradient of a class's score.
 
     Args:
       model: A network of the zoo.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
-      endpoint: Name of a map [B, h, w, c], such as the last before the pooling.
-      classes: A number, int [B], or None for the class with the highest score.
-      positions: int [B, P], which of the scores, where there are several: of a pixel,
-        of a box; None for the highest one of the class. See `zoo.explain.deconvnet`.
-      scores: Endpoint or, of a detector, output with the scores [B, ..., K].
+      endpoint: Name of a map [B, h, w, c], such as the last one before the pooling.
+      classes: A class number, int [B], or None for the class with the highest score.
+      positions: int [B, P], which score to explain if each class has several, as for
+        pixels or boxes; None for the highest score of the class. See
+        `zoo.explain.deconvnet`.
+      scores: Name of the endpoint or detector output with the scores [B, ..., K].
 
     Returns:
-      float32 [B, H, W, 1], resized to the images bilinearly; not negative.
+      float32 [B, H, W, 1], nonnegative, resized bilinearly to the images' size.
 
     Raises:
       IndependentError: The scores do not depend on the endpoint.
-      ValueError: An argument does not fit.
+      ValueError: An argument is invalid.
     """
     shape = targets.activation_shape(model, variables, images, endpoint)
     if len(shape) != 4:
@@ -277,7 +278,7 @@ def _grad_cam(
 
     program, shapes = inline(run, variables, images)
     leaves, inner = jax.tree.leaves((variables, images)), program.jaxpr
-    # The variable of the program that holds the map: something is added to it there.
+    # The program's variable that holds the map; `change` is added to its value.
     place = inner.outvars[0]
 
     def perturbed(change: Array) -> tuple[Array, Array]:
@@ -301,7 +302,7 @@ def _grad_cam(
 
 
 def _depends(program: Any, first: Any, last: Any) -> bool:
-    """Whether one variable of a program is computed from another one."""
+    """Whether the variable `last` of a program is computed from `first`."""
     reached = {first}
     for step in program.eqns:
         if any(not isinstance(v, core.Literal) and v in reached for v in step.invars):
@@ -322,16 +323,16 @@ def _sum_gradients(
     Args:
       forward: Function from images [B, H, W, C] to activations.
       target: The activation of each image.
-      perturb: Function from a point to all images, perturbed, [B, H, W, C].
+      perturb: Function from a point to the perturbed images [B, H, W, C].
       points: [N, ...].
       weights: [N], the weight of the gradient at each point.
-      chunk: The largest number of images to compute at once, if it is not less than B.
+      chunk: Maximum number of images to process at once, though never less than B.
 
     Returns:
       float32 [B, H, W, C].
     """
     batch = len(target.channels)
-    # The largest part of the points that fits divides them without a rest.
+    # The largest number of points at once that fits and divides their number.
     most = max(1, min(chunk // batch, len(points)))
     size = next(n for n in range(most, 0, -1) if len(points) % n == 0)
     repeated = targets.Target(*(jnp.tile(t, (size, 1)[: t.ndim]) for t in target))

@@ -1,8 +1,8 @@
-"""Follows a traced network and notes on which pixels each value depends.
+"""Finds the pixels on which each value of a traced network depends.
 
 Every value of the trace is replaced by the rows and columns of the image that it
-depends on: a convolution joins those of its window, a sum those of its terms, and what
-moves values moves them along. Nothing of the network is computed.
+depends on: a convolution joins those of its window, a sum those of its terms, and
+operations that move values move them along. The network itself is not computed.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from jax.extend import core
 
 from zoo.explain.rewrite import bind
 
-# What depends on nothing: neutral, for dependencies are joined by the minimum.
+# An edge that depends on nothing: neutral, as edges are joined by their minimum.
 NOTHING = np.int32(1 << 24)
 EDGES = 4  # First row, - last row, first column, - last column.
 
 
 class Field:
-    """What the elements of an array depend on.
+    """The pixels that the elements of an array depend on.
 
     Attributes:
-      edges: int32 [4, ...], for each element; an axis along which nothing differs may
-        have the length 1.
+      edges: int32 [4, ...], the edges of each element, see `EDGES`; an axis along which
+        they are equal may have length 1.
       shape: Shape of the array.
     """
 
@@ -31,16 +31,16 @@ class Field:
         self.edges, self.shape = edges, tuple(shape)
 
     def whole(self) -> np.ndarray:
-        """The edges of every element, [4, *shape]."""
+        """Returns the edges of every element, [4, *shape]."""
         return np.broadcast_to(self.edges, (EDGES, *self.shape))
 
     def over(self) -> np.ndarray:
-        """The edges of all elements together, [4]."""
+        """Returns the joined edges of all elements, [4]."""
         return self.edges.reshape(EDGES, -1).min(axis=1)
 
 
 def _compressed(edges: np.ndarray, shape: tuple) -> Field:
-    """Forgets the axes along which nothing differs."""
+    """Reduces axes along which the edges are equal to length 1."""
     for axis in range(1, edges.ndim):
         if edges.shape[axis] > 1:
             first = edges.take([0], axis=axis)
@@ -50,13 +50,13 @@ def _compressed(edges: np.ndarray, shape: tuple) -> Field:
 
 
 class Reader:
-    """Follows a program; a value is a `Field`, an array that is known, or None.
+    """Evaluates dependencies; a value is a `Field`, a known array, or None.
 
-    None stands for what is not known and depends on no pixel, such as a parameter.
+    None stands for an unknown value that depends on no pixel, such as a parameter.
     """
 
     def __init__(self, extended: bool):
-        # Whether padding is as if the image went on beyond its border.
+        # Whether to treat padding as if the image continued beyond its border.
         self.extended = extended
 
     def run(self, program: core.Jaxpr, consts: list, given: list) -> list:
@@ -77,7 +77,7 @@ class Reader:
     def step(self, step: Any, operands: list, program: core.Jaxpr) -> list:
         kind, params = step.primitive.name, step.params
         if kind == "platform_index":
-            # The way of all platforms that have none of their own.
+            # The default branch, for platforms without a branch of their own.
             known = [i for i, p in enumerate(params["platforms"]) if p is None]
             return [np.int32(known[0])]
         if kind == "cond" and isinstance(operands[0], np.ndarray | np.integer):
@@ -98,7 +98,7 @@ class Reader:
         same = all(f.shape == shape for f in fields for shape in shapes)
         if kind in _ELEMENTWISE or (same and not kind.startswith(_MIXING)):
             return [self.join(fields, shape) for shape in shapes]
-        # Not known: it may depend on anything that goes in.
+        # An unknown operation: its result may depend on all operands.
         return [self.anything(operands, shape) for shape in shapes]
 
     def call(self, program: Any, operands: list) -> list:
@@ -107,7 +107,7 @@ class Reader:
         return self.run(program.jaxpr if closed else program, consts, operands)
 
     def constant(self, step: Any, operands: list, program: core.Jaxpr) -> list:
-        """Computes what is known, such as positions; large arrays are not kept."""
+        """Computes known values, such as positions; large arrays become None."""
         small = all(np.prod(v.aval.shape) <= 1 << 20 for v in step.outvars)
         if any(operand is None for operand in operands) or not small:
             return [None for _ in step.outvars]
@@ -148,10 +148,10 @@ class Reader:
         edges = edges.reshape(EDGES, *[1] * missing, *edges.shape[1:])
         return Field(edges, shape)
 
-    # What moves values moves what they depend on.
+    # Operations that move values move their edges along.
 
     def move(self, step: Any, operands: list, shape: tuple) -> Field:
-        """Evaluates an operation, which only moves values, on the edges."""
+        """Applies an operation that only moves values to the edges."""
         field, *rest = operands
         if not all(isinstance(value, np.ndarray) for value in rest):
             return self.anything(operands, shape)
@@ -176,7 +176,7 @@ class Reader:
             lengths = iter(lengths)
             sizes = [1 if n == 1 else next(lengths) for n in shape]
             return Field(field.edges.reshape(EDGES, *sizes), shape)
-        # Channels are left alone, where nothing differs along them.
+        # Channels are not reshaped if the edges are equal along them.
         alone = field.shape[-1:] == shape[-1:] and field.edges.shape[-1] == 1
         old, new = ((*s[:-1], 1) if alone else s for s in (field.shape, shape))
         edges = np.broadcast_to(field.edges, (EDGES, *old))
@@ -252,9 +252,10 @@ class Reader:
         return _compressed(edges, shape)
 
     def at(self, edges: np.ndarray, axis: int, places: np.ndarray, step: int):
-        """The edges at places along an axis between which `step - 1` zeros stand.
+        """Returns the edges at places along an axis with `step - 1` zeros in between.
 
-        Beyond the border nothing is, or what would be if the image went on.
+        Places beyond the border depend on nothing or, if `extended`, on the pixels
+        there would be if the image continued.
         """
         count = edges.shape[axis]
         index, between = np.divmod(places, step)
@@ -272,7 +273,7 @@ class Reader:
                 return taken + np.where(beyond < 0, low, high) * beyond
         return np.where(inside.reshape(shape), taken, NOTHING)
 
-    # What joins values.
+    # Operations that join values.
 
     def windows(self, edges, axis, size, window, stride, pads, dilation, inner=1):
         """Joins the edges of windows along an axis of `size` elements."""
@@ -359,7 +360,7 @@ class Reader:
             ones = [1] * free
             order = (*b, *r, *ones) if first else (*b, *ones, *r)
             return Field(edges.reshape(EDGES, *order), shape)
-        # A matrix that is known, as of resizing: what it weighs by zero is not seen.
+        # A known matrix, as in resizing: elements with weight zero do not count.
         weights = np.asarray(other)
         weights = weights.T if theirs[0] == 0 else weights  # [results, summed]
         lengths = list(edges.shape)
@@ -378,8 +379,7 @@ class Reader:
         return operands
 
 
-# Operations of which a result depends on other elements than its own, though it has
-# their shape.
+# Operations that mix elements although the result has the operand's shape.
 _MIXING = ("cum", "sort", "scatter", "dynamic_update", "fft", "while", "cond", "top_k")
 _ELEMENTWISE = frozenset(
     "add sub mul div max min pow select_n add_any and or xor rem atan2 nextafter "

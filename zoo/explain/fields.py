@@ -21,20 +21,20 @@ from zoo.summary import abstract_variables
 
 
 class ReceptiveField(NamedTuple):
-    """The part of the image that the units of an endpoint see.
+    """The part of the image that each unit of an endpoint sees.
 
     Attributes:
-      size: Height and width in pixels, of units whose field is not cut by the border;
-        where it is more than the image, as it would be in a larger one.
-      stride: Pixels between the fields of neighboring units, down and to the right; 0
-        where there is one unit.
-      offset: First row and column of the first unit's field; negative where it begins
-        in the padding.
-      exact: Whether all fields are `size`, at `offset + index * stride`, cut to the
-        image. Not so where a map was resized, or pooled into bins: then they are the
-        largest size, and the image's pixels to a unit.
-      boxes: int32 [H', W', 4], xyxy, what each unit sees of this image: from the first
-        pixel on, until before the last one. [1, 1, 4] of an endpoint without positions.
+      size: Height and width in pixels of a field that the border does not cut; may
+        exceed the image, as if the image were larger.
+      stride: Distance in pixels between the fields of neighboring units, down and to
+        the right; 0 if there is one unit.
+      offset: First row and column of the first unit's field; negative if it begins in
+        the padding.
+      exact: Whether all fields have this size and start at `offset + index * stride`,
+        cut to the image. False after resizing or pooling into bins: `size` is then the
+        largest size, and `stride` the number of image pixels per unit.
+      boxes: int32 [H', W', 4], xyxy, the part of the image that each unit sees,
+        excluding row y2 and column x2; [1, 1, 4] for an endpoint without positions.
     """
 
     size: tuple[int, int]
@@ -51,10 +51,10 @@ def receptive_field(
 
     Args:
       model: A network of the zoo.
-      endpoint: Name of a map [B, H', W', C], or of activations [B, ..., C], which are
-        taken as one unit.
-      image_shape: (H, W, C) of the images; None for the network's own or, of a
-        classifier, the largest registered one that it takes.
+      endpoint: Name of a map [B, H', W', C], or of activations [B, ..., C], which count
+        as one unit.
+      image_shape: (H, W, C) of the images; None for the network's own or, for a
+        classifier, the largest registered shape that it takes.
 
     Returns:
       A `ReceptiveField`.
@@ -124,7 +124,7 @@ def _own_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _edges(traced: core.ClosedJaxpr, shape: tuple, extended: bool) -> np.ndarray:
-    """The edges [4, H', W'] of what each unit depends on."""
+    """Returns the edges of what each unit depends on, [4, H', W']."""
     height, width, _ = shape
     rows = np.broadcast_to(
         np.arange(height).reshape(1, -1, 1, 1), (1, height, width, 1)

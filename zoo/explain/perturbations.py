@@ -1,4 +1,4 @@
-"""What changes where a part of the image is hidden.
+"""How a network's outputs change when part of the image is hidden.
 
 Reference:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, sections
@@ -22,14 +22,14 @@ Array = jax.Array
 
 
 class Occlusion(NamedTuple):
-    """The paper's three maps, as functions of where the square is.
+    """The paper's three maps, as functions of the square's position.
 
     Attributes:
-      activation: float32 [B, P, Q], the sum over space of the channel that was chosen.
+      activation: float32 [B, P, Q], the spatial sum of the chosen channel.
       probability: float32 [B, P, Q], of the true class; None without scores.
       predicted: int32 [B, P, Q], the most probable class; None without scores.
-      channels: int32 [B], those of `activation`.
-      labels: int32 [B], those of `probability`; None without scores.
+      channels: int32 [B], the channels of `activation`.
+      labels: int32 [B], the classes of `probability`; None without scores.
       corners: int32 [P * Q, 2], row and column of each square's upper left pixel.
     """
 
@@ -55,32 +55,33 @@ def occlusion(
     scores: str | None = "logits",
     chunk: int = 16,
 ) -> Occlusion:
-    """Slides a square over each image and records what the network makes of it.
+    """Slides a square over each image and records the network's response.
 
-    The squares begin at every `stride`-th row and column from the upper left corner,
-    until the last one reaches the other border, which may cut it.
+    The squares begin at every `stride`-th row and column from the upper left corner;
+    the last one reaches the opposite border, which may cut it.
 
     Args:
       model: A network of the zoo.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them.
-      channels: A number, int [B], or None for the channel of each image with the
-        largest sum over space, without a square.
+      channels: A channel number, int [B], or None for the channel with the largest
+        spatial sum in each image without a square.
       size: Height and width of the square, in pixels.
-      stride: Pixels between its positions.
-      fill: What the square shows, float or [C], in the network's input: 0 is the mean
-        color of the network's preprocessing.
-      labels: The true classes, a number or int [B]; None for those that are predicted
+      stride: Distance between its positions, in pixels.
+      fill: Value of the square, float or [C], in the network's input space: 0 is the
+        mean color of the network's preprocessing.
+      labels: The true classes, a number or int [B]; None for the classes predicted
         without a square.
-      scores: Endpoint with logits [B, K], or None where only activations are wanted.
-      chunk: Images that the network sees at once; memory grows with it alone.
+      scores: Endpoint with logits [B, K], or None to record activations only.
+      chunk: Number of images that the network processes at once, which alone determines
+        the memory.
 
     Returns:
       An `Occlusion`.
 
     Raises:
-      ValueError: An argument does not fit.
+      ValueError: An argument is invalid.
     """
     shape = targets.activation_shape(model, variables, images, endpoint)
     channels, _ = targets.check_target(shape, endpoint, channels, None)
@@ -155,7 +156,7 @@ def _occlude(
     if labels is None and logits is not None:
         labels = logits.argmax(-1).astype(jnp.int32)
     batch, height, width, _ = images.shape
-    # Squares of all images one after another, as many at once as memory has room for.
+    # The squares of all images one after another, `chunk` at a time.
     pairs = jnp.arange(batch * len(corners))
     rest = -len(pairs) % chunk
     pairs = jnp.concatenate([pairs, jnp.zeros(rest, pairs.dtype)]).reshape(-1, chunk)
@@ -193,8 +194,8 @@ def correspondence(
 ) -> Array:
     """Measures whether a network relates the same parts of different images.
 
-    A part of each image is hidden, and the change of the features is compared between
-    images by its sign: the sum of the Hamming distances of all pairs, as a fraction of
+    A part of each image is hidden, and the signs of the resulting feature changes are
+    compared between images: the mean Hamming distance of all pairs, as a fraction of
     the features. Parts that the network relates give less than random ones.
 
     Args:
@@ -203,13 +204,13 @@ def correspondence(
       images: float32 [B, H, W, C], preprocessed; two or more.
       boxes: [B, 4], xyxy in pixels, the part of each image.
       endpoint: Name of an activation [B, ...].
-      fill: What hides the parts, see `occlusion`.
+      fill: Value of the hidden pixels, see `occlusion`.
 
     Returns:
       float32 [], the mean over pairs of images, 0 to 1.
 
     Raises:
-      ValueError: An argument does not fit.
+      ValueError: An argument is invalid.
     """
     targets.activation_shape(model, variables, images, endpoint)
     if len(images) < 2:
@@ -231,9 +232,8 @@ def hide_boxes(images: Array, boxes: Array, fill: float | Array = 0.0) -> Array:
 
     Args:
       images: [B, H, W, C].
-      boxes: [B, 4], xyxy in pixels; the pixels from the first row and column on, until
-        before the last ones.
-      fill: Number or [C].
+      boxes: [B, 4], xyxy in pixels, excluding row y2 and column x2.
+      fill: Value of the hidden pixels, a number or [C].
 
     Returns:
       [B, H, W, C].

@@ -1,36 +1,36 @@
-"""What an activation is made of, projected back into the image.
+"""Projects an activation back into the image, to show what excites it.
 
-Three methods go the same way back through a network and differ in one thing, what they
-do at a rectifier of the reconstruction g that comes from above:
+Three methods go back through a network in the same way and differ only at rectifiers,
+in how much they pass of the reconstruction g that comes from above:
 
     saliency         g where the rectifier's input was positive: the gradient
     deconvnet        g where g itself is positive
     guided_backprop  g where both are
 
-Everything else is linear, and is crossed by its transpose:
+All other layers are treated as linear, and pass it through their transpose:
 
 | layer | what happens to the reconstruction |
 |---|---|
 | convolution, grouped, dilated or transposed | the transposed (for a transposed one, the plain) convolution with the same, flipped, filters; biases are ignored |
 | dense layer | the transposed matrix; biases are ignored |
 | batch normalization | the factor of each channel, as if it were folded into the filters; shifts are ignored |
-| max pooling, of any kind | to the pixel that was the largest, the first of equals; where windows overlap, what comes from them is added |
+| max pooling, of any kind | to the pixel that was the largest, the first of equals; overlapping windows are added |
 | mean pooling | equal parts to all pixels of the window |
 | resizing, bilinear or nearest | to each pixel as much as it contributed |
 | unpooling by indices | read at the indices |
-| residual sum | the whole reconstruction to the branch and to the shortcut, and their sum where they part; a rectifier after the sum comes before both |
-| concatenation, as in inception | to each branch its channels, and their sum where they part |
+| residual sum | the whole reconstruction to the branch and to the shortcut, added where the two split; a rectifier after the sum is passed before both |
+| concatenation, as in inception | to each branch its channels, added where the branches split |
 | ReLU | see above |
-| leaky ReLU, PReLU | the same function of the reconstruction, of the gradient, or the gradient |
-| local response normalization | skipped by deconvnet, as published; else the gradient |
-| sigmoid, tanh and other smooth functions | the gradient, for which no rule is known |
+| leaky ReLU, PReLU | the same function of the reconstruction (deconvnet) or of the gradient (guided_backprop); the gradient (saliency) |
+| local response normalization | skipped by deconvnet, as published; otherwise the gradient |
+| sigmoid, tanh and other smooth functions | the gradient, as no other rule is known |
 | dropout | nothing: it is not active |
 
 The rules for convolutions, max pools, rectifiers and contrast normalization are those of
 Zeiler and Fergus; those of means, sums and resizing follow from the same principle, that
-each linear layer is crossed by its transpose, as Simonyan et al. show for convolutions.
-Whether windows that overlap are added or overwritten the paper does not say: they are
-added, as by the gradient.
+each linear layer is passed by its transpose, as Simonyan et al. show for convolutions.
+The paper does not say whether overlapping windows are added or overwritten; here they
+are added, as in the gradient.
 
 References:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, section 2.
@@ -52,7 +52,7 @@ from zoo.explain.rewrite import Rule, count_calls, rewrite
 
 Array = jax.Array
 
-# By the names of jitted functions; ReLU6 passes as much as ReLU.
+# Names of jitted functions in a trace; ReLU6 is treated like ReLU.
 RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu")
 NORMALIZATIONS = ("local_response_norm",)
 
@@ -67,24 +67,25 @@ def deconvnet(
 ) -> Array:
     """Projects one activation of each image back to the pixels, by a deconvnet.
 
-    All activations of the endpoint but one are set to zero; what is projected is its
-    value.
+    All activations of the endpoint but the chosen one are set to zero, and its value is
+    projected.
 
     Args:
       model: A network of the zoo, with rectifiers.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
-      endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them. Of a
+      endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them. For a
         detector also one of its outputs, such as "class_logits" [B, A, K + 1].
-      channels: A number, int [B], or None for the strongest channel of each image.
+      channels: A channel number, int [B], or None for the strongest channel of each
+        image.
       positions: int [B, P], one index for each axis between the first and the last (row
         and column in a map); None for the strongest position of the channel.
 
     Returns:
-      float32 [B, H, W, C], in the network's input.
+      float32 [B, H, W, C], in the network's input space.
 
     Raises:
-      ValueError: The network has no rectifiers, or an argument does not fit.
+      ValueError: The network has no rectifiers, or an argument is invalid.
     """
     return _project(
         "deconvnet", model, variables, images, endpoint, channels, positions
@@ -99,7 +100,7 @@ def guided_backprop(
     channels: int | Array | None = None,
     positions: Array | None = None,
 ) -> Array:
-    """Computes the gradient of an activation, of which rectifiers pass the positive.
+    """Computes the gradient of an activation; rectifiers pass only its positive part.
 
     Args:
       model: A network of the zoo, with rectifiers.
@@ -110,10 +111,10 @@ def guided_backprop(
       positions: See `deconvnet`.
 
     Returns:
-      float32 [B, H, W, C], in the network's input.
+      float32 [B, H, W, C], in the network's input space.
 
     Raises:
-      ValueError: The network has no rectifiers, or an argument does not fit.
+      ValueError: The network has no rectifiers, or an argument is invalid.
     """
     return _project(
         "guided_backprop", model, variables, images, endpoint, channels, positions
@@ -142,10 +143,10 @@ def saliency(
       positions: See `deconvnet`.
 
     Returns:
-      float32 [B, H, W, C], in the network's input.
+      float32 [B, H, W, C], in the network's input space.
 
     Raises:
-      ValueError: An argument does not fit.
+      ValueError: An argument is invalid.
     """
     return _project("saliency", model, variables, images, endpoint, channels, positions)
 
@@ -155,7 +156,7 @@ def count_rectifiers(
 ) -> int:
     """Counts the rectifiers that a network calls, from shapes alone.
 
-    Those of a loop, such as of stages that are scanned, count once.
+    Rectifiers in a loop, such as a scan over blocks, count once.
     """
 
     def run(variables: Mapping[str, Any], images: Array) -> tuple:
@@ -219,7 +220,7 @@ def _pass_all(call: Callable, x: Array, g: Array) -> Array:
 
 
 def _backward_rule(backward: Callable, replacement: Callable | None = None) -> Rule:
-    """Makes a rule that leaves an operation as it is, and has its own way back."""
+    """Makes a rule that keeps an operation and replaces its backward pass."""
 
     def rule(call: Callable, x: Array, *slopes: Array) -> Array:
         @jax.custom_vjp

@@ -2,8 +2,8 @@
 
 A function is traced to its jaxpr, which is evaluated anew; a call of a jitted function
 whose name has a rule, such as `jax.nn.relu`, is handed to the rule instead. Nothing is
-global: two threads, or two calls, that rewrite one network by different rules know
-nothing of each other.
+global: two threads, or two calls, that rewrite one network by different rules do not
+affect each other.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +18,23 @@ Array = jax.Array
 Rule = Callable[..., Any]
 
 _CHECKPOINTS = ("checkpoint", "remat", "remat2")
-# Those that only wrap a program; a program in which nothing is replaced stays wrapped.
+# Operations that only wrap a program; without replacements it stays wrapped.
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call")
 _CALLS += ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin")
 
 
 def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
-    """Makes a function that computes what `function` does, but for some operations.
+    """Returns `function` with some of its operations replaced.
 
     Args:
       function: Function of arrays, or trees of arrays.
-      rules: By the name of a jitted function, which is how `jax.nn`'s activations
-        appear in a trace: what to do in its place.
+      rules: Replacements by the name of a jitted function, which is how `jax.nn`'s
+        activations appear in a trace.
 
     Returns:
-      A function of the same arguments. It can be transformed as any other, and raises
-      NotImplementedError where an operation of a rule is inside one that it does not
-      know how to rebuild.
+      A function of the same arguments. It can be transformed like any other, and raises
+      NotImplementedError if an operation to replace is inside one that cannot be
+      rebuilt.
     """
 
     def rewritten(*args: Any) -> Any:
@@ -47,10 +47,10 @@ def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
 
 
 def inline(function: Callable, *args: Any) -> tuple[core.ClosedJaxpr, Any]:
-    """Traces a function, and dissolves the programs that are only wrapped in it.
+    """Traces a function, and inlines the programs that are only wrapped in it.
 
-    Behind it every intermediate value of a network, also of one that is computed again
-    in the backward pass, is a variable of one program.
+    In the result every intermediate value of a network, even of one that is
+    rematerialized, is a variable of a single program.
 
     Returns:
       The program, and the shapes of the function's results as a tree.
@@ -64,7 +64,7 @@ def inline(function: Callable, *args: Any) -> tuple[core.ClosedJaxpr, Any]:
 
 
 def count_calls(function: Callable, names: Mapping | tuple, *args: Any) -> int:
-    """Counts the calls of jitted functions of some names, each written call once."""
+    """Counts the calls of the jitted functions `names`; in a loop each counts once."""
     program = jax.make_jaxpr(function)(*args).jaxpr
 
     def count(program: core.Jaxpr) -> int:
@@ -86,16 +86,16 @@ def evaluate(
     dissolve: bool = False,
     added: Mapping[core.Var, Array] | None = None,
 ) -> list:
-    """Evaluates a program by some rules.
+    """Evaluates a program with replacement rules.
 
     Args:
-      program: To be evaluated.
+      program: The program to evaluate.
       constants: Its constants.
       arguments: Its arguments.
       rules: See `rewrite`.
-      dissolve: Whether to evaluate what is wrapped step by step, also where no rule is
-        for any of it.
-      added: By a variable of the program itself: what to add to its value.
+      dissolve: Whether to evaluate wrapped programs step by step even if no rule
+        applies to them.
+      added: Arrays to add to the values of variables of this program.
     """
     values: dict[core.Var, Any] = {}
     added = added or {}
@@ -180,7 +180,7 @@ def _scan(step: Any, operands: list, body: Callable) -> list:
 
 
 def bind(step: Any, operands: list, program: core.Jaxpr) -> list:
-    """Evaluates a step as it is, as a program of its own."""
+    """Evaluates a step unchanged, as a program of its own."""
     given = {}
     for variable, value in zip(step.invars, operands, strict=True):
         if not isinstance(variable, core.Literal):
@@ -192,7 +192,7 @@ def bind(step: Any, operands: list, program: core.Jaxpr) -> list:
 
 
 def _callable(step: Any) -> Callable:
-    """The operation of a step as a function of its operands."""
+    """Returns the operation of a step as a function of its operands."""
 
     def call(*operands: Any) -> Any:
         program, constants = _open(_inner(step))
@@ -209,7 +209,7 @@ def _name(step: Any) -> str | None:
 
 
 def _inner(step: Any) -> Any:
-    """The program of a step that has one."""
+    """Returns the program inside a step."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in step.params:
             return step.params[key]
@@ -223,7 +223,7 @@ def _open(program: Any) -> tuple[core.Jaxpr, list]:
 
 
 def _programs(step: Any) -> list[core.Jaxpr]:
-    """All programs inside of a step, such as the branches of a condition."""
+    """Returns all programs inside a step, such as the branches of a condition."""
     found = []
     for value in step.params.values():
         for each in value if isinstance(value, list | tuple) else (value,):

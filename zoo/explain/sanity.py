@@ -1,4 +1,4 @@
-"""Whether maps explain a network: measures that need no opinion.
+"""Objective measures of whether maps explain a network.
 
 References:
   Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim, Sanity Checks for Saliency Maps,
@@ -26,10 +26,10 @@ Array = jax.Array
 def randomize_layers(
     model: nn.Module, variables: Mapping[str, Any], images: Array, *, key: Array
 ) -> Iterator[tuple[str, dict]]:
-    """Destroys what a network has learned, layer by layer from the last one on.
+    """Destroys what a network has learned, layer by layer, starting from the last.
 
-    The arrays of a layer are shuffled, which keeps the size of its activations about
-    as it was; all layers behind it stay as they have become.
+    The arrays of a layer are shuffled, which roughly preserves the size of its
+    activations; the layers after it stay shuffled.
 
     Args:
       model: A network of the zoo.
@@ -59,10 +59,10 @@ def similarity(a: Array, b: Array) -> Array:
       b: [B, H, W, C], maps of the same images.
 
     Returns:
-      float32 [B], -1 to 1; 0 where one of them has a single value.
+      float32 [B], -1 to 1; 0 if one of the maps is constant.
     """
     ranks = [_ranks(magnitude(x).reshape(len(x), -1)) for x in (a, b)]
-    # Their mean, to the bit, so that equal values have no rank at all.
+    # Subtract their exact mean, so that the ranks of a constant map are exactly 0.
     ranks = [r - (r.shape[1] - 1) / 2 for r in ranks]
     lengths = [jnp.sqrt(jnp.square(r).sum(axis=1)) for r in ranks]
     product = lengths[0] * lengths[1]
@@ -71,7 +71,7 @@ def similarity(a: Array, b: Array) -> Array:
 
 
 def _ranks(x: Array) -> Array:
-    """The ranks of values [B, N]; equal values share the mean of theirs."""
+    """Returns the ranks of values [B, N]; equal values share their mean rank."""
     ordered = jnp.sort(x, axis=1)
     below = jax.vmap(partial(jnp.searchsorted, side="left"))(ordered, x)
     above = jax.vmap(partial(jnp.searchsorted, side="right"))(ordered, x)
@@ -79,19 +79,19 @@ def _ranks(x: Array) -> Array:
 
 
 def magnitude(maps: Array) -> Array:
-    """The largest absolute value of the channels: [B, H, W, C] to [B, H, W]."""
+    """Returns the largest absolute value over channels: [B, H, W, C] to [B, H, W]."""
     return jnp.abs(maps).max(axis=-1)
 
 
 def mass_in_mask(maps: Array, masks: Array) -> Array:
-    """Measures which part of each map's magnitude lies within a mask.
+    """Measures the fraction of each map's magnitude that lies within a mask.
 
     Args:
       maps: [B, H, W, C].
       masks: bool [B, H, W].
 
     Returns:
-      float32 [B], 0 to 1; 0 of a map that is zero.
+      float32 [B], 0 to 1; 0 for a map of zeros.
     """
     if masks.shape != maps.shape[:3]:
         raise ValueError(
@@ -116,27 +116,28 @@ def perturbation_curve(
     fill: float = 0.0,
     scores: str = "logits",
 ) -> Array:
-    """Hides, or shows, the pixels that a map says are important, the most first.
+    """Hides or shows the pixels that a map ranks as important, most important first.
 
     Args:
       model: A network of the zoo.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
-      maps: [B, H, W, C], of which the magnitude orders the pixels.
-      labels: int [B], the classes whose probability is followed.
+      maps: [B, H, W, C], whose magnitude orders the pixels.
+      labels: int [B], the classes whose probability is recorded.
       mode: "deletion" sets more and more pixels to `fill`, "insertion" begins with an
-        image of `fill` and shows more and more of them.
-      steps: In how many equal parts.
+        image of `fill` and shows more and more pixels.
+      steps: Number of equal parts in which pixels are hidden or shown.
       cell: Height and width in pixels of the squares that are hidden or shown, ordered
         by their mean magnitude; a divisor of the images' height and width. Single
-        pixels that are hidden at random are noise, which networks of natural images
-        take worse than the loss of an object.
-      fill: In the network's input.
+        pixels hidden at random act as noise, which harms networks for natural images
+        more than the loss of an object.
+      fill: Value of hidden pixels, in the network's input space.
       scores: Endpoint with logits [B, K].
 
     Returns:
       float32 [B, steps + 1], the probability of the class; its mean over the steps is
-      the area under the curve. Deletion wants a small, insertion a large area.
+      the area under the curve. The area should be small for deletion and large for
+      insertion.
     """
     if mode not in ("deletion", "insertion"):
         raise ValueError(f"mode must be 'deletion' or 'insertion', got {mode!r}.")

@@ -33,10 +33,10 @@ class State(NamedTuple):
 
 
 class Strongest(NamedTuple):
-    """The strongest activations of a set of images, as numpy's arrays.
+    """The strongest activations of a set of images, as NumPy arrays.
 
     Attributes:
-      values: float32 [C, k], strongest first; k is less where the set has fewer images.
+      values: float32 [C, k], strongest first; k is less if the set has fewer images.
       images: int32 [C, k], number of the image in the set.
       positions: int32 [C, k, P], see `State`.
       count: Images of the set.
@@ -53,7 +53,7 @@ def empty(channels: int, k: int = 9, axes: int = 2) -> State:
 
     Args:
       channels: C.
-      k: How many activations to keep of each channel, each of another image.
+      k: Number of activations to keep for each channel, each from a different image.
       axes: P, axes between the first and the last of the activations.
     """
     if k < 1:
@@ -69,13 +69,13 @@ def empty(channels: int, k: int = 9, axes: int = 2) -> State:
 def update(
     state: State, activations: Array, images: Array, valid: Array | None = None
 ) -> State:
-    """Adds a batch; of each image and channel the strongest position counts.
+    """Adds a batch, keeping one position for each channel of an image: the strongest.
 
     Args:
       state: State of the images so far.
       activations: [B, ..., C].
       images: int32 [B], their numbers.
-      valid: bool [B]; images that are padding are not counted. All are where None.
+      valid: bool [B]; False for padding, which is not counted. None if all are valid.
     """
     batch, *sizes, channels = activations.shape
     if valid is None:
@@ -97,14 +97,14 @@ def update(
 def merge(a: State, b: State) -> State:
     """Joins the states of two disjoint sets of images.
 
-    Of equal activations the image of the lower number comes first, in whatever order
-    states are joined.
+    Equal activations are sorted by image number, so the order of joining does not
+    matter.
     """
     return _strongest(a, b, max(a.values.shape[1], b.values.shape[1]))
 
 
 def compute(state: State) -> Strongest:
-    """Returns what was found, without the places for which there were no images.
+    """Returns the strongest activations, without entries that no image filled.
 
     Raises:
       ValueError: No image was seen.
@@ -129,17 +129,17 @@ def top_activations(
     Args:
       model: A network of the zoo.
       variables: Variables of the model.
-      batches: Batches of images float32 [B, H, W, C], preprocessed, or pairs of them
-        and of `valid`, bool [B], which is False for padding. Images are numbered from 0
-        on, as they come, without padding.
+      batches: Batches of images float32 [B, H, W, C], preprocessed, or pairs `(images,
+        valid)` with `valid` bool [B], False for padding. Images are numbered from 0 in
+        order, without padding.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them.
-      k: How many images to find for each channel.
+      k: Number of images to find for each channel.
 
     Returns:
       A `Strongest`.
 
     Raises:
-      ValueError: There are no images, or an argument does not fit.
+      ValueError: There are no images, or an argument is invalid.
     """
     state, seen = None, 0
     for batch in batches:
@@ -179,7 +179,7 @@ def _strongest(a: State, b: State, k: int) -> State:
     values = jnp.concatenate([a.values, b.values], axis=1)
     images = jnp.concatenate([a.images, b.images], axis=1)
     positions = jnp.concatenate([a.positions, b.positions], axis=1)
-    # By value, from the largest on, then by number.
+    # By descending value, then by image number.
     order = jnp.lexsort((images, -values), axis=1)[:, :k]
     return State(
         jnp.take_along_axis(values, order, axis=1),

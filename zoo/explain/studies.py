@@ -1,4 +1,4 @@
-"""The paper's other studies: invariance of features, and layers that are taken away.
+"""The paper's other studies: invariance of features, and removal of layers.
 
 Reference:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, figure 5
@@ -31,23 +31,24 @@ def invariance(
     *,
     scores: str = "logits",
 ) -> dict[str, np.ndarray]:
-    """Measures how features and the true class's probability change with the image.
+    """Measures how features and class probabilities change when images are moved.
 
-    It is the paper's figure 5, of translation, scale and rotation.
+    This is the paper's figure 5, for translation, scale and rotation.
 
     Args:
       model: A network of the zoo.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed.
       labels: int [B], the true classes.
-      transforms: From images to images of the same shape, such as those of
+      transforms: Functions from images to images of the same shape, such as those of
         `translations`, `scalings` and `rotations`.
-      endpoints: Whose distance is measured.
+      endpoints: Names of the endpoints whose features are compared.
       scores: Endpoint with logits [B, K].
 
     Returns:
-      By endpoint, float32 [T, B]: the Euclidean distance of the features of the
-      transformed image and of the image itself; and "probability" [T, B].
+      A dict: for each endpoint float32 [T, B], the Euclidean distance between the
+      features of the transformed and the original image; and "probability" [T, B], of
+      the true class in the transformed image.
     """
     shape = targets.activation_shape(model, variables, images, scores)
     labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
@@ -71,12 +72,12 @@ def invariance(
 
 
 def translations(pixels: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
-    """Makes transforms that move images down by some numbers of pixels."""
+    """Makes transforms that move images down by the given numbers of pixels."""
     return [partial(_warp, matrix=((1, 0), (0, 1)), shift=n, fill=fill) for n in pixels]
 
 
 def scalings(factors: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
-    """Makes transforms that enlarge images about their center by some factors."""
+    """Makes transforms that enlarge images about their center by the given factors."""
     return [
         partial(_warp, matrix=((1 / f, 0), (0, 1 / f)), shift=0, fill=fill)
         for f in factors
@@ -93,7 +94,7 @@ def rotations(degrees: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
 
 
 def _warp(images: Array, *, matrix: tuple, shift: float, fill: float) -> Array:
-    """Takes each pixel from where a matrix says, relative to the center, bilinearly."""
+    """Samples each pixel bilinearly where a matrix maps it, relative to the center."""
     height, width = images.shape[1:3]
     center = (height - 1) / 2, (width - 1) / 2
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")

@@ -1,4 +1,4 @@
-"""What is explained: one activation of each image, at an endpoint of a network."""
+"""Targets of explanations: one activation of each image, at an endpoint."""
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 def make_forward(model: nn.Module, endpoint: str) -> Callable:
     """Makes the function `(variables, images) -> activations` of an endpoint.
 
-    Besides the model's endpoints it knows, of a detector, the outputs of its call.
+    Besides the model's endpoints, it takes the outputs of a detector's call.
     """
 
     def forward(variables: Mapping[str, Any], images: Array) -> Array:
@@ -42,7 +42,7 @@ def make_forward(model: nn.Module, endpoint: str) -> Callable:
 def read_endpoints(
     model: nn.Module, variables: Mapping[str, Any], images: Array, *names: str
 ) -> list[Array]:
-    """Computes some endpoints, or outputs of a detector's call, in the order of names.
+    """Computes endpoints, or outputs of a detector's call, in the order of `names`.
 
     Raises:
       ValueError: One of them is unknown.
@@ -58,7 +58,7 @@ def read_endpoints(
 
 
 def check_images(images: Array) -> None:
-    """Raises where images are not preprocessed, or there are none."""
+    """Raises if images are not preprocessed, or if there are none."""
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             "images must be preprocessed floating point [B, H, W, C], got "
@@ -74,8 +74,8 @@ def activation_shape(
     """Returns the shape of an endpoint's activations, [B, ..., C].
 
     Raises:
-      ValueError: The endpoint is unknown or has no numbers to explain, or the images
-        do not fit the network.
+      ValueError: The endpoint is unknown or not floating point [B, ..., C], or the
+        images do not fit the network.
     """
     check_images(images)
     leaves, tree = jax.tree.flatten((variables, images))
@@ -104,20 +104,20 @@ def check_target(
     *,
     name: str = "channels",
 ) -> tuple[Any, Any]:
-    """Checks which activation is meant, as far as that is known before it is traced.
+    """Checks the target's channels and positions, as far as they are not traced.
 
     Args:
       shape: Shape of the activations, [B, ..., C].
-      endpoint: Their name.
-      channels: A number, int [B], or None.
+      endpoint: Name of the endpoint, for errors.
+      channels: A channel number, int [B], or None.
       positions: int [B, P], or None.
-      name: What the argument `channels` is called in errors.
+      name: Name of the argument `channels` in errors.
 
     Returns:
-      The same as int32 [B] and [B, P], or None.
+      `(channels, positions)`, int32 [B] and [B, P]; None where None was given.
 
     Raises:
-      ValueError: A shape, a channel or a position does not fit.
+      ValueError: A shape is wrong, or a channel or a position is out of range.
     """
     batch, *sizes, count = shape
     if channels is not None:
@@ -148,7 +148,7 @@ def check_target(
 def find_target(
     activations: Array, channels: Array | None, positions: Array | None
 ) -> Target:
-    """Finds the activations that are meant: the strongest ones where none are named.
+    """Finds each image's target, which is the strongest activation if none is given.
 
     Args:
       activations: [B, ..., C].

@@ -1,1 +1,1 @@
-"""Pure functions on arrays, static shapes, one example and `vmap`."""
+"""Pure functions on arrays with static shapes, for one example or under `vmap`."""

@@ -1,4 +1,4 @@
-"""Reading variables from the checkpoints of a training run, and from orbax's."""
+"""Reads variables from checkpoints of training runs, and from other orbax trees."""
 
 import json
 import logging
@@ -23,12 +23,13 @@ def read_checkpoint(
 ) -> tuple[dict[str, Any], Card, int]:
     """Reads the variables that evaluation used, on any number of devices.
 
-    These are the moving averages of a run that has some; frozen parameters have none.
+    These are the moving averages, if the run has them and the parameters are not
+    frozen.
 
     Args:
       path: A run folder, its folder `checkpoints`, or the folder of one step in it.
-      step: Which one; None for the one of the best accuracy (of detectors AP50, of
-        segmentation mean IoU) or, where none was stored, the last one.
+      step: Number of the step; None for the one with the best accuracy (AP50 for
+        detectors, mean IoU for segmentation) or, if none was stored, the last one.
 
     Returns:
       `(variables, card, step)`: numpy arrays, their card, and the step.
@@ -68,11 +69,11 @@ def read_card(path: str | os.PathLike) -> Card:
 
 
 def find_tree(path: Path) -> Path | None:
-    """Finds an orbax checkpoint of a tree that is not of a run of `train`.
+    """Finds an orbax checkpoint of a tree that was not written by `train`.
 
     Args:
       path: Folder of the checkpoint, of a step of a checkpoint manager, or of all its
-        steps, for the last one.
+        steps, to find the last one.
     """
     path = path.expanduser().resolve()
     steps = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()]
@@ -168,7 +169,7 @@ def _read_step(folder: Path) -> tuple[dict[str, Any], Card]:
 
 
 def _read_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Reads some entries of a saved tree, without others such as the optimizer's.
+    """Reads some entries of a saved tree, without others such as the optimizer state.
 
     Raises:
       ValueError: The tree has no "params".

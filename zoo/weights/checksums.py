@@ -1,7 +1,7 @@
 """Checksums of stored files, by which damage is detected when they are read.
 
-A file's checksum is its XXH3 hash of 128 bits; that of earlier versions was a CRC-32,
-which takes longer.
+A file's checksum is its XXH3 hash of 128 bits; earlier versions used CRC-32, which
+takes longer.
 
 Reference:
   https://github.com/Cyan4973/xxHash

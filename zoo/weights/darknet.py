@@ -31,8 +31,8 @@ class Header(NamedTuple):
 
     Attributes:
       seen: Number of images that the network was trained on.
-      transposed: Whether dense kernels are [in, out]: in old files without a version,
-        which start with the learning rate, momentum and decay.
+      transposed: Whether dense kernels are [in, out], as in old files without a
+        version, which start with the learning rate, momentum and decay.
       size: Size of the header, in bytes.
     """
 
@@ -50,7 +50,7 @@ def read_darknet(
       name: Name of the model, one of `NETWORKS`.
       path: Path of the file.
       **overrides: Options of the model, and `num_classes`, which the file does not
-        have: the paper's if it is not given.
+        contain: the paper's if it is not given.
 
     Returns:
       float32 arrays by the names of a state dict, which `from_torch` takes.

@@ -74,7 +74,7 @@ def fetch(
       cache_dir: Folder of the cache; None for the value of the environment variable
         ZOO_CACHE or else ~/.cache/canon-zoo/weights.
       max_bytes: Largest size of the file, in bytes.
-      attempts: How often the download is tried while the connection breaks.
+      attempts: Maximum number of attempts if the connection breaks.
       pause_seconds: Pause before the second attempt; doubled before each further one.
       timeout_seconds: Time without an answer, or almost without bytes, after which a
         connection counts as broken.
@@ -84,7 +84,7 @@ def fetch(
       ConnectionError: The download failed; the part that was received is kept for a
         later call, unless it is too large.
       ValueError: The downloaded file has another hash; it is removed.
-      OSError: The file cannot be written; nothing of it is left.
+      OSError: The file cannot be written; the partial file is removed.
     """
     if len(weights.sha256) < 8:
         raise ValueError(
@@ -177,13 +177,13 @@ class _Download:
 
     @property
     def part(self) -> Path:
-        """Path of what was received, for downloads of this file from this URL only."""
+        """Path of the partial file, which belongs to this file and this URL only."""
         origin = f"{self.url} {self.weights.sha256}".encode()
         digits = hashlib.sha256(origin).hexdigest()[:8]
         return self.path.with_name(f"{self.path.name}.{digits}.part")
 
     def run(self, attempts: int, pause_seconds: float) -> None:
-        """Downloads what is missing, checks its hash, and renames it."""
+        """Downloads the missing part, checks the file's hash, and renames it."""
         part = self.part
         if not _is_published(part, self.weights):  # Else only the renaming is left.
             self.fill(attempts, pause_seconds)

@@ -160,7 +160,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    # The library raises what its parts raise, and of types that numpy lacks others.
+    # The library raises errors of many types, and others for dtypes that numpy lacks.
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is no whole safetensors file: {reason}.") from error
@@ -183,7 +183,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
 
 
 def _dequantize(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Multiplies int8 kernels by their scales, which have ":scale" in their names."""
+    """Multiplies int8 kernels by their scales, whose names end in ":scale"."""
     scales = {key: arrays.pop(key) for key in [*arrays] if key.endswith(_SCALE)}
     for key, scale in scales.items():
         name = key.removesuffix(_SCALE)
@@ -207,7 +207,7 @@ def _sum(arrays: Mapping[str, np.ndarray], card: str) -> str:
 
 
 def nest(arrays: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Makes nested dicts of arrays with our names.
+    """Nests arrays with our names in dicts, by the paths in their names.
 
     Raises:
       ValueError: One name is a prefix of another's path; `path` is the file.
@@ -227,7 +227,7 @@ def has_our_names(arrays: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that replaces `path` if the block succeeds and else leaves no trace.
+    """Opens a file that replaces `path` if the block succeeds, or else is removed.
 
     Raises:
       OSError: The file cannot be written.
@@ -254,7 +254,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "`pip install 'canon-zoo[torch]'`, or use a .safetensors file."
         ) from error
     try:
-        # `weights_only`: a pickle may name any function to call, and is refused then.
+        # `weights_only` refuses pickles, which may name any function to call.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises errors of many types, with long messages.

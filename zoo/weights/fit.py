@@ -20,7 +20,7 @@ def expected_shapes(name: str, module: Any) -> dict[str, tuple[int, ...]]:
     """Lists the variables of a network by path, without computing them.
 
     Args:
-      name: Name of the model, whose preprocessing has the size of the images.
+      name: Name of the model, whose preprocessing sets the size of the images.
       module: The model, built by `zoo.registry.build`.
 
     Returns:
@@ -75,7 +75,7 @@ def require_fit(
 
 
 def guess_models(names: Iterable[str]) -> list[str]:
-    """Lists the networks that have the modules of these arrays and fewest others.
+    """Lists the networks that have the modules of these arrays and the fewest others.
 
     Args:
       names: Paths such as "params/backbone/conv1/kernel" or PyTorch's names.

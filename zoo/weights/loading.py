@@ -56,12 +56,13 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
     Args:
       name: Name of the model.
       source: A name of published weights, which are downloaded once, or of weights that
-        the package carries; or the path of a .safetensors file (ours, or with PyTorch's
-        names), of a .pt, .pth, .th, .bin or .ckpt file, of Darknet's .weights, of a run
-        folder, of one of its checkpoints, or of any orbax checkpoint of a tree with
-        "params" and, where the network has batch norm, "batch_stats". A name goes
-        before a path; write "./cifar10" for a file called as published weights are.
-      **overrides: Options of the model, and `num_classes`; the card of a source has its
+        the package includes; or the path of a .safetensors file (ours, or with
+        PyTorch's names), of a .pt, .pth, .th, .bin or .ckpt file, of a .weights file of
+        Darknet, of a run folder, of one of its checkpoints, or of any orbax checkpoint
+        of a tree with "params" and, where the network has batch norm, "batch_stats". A
+        name takes precedence over a path; write "./cifar10" for a file with the name of
+        published weights.
+      **overrides: Options of the model, and `num_classes`; a source with a card has its
         own. `dtype` and other options that do not change the parameters may differ from
         the card's.
 
@@ -191,7 +192,7 @@ def convert(
       layout: "zoo" or "torch", as in `save_safetensors`.
       **overrides: As in `load`.
 
-    The arrays keep the types that the source has.
+    The arrays keep the source's dtypes.
 
     Raises:
       ValueError: As in `load` and `save_safetensors`.

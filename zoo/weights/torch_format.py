@@ -157,8 +157,8 @@ def move_from_torch(
       **overrides: Options of the model, as for `from_torch`.
 
     Returns:
-      `(model, variables)`: the module is built again only where no number of classes
-      was given and the head's weights are for another one than the paper's.
+      `(model, variables)`: the module is rebuilt only if no number of classes was given
+      and the head's weights are for another number than the paper's.
     """
     spec = get_spec(name)
     if model is None:
@@ -241,14 +241,14 @@ def build_for(
     model: nn.Module | None = None,
     **overrides: Any,
 ) -> nn.Module:
-    """Builds the module of some variables.
+    """Builds the module that fits some variables.
 
     Args:
       name: Name of the model.
       variables: {"params": ..., "batch_stats": ...} of arrays.
       model: The module with these options; None to build it.
       **overrides: Options of the model. `num_classes` follows from the head's
-        parameters if it is not given; the module is built again only if these are for
+        parameters if it is not given; the module is rebuilt only if these are for
         another number than the paper's.
     """
     if model is None:
@@ -309,7 +309,7 @@ def to_numpy(value: Any, key: str) -> np.ndarray:
 def _remove_prefix(
     name: str, given: dict[str, np.ndarray], rules: Sequence[TorchRule]
 ) -> str:
-    """Removes the prefix of all keys without which they are the network's.
+    """Removes a prefix of all keys if they fit the network better without it.
 
     Returns:
       A hint for the error message if only some keys have the prefix; else "".

@@ -1,8 +1,8 @@
-"""Weights that the package carries, trained by the experiments of this repository.
+"""Weights included in the package, trained by the experiments of this repository.
 
 model, variables = zoo.create("ssd96_small", weights="digits_canvas")  # works offline
 
-`MODEL-NAME.safetensors` has the arrays and `MODEL-NAME.json` says how they came about;
+`MODEL-NAME.safetensors` has the arrays and `MODEL-NAME.json` records their training;
 `python tests/benchmarks/train_weights.py` makes both.
 """
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 
 def list_trained(model: str) -> tuple[Weights, ...]:
-    """Lists the weights of a model that the package carries.
+    """Lists the weights of a model that the package includes.
 
     Args:
       model: Name of the model.
@@ -28,7 +28,7 @@ def list_trained(model: str) -> tuple[Weights, ...]:
 
 
 def find_trained(model: str, name: str) -> Path | None:
-    """Returns the file of weights that the package carries, or None.
+    """Returns the file of weights that the package includes, or None.
 
     Args:
       model: Name of the model.
@@ -39,7 +39,7 @@ def find_trained(model: str, name: str) -> Path | None:
 
 
 def read_record(model: str, name: str) -> dict[str, Any]:
-    """Reads how weights came about: data, command, commit, seed and measured results.
+    """Reads how weights were trained: data, command, commit, seed and measured results.
 
     Args:
       model: Name of the model.
