@@ -59,7 +59,7 @@ def check_images(
     Args:
       images: The images.
       name: Name of the network, for the error.
-      size: The one height and width that it takes; None for any.
+      size: The only height and width that it takes; None for any.
       min_size: Smallest height and width that it takes.
     """
     shape, hint = images.shape, ""

@@ -14,17 +14,16 @@ from jax.experimental.compilation_cache import compilation_cache
 
 logger = logging.getLogger("zoo")
 
-_SETTLED = 60.0  # seconds after which no process still writes a program
+_SETTLED = 60.0  # seconds after which a file is no longer being written
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless jax has been told where.
+    """Keeps compiled programs between processes, unless jax already has a cache.
 
-    They go to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; nowhere, which the log says,
-    where that folder cannot be written. The command lines call it, and so do
-    `zoo.create` and all that creates a network with it. It sets jax's own
-    configuration: `jax_compilation_cache_dir`, and that programs are kept however fast
-    they compile.
+    They are written to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; if that folder cannot
+    be written, a warning is logged and nothing is kept. The command lines call it, and
+    so does `zoo.create`. It sets jax's own configuration: `jax_compilation_cache_dir`,
+    and that programs are kept however fast they compile.
 
     `JAX_ENABLE_COMPILATION_CACHE=false` in the environment, or
     `jax.config.update("jax_enable_compilation_cache", False)`, turns the cache off;
@@ -36,7 +35,7 @@ def use_compilation_cache() -> None:
         _set_folder(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo"))
 
 
-@functools.cache  # What cannot be written is said once.
+@functools.cache  # A failure is logged only once.
 def _set_folder(folder: str) -> None:
     cache = Path(folder) / "xla"
     try:
@@ -52,14 +51,14 @@ def _set_folder(folder: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     # Small programs too: a first prediction is mostly compilation.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # A program that was compiled before made jax decide that there is no cache.
+    # If a program was compiled before, jax has decided that there is no cache.
     compilation_cache.reset_cache()
 
 
 def _drop_damaged(cache: Path) -> None:
-    """Deletes programs whose writing was cut off; jax would warn of them for ever.
+    """Deletes incomplete programs, about which jax would warn forever.
 
-    Only what was written since the last time is read.
+    Only files that were written since the last check are read.
     """
     checked, now = cache / "checked", time.time()
     since = checked.stat().st_mtime if checked.exists() else 0.0
@@ -72,7 +71,7 @@ def _drop_damaged(cache: Path) -> None:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Whether a compressed program is complete; jax's other compression is not read."""
+    """Whether a compressed program is complete; jax's other format is not checked."""
     if content[:1] != b"\x78":  # not zlib's
         return bool(content)
     try:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to uint8 pixels."""
+"""Decodes the bytes of image files to uint8 pixels."""
 
 import contextlib
 import io
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# A photograph of 50 megapixels is 150 MB once decoded. What claims to be more is
-# refused before its pixels are touched.
+# A photograph of 50 megapixels is 150 MB once decoded. Larger images are refused before
+# their pixels are decoded.
 MAX_PIXELS = 50_000_000
 
 COLORS = {"rgb": "RGB", "grey": "L"}
-# How an image is turned before it is used: "upright" as its EXIF orientation says,
-# which is how viewers and most drawing tools show it, or as it is stored. "auto" is
-# upright for classification; boxes and masks are taken to fit what is stored.
+# How images are rotated: "upright" follows their EXIF orientation, as viewers and most
+# drawing tools do; "stored" ignores it. "auto" is upright for classification; boxes and
+# masks are assumed to fit the stored image.
 ORIENTATIONS = ("auto", "stored", "upright")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +29,7 @@ _TURNS = {
 }
 _ORIENTATION_TAG = 0x0112
 
-with contextlib.suppress(ImportError):  # reads .heic where it is installed
+with contextlib.suppress(ImportError):  # reads .heic if installed
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -38,7 +38,7 @@ _KNOWN = (
     "apng avif avifs bmp dib gif heic heif hif j2c j2k jfif jp2 jpe jpeg jpf jpg jpx "
     "mpo pbm pcx pgm png pnm ppm qoi tga tif tiff webp"
 )
-# Suffixes of the images that are read: of the known ones those that Pillow opens here.
+# Suffixes of images that can be read: the known ones that this Pillow opens.
 SUFFIXES = tuple(
     suffix
     for suffix in map(".{}".format, _KNOWN.split())
@@ -80,8 +80,8 @@ def read_orientation(data: bytes) -> int | None:
     """Reads the EXIF orientation of an image file, or of the beginning of one.
 
     Returns:
-      2 to 8, or 1 if it is upright as stored, or states nothing that can be read; 1 for
-      TIFF files, which are always read upright. None where the file cannot be opened.
+      2 to 8; 1 if the image is upright as stored or states no readable orientation, and
+      for TIFF files, which are always read upright. None if the file cannot be opened.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -93,7 +93,7 @@ def read_orientation(data: bytes) -> int | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    # What viewers cannot read, they ignore.
+    # As in viewers, an orientation that cannot be read is ignored.
     try:
         found = image.getexif().get(_ORIENTATION_TAG)
     except Exception:
@@ -118,15 +118,15 @@ def decode_image(
 
     Gray (also with alpha, and black and white) stays gray; everything else (palette,
     RGBA, CMYK, YCbCr) becomes RGB. Alpha is dropped, not composited, as Pillow's
-    `convert("RGB")` does. Of 16 bits the upper 8 are kept. Of an animation the first
-    frame is taken.
+    `convert("RGB")` does. 16-bit values keep their upper 8 bits, and animations their
+    first frame.
 
     Args:
       data: Contents of the file.
-      provenance: What to call the file in errors.
+      provenance: Name of the file in errors.
       color: "rgb" or "grey" (ITU-R 601 luma) to convert; None to keep what is stored.
-      upright: Whether to turn the image as its EXIF orientation says.
-      max_pixels: Most pixels (height x width) that are decoded.
+      upright: Whether to rotate the image upright by its EXIF orientation.
+      max_pixels: Maximum number of pixels (height x width) to decode.
 
     Returns:
       uint8 [height, width, 1] or [height, width, 3].
@@ -148,15 +148,15 @@ def decode_mask(
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Decodes the file of a mask to its values, which are no colors.
+    """Decodes the file of a mask to its values, which are not colors.
 
-    Of a file with a palette these are the positions in it.
+    For a file with a palette, these are the indices of the palette.
 
     Args:
       data: Contents of the file.
-      provenance: What to call the file in errors.
-      upright: Whether to turn the mask as its own EXIF orientation says.
-      max_pixels: Most pixels (height x width) that are decoded.
+      provenance: Name of the file in errors.
+      upright: Whether to rotate the mask upright by its own EXIF orientation.
+      max_pixels: Maximum number of pixels (height x width) to decode.
 
     Returns:
       uint8 [height, width].
@@ -182,7 +182,7 @@ def decode_mask(
 
 @contextlib.contextmanager
 def _opened(data: bytes, provenance: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Opens a file whose pixels are read; errors within become `BadImage`."""
+    """Opens a file and loads its pixels; errors within the block become `BadImage`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -197,7 +197,7 @@ def _opened(data: bytes, provenance: str, max_pixels: int) -> Iterator[Image.Ima
         raise
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError,
-        # struct.error, zlib.error and more for what is one thing to a user.
+        # struct.error, zlib.error and more for what is one problem to a user.
         reason = (
             "not an image of a known format"
             if isinstance(error, UnidentifiedImageError)
@@ -221,7 +221,7 @@ def _eight_bits(image: Image.Image, color: str | None) -> Image.Image:
     elif image.mode in ("1", "LA", "La"):
         image = image.convert("L")
     elif image.mode in ("P", "PA"):
-        # By way of RGBA, or Pillow warns of palettes with transparency.
+        # Via RGBA, as Pillow otherwise warns about palettes with transparency.
         image = image.convert("RGBA").convert("RGB")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
@@ -229,11 +229,11 @@ def _eight_bits(image: Image.Image, color: str | None) -> Image.Image:
 
 
 def list_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
-    """Lists the image files that paths, folders and shell patterns stand for.
+    """Lists the image files that paths, folders and shell patterns refer to.
 
     Args:
-      sources: Files, folders, of which all images in them and below are meant, and
-        patterns such as "photos/*.jpg".
+      sources: Files, folders, which are searched recursively for images, and patterns
+        such as "photos/*.jpg".
 
     Raises:
       FileNotFoundError: There is no such file, or there is no image.

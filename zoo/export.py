@@ -1,7 +1,7 @@
-"""Shipping: a network as one StableHLO artifact, which runs with jax alone.
+"""Exports a network as one StableHLO artifact, which runs with jax alone.
 
 artifact = zoo.export("resnet50", variables, preprocess=card.preprocess)
-logits = jax.export.deserialize(artifact).call(images)  # also where there is no zoo
+logits = jax.export.deserialize(artifact).call(images)  # without the zoo
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,61 +45,61 @@ def export(
     detector: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> bytes:
-    """Writes a network's inference as a StableHLO artifact, or as an ONNX model.
+    """Exports a network for inference, as a StableHLO artifact or an ONNX model.
 
-    Whoever runs it needs `jax` and `flatbuffers`, and not this package:
+    To run it, `jax` and `flatbuffers` are needed, but not this package:
 
         exported = jax.export.deserialize(artifact)
         logits = jax.jit(exported.call)(images)
 
     It has the program for each platform and is compiled where it runs; jax documents
-    for how long its later versions read it. Resizing and cropping are not part of it;
-    `zoo.resize_center_crop` does them. A `jax.default_matmul_precision` that is set
-    around this call applies to the artifact.
+    how long its later versions can read it. Resizing and cropping are not included; use
+    `zoo.resize_center_crop`. A `jax.default_matmul_precision` that is set around this
+    call applies to the artifact.
 
-    Of a detector it is the whole function of `zoo.make_detector`, which resizes:
+    For a detector, it is the whole function of `zoo.make_detector`, including resizing:
 
         found = exported.call(images, sizes)  # "boxes", "scores", "classes", "valid"
 
-    With `format="onnx"`, which needs `canon-zoo[onnx]`, it is a model for ONNX's
-    runtimes. `tests/benchmarks/README.md` lists the networks that were checked; of
-    detectors those with one stage are translated, with ONNX's own NonMaxSuppression:
+    With `format="onnx"`, which needs `canon-zoo[onnx]`, it is a model for ONNX
+    runtimes. `tests/benchmarks/README.md` lists the networks that were checked. Only
+    detectors with one stage can be translated, with ONNX's own NonMaxSuppression:
 
         session = onnxruntime.InferenceSession(artifact)
         (logits,) = session.run(None, {"images": images})
-        found = session.run(None, {"images": images, "sizes": sizes})  # a detector's
+        found = session.run(None, {"images": images, "sizes": sizes})  # for a detector
 
     Args:
       name: Name of the model.
-      variables: Variables of the model; where `constants` is False, their shapes and
-        types suffice.
-      batch: Images in a call: a number, or a name such as "b" for any number.
-      size: Height and width of the images, in pixels, or both as a pair; the
-        preprocessing's, or else the model's own, where None.
-      preprocess: None to take float32 images that are preprocessed already; else what
-        to do with uint8 images, such as `card.preprocess`. Detectors take uint8
-        images in any case.
+      variables: Variables of the model; if `constants` is False, their shapes and
+        dtypes suffice.
+      batch: Batch size: a number, or a name such as "b" for any number.
+      size: Height and width of the images in pixels, as one number or a pair; None for
+        those of the preprocessing or, without one, of the model.
+      preprocess: None to take float32 images that are already preprocessed; else the
+        preprocessing of uint8 images, such as `card.preprocess`. Detectors always take
+        uint8 images.
       format: "stablehlo" or "onnx".
-      constants: Whether the variables are in the artifact, which then is a file as
-        large as they are (VGG-16: 550 MB) that lacks nothing. Otherwise it takes some
-        kilobytes, compiles faster, and is called with `(variables, images)`.
-      platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu"; an ONNX model
-        runs on all.
-      num_classes: Number of classes; that of the variables where None, 0 for no head.
+      constants: Whether the artifact contains the variables, which makes it complete,
+        and as large as they are (VGG-16: 550 MB). Otherwise it takes some kilobytes,
+        compiles faster, and is called with `(variables, images)`.
+      platforms: Platforms to export for, of "cpu", "cuda", "rocm" and "tpu"; an ONNX
+        model runs on all.
+      num_classes: Number of classes; None for that of the variables, 0 for no head.
       detector: Options of `zoo.make_detector`, for a detector.
       **overrides: Options of the model, such as `dtype=jnp.bfloat16`.
 
     Returns:
       The serialized `jax.export.Exported` from images [batch, height, width, channels]
-      to float32 logits [batch, num_classes]. That of a detector is from these and
-      int32 sizes [batch, 2], see `zoo.resize_and_pad`, to a dict with the fields of
+      to float32 logits [batch, num_classes]. For a detector, it maps these and int32
+      sizes [batch, 2], see `zoo.resize_and_pad`, to a dict with the fields of
       `zoo.Detections`. With `format="onnx"` the serialized `onnx.ModelProto` with the
       inputs "images" and "sizes", and the outputs "logits" or those of
       `zoo.Detections`.
 
     Raises:
       ImportError: The format needs a library that is not installed.
-      NotImplementedError: The network has an operation that has no form in ONNX.
+      NotImplementedError: The network has an operation that has no translation to ONNX.
       ValueError: The model, an option, the batch or a platform is unknown, the
         variables do not fit, or the model reads regions.
     """
@@ -168,7 +168,7 @@ def _give_logits(model: nn.Module, preprocess: Preprocess | None) -> Callable:
 
 
 def _give_objects(detect: Callable) -> Callable:
-    """Makes a dict of `Detections`, which would need the zoo where it is read."""
+    """Returns detections as a dict, as reading `Detections` would need the zoo."""
 
     def infer(variables: Mapping[str, Any], images: jax.Array, sizes: jax.Array):
         return detect(variables, images, sizes)._asdict()
@@ -182,7 +182,7 @@ def _give_candidates(
     postprocess: Postprocess,
     canvas: tuple[int, int] | None,
 ) -> Callable:
-    """Makes the function up to suppression, which ONNX has as an operation."""
+    """Makes the function up to suppression, which is an operation of ONNX."""
 
     def infer(variables: Mapping[str, Any], images: jax.Array, sizes: jax.Array):
         padded = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)

@@ -1,4 +1,4 @@
-"""Features of a network: its endpoints, and the outputs of the modules within.
+"""Features of a network: its endpoints, and the outputs of its modules.
 
 found = zoo.features(model, variables, images, ["stage2", "stage3/block*"])
 """
@@ -24,8 +24,8 @@ def features(
     """Computes named activations; under `jit`, nothing beyond them is computed.
 
     A name is an endpoint, such as "stage3", or the path of a module within the network,
-    such as "stage3/block2" or "stage3/block2/conv1", whose output it stands for. Paths
-    are those of the parameters without "backbone/". Names may be patterns, as those of
+    such as "stage3/block2" or "stage3/block2/conv1", which selects the module's output.
+    Paths are those of the parameters without "backbone/". Names may be patterns, as in
     `zoo.transfer`: "stage*" stands for all stages, "stage3/block*" for the blocks of
     one, "**" for everything.
 
@@ -33,7 +33,7 @@ def features(
       model: A network of the zoo.
       variables: Variables of the model.
       images: float32 [B, H, W, C], preprocessed, of any size that the network takes.
-      names: Names or patterns; `zoo.list_endpoints` lists what there is.
+      names: Names or patterns; `zoo.list_endpoints` lists the names.
       train: Whether batch norm uses the statistics of the batch and dropout is active.
         The updated running averages are not returned: for these, call `model.apply`
         with `method="endpoints"` and `mutable=["batch_stats"]`.
@@ -43,8 +43,8 @@ def features(
       The activations by name (a dict that `jit` returns is sorted by name).
 
     Raises:
-      ValueError: A name or a pattern is unknown, or the model or its variables are
-        given as something else.
+      ValueError: A name or a pattern is unknown, or the model or its variables are of
+        another type.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(
@@ -81,7 +81,7 @@ def collect(
     train: bool = False,
     rngs: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
-    """Computes all endpoints, and the outputs of the selected modules behind them.
+    """Computes all endpoints, followed by the outputs of the selected modules.
 
     A module that returns several arrays, or runs on several maps, has no name.
 

@@ -1,10 +1,10 @@
-"""From a function of jax to an ONNX file, through the library jax2onnx.
+"""Translates jax functions to ONNX models with the library jax2onnx.
 
-The function's program is first brought to a form that the library translates: of what
-is computed differently on CPUs it has the other form, and pooling, padding and
-stacking, whose translation fails for maps [B, H, W, C] or an unknown B, become slices
-and concatenations. What depends on the variables alone is computed. Non-maximum
-suppression is an operation of ONNX, which is appended to a detector's program.
+The function's program is first brought to a form that the library can translate:
+special implementations for CPUs are replaced by the default ones, and pooling, padding
+and stacking, whose translation fails for maps [B, H, W, C] or an unknown B, become
+slices and concatenations. Values that depend on the variables alone are computed.
+Non-maximum suppression, an operation of ONNX, is appended to a detector's program.
 """
 
 import itertools
@@ -49,7 +49,7 @@ def to_onnx(
       output_names: Names of the results.
       name: Name of the model.
       postprocess: The parameters of the selection among the results, which are
-        `CANDIDATES`; the model then has the fields of `Detections`. None for no
+        `CANDIDATES`; the model then returns the fields of `Detections`. None for no
         selection.
 
     Returns:
@@ -66,7 +66,7 @@ def to_onnx(
             "format='onnx' needs jax2onnx, which is not installed; this installs it: "
             "pip install 'canon-zoo[onnx]'"
         ) from error
-    # Traced here, where the library has not replaced functions of jax by its own.
+    # Traced here, before the library replaces functions of jax by its own.
     program = jax.make_jaxpr(function)(*inputs)
 
     def simplified(*arguments: Array) -> tuple[Array, ...]:
@@ -83,7 +83,7 @@ def to_onnx(
         if postprocess is not None:
             append_selection(model.graph, postprocess)
         return model.SerializeToString()
-    # The library raises what its parts raise, of every type.
+    # The library raises errors of every type.
     except Exception as error:
         raise NotImplementedError(
             f"jax2onnx cannot translate {name}: {type(error).__name__}: "
@@ -111,7 +111,7 @@ def _evaluate(program: core.Jaxpr, constants: Sequence, arguments: Sequence) -> 
 
 
 def _is_constant(step: Any, operands: list) -> bool:
-    """Whether a step is one of the variables alone, and not of the images."""
+    """Whether a step depends on the variables alone, and not on the images."""
     sizes = [size for variable in step.outvars for size in variable.aval.shape]
     return (
         bool(operands)
@@ -124,7 +124,7 @@ def _is_constant(step: Any, operands: list) -> bool:
 def _step(step: Any, operands: list, program: core.Jaxpr) -> list:
     kind = step.primitive.name
     if kind == "platform_index":
-        # What is computed on a platform that has no form of its own.
+        # The default, for platforms without an implementation of their own.
         platforms = step.params["platforms"]
         return [next(i for i, names in enumerate(platforms) if names is None)]
     if kind == "cond" and isinstance(operands[0], int):
@@ -166,7 +166,7 @@ def _pool(step: Any, x: Array) -> Array:
 
 
 def _tiles(step: Any) -> bool:
-    """Whether a convolution is a transposed one whose windows touch, as U-Net's."""
+    """Whether a convolution is transposed, with adjacent windows as in U-Net."""
     params, kernel = step.params, step.invars[1].aval.shape
     strides = params["lhs_dilation"]
     return (
@@ -183,7 +183,7 @@ def _tiles(step: Any) -> bool:
 
 
 def _multiply_tiles(x: Array, kernel: Array, step: Any) -> Array:
-    """Computes such a convolution as a product that gives each pixel its window."""
+    """Computes such a convolution as a product that maps each pixel to its window."""
     height, width, inputs, outputs = kernel.shape
     kernel = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(inputs, -1)
     tiles = lax.dot_general(
@@ -200,7 +200,7 @@ def _multiply_tiles(x: Array, kernel: Array, step: Any) -> Array:
 
 
 def _pad(x: Array, value: Any, config: Sequence[tuple[int, int, int]]) -> Array:
-    """Pads, or cuts off where the padding is negative, one axis after the other."""
+    """Pads one axis after the other, or crops it where the padding is negative."""
     for axis, (low, high, _) in enumerate(config):
         if min(low, high) < 0:
             stop = x.shape[axis] - max(-high, 0)
@@ -217,7 +217,7 @@ def _pad(x: Array, value: Any, config: Sequence[tuple[int, int, int]]) -> Array:
 
 
 def append_selection(graph: Any, postprocess: Postprocess) -> None:
-    """Appends what `zoo.detect.select_detections` does to a graph of candidates.
+    """Appends the steps of `zoo.detect.select_detections` to a graph of candidates.
 
     Args:
       graph: The `onnx.GraphProto`, whose outputs are `CANDIDATES`; replaced by the

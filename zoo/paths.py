@@ -59,11 +59,11 @@ def match_paths(paths: Sequence[str], patterns: str | Sequence[str]) -> set[str]
     """Selects the paths that any of the patterns matches.
 
     Args:
-      paths: Such as the keys of `flatten`.
-      patterns: One, or several; none selects nothing.
+      paths: Paths, such as the keys of `flatten`.
+      patterns: One pattern or several; an empty sequence selects nothing.
 
     Raises:
-      ValueError: A pattern matches nothing; the message has the nearest paths.
+      ValueError: A pattern matches nothing; the message suggests the nearest paths.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     selected = set()
@@ -82,7 +82,7 @@ def match_paths(paths: Sequence[str], patterns: str | Sequence[str]) -> set[str]
 
 
 def _find_nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Finds up to five known names that are like a name, the nearest first."""
+    """Finds up to five known names that are similar to a name, the nearest first."""
     return difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
 
 
@@ -93,7 +93,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Words the error for an unknown name: the nearest ones, or all there are."""
+    """Returns the error for an unknown name, with the nearest or all known names."""
     known = sorted(known)
     hint = f"there are: {known}." if known else "there are none."
     if near := _find_nearest(name, known):

@@ -14,7 +14,7 @@ from zoo.figures.boxes import draw_detections
 from zoo.figures.masks import draw_overlay, make_palette, paletted
 from zoo.figures.pictures import draw_prediction
 
-_LEAST = 640  # pixels of the longer side of a picture with boxes
+_LEAST = 640  # minimum longer side of a picture with boxes, in pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

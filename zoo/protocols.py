@@ -103,8 +103,8 @@ def get_protocol(name: str, scales: Sequence[int] = ()) -> Protocol:
       scales: Lengths of the shorter side, in pixels; empty for the protocol's.
 
     Raises:
-      ValueError: The name is unknown (the message has the nearest ones), or a scale is
-        not positive.
+      ValueError: The name is unknown (the message suggests the nearest ones), or a
+        scale is not positive.
     """
     if name not in PROTOCOLS:
         raise ValueError(unknown("protocol", name, PROTOCOLS))

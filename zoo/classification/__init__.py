@@ -1,1 +1,1 @@
-"""The classification networks, one file a family."""
+"""Classification networks, one file per family."""

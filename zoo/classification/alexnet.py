@@ -1,9 +1,9 @@
-"""AlexNet, torchvision's single column of it, ZFNet, and a small ZFNet.
+"""AlexNet, torchvision's AlexNet of one column, ZFNet, and a small ZFNet.
 
 References:
   Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural
   Networks, 2012. Krizhevsky, One Weird Trick for Parallelizing Convolutional Neural
-  Networks, 2014, whose network is, but for its widths, torchvision's.
+  Networks, 2014, whose network, with other widths, is torchvision's.
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014.
 """
 
@@ -64,7 +64,7 @@ def alexnet_convolutions(
     *,
     normalize: Callable = local_response_norm,
 ) -> dict[str, Array]:
-    """Section 3.5 and figure 2 of AlexNet's paper."""
+    """Computes AlexNet's endpoints up to pool5, section 3.5 and figure 2."""
     out = {}
     grouped = partial(conv, groups=2, bias_init=nn.initializers.ones)
     x = out["conv1"] = nn.relu(conv(widths[0], 11, stride=4, name="conv1")(x))
@@ -83,7 +83,7 @@ def alexnet_convolutions(
 def torchvision_convolutions(
     x: Array, widths: tuple[int, ...], conv: Callable
 ) -> dict[str, Array]:
-    """The convolutions of torchvision: one column, and no normalization."""
+    """Computes torchvision's endpoints up to pool5: one column, no normalization."""
     out = {}
     conv1 = conv(widths[0], 11, stride=4, padding=2, name="conv1")
     x = out["conv1"] = nn.relu(conv1(x))
@@ -105,7 +105,7 @@ def zfnet_convolutions(
     conv2_stride: int = 2,
     conv2_padding: int = 0,
 ) -> dict[str, Array]:
-    """Figure 3 of ZFNet's paper: no groups, and a finer first layer."""
+    """Computes ZFNet's endpoints up to pool5, figure 3: no groups, a finer conv1."""
     out = {}
     # Maps of 110 and 26 pixels become 55 and 13 if the last window crosses the border.
     pool = partial(max_pool, window=3, stride=2, ceil=True)
@@ -136,7 +136,7 @@ class Variant(NamedTuple):
       min_size: Height and width of the smallest images that fc6 can read.
       window: Height and width of the map that fc6 reads.
       dense_bias: Initial value of the biases of fc6 and fc7.
-      dropout_first: Whether dropout precedes fc6 and fc7 and does not follow them.
+      dropout_first: Whether dropout precedes fc6 and fc7 instead of following them.
     """
 
     convolutions: Callable
@@ -189,8 +189,8 @@ class AlexNetBackbone(nn.Module):
 
     Attributes:
       label: Name of the network in error messages.
-      variant: Which network of the family it is.
-      config: Options of the network, of which none is None.
+      variant: Architecture of the network.
+      config: Options of the network; none of them is None.
     """
 
     label: str

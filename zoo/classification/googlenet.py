@@ -1,4 +1,4 @@
-"""GoogLeNet, as published and as torchvision's weights have it.
+"""GoogLeNet, as published and as in torchvision.
 
 Reference:
   Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke, Rabinovich, Going
@@ -60,7 +60,7 @@ class GoogLeNetConfig(NetworkConfig):
 
     Attributes:
       aux: Whether to have the auxiliary heads, whose losses training adds: endpoints
-        "aux1" and "aux2". The paper's read only images of 224 pixels.
+        "aux1" and "aux2". The paper's heads take only images of 224 pixels.
       stem: Number of channels of conv1, conv2_reduce and conv2.
       modules: Number of channels of each inception module's convolutions by the
         module's name, in the order of `MODULES`; None for `MODULES`.
@@ -135,7 +135,7 @@ def make_unit(
 
 
 class Inception(nn.Module):
-    """Figure 2b: 1x1, 3x3 and 5x5 convolutions and a pool, side by side.
+    """Figure 2b: 1x1, 3x3 and 5x5 convolutions and a pool, in parallel.
 
     Attributes:
       widths: Number of channels of each of `CONVOLUTIONS`.
@@ -169,7 +169,7 @@ class GoogLeNetBackbone(nn.Module):
     Attributes:
       label: Name of the network in error messages.
       variant: Whether it is the paper's network or torchvision's.
-      config: Options of the network, of which none is None.
+      config: Options of the network; none of them is None.
     """
 
     label: str
@@ -264,7 +264,7 @@ class GoogLeNet(Classifier):
 
     @nn.nowrap
     def heads(self) -> dict[str, nn.Module]:
-        """Lists the parts that have classes, by the names of their fields."""
+        """Returns the submodules whose outputs depend on the classes, by field name."""
         return {"head": self.head, "aux1": self.aux1, "aux2": self.aux2}
 
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
@@ -357,7 +357,7 @@ def _aux_rule(model: Classifier, aux: str, layer: str, key: str) -> TorchRule:
 
 
 _AUX_LOSSES = (("aux1", 0.3), ("aux2", 0.3))
-# torchvision maps an input that has ImageNet's colors to this one.
+# torchvision converts inputs that are normalized for ImageNet to this one.
 _CENTERED = Preprocess(
     size=224, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, resize=256
 )

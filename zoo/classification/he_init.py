@@ -1,4 +1,4 @@
-"""The rectifier networks of 14 to 30 layers by which initializations were studied.
+"""Rectifier networks of 14 to 30 layers, from studies of initialization.
 
 References:
   He, Zhang, Ren, Sun, Delving Deep into Rectifiers: Surpassing Human-Level Performance
@@ -47,7 +47,7 @@ PRELU_INIT = nn.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_out", "no
 class PReLU(Layer):
     """Multiplies negative values by a learned slope.
 
-    Its parameter is `slope` [C], or [1] where all channels share one.
+    Its parameter is `slope` [C], or [1] if all channels share one.
 
     Reference:
       The paper's section 2.1.
@@ -72,7 +72,7 @@ def prelu(x: Array, slope: Array) -> Array:
 
 
 class Layout(NamedTuple):
-    """The convolutions and the pyramid of a network, of tables 1 and 3.
+    """The convolutions and the pyramid of a network, from tables 1 and 3.
 
     Attributes:
       padding: Padding of the first convolution, 7x7 with stride 2.
@@ -82,7 +82,7 @@ class Layout(NamedTuple):
       map_size: Height and width of the pyramid's input for an image of 224 pixels.
       min_size: Height and width of the smallest image that makes a map of one pixel.
       dense_size: Height and width of the smallest image that makes a map of `map_size`.
-      widths: Number of channels of the first convolution and of each stage's.
+      widths: Number of channels of the first convolution and of those of each stage.
       depths: Number of convolutions of each stage; all stages but the last end with a
         2x2 pool.
     """
@@ -113,16 +113,16 @@ LAYOUTS = {
 class HeInitConfig(DenseConfig):
     """Options of a network of the paper.
 
-    `init` is the initializer of the convolutions alone, such as "glorot", with which
-    the paper compares. With `fully_convolutional` the pyramid covers every part of the
-    last map that is as large as an image of 224 pixels makes it, as in the paper's
-    dense tests, and the logits are averaged; without, it covers the whole map once.
+    `init` is the initializer of the convolutions alone, such as "glorot", the paper's
+    baseline. With `fully_convolutional` the pyramid is applied to every window of the
+    last map that has the size for an image of 224 pixels, as in the paper's dense
+    tests, and the logits are averaged; without, it covers the whole map once.
 
     Attributes:
       activation: "prelu" (a slope for each channel), "prelu_shared" (one for each
         layer) or "relu".
-      widths: Number of channels of the first convolution and of each stage's; None for
-        the table's.
+      widths: Number of channels of the first convolution and of those of each stage;
+        None for the table's.
       depths: Number of convolutions of each stage; None for the table's.
     """
 
@@ -234,7 +234,7 @@ def he_init(*, variant: str, num_classes: int = 1000, **options: Any) -> Classif
 
 
 def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
-    """Lists the paper's names; the bins of a channel stand side by side."""
+    """Lists the paper's names; the bins of a channel are contiguous."""
     net = model.backbone
     stages = enumerate(net.layout.depths, start=2)
     layers = [f"conv{i}_{j + 1}" for i, depth in stages for j in range(depth)]

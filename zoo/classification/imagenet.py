@@ -60,7 +60,7 @@ def class_names() -> tuple[str, ...]:
 def torchvision_weights(
     file: str, top1: float, top5: float, *, name: str = "imagenet", resize: int = 256
 ) -> Weights:
-    """Makes the facts of a file of torchvision's weights, or of its safetensors copy.
+    """Describes a file of torchvision's weights, or its safetensors copy.
 
     Args:
       file: Name of torchvision's file, which ends with the prefix of its hash.
@@ -96,7 +96,7 @@ def torchvision_weights(
 
 
 def torchvision_versions(*files: tuple[str, float, float]) -> tuple[Weights, ...]:
-    """Makes the facts of the one or two sets of weights of a network.
+    """Describes the one or two sets of torchvision's weights of a network.
 
     Args:
       *files: File, top-1 and top-5 accuracy, as for `torchvision_weights`, of the first

@@ -1,4 +1,4 @@
-"""The residual networks for ImageNet, and the plain ones beside them.
+"""The residual networks for ImageNet, and their plain counterparts.
 
 Reference:
   He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015, table 1.
@@ -48,8 +48,8 @@ _PUBLISHED = {
     "plain18": ("ImageNet validation error 27.94 %, ten crops (table 2)",),
     "plain34": (_TABLE_3.format(28.54, 10.02),),
 }
-# torchvision's weights: the beginning of their hash, with which the name of their file
-# ends, and top-1 and top-5 accuracy in percent. The second are of a longer training.
+# torchvision's weights: the prefix of their hash, with which the name of their file
+# ends, and top-1 and top-5 accuracy in percent. The second ones were trained longer.
 _TORCHVISION = {
     "resnet18": (("f37072fd", 69.758, 89.078),),
     "resnet34": (("b627a593", 73.314, 91.420),),

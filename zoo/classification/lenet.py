@@ -86,12 +86,12 @@ def rbf_codes(num_classes: int) -> np.ndarray:
 
 
 def squash(x: Array) -> Array:
-    """The scaled hyperbolic tangent 1.7159 tanh(2/3 x), for which f(+-1) = +-1."""
+    """Computes the scaled tangent 1.7159 tanh(2/3 x), for which f(+-1) = +-1."""
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
 def lecun_uniform_98(fan_in: int | np.ndarray) -> Callable:
-    """Uniform within +-2.4 / fan-in (the paper's appendix A)."""
+    """Makes the initializer uniform within +-2.4 / fan-in (the paper's appendix A)."""
 
     def init(key, shape, dtype=jnp.float32):
         bound = np.broadcast_to(2.4 / fan_in, shape)

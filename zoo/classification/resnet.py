@@ -1,6 +1,6 @@
-"""Residual networks, and the plain ones beside them.
+"""Residual networks, and their plain counterparts.
 
-The networks that are made of it are listed in `imagenet_resnet` and `cifar_resnet`.
+`imagenet_resnet` and `cifar_resnet` list the networks.
 
 Reference:
   He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015.
@@ -40,8 +40,8 @@ class ResNetConfig(NetworkConfig):
 
     Attributes:
       width: Number of channels of the stem and of the first stage's 3x3 convolutions.
-      shortcut: What is added where a block changes the shape: "A" for the subsampled
-        input between channels of zeros, "B" for a 1x1 convolution; "C" for a 1x1
+      shortcut: Shortcut of blocks that change the shape: "A" for the subsampled input
+        with channels of zeros on both sides, "B" for a 1x1 convolution; "C" for a 1x1
         convolution in every block. None for a plain network, which adds nothing.
       output_stride: Ratio of the image's size to the last map's: 32, 16 or 8. Below 32
         the last stages are dilated instead of strided, with the same parameters.
@@ -94,16 +94,16 @@ class Block(nn.Module):
 
     Attributes:
       features: Number of channels of the 3x3 convolutions; of a bottleneck with other
-        groups than the paper's, a quarter of the number of outputs.
+        groups than the paper's, a quarter of its output channels.
       stride: Stride of the block.
       dilation: Dilation of the 3x3 convolutions.
-      first: Whether it is the network's first block, whose input is rectified already.
-      shortcut: What is added where the shape changes, see `ResNetConfig`.
+      first: Whether it is the network's first block, whose input is already rectified.
+      shortcut: Shortcut of blocks that change the shape, see `ResNetConfig`.
       early_stride: Whether a bottleneck's first 1x1 convolution has the stride, as
-        published, and not its 3x3 convolution, as in most public weights ("v1.5").
+        published, instead of its 3x3 convolution, as in most public weights ("v1.5").
       groups: Number of groups of a bottleneck's 3x3 convolution.
-      width_per_group: Number of channels of each of these groups where `features` is
-        64; in proportion to `features` elsewhere.
+      width_per_group: Number of channels of each of these groups if `features` is 64,
+        and in proportion to `features` otherwise.
       conv: Constructor of the convolutions.
       norm: Constructor of the batch norms.
     """
@@ -129,7 +129,7 @@ class Block(nn.Module):
         return nn.relu(y)
 
     def branch(self, x: Array, train: bool) -> Array:
-        """Computes what is added to the input."""
+        """Computes the output of the branch, without the shortcut."""
         raise NotImplementedError
 
     def project(self, x: Array, features: int, train: bool) -> Array:
@@ -155,7 +155,7 @@ class BasicBlock(Block):
     """Two 3x3 convolutions; figure 5, left."""
 
     def branch(self, x: Array, train: bool) -> Array:
-        """Computes what is added to the input."""
+        """Computes the output of the branch, without the shortcut."""
         y = self.conv3x3(self.features, stride=self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = self.conv3x3(self.features, name="conv2")(y)
@@ -166,7 +166,7 @@ class Bottleneck(Block):
     """A 3x3 convolution between two 1x1 convolutions; figure 5, right."""
 
     def branch(self, x: Array, train: bool) -> Array:
-        """Computes what is added to the input."""
+        """Computes the output of the branch, without the shortcut."""
         strides = (self.stride, 1) if self.early_stride else (1, self.stride)
         width = self.features * self.width_per_group // 64 * self.groups
         y = self.conv(width, 1, stride=strides[0], name="conv1")(x)
@@ -264,7 +264,7 @@ class ResNetBackbone(nn.Module):
       groups: Number of groups of a bottleneck's 3x3 convolutions.
       width_per_group: Number of channels of each of these groups, see `Block`.
       dilate_first: Whether the first block of a dilated stage has the stage's dilation,
-        as in PSPNet, and not that of the stage before it, as in torchvision.
+        as in PSPNet, instead of that of the previous stage, as in torchvision.
       pooled: Whether the last endpoint is the mean over the map, for a classifier.
       epsilon: Value that batch norm adds to the variance.
       frozen: Whether batch norm is a fixed affine map, see `BatchNorm`.
@@ -384,7 +384,7 @@ def resnet(
 def torch_rules(
     model: Classifier, *, shortcut: str = "downsample", head: str = "fc"
 ) -> tuple[TorchRule, ...]:
-    """Lists the names of torchvision and of most others: conv1, layer1.0.conv1, fc.
+    """Lists the names in torchvision and most other code: conv1, layer1.0.conv1, fc.
 
     Args:
       model: A network with a residual backbone.
@@ -426,14 +426,14 @@ def resnet_spec(
     options: Mapping[str, Any] = MappingProxyType({}),
     **facts: Any,
 ) -> ModelSpec:
-    """Makes the spec of a network; one of three stages is for CIFAR-10.
+    """Makes the spec of a network; networks of three stages are for CIFAR-10.
 
     Args:
       name: Name of the network.
       *deviations: Differences from the paper, besides `LAST_LAYER`.
       block: Class of the blocks.
       blocks: Number of blocks of each stage.
-      options: Other arguments of `resnet` that are facts of the network.
+      options: Other arguments of `resnet` that define the network.
       **facts: Other fields of `ModelSpec`.
     """
     small = len(blocks) == 3

@@ -147,7 +147,7 @@ def vgg(*, variant: str, num_classes: int = 1000, **options: Any) -> Classifier:
 
 
 def _torch_rules(model: Classifier) -> tuple[TorchRule, ...]:
-    """Lists torchvision's names; the paper's where torchvision has no such network."""
+    """Lists torchvision's names, or the paper's if torchvision lacks the network."""
     net, rules, index = model.backbone, [], 0
     theirs = net.label in _FILES
     for i, block in enumerate(net.blocks, start=1):

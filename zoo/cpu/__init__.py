@@ -1,9 +1,9 @@
-"""What is computed differently on CPUs, and the compiler options that help there.
+"""Implementations for CPUs, and compiler options with which CPUs are faster.
 
-Without this room the zoo computes the same, more slowly: `zoo.ops.convolution` calls
-`convolve`, `zoo.ops.locally_connected` calls `locally_connected` and `zoo.ops.dense`
-calls `multiply_few_rows` where a program is lowered for CPUs, and the whole functions
-(`make_classifier` and its like) are compiled by `jit_inference`.
+Without this package the zoo computes the same, but more slowly: `zoo.ops.convolution`
+calls `convolve`, `zoo.ops.locally_connected` calls `locally_connected` and
+`zoo.ops.dense` calls `multiply_few_rows` when a program is lowered for CPUs, and whole
+functions, such as that of `make_classifier`, are compiled by `jit_inference`.
 """
 
 from zoo.cpu.compiler import compiler_options, jit_inference

@@ -1,4 +1,4 @@
-"""The compiler options with which convolutional networks run faster on CPUs."""
+"""Compiler options with which convolutional networks run faster on CPUs."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from jax import lax
 
-# XLA gives a part of its work to the library YNNPACK. Its convolutions are slow where
-# they are the gradients of kernels, and its reductions where layers before are fused
-# into them. Alone, as sums over a batch are, its reductions are ten times as fast as
-# XLA's own: training keeps them. The option lists what is left to the library.
+# XLA delegates a part of its work to the library YNNPACK. Its convolutions are slow for
+# the gradients of kernels, and its reductions if preceding layers are fused into them.
+# Its reductions alone, such as sums over a batch, are ten times as fast as XLA's own,
+# so training keeps them. The option lists what is delegated to the library.
 LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 INFERENCE = {LIBRARY: ""}
 TRAINING = {
@@ -22,11 +22,11 @@ TRAINING = {
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str]:
-    """Compiler options for convolutional networks.
+    """Returns compiler options for convolutional networks.
 
     The functions of `zoo.make_classifier`, `zoo.make_detector` and
-    `zoo.make_segmenter` and the steps of `train` are compiled with them; functions of
-    yours are by
+    `zoo.make_segmenter` and the steps of `train` are compiled with them. To compile
+    your own functions:
 
         apply = jax.jit(model.apply, compiler_options=zoo.cpu.compiler_options())
         step = jax.jit(step, compiler_options=zoo.cpu.compiler_options(training=True))
@@ -38,8 +38,8 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
 
     Returns:
       Options for `jax.jit` and `jax.stages.Lowered.compile`, which change results by
-      rounding alone. Empty where JAX's default backend is not the CPU, and where jaxlib
-      does not know the options.
+      rounding alone. Empty if JAX's default backend is not the CPU, or if jaxlib does
+      not know the options.
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -61,10 +61,10 @@ def _is_known(name: str, value: str) -> bool:
 
 
 def jit_inference(function: Callable, **options: Any) -> Callable:
-    """Does what `jax.jit` does, with `compiler_options` where JAX takes them.
+    """Compiles like `jax.jit`, with `compiler_options` where JAX takes them.
 
     Args:
-      function: To be compiled.
+      function: The function to compile.
       **options: Other options of `jax.jit`.
 
     Returns:
@@ -74,12 +74,12 @@ def jit_inference(function: Callable, **options: Any) -> Callable:
 
     @functools.cache
     def outermost() -> Callable:
-        # Made by the first call: asking for the backend initializes it.
+        # Made by the first call, as asking for the backend initializes it.
         return jax.jit(function, compiler_options=compiler_options(), **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        # Within a traced function a new array, too, is a tracer.
+        # Within a traced function, a new array is a tracer, too.
         leaves = jax.tree.leaves((args, kwargs, lax.full((), 0.0)))
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         return (nested if traced else outermost())(*args, **kwargs)

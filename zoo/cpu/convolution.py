@@ -1,8 +1,9 @@
 """Formulations of the convolution that are faster on CPUs than XLA's own.
 
-Each is the same function, and equally differentiable, for the shapes that it takes; all
-others are left to XLA. The command `tests/benchmarks/benchmark_formulations.py`
-measures what each of them brings to a whole network.
+Each computes the same function, and is equally differentiable, for the shapes that it
+takes; all others are left to XLA. The command
+`tests/benchmarks/benchmark_formulations.py` measures how much each of them speeds up a
+whole network.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ Pair = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """How a kernel moves over an image; hashable."""
+    """The strides, padding, dilation and groups of a convolution; hashable."""
 
     strides: Pair = (1, 1)
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
@@ -29,7 +30,7 @@ class Window(NamedTuple):
 
 
 def convolve(x: Array, kernel: Array, window: Window) -> Array:
-    """Does what `zoo.ops.convolution.convolve` does, which describes the arguments."""
+    """Computes `zoo.ops.convolution.convolve`, which describes the arguments."""
     if isinstance(x.shape[0], int) and x.size:
         for takes, formulation in FORMULATIONS.values():
             if takes(x, kernel, window):
@@ -39,9 +40,9 @@ def convolve(x: Array, kernel: Array, window: Window) -> Array:
 
 def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
     strides, padding, dilation, groups = window
-    # For the gradient of the kernel XLA copies x and the cotangent transposed. Without
-    # barriers it fuses the layers before into that copy, and so computes them again: in
-    # a residual network the whole stage.
+    # For the gradient of the kernel XLA makes transposed copies of x and the cotangent.
+    # Without barriers it fuses the preceding layers into that copy, and so computes
+    # them again: in a residual network the whole stage.
     x = lax.optimization_barrier(x)
     y = lax.conv_general_dilated(
         x, kernel, strides, padding, None, dilation, ("NHWC", "HWIO", "NHWC"), groups
@@ -62,7 +63,7 @@ def _groups(x: Array, kernel: Array, window: Window) -> Array:
     return jnp.concatenate([convolve(*part, window) for part in parts], -1)
 
 
-# 1x1: a product of matrices.
+# 1x1: a matrix product.
 
 
 def _is_product(x: Array, kernel: Array, window: Window) -> bool:
@@ -92,7 +93,7 @@ def _winograd(x: Array, kernel: Array, window: Window) -> Array:
     return winograd.convolve_3x3(x, kernel, window.padding)
 
 
-# Dilated by d: d * d images, of every d-th pixel each.
+# Dilated by d: d * d images, each of every d-th pixel.
 
 
 def _is_dilated(x: Array, kernel: Array, window: Window) -> bool:
@@ -118,7 +119,7 @@ def _dilated(x: Array, kernel: Array, window: Window) -> Array:
     return y.reshape(-1, rows, columns, y.shape[5])[:, :height, :width]
 
 
-# In the order in which they are tried: whether one takes the shapes, and itself.
+# In the order in which they are tried: a test of the shapes, and the formulation.
 FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
     "groups": (_is_groups, _groups),
     "product": (_is_product, _product),
@@ -128,7 +129,7 @@ FORMULATIONS: dict[str, tuple[Callable, Callable]] = {
 
 
 def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
-    """Pads above and on the left as the window says, and then to the sizes."""
+    """Pads at the top and on the left by the window's padding, then to the sizes."""
     pads = [
         (low, size - n - low, 0)
         for (low, _), size, n in zip(window.padding, sizes, x.shape[1:3], strict=True)
@@ -137,6 +138,6 @@ def _pad(x: Array, window: Window, sizes: list[int]) -> Array:
 
 
 def _result(x: Array, kernel: Array, window: Window) -> Pair:
-    """Height and width of the result."""
+    """Returns height and width of the result."""
     shape = jax.eval_shape(partial(_by_xla, window=window), x, kernel).shape
     return shape[1:3]

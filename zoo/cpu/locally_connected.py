@@ -1,4 +1,4 @@
-"""A formulation of locally connected layers that CPUs' caches can hold."""
+"""A formulation of locally connected layers that fits into the caches of CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ Array = jax.Array
 
 
 def locally_connected(x: Array, kernel: Array, stride: int) -> Array:
-    """Does what `zoo.ops.locally_connected` does, one row of outputs after another.
+    """Computes `zoo.ops.locally_connected`, one row of outputs after another.
 
-    The patches of a row stay in the cache between their making and their product, and
-    are made anew in the backward pass: less memory is read, written and kept than by a
-    product over all patches at once. `tests/benchmarks/benchmark_faces.py` measures it.
+    The patches of a row stay in the cache until they are multiplied, and are computed
+    again in the backward pass: less memory is read, written and kept than by a product
+    over all patches at once. `tests/benchmarks/benchmark_faces.py` measures it.
 
     Args:
       x: [B, H, W, I], floating.

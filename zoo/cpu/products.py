@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Up to so many rows, the products of the matrix and one row after the other are faster.
+# Up to this many rows, multiplying the matrix by one row after the other is faster.
 MOST_ROWS = 8
 
 
@@ -26,7 +26,7 @@ def multiply_few_rows(x: Array, kernel: Array) -> Array:
 @multiply_few_rows.defjvp
 def _differentiate(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    # Transposed, the product of each row is one of the kernel and a row.
+    # The transpose of each row's product is a product of the kernel and a row.
     rows = jnp.stack([row @ kernel for row in dx])
     return multiply_few_rows(x, kernel), rows + x @ dkernel
 
@@ -34,8 +34,8 @@ def _differentiate(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 def mean_of_map(x: Array) -> Array:
     """Averages [B, H, W, C] over the map, as a product: XLA is slow at reductions.
 
-    (It hands them to a library, and with them the layers before; `compiler_options`
-    keeps it from that where a program is compiled with them.)
+    (It delegates them to a library, together with the preceding layers, unless the
+    program is compiled with `compiler_options`.)
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     ones = jnp.ones(x.shape[1:3], x.dtype)

@@ -1,15 +1,15 @@
 """3x3 convolutions with 2.25 times fewer products.
 
-Winograd's F(2x2, 3x3) makes each 2 x 2 outputs from a tile of 4 x 4 inputs: tile and
-kernel become 16 numbers a channel, and each of these is one product of matrices,
-[tiles, I] @ [I, O]. In one dimension, of a tile d0 .. d3 and a kernel g0 g1 g2:
+Winograd's F(2x2, 3x3) computes 2 x 2 outputs from each tile of 4 x 4 inputs: tile and
+kernel become 16 numbers per channel, and each of these takes one matrix product,
+[tiles, I] @ [I, O]. In one dimension, for a tile d0 .. d3 and a kernel g0 g1 g2:
 
     v0, v3 = d0 - d2, d1 - d3              v1, v2 = d2 + d1, d2 - d1
     u0, u3 = g0, g2                        u1, u2 = (g0 + g2 +- g1) / 2
     y0, y1 = m0 + m1 + m2, m1 - m2 - m3    where m = v u
 
-The outer pair (0, 3) and the inner pair (1, 2) are arrays of their own, and a pair is
-an axis of length two. So nothing is concatenated, which XLA is slow at on CPUs.
+The outer pair (0, 3) and the inner pair (1, 2) are separate arrays, and a pair is an
+axis of length two. So nothing is concatenated, which is slow in XLA on CPUs.
 
 Reference:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
@@ -27,15 +27,15 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # Bytes of transformed tiles that stay in a shared cache (measured).
 GROUP_BYTES = 7 * 2**22
-# With fewer channels, or numbers in an image's map, the transforms take longer than is
-# saved, as in ResNets; so they do with more pixels for each channel (measured).
+# With fewer channels, or fewer numbers in an image's map, as in ResNets, or with more
+# pixels for each channel, the transforms take longer than is saved (measured).
 CHANNELS = 128
 NUMBERS = 200_000
 PIXELS_PER_CHANNEL = 128
 
 
 def pays(x: Array, kernel: Array) -> bool:
-    """Whether a convolution of these shapes is faster this way."""
+    """Whether a convolution of these shapes is faster with `convolve_3x3`."""
     _, height, width, channels = x.shape
     channels = min(channels, kernel.shape[3])
     return (
@@ -47,7 +47,7 @@ def pays(x: Array, kernel: Array) -> bool:
 
 
 def convolve_3x3(x: Array, kernel: Array, padding: Padding) -> Array:
-    """Cross-correlates at stride 1.
+    """Computes a cross-correlation of stride 1.
 
     Args:
       x: [B, H, W, I], float32 or wider.
@@ -60,7 +60,7 @@ def convolve_3x3(x: Array, kernel: Array, padding: Padding) -> Array:
     sides = zip(x.shape[1:3], padding, strict=True)
     height, width = (n + sum(pad) - 2 for n, pad in sides)
     (above, below), (left, right) = padding
-    # An even number of outputs.
+    # Padded to an even number of outputs.
     sides = (above, below + height % 2), (left, right + width % 2)
     x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
     kernels = [u for rows in _kernel_pairs(kernel, 0) for u in _kernel_pairs(rows, 1)]
@@ -68,8 +68,8 @@ def convolve_3x3(x: Array, kernel: Array, padding: Padding) -> Array:
     numbers = 16 * -(-height // 2) * -(-width // 2) * sum(kernel.shape[2:])
     most = max(1, GROUP_BYTES // (numbers * x.dtype.itemsize))
     few = max(n for n in range(1, min(most, len(x)) + 1) if len(x) % n == 0)
-    # Tiles are made anew on the way back: kept, they would take four times as much
-    # memory as the images.
+    # Tiles are computed again in the backward pass: stored, they would take four times
+    # as much memory as the images.
     of_few = jax.checkpoint(_convolve_even, prevent_cse=False)
     if few == len(x):
         y = of_few(x, kernels)
@@ -121,7 +121,7 @@ def _halves(pair: Array, axis: int) -> tuple[Array, Array]:
 
 
 def _both(half: Array, axis: int) -> Array:
-    """Makes a pair of twice the same; transposed it is no reduction, as `repeat` is."""
+    """Repeats a half to a pair; unlike for `repeat`, the transpose is no reduction."""
     sides = [[(0, 0, 0)] * half.ndim, [(0, 0, 0)] * half.ndim]
     sides[0][axis], sides[1][axis] = (0, 1, 0), (1, 0, 0)
     return sum(lax.pad(half, np.zeros((), half.dtype), side) for side in sides)

@@ -1,6 +1,6 @@
 """The classes of COCO, as public weights number them."""
 
-# By COCO's own numbers from 1 to 90, of which ten stand for nothing.
+# By COCO's own numbers from 1 to 90, ten of which are unused.
 _NAMES = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
 fire hydrant, N/A, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow,

@@ -1,7 +1,7 @@
 """Fast R-CNN on VGG-16, and the parts that Faster R-CNN on VGG-16 shares with it.
 
-In the authors' code x2 and y2 are the last pixel of a box. Here they are one more, the
-end of that pixel, which changes neither overlaps nor deltas. The one is subtracted
+In the authors' code x2 and y2 are the last pixel of a box. Here they are one larger,
+the end of that pixel, which changes neither overlaps nor deltas. This one is subtracted
 again where regions are rounded to the pixels of a feature map.
 
 Reference:
@@ -189,7 +189,7 @@ def from_classifier(
 
     Args:
       variables: {"params": ...} of a classifier with fc6 and fc7.
-      card: The facts of the variables.
+      card: The card of the variables.
 
     Returns:
       The variables, and the preprocessing that they expect.

@@ -177,7 +177,7 @@ class C4Config(DetectorConfig):
     Attributes:
       anchors: See `VGG16Config`.
       early_stride: Whether the stride of a bottleneck is in its first 1x1 convolution,
-        as published, and not in the 3x3 one, as in most public weights.
+        as published, instead of the 3x3 one, as in most public weights.
     """
 
     anchors: str = "voc"
@@ -220,7 +220,7 @@ def faster_rcnn_vgg16(*, num_classes: int, **options: Any) -> TwoStage:
 
 
 def faster_rcnn_c4(*, num_classes: int, **options: Any) -> TwoStage:
-    """Builds the network of the residual networks' appendix A, on ResNet-101.
+    """Builds the network of appendix A of the ResNet paper, on ResNet-101.
 
     Args:
       num_classes: Number of classes, without background.
@@ -323,7 +323,7 @@ def _vgg_rules(model: TwoStage) -> tuple[TorchRule, ...]:
 
 
 def _c4_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    """Returns the rules for torchvision's names, and the authors' of both stages."""
+    """Returns the rules: torchvision's names in the ResNet, the authors' elsewhere."""
     rules = [r for r in backbone_rules(model) if r.module.startswith("backbone/")]
     for block in range(1, model.box_head.blocks + 1):
         ours, theirs = f"box_head/stage4/block{block}", f"layer4.{block - 1}"
@@ -343,7 +343,7 @@ _RPN_RULES = (
 
 
 def fpn_rules(model: TwoStage) -> tuple[TorchRule, ...]:
-    """Returns the rules for torchvision's names, and for those of its first files.
+    """Returns the rules for torchvision's names, and for those in its first files.
 
     Args:
       model: A network with a feature pyramid.

@@ -1,4 +1,4 @@
-"""The feature pyramid network: feature maps of several resolutions, all semantic.
+"""The feature pyramid network: semantically strong maps of several resolutions.
 
 Reference:
   Lin, Dollár, Girshick, He, Hariharan, Belongie, Feature Pyramid Networks for Object

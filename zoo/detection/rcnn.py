@@ -176,7 +176,7 @@ class RCNNConfig(NetworkConfig):
     """Options of R-CNN.
 
     Attributes:
-      widths: The option of the classifier; None for its default.
+      widths: The classifier's option `widths`; None for its default.
       dense: Number of outputs of fc6 and fc7.
       context: Number of pixels of context around the box in a warped region.
     """

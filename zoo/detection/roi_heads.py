@@ -148,7 +148,7 @@ class Predictor(Layer):
 
 
 def predictor_rules(prefix: str = "") -> tuple[TorchRule, ...]:
-    """Returns the rules for the names that are in use since Fast R-CNN."""
+    """Returns the rules for the names that have been in use since Fast R-CNN."""
     return (
         TorchRule("predictor/cls_score", f"{prefix}cls_score", outputs=(1, 1)),
         TorchRule("predictor/bbox_pred", f"{prefix}bbox_pred", outputs=(4, 4)),

@@ -181,8 +181,8 @@ class SSD(nn.Module):
         """Computes the two parts of equation 1, "classification" and "box".
 
         Both are sums over the batch, divided by the number of matched default boxes, or
-        0 if there is none. The classification loss of background is that of the boxes
-        with the largest loss, three for each matched box of an image.
+        0 if there is none. Of the background boxes, only those with the largest
+        classification loss count, three for each matched box of an image.
         """
         return divide_losses(self.loss_sums(outputs, targets))
 

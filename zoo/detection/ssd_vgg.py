@@ -208,11 +208,11 @@ def ssd_vgg16(*, size: int, variant: str, num_classes: int, **options: Any) -> S
 def from_classifier(
     variables: Mapping[str, Any], card: Card
 ) -> tuple[Mapping[str, Any], Preprocess]:
-    """Converts the variables of a classifier, where it is VGG-16.
+    """Converts the variables of a classifier if it is VGG-16.
 
     Args:
       variables: {"params": ...} of the classifier.
-      card: The facts of the variables.
+      card: The card of the variables.
 
     Returns:
       The variables, and the preprocessing that they expect.

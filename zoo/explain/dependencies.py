@@ -15,7 +15,7 @@ from zoo.explain.rewrite import bind
 
 # An edge that depends on nothing: neutral, as edges are joined by their minimum.
 NOTHING = np.int32(1 << 24)
-EDGES = 4  # First row, - last row, first column, - last column.
+EDGES = 4  # First row, -(last row), first column, -(last column).
 
 
 class Field:

@@ -1,1 +1,1 @@
-"""Faces: the network, their alignment, and whether two are of one person."""
+"""Faces: the network, alignment, and verification of whether two show one person."""

@@ -1,4 +1,4 @@
-"""Alignment of faces: in two dimensions by a similarity, in three by a camera.
+"""Aligns faces: in two dimensions by a similarity, in three by a fitted camera.
 
 Everything is a pure function of one face, for `jit` and `vmap`. Points are x, y in
 pixels, where (0, 0) is the center of the upper left pixel. Landmarks are an input: 67
@@ -35,9 +35,9 @@ from zoo.layers import per_channel
 Array = jax.Array
 
 COUNTS = (2, 5, 6, 67, 68)
-# A vertex is hidden whose normal has less than the first cosine with the line of sight;
-# up to the second one it is blended with its mirror image, as far as that is seen
-# better: wholly where its cosine is larger by the third number.
+# Cosines of a vertex's normal with the line of sight: below HIDDEN the vertex is
+# hidden; up to SEEN it is blended with its mirror image, as far as that is seen better:
+# fully if the mirror image's cosine is larger by BETTER.
 HIDDEN, SEEN, BETTER = 0.0, 0.3, 0.3
 
 
@@ -48,10 +48,10 @@ def pick_fiducials(landmarks: Array) -> Array:
       landmarks: float [L, 2] or [L, 3], L one of `COUNTS`.
 
     Returns:
-      The 6 fiducials of 67 or 68 landmarks; fewer landmarks as they are.
+      The 6 fiducials of 67 or 68 landmarks; fewer landmarks unchanged.
 
     Raises:
-      ValueError: There is another number of landmarks.
+      ValueError: This number of landmarks is not supported.
     """
     count = landmarks.shape[0]
     if count not in COUNTS:
@@ -73,10 +73,10 @@ def pick_fiducials(landmarks: Array) -> Array:
 
 
 def make_template(count: int, size: int) -> Array:
-    """Returns where fiducials are in an aligned crop: float32 [n, 2].
+    """Returns the positions of fiducials in an aligned crop, float32 [n, 2].
 
     Args:
-      count: Number of landmarks, one of `COUNTS`; from 67 on it is that of 6.
+      count: Number of landmarks, one of `COUNTS`; for 67 or 68 the result is that of 6.
       size: Height and width of the crop, in pixels.
     """
     six = pick_fiducials(jnp.asarray(LANDMARKS[:, :2])) * size - 0.5
@@ -88,10 +88,10 @@ def fit_similarity(source: Array, target: Array) -> Array:
 
     Args:
       source: float [N, 2], at least two points that differ.
-      target: float [N, 2], where they shall be.
+      target: float [N, 2], the positions to which they are mapped.
 
     Returns:
-      float [2, 3], the matrix that takes a source (x, y, 1) to its target.
+      float [2, 3], the matrix that maps a source (x, y, 1) to its target.
 
     Reference:
       Umeyama, Least-squares estimation of transformation parameters between two point
@@ -120,13 +120,13 @@ def invert(matrix: Array) -> Array:
 
 
 def compose(second: Array, first: Array) -> Array:
-    """Returns the matrix [2, 3] that does what `first` does, and then `second`."""
+    """Returns the matrix [2, 3] that applies `first` and then `second`."""
     linear = second[:, :2] @ first
     return linear.at[:, 2].add(second[:, 2])
 
 
 def sample(image: Array, points: Array) -> Array:
-    """Interpolates an image bilinearly; beyond its border the border's pixels count.
+    """Interpolates an image bilinearly; beyond its border, pixels are repeated.
 
     Args:
       image: [H, W, C], of any numeric type.
@@ -169,7 +169,7 @@ def _grid(size: int) -> Array:
 
 
 def align_2d(image: Array, landmarks: Array, *, size: int) -> Array:
-    """Aligns a face in the plane: its crop after a similarity.
+    """Aligns a face in the plane, and crops it, by a similarity.
 
     Args:
       image: [H, W, C], a photograph.
@@ -180,7 +180,7 @@ def align_2d(image: Array, landmarks: Array, *, size: int) -> Array:
       float32 [size, size, C].
 
     Raises:
-      ValueError: There is another number of landmarks.
+      ValueError: This number of landmarks is not supported.
     """
     template = make_template(landmarks.shape[0], size)
     return warp(image, fit_similarity(pick_fiducials(landmarks), template), size)
@@ -194,16 +194,16 @@ def iterate_similarity(
     start: Array,
     iterations: int = 3,
 ) -> Array:
-    """Fits a similarity anew to what a detector finds in the crop before.
+    """Refits a similarity to the landmarks that a detector finds in the last crop.
 
     Args:
       image: [H, W, C], a photograph.
-      detect: From a crop float32 [size, size, C] to its landmarks [L, 2]; of jax's
-        functions alone.
+      detect: Function from a crop float32 [size, size, C] to its landmarks [L, 2],
+        which jax can trace.
       size: Height and width of the crop, in pixels.
       start: float [2, 3], from the photograph's pixels to those of the first crop, such
-        as of a face's bounding box.
-      iterations: Number of times that the detector looks.
+        as one for a face's bounding box.
+      iterations: Number of times that the detector runs.
 
     Returns:
       float [2, 3], the composition of all similarities.
@@ -223,16 +223,17 @@ def fit_camera(
     """Fits an affine camera by generalized least squares.
 
     Args:
-      points: float [N, 2], where landmarks are in a picture, N at least 4.
-      reference: float [N, 3], where they are in space, not all in a plane.
-      covariance: float [2 N, 2 N], that of the errors of x and y of the first point, of
-        the second and so on, positive definite; None where all are alike and apart.
+      points: float [N, 2], the landmarks in a picture, N at least 4.
+      reference: float [N, 3], the same landmarks in space, not all in a plane.
+      covariance: float [2 N, 2 N], covariance of the errors of x and y of the first
+        point, of the second and so on, positive definite; None for independent errors
+        of equal variance.
 
     Returns:
-      float [2, 4], the matrix that takes (x, y, z, 1) to a picture's (x, y).
+      float [2, 4], the matrix that maps (x, y, z, 1) to (x, y) in the picture.
 
     Raises:
-      ValueError: A shape is not as above.
+      ValueError: A shape is wrong.
     """
     count = points.shape[0]
     if reference.shape != (count, 3) or points.shape != (count, 2) or count < 4:
@@ -245,7 +246,7 @@ def fit_camera(
             f"covariance must be [{2 * count}, {2 * count}], got "
             f"{list(covariance.shape)}."
         )
-    # Of points about 0 of size 1, float32 loses no digits.
+    # Points are scaled to mean 0 and size 1, for which float32 loses no digits.
     middle, spread = reference.mean(0), reference.std()
     center = points.mean(0)
     scaled = (reference - middle[None]) / spread
@@ -297,8 +298,8 @@ class FittedFace(NamedTuple):
       residuals: float [67, 2], what the camera does not explain, in pixels of the crop.
       source: float [V, 2], vertices in the photograph.
       target: float [V, 2], vertices in the frontal crop.
-      weights: float [V], how much of the color at each vertex comes from its own side:
-        1 where it is seen, 0 where its mirror image alone is.
+      weights: float [V], the share of the color at each vertex that comes from its own
+        side: 1 if it is seen, 0 if only its mirror image is.
     """
 
     similarity: Array
@@ -314,18 +315,18 @@ def fit_face(
 ) -> FittedFace:
     """Fits the reference face to 67 landmarks.
 
-    The camera is fitted in the crop that the similarity makes. What it leaves, which is
-    the person's own shape, is added to the reference's x and y. Vertices around the
-    face are where the camera sees them.
+    The camera is fitted in the similarity's crop. Its residuals, which are the person's
+    own shape, are added to the reference's x and y. Vertices around the face are
+    projected by the camera.
 
     Args:
       landmarks: float [67, 2] or [68, 2], in pixels of the photograph.
       size: Height and width of the crop, in pixels.
-      covariance: float [134, 134], that of the landmarks' errors in pixels of the crop;
-        None where all are alike.
+      covariance: float [134, 134], covariance of the landmarks' errors in pixels of the
+        crop; None for independent errors of equal variance.
 
     Raises:
-      ValueError: There is another number of landmarks.
+      ValueError: This number of landmarks is not supported.
     """
     if landmarks.shape[0] not in (67, 68):
         raise ValueError(
@@ -350,7 +351,7 @@ def fit_face(
 def _own_weights(camera: Array, reference: Array) -> Array:
     triangles = find_triangles()
     a, b, c = (reference[triangles[:, i]] for i in range(3))
-    # Of three corners each, so that a vertex's normal is the mean by area.
+    # Added at all three corners, so that a vertex's normal is the mean by area.
     faces = jnp.repeat(jnp.cross(b - a, c - a), 3, axis=0)
     normals = jnp.zeros_like(reference).at[triangles.reshape(-1)].add(faces)
     normals /= jnp.linalg.norm(normals, axis=1, keepdims=True)
@@ -380,14 +381,14 @@ def align_3d(
       float32 [size, size, C].
 
     Raises:
-      ValueError: There is another number of landmarks.
+      ValueError: This number of landmarks is not supported.
     """
     face = fit_face(landmarks, size=size, covariance=covariance)
     return warp_face(image, face, size=size)
 
 
 def warp_face(image: Array, face: FittedFace, *, size: int) -> Array:
-    """Warps a photograph as a fitted face says.
+    """Warps a photograph by a fitted face.
 
     Args:
       image: [H, W, C].
@@ -402,7 +403,7 @@ def warp_face(image: Array, face: FittedFace, *, size: int) -> Array:
     a, b, c = (face.target[triangles[:, i]] for i in range(3))
     ab, ac = b - a, c - a
     area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
-    # Residuals may turn over a thin triangle; it covers nothing then.
+    # Residuals may flip a thin triangle, which then covers nothing.
     solid = (area > 1e-3)[None]
     safe = jnp.where(solid, area[None], 1.0)
 
@@ -437,7 +438,7 @@ def align(image: Array, landmarks: Array, method: str, *, size: int) -> Array:
     Args:
       image: uint8 [H, W, C].
       landmarks: float [L, 2], L one of `COUNTS`.
-      method: "2d" or "3d"; of fewer than 67 landmarks "3d" is refused.
+      method: "2d" or "3d"; "3d" needs 67 or 68 landmarks.
       size: Height and width of the crop, in pixels.
 
     Returns:

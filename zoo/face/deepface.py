@@ -40,7 +40,7 @@ class DeepFaceSizes(NamedTuple):
     Attributes:
       size: Height and width of the images, in pixels.
       c1: (features, kernel) of the first convolution.
-      c3: (features, kernel) of the second one; None for none.
+      c3: (features, kernel) of the second one; None for no second one.
       local: (name, features, kernel, stride) of the locally connected layers.
       f7: Length of the face's descriptor.
     """
@@ -177,7 +177,7 @@ def _build(
 
 
 def _names(model: Classifier) -> tuple[TorchRule, ...]:
-    """Our own names; the authors published no weights."""
+    """Returns the rules for our own names; the authors published no weights."""
     sizes = model.backbone.sizes
     side = -(-(sizes.size - sizes.c1[1] - 2) // 2) + 1  # of M2
     side -= sizes.c3[1] - 1 if sizes.c3 else 0

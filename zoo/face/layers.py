@@ -19,8 +19,8 @@ class LocallyConnected(Layer):
     """A convolution without padding that has a separate kernel at every position.
 
     Its parameters are `kernel` [H', W', k, k, C, features] and `bias` [H', W',
-    features]. The initializer draws each position's kernel apart, so that its fan-in
-    is that of one position.
+    features]. The initializer draws each position's kernel separately, so that its
+    fan-in is that of one position.
 
     Attributes:
       features: Number of output channels.

@@ -3,8 +3,8 @@
 The landmarks are the usual 68 (17 of the jaw, 10 of the brows, 9 of the nose, 12 of the
 eyes, 20 of the lips) without number 66, the middle of the lower lip's inner edge, which
 in a closed mouth is where number 62 is. They are listed from the left of the picture to
-its right. Coordinates are shares of an aligned crop's side: x to the right, y down, z
-at the viewer. `tests/reference/make_face_reference.py` makes both tables.
+its right. Coordinates are fractions of an aligned crop's side: x to the right, y down,
+z toward the viewer. `tests/reference/make_face_reference.py` makes both tables.
 
 Reference:
   Sagonas et al., 300 Faces in-the-Wild Challenge, 2013, for the 68 landmarks.
@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-# Of the 68, the one that is left out.
+# Number of the landmark of the 68 that is left out.
 LEFT_OUT = 66
 
 # fmt: off
@@ -113,7 +113,7 @@ NOSE_TIP, MOUTH_LEFT, MOUTH_RIGHT, MOUTH_TOP, MOUTH_BOTTOM = 30, 48, 54, 51, 57
 
 
 def find_mirror() -> np.ndarray:
-    """Returns for each vertex the one on the face's other side, int32 [79]."""
+    """Returns the mirror image of each vertex, on the face's other side, int32 [79]."""
     mirrored = VERTICES * [-1, 1, 1] + [1, 0, 0]
     distances = np.linalg.norm(VERTICES[:, None] - mirrored[None], axis=-1)
     return distances.argmin(0).astype(np.int32)
@@ -123,10 +123,10 @@ def find_mirror() -> np.ndarray:
 def find_triangles() -> np.ndarray:
     """Returns the Delaunay triangles of the vertices' x and y, int32 [T, 3].
 
-    Their corners go around so that a triangle's normal, (b - a) x (c - a), points at
-    the viewer.
+    Their corners are ordered so that a triangle's normal, (b - a) x (c - a), points
+    toward the viewer.
     """
-    from scipy.spatial import Delaunay  # It comes with jax.
+    from scipy.spatial import Delaunay  # A dependency of jax.
 
     triangles = Delaunay(VERTICES[:, :2].astype(np.float64)).simplices
     a, b, c = (VERTICES[triangles[:, i], :2] for i in range(3))

@@ -17,7 +17,7 @@ from zoo.layers import Classifier, per_channel
 Array = jax.Array
 
 EPSILON = 0.05
-UNKNOWN = -1  # The label of people who are not trained on.
+UNKNOWN = -1  # The label of people who are not in the training set.
 
 
 class Pairs(NamedTuple):
@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
 
     Attributes:
       first: int32 [P], position of a picture in its set, or the number of a template.
-      second: int32 [P], the other one's.
+      second: int32 [P], the same for the other picture or template.
       same: bool [P], whether both show one person.
       fold: int32 [P], 0 to the number of folds - 1.
     """
@@ -42,13 +42,13 @@ class FaceSet(NamedTuple):
     Attributes:
       people: int32 [N], who is shown.
       labels: int32 [N], the class in training, or -1.
-      gallery: bool [N], whether a picture is known to an identification; the others are
-        to be identified.
+      gallery: bool [N], whether a picture is in the gallery of identification; the
+        others are probes.
       pairs: The pairs to verify.
       templates: int32 [N], the template that a picture belongs to, such as a video,
-        whose descriptor is the mean over its pictures; None where each is its own.
+        whose descriptor is the mean over its pictures; None if each picture is its own.
       groups: int32 [N], the group of the person, or None.
-      group_names: In the order of the groups.
+      group_names: Names of the groups, in order.
     """
 
     people: np.ndarray
@@ -61,15 +61,15 @@ class FaceSet(NamedTuple):
 
 
 def normalize_features(features: Array, maximum: Array, epsilon: float = EPSILON):
-    """Makes descriptors of the output of F7.
+    """Computes descriptors from the output of F7.
 
     Args:
       features: float [..., D], not negative.
       maximum: float [D], the largest value of each feature in the training set.
-      epsilon: What a feature is divided by at least.
+      epsilon: Lower bound of the values that features are divided by.
 
     Returns:
-      float32 [..., D] of length 1; of zeros alone, zeros.
+      float32 [..., D] of unit length; zeros if all features are zero.
     """
     largest = per_channel(jnp.maximum(maximum, epsilon), features)
     scaled = features.astype(jnp.float32) / largest
@@ -78,7 +78,7 @@ def normalize_features(features: Array, maximum: Array, epsilon: float = EPSILON
 
 
 def feature_maximum(variables: Mapping[str, Any]) -> Array:
-    """Returns the maximum of each feature that training has kept: float32 [D].
+    """Returns the maximum of each feature that was tracked in training, float32 [D].
 
     Raises:
       ValueError: The variables are not those of a network with descriptors.
@@ -99,11 +99,11 @@ def measure_maximum(
 
     Args:
       model: A DeepFace network.
-      variables: Variables of the model; they are left as they are.
+      variables: Variables of the model; they are not changed.
       batches: float32 [B, H, W, C] each, preprocessed.
 
     Returns:
-      Variables with this maximum, in place of the one that fades in training.
+      Variables with this maximum, in place of the decaying one from training.
     """
 
     @jax.jit
@@ -147,7 +147,7 @@ def chi_squared(a: Array, b: Array, weights: Array) -> Array:
 class Siamese(nn.Module):
     """Two faces, one network: |f1 - f2| of descriptors and one logistic unit.
 
-    It reads what the frozen network has below F7, so that F7 and the unit alone are
+    It reads the map below F7 of the frozen network, so that only F7 and the unit are
     trained: "the top two layers".
 
     Attributes:
@@ -166,7 +166,7 @@ class Siamese(nn.Module):
           maximum: float32 [features], see `normalize_features`.
 
         Returns:
-          float32 [B]: above 0 where both are more probably of one person.
+          float32 [B], above 0 if both faces more probably show one person.
         """
         f7 = nn.Dense(self.features, name="f7")
         f1, f2 = (normalize_features(nn.relu(f7(x)), maximum) for x in (a, b))

@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from zoo.figures.pictures import INK, enlarge, fit_caption, make_font
 
 Color = tuple[int, int, int]
-LEAST = 384  # pixels of the longer side, so that captions can be read
+LEAST = 384  # minimum longer side in pixels, so that captions can be read
 LETTERS = 14
 
 
-# Colors that people tell apart, after Sasha Trubetskoy's list of 20.
+# Colors that are easy to tell apart, after Sasha Trubetskoy's list of 20.
 COLORS: tuple[Color, ...] = (
     *((0, 130, 200), (230, 25, 75), (60, 180, 75), (245, 130, 48), (145, 30, 180)),
     *((70, 240, 240), (240, 50, 230), (255, 225, 25), (0, 0, 128), (250, 190, 212)),
@@ -46,11 +46,11 @@ def draw_boxes(
         image: uint8 [H, W, C] with 1, 3 or 4 channels.
         boxes: float [n, 4], xyxy in pixels of the image. The first ones are drawn
             last, on top of the others.
-        captions: n texts; of an empty one there is nothing, and neither is there of
-            one that would hide an earlier one.
-        colors: n of them.
-        least: Pixels that the longer side has at least; smaller images are enlarged.
-        bold: How many of the first boxes have thicker lines.
+        captions: n texts; empty ones are not drawn, and neither are those that would
+            hide an earlier one.
+        colors: n colors.
+        least: Minimum longer side in pixels; smaller images are enlarged.
+        bold: Number of boxes, counted from the first, with thicker lines.
 
     Returns:
         An RGB picture.
@@ -77,7 +77,7 @@ def draw_boxes(
         if not caption:
             continue
         width, height = font.getlength(caption) + 6, LETTERS + 5
-        # Above the box, or where there is no room, within it.
+        # Above the box or, if there is no room, within it.
         top = top - height if top >= height else top
         left = max(0.0, min(left, picture.width - width))
         place = (left, top, left + width, top + height)
@@ -110,7 +110,7 @@ def draw_detections(
         image: uint8 [H, W, C].
         boxes: float [n, 4], xyxy in pixels of the image.
         classes: int [n].
-        scores: float [n], 0 to 1; None for objects that are known.
+        scores: float [n], 0 to 1; None for the ground truth.
         class_names: K names.
         least: See `draw_boxes`.
     """
@@ -129,10 +129,10 @@ def cut_around(
     Args:
         image: uint8 [H, W, C].
         box: float [4], xyxy in pixels.
-        margin: What is shown on each side, in units of the box's longer side.
+        margin: Margin on each side, in units of the box's longer side.
 
     Returns:
-        The part of the image, and the place of its corner, [left, top].
+        The part of the image, and the position of its upper left corner, [left, top].
     """
     left, top, right, bottom = box
     center = np.array([left + right, top + bottom]) / 2

@@ -66,13 +66,13 @@ CITYSCAPES = {
 def make_palette(class_names: Sequence[str]) -> np.ndarray:
     """Returns the colors of a data set's classes, uint8 [256, 3].
 
-    They are CamVid's, Cityscapes' and VOC's own where the classes are theirs. Elsewhere
-    they are `class_color`'s, and black for the background; beyond the classes they are
-    VOC's, which has a rule for any number.
+    For the classes of CamVid, Cityscapes and VOC they are the data set's own. For
+    others they are `class_color`'s, and black for the background; numbers beyond the
+    classes have the colors of VOC, which has a rule for any number.
     """
     numbers = np.arange(256)[:, None, None]
-    # VOC: of each number's bits every third one is red's, green's, blue's, and the
-    # lowest of them is the highest of the color.
+    # VOC: every third bit of a number belongs to red, to green or to blue, and the
+    # lowest of these bits is the highest bit of the color.
     places = np.arange(8)
     bits = (numbers >> (3 * places[None, None] + np.arange(3)[:, None])) & 1
     palette = (bits << (7 - places)).sum(-1).astype(np.uint8)
@@ -90,7 +90,7 @@ def make_palette(class_names: Sequence[str]) -> np.ndarray:
 
 
 def paletted(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Makes a picture of mode "P" of a mask uint8 [H, W], as data sets store them."""
+    """Makes a picture of mode "P" from a mask uint8 [H, W], as data sets store it."""
     picture = Image.fromarray(np.asarray(mask, np.uint8), "L")
     picture.putpalette(palette.ravel().tolist())
     return picture
@@ -104,7 +104,7 @@ def draw_overlay(
     *,
     strength: float = 0.6,
 ) -> Image.Image:
-    """Draws a mask over its image, beside a legend of the classes it has.
+    """Draws a mask over its image, beside a legend of its classes.
 
     Args:
         image: uint8 [H, W, C].
@@ -119,7 +119,7 @@ def draw_overlay(
     colors = enlarge(palette[mask], 2 * LEAST)
     picture = to_pil(image).convert("RGB").resize(colors.size, Image.Resampling.NEAREST)
     opacity = np.full(256, round(255 * strength), np.uint8)
-    # A background is what it shows.
+    # The background is transparent.
     opacity[[i for i, name in enumerate(class_names) if name == "background"]] = 0
     stencil = enlarge(opacity[mask][..., None], 2 * LEAST).convert("L")
     shown = Image.composite(colors, picture, stencil)
@@ -148,11 +148,11 @@ def draw_comparison(
 ) -> Image.Image:
     """Draws an image, its true mask, the predicted one, and where they differ.
 
-    In the last, what is right is blue, what is wrong orange, what is ignored white.
+    In the last picture, correct pixels are blue, wrong ones orange, ignored ones white.
 
     Args:
         image: uint8 [H, W, C].
-        mask: uint8 [H, W], with 255 where it is to be ignored.
+        mask: uint8 [H, W], with 255 for ignored pixels.
         predicted: uint8 [H, W].
         palette: uint8 [256, 3].
     """

@@ -1,4 +1,4 @@
-"""Pictures: of arrays, as part of a page, and with words beside them."""
+"""Pictures of arrays, for web pages, and with captions beside them."""
 
 import base64
 import functools
@@ -28,7 +28,7 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def png_uri(picture: Image.Image) -> str:
-    """Returns the picture as a `data:` address, so that a page needs no other file."""
+    """Returns the picture as a `data:` URI, so that a page needs no other file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -48,7 +48,7 @@ def draw_prediction(
         class_names: K names. Where the font lacks a character, the number of the
             class is shown after the name.
         probabilities: float [K] in [0, 1].
-        top: How many classes to show, at least 1; all K if there are fewer.
+        top: Number of classes to show, at least 1; all K if there are fewer.
 
     Returns:
         An RGB picture.
@@ -99,8 +99,8 @@ def beside(
 
     Args:
         pictures: RGB, of any sizes.
-        titles: One for each.
-        gap: Pixels between them, and around them.
+        titles: One title for each picture.
+        gap: Space between and around the pictures, in pixels.
 
     Returns:
         An RGB picture.
@@ -118,9 +118,9 @@ def beside(
 
 
 def enlarge(image: np.ndarray, least: int) -> Image.Image:
-    """Makes an RGB picture whose longer side has at least so many pixels.
+    """Makes an RGB picture whose longer side has at least `least` pixels.
 
-    Small images become larger by a whole factor, with square pixels.
+    Small images are enlarged by a whole factor, by repeating pixels.
     """
     picture = to_pil(image).convert("RGB")
     factor = -(-least // max(picture.size))
@@ -132,7 +132,7 @@ def enlarge(image: np.ndarray, least: int) -> Image.Image:
 def make_font(size: int = 17) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
     """Returns a font and the characters that it has.
 
-    It is the one that comes with matplotlib where that is installed, which has far more
+    If matplotlib is installed, it is the font that comes with it, which has far more
     characters than Pillow's own.
 
     Args:
@@ -148,12 +148,12 @@ def make_font(size: int = 17) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
 
 
 def fit_caption(name: str, index: int, room: float, size: int = 17) -> str:
-    """Returns a name on one line of at most `room` pixels, in glyphs that exist.
+    """Returns a name on one line of at most `room` pixels, in characters of the font.
 
     Args:
         name: Name of a class.
-        index: Its number, which is said where the name cannot be.
-        room: In pixels.
+        index: Its number, which is shown if the name is empty or lacks characters.
+        room: Available width, in pixels.
         size: Size of the letters.
     """
     font, characters = make_font(size)

@@ -97,7 +97,7 @@ def compute(state: State) -> dict[str, Any]:
     Returns:
       `NAMES`, 0 to 1, for at most 100 detections of an image, and NaN if there is no
       object: "ap" is the mean over the IoU thresholds 0.5, 0.55, ..., 0.95, "ap50" and
-      "ap75" are for one threshold; "ar_1", "ar_10" and "ar_100" are for this number of
+      "ap75" are for one threshold; "ar_1", "ar_10" and "ar_100" are for that many
       detections. Objects are small up to 32 x 32 pixels and large from 96 x 96 on.
       "by_class" is "ap" of each class, None if it has no object.
 

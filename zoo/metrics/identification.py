@@ -36,7 +36,7 @@ def cmc(scores: Array, probes: Array, gallery: Array) -> Array:
 
     Returns:
       float64 [N]: at r - 1 the fraction of probes whose person is among the r best.
-      People with the same score as the true person are ranked before.
+      People with the same score as the true person are ranked before that person.
 
     Raises:
       ValueError: There is no probe, or the person of a probe is not in the gallery.

@@ -78,7 +78,7 @@ def decode(
         such as [R, 1, 4] with the deltas [R, K, 4] of K classes.
       weights: See `encode`.
       inclusive: See `encode`. The code of Fast and Faster R-CNN includes the last pixel
-        in the width of a box, but not here: its x2 and y2 are one pixel more.
+        when it encodes, but not when it decodes: its x2 and y2 are one pixel larger.
       max_log_scale: Upper limit of dw and dh after division by the weights; None for no
         limit, with which sides may become infinite.
 

@@ -30,6 +30,6 @@ def dense(x: Array, kernel: Array) -> Array:
 
 
 def dot_general(x: Array, kernel: Array, dimensions: tuple, **options: Any) -> Array:
-    """Does what `dense` does, with the arguments that `flax.linen.Dense` gives."""
+    """Applies `dense` with the arguments that `flax.linen.Dense` passes."""
     del dimensions, options
     return dense(x, kernel)

@@ -23,7 +23,7 @@ def locally_connected(
     Args:
       x: [B, H, W, I], floating.
       kernel: [H', W', kh, kw, I, O], of the type of `x`.
-      bias: [H', W', O]; None for none.
+      bias: [H', W', O]; None for no bias.
       stride: Distance between windows.
 
     Returns:

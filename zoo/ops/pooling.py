@@ -97,7 +97,7 @@ def _max_of_taps_jvp(
 def _to_chosen(
     ct: Array, chosen: Array, window: int, stride: int, pads: Pads, shape: tuple
 ) -> Array:
-    """Adds the value of each window to its chosen pixel in images of a shape.
+    """Adds the value of each window to its chosen pixel in images of shape `shape`.
 
     The images are divided into blocks of stride x stride pixels, one for each window. A
     pixel belongs to the window of its own block and to those of blocks before it.

@@ -129,7 +129,7 @@ def resize_padded(
 
 
 def scale_size(size: Array, scales: Sequence[tuple]) -> Array:
-    """Scales height and width by the smallest of some fractions, and truncates.
+    """Scales height and width by the smallest of several fractions, and truncates.
 
     It computes torchvision's `int(side * min(m / n for m, n in scales))` in float64
     exactly, on devices without float64: if `side * m / n` is an integer, the rounding

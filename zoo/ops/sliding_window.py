@@ -42,7 +42,7 @@ def crop_or_pad(
 
 
 def zero_padding(images: Array, filled: Array) -> Array:
-    """Sets the part of images [B, H, W, C] to zero that is not `filled`."""
+    """Sets the part of images [B, H, W, C] that is not `filled` to zero."""
     rows, columns = (
         jnp.arange(n) < filled[axis] for axis, n in enumerate(images.shape[1:3])
     )

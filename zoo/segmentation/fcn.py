@@ -7,7 +7,7 @@ the weights of a classifier can be copied:
     model, variables = zoo.create("fcn32s_vgg16")
     variables = zoo.transfer.graft(variables, vgg16, keep=("head/**",))
 
-and those of each network into the next one, which has one more skip connection:
+The weights of each network fit the next one, which has one more skip connection:
 
     variables = zoo.transfer.graft(
         variables_16s, variables_32s, keep=("head/upscore2/*", "head/score_pool4/*")

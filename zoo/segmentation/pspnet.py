@@ -175,7 +175,7 @@ def _semseg_names(model: Segmenter) -> tuple[TorchRule, ...]:
 
 
 def _rule(model: Segmenter, module: str, key: str) -> TorchRule:
-    """Returns the rule of a head's layer, which ignores it if there is no such head."""
+    """Returns the rule of a head's layer, which is ignored if there is no such head."""
     has = module.partition("/")[0] in model.heads()
     return TorchRule(module if has else None, key)
 

@@ -44,7 +44,7 @@ class Segmenter(nn.Module):
         height and width of the images; returns a dict of named endpoints, the last of
         which is "logits". None for a network without classes, whose output is the
         backbone's last endpoint.
-      aux_head: The same as `head`; its logits are the endpoint "aux". None for none.
+      aux_head: Like `head`; its logits are the endpoint "aux". None for no such head.
       label: Name of the network, for error messages.
       preprocess: The preprocessing of images, unless a card states another.
       min_size: Minimum height and width of the images.

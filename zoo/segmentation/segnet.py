@@ -1,7 +1,8 @@
 """SegNet: a decoder that unpools with the indices of the encoder's max pools.
 
-The parameters of `backbone` have the names of those of `vgg16_bn`, and its convolutions
-those of `vgg16`, so that the weights of a classifier can be copied:
+The parameters of `backbone` have the same names as those of `vgg16_bn`, and its
+convolutions the same as those of `vgg16`, so that the weights of a classifier can be
+copied:
 
     _, vgg16 = zoo.create("vgg16_bn", weights="imagenet")
     model, variables = zoo.create("segnet")

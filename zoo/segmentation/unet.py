@@ -57,7 +57,7 @@ class Convs(nn.Module):
       stride: Stride of the first convolution.
       count: Number of convolutions; two in the paper.
       conv: Constructor of convolutions.
-      norm: Constructor of the batch norm before each ReLU; None for none.
+      norm: Constructor of the batch norm before each ReLU; None for no batch norm.
     """
 
     features: int

@@ -88,7 +88,7 @@ def unet_on(
 class UNetResNetConfig(SegmenterConfig):
     """Options of U-Net on a residual network.
 
-    `init` None is ResNet's initializer in the backbone and He's in the head.
+    `init=None` is ResNet's initializer in the backbone and He's in the head.
 
     Attributes:
       momentum: Decay rate of the running averages of the backbone's batch norm.
@@ -127,7 +127,7 @@ def unet_resnet34(*, num_classes: int = 21, **options: Any) -> Segmenter:
 
 
 def _torch_names(model: Segmenter) -> tuple[TorchRule, ...]:
-    """Returns the rules for the classifier's names after "encoder.", and own names."""
+    """Returns the rules for the classifier's names with "encoder.", and for our own."""
     rules = [
         dataclasses.replace(rule, key=f"encoder.{rule.key}")
         for rule in torch_rules(model)

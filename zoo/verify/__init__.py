@@ -1,4 +1,4 @@
-"""Certificates: whether a network computes what its source does.
+"""Certificates: whether a network computes the same as its source.
 
 print(zoo.verify.verify("resnet18"))
 """

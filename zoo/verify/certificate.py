@@ -32,7 +32,8 @@ class Certificate:
     Attributes:
       model: Name of the network.
       weights: Origin of the weights.
-      sha256: Hash of the weights' file or, of deterministic ones, of the golden file.
+      sha256: Hash of the weights' file or, for deterministic weights, of the golden
+        file.
       reference: Software that computed the expected values.
       checks: Comparisons, at least one for each endpoint.
       notes: Remarks, such as on comparisons that were not possible.

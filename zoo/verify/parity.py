@@ -45,7 +45,7 @@ def training_options(name: str) -> dict[str, Any]:
 def evaluation_options(name: str) -> dict[str, Any]:
     """Returns the options for the comparison of endpoints.
 
-    The auxiliary heads of the references compute in evaluation, except classifiers'.
+    The references, except classifiers, compute auxiliary heads in evaluation, too.
     """
     is_classifier = get_spec(name).task == "classification"
     return {} if is_classifier else training_options(name)

@@ -19,7 +19,7 @@ from zoo.verify.deterministic import random_bytes
 from zoo.weights.files import write_whole
 
 _CHUNK = 1 << 22
-# Row j of the signs that the eight bits of a byte stand for.
+# Row j has the signs that bit j of each byte stands for.
 _SIGNS = 1.0 - 2.0 * (np.arange(256)[None] >> np.arange(8)[:, None] & 1)
 
 
@@ -33,8 +33,8 @@ class Summaries:
       largest: Largest magnitude, float32 [N].
       norms: Root of the sum of squares, float32 [N].
       samples: Some values, float32 [N, samples].
-      sums: Sums of all values under random signs, float32 [N, sums]. Their differences
-        have the mean square of the arrays' squared distance.
+      sums: Sums of all values with random signs, float32 [N, sums]. The mean square of
+        their differences estimates the arrays' squared distance.
     """
 
     names: tuple[str, ...]
@@ -52,8 +52,8 @@ def summarize(
 
     Args:
       arrays: Floating point arrays; maps are [B, H, W, C].
-      samples: How many values to keep of each.
-      sums: How many sums to keep of each, 8 or fewer.
+      samples: Number of values to keep of each array.
+      sums: Number of sums to keep of each array, 8 or fewer.
     """
     largest, norms = np.zeros((2, len(arrays)), np.float32)
     values = np.zeros((len(arrays), samples), np.float32)

@@ -33,7 +33,7 @@ _FCN = {
     "head_conv": "classifier.2",
     "score": "classifier.4",
 }
-# Entries of the results of networks by our names, besides the outputs of modules.
+# Our names of the entries of networks' results, besides the outputs of modules.
 _RESULTS = {"aux": "aux", "logits": "out"}
 _GOOGLENET = {
     "conv1": "conv1",
@@ -66,7 +66,7 @@ _AUX = {"googlenet": "aux_logits", "fcn": "aux_loss"}
 
 
 def has_counterpart(name: str) -> bool:
-    """Whether torchvision has a network of the same weights."""
+    """Whether torchvision has a network with the same weights."""
     return get_spec(name).torchvision is not None
 
 
@@ -76,9 +76,9 @@ def build_torchvision(
     """Builds torchvision's network, without dropout and with weights to be filled.
 
     Args:
-      name: Name of our model, whose spec says torchvision's.
+      name: Name of our model, whose spec names torchvision's.
       num_classes: Number of classes; None for torchvision's.
-      aux: Whether to have the auxiliary heads, of networks that have some.
+      aux: Whether to build the auxiliary heads, for networks that have some.
 
     Raises:
       ImportError: torchvision is not installed, or does not work with this torch.
@@ -190,7 +190,7 @@ def run_torchvision(
     *,
     num_classes: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Computes every endpoint in float32 by torchvision's network.
+    """Computes every endpoint in float32 with torchvision's network.
 
     Args:
       name: Name of our model, which `has_counterpart`.
@@ -213,7 +213,7 @@ def run_torchvision(
 
 
 def _family(builder: Any) -> str:
-    """The module of torchvision that a builder or class is from, such as "resnet"."""
+    """Returns the module of torchvision that defines a builder or class: "resnet"."""
     return builder.__module__.rpartition(".")[2]
 
 

@@ -36,9 +36,9 @@ from zoo.weights.torch_format import from_torch, to_torch
 TOLERANCE = 1e-5
 # Tolerance of a training step in float64; golden files have float32 values.
 EXACT = 1e-6
-# Tolerance of one in float32, in multiples of the reference's error in float32.
+# Tolerance of a step in float32, in multiples of the reference's error in float32.
 SLACK = 4
-# A ReLU or max pool that is closer to a tie than float32 resolves may pass another
+# A ReLU or max pool that is closer to a tie than float32 resolves may pass a different
 # gradient. A fraction e of them changes the gradients by about sqrt(e), differently on
 # every machine: by 1e-3 for e = 1e-6.
 TIES = 1e-2
@@ -55,15 +55,15 @@ def verify(
 ) -> Certificate:
     """Compares a network with its source, at every endpoint.
 
-    Without weights, both have those of `zoo.verify.deterministic`, and the golden file
-    of this package has the source's values and the size and dtype of the images. With
+    Without weights, both use those of `zoo.verify.deterministic`, and a golden file of
+    this package has the source's values and the size and dtype of the images. With
     weights, these are checked as well, and torchvision computes the expected values.
 
     Args:
       name: Name of the model.
       weights: None, or a source as for `load`.
       training: "float32" or "float64" to compare a training step in this type instead,
-        with dropout off: loss, gradients and running statistics. Not with weights.
+        with dropout off: loss, gradients and running statistics. Only without weights.
       jit: Function that compiles the network.
 
     Raises:
