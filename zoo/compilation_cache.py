@@ -18,12 +18,13 @@ _SETTLED = 60.0  # seconds after which a file is no longer being written
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless jax already has a cache.
+    """Keeps compiled programs between processes, unless jax has a cache folder already.
 
     They are written to $ZOO_CACHE/xla, or ~/.cache/canon-zoo/xla; if that folder cannot
     be written, a warning is logged and nothing is kept. The command lines call it, and
-    so does `zoo.create`. It sets jax's own configuration: `jax_compilation_cache_dir`,
-    and that programs are kept however fast they compile.
+    so do `zoo.create` and all functions that create a network with it. It sets jax's
+    own configuration: `jax_compilation_cache_dir`, and that programs are kept however
+    fast they compile.
 
     `JAX_ENABLE_COMPILATION_CACHE=false` in the environment, or
     `jax.config.update("jax_enable_compilation_cache", False)`, turns the cache off;

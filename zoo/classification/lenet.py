@@ -86,7 +86,7 @@ def rbf_codes(num_classes: int) -> np.ndarray:
 
 
 def squash(x: Array) -> Array:
-    """Computes the scaled tangent 1.7159 tanh(2/3 x), for which f(+-1) = +-1."""
+    """Computes the scaled hyperbolic tangent 1.7159 tanh(2/3 x), with f(+-1) = +-1."""
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 from jax import lax
 
-# XLA delegates a part of its work to the library YNNPACK. Its convolutions are slow for
-# the gradients of kernels, and its reductions if preceding layers are fused into them.
-# Its reductions alone, such as sums over a batch, are ten times as fast as XLA's own,
-# so training keeps them. The option lists what is delegated to the library.
+# XLA delegates a part of its work to the library YNNPACK. The library's convolutions
+# are slow for the gradients of kernels, and its reductions if preceding layers are
+# fused into them. Alone, its reductions, such as sums over a batch, are ten times as
+# fast as XLA's own, so training keeps them. The option lists what is delegated to the
+# library.
 LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 INFERENCE = {LIBRARY: ""}
 TRAINING = {

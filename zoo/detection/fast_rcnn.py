@@ -1,7 +1,7 @@
 """Fast R-CNN on VGG-16, and the parts that Faster R-CNN on VGG-16 shares with it.
 
 In the authors' code x2 and y2 are the last pixel of a box. Here they are one larger,
-the end of that pixel, which changes neither overlaps nor deltas. This one is subtracted
+the end of that pixel, which changes neither overlaps nor deltas. The 1 is subtracted
 again where regions are rounded to the pixels of a feature map.
 
 Reference:

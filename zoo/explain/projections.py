@@ -1,7 +1,7 @@
 """Projects an activation back into the image, to show what excites it.
 
 Three methods go back through a network in the same way and differ only at rectifiers,
-in how much they pass of the reconstruction g that comes from above:
+in how much of the reconstruction g from above they pass:
 
     saliency         g where the rectifier's input was positive: the gradient
     deconvnet        g where g itself is positive
@@ -28,9 +28,9 @@ All other layers are treated as linear, and pass it through their transpose:
 
 The rules for convolutions, max pools, rectifiers and contrast normalization are those of
 Zeiler and Fergus; those of means, sums and resizing follow from the same principle, that
-each linear layer is passed by its transpose, as Simonyan et al. show for convolutions.
-The paper does not say whether overlapping windows are added or overwritten; here they
-are added, as in the gradient.
+each linear layer is replaced by its transpose, as Simonyan et al. show for
+convolutions. The paper does not say whether overlapping windows are added or
+overwritten; here they are added, as in the gradient.
 
 References:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, section 2.

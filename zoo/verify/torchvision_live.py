@@ -213,7 +213,7 @@ def run_torchvision(
 
 
 def _family(builder: Any) -> str:
-    """Returns the module of torchvision that defines a builder or class: "resnet"."""
+    """Returns the torchvision module of a builder or class, such as "resnet"."""
     return builder.__module__.rpartition(".")[2]
 
 

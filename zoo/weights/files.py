@@ -227,7 +227,7 @@ def has_our_names(arrays: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that replaces `path` if the block succeeds, or else is removed.
+    """Opens a file that replaces `path` if the block succeeds, and is removed otherwise.
 
     Raises:
       OSError: The file cannot be written.
