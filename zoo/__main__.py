@@ -251,7 +251,7 @@ def _precision() -> str:
 
 
 def _huge_pages() -> str:
-    """Says whether malloc asks for pages of 2 MiB, with which a CPU trains faster."""
+    """Reports whether malloc asks for 2 MiB pages, with which a CPU trains faster."""
     policy = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     setting = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb=" in setting:

@@ -1,4 +1,4 @@
-"""AlexNet, torchvision's AlexNet of one column, ZFNet, and a small ZFNet.
+"""AlexNet, torchvision's one-column AlexNet, ZFNet, and a small ZFNet.
 
 References:
   Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural

@@ -93,7 +93,7 @@ class Block(nn.Module):
     """A branch of convolutions, added to the block's input, and a ReLU.
 
     Attributes:
-      features: Number of channels of the 3x3 convolutions; of a bottleneck with other
+      features: Number of channels of the 3x3 convolutions; for a bottleneck with other
         groups than the paper's, a quarter of its output channels.
       stride: Stride of the block.
       dilation: Dilation of the 3x3 convolutions.

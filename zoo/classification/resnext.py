@@ -1,4 +1,4 @@
-"""Residual networks of another width: ResNeXt and wide residual networks.
+"""Residual networks of other widths: ResNeXt and wide residual networks.
 
 References:
   Xie, Girshick, Dollar, Tu, He, Aggregated Residual Transformations for Deep Neural

@@ -16,7 +16,7 @@ def locally_connected(x: Array, kernel: Array, stride: int) -> Array:
 
     Args:
       x: [B, H, W, I], floating.
-      kernel: [H', W', kh, kw, I, O], of the type of `x`.
+      kernel: [H', W', kh, kw, I, O], of the dtype of `x`.
       stride: Distance between windows.
 
     Returns:

@@ -304,7 +304,7 @@ def choose_predictors(predicted: Array, boxes: Array) -> tuple[Array, Array]:
 
     Args:
       predicted: [..., P, 4], center, width and height, in units of the image.
-      boxes: [..., 4], the same of the objects.
+      boxes: [..., 4], the boxes of the objects, likewise.
 
     Returns:
       int32 [...], the index of the predictor with the largest IoU or, if all are 0,

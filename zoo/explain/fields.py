@@ -1,4 +1,4 @@
-"""Which pixels an activation depends on, found from the trace of a network alone.
+"""Finds which pixels an activation depends on, from a network's trace alone.
 
 Reference:
   Araujo, Norris, Sim, Computing Receptive Fields of Convolutional Neural Networks,

@@ -1,6 +1,6 @@
 """Replaces named operations inside a function, without touching the function.
 
-A function is traced to its jaxpr, which is evaluated anew; a call of a jitted function
+A function is traced to its jaxpr, which is evaluated again; a call of a jitted function
 whose name has a rule, such as `jax.nn.relu`, is handed to the rule instead. Nothing is
 global: two threads, or two calls, that rewrite one network by different rules do not
 affect each other.

@@ -1,4 +1,4 @@
-"""Which images of a set excite each channel most, and where."""
+"""Finds which images of a set excite each channel most, and where."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial

@@ -295,7 +295,8 @@ class FittedFace(NamedTuple):
     Attributes:
       similarity: float [2, 3], from the photograph to the crop.
       camera: float [2, 4], from the reference, in pixels of the crop, to the crop.
-      residuals: float [67, 2], what the camera does not explain, in pixels of the crop.
+      residuals: float [67, 2], differences of landmarks from their projections, in
+        pixels of the crop.
       source: float [V, 2], vertices in the photograph.
       target: float [V, 2], vertices in the frontal crop.
       weights: float [V], the share of the color at each vertex that comes from its own

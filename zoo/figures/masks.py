@@ -1,4 +1,4 @@
-"""Pictures of masks: in colors, over their images, and where they are wrong."""
+"""Pictures of masks: in colors, over their images, and with their errors."""
 
 from collections.abc import Sequence
 

@@ -81,7 +81,7 @@ def bilinear_gather(table: Array, samples: Samples) -> Array:
       samples: The samples of R regions with S * S bins.
 
     Returns:
-      [R, S, S, C] of the type of the table; the sums are float32.
+      [R, S, S, C] of the dtype of the table; the sums are float32.
     """
     return _bilinear_gather(table, samples, len(table))
 

@@ -30,7 +30,7 @@ def convolve(
 
     Args:
       x: [B, H, W, I], floating.
-      kernel: [kh, kw, I / groups, O], of the type of `x`; the output channels of a
+      kernel: [kh, kw, I / groups, O], of the dtype of `x`; the output channels of a
         group are contiguous.
       strides: Strides of rows and columns.
       padding: Zeros ((top, bottom), (left, right)).
@@ -39,7 +39,7 @@ def convolve(
 
     Returns:
       [B, (H + top + bottom - (kh - 1) * dilation - 1) // stride + 1, ..., O], of the
-      type of `x`; sums are float32 or wider.
+      dtype of `x`; sums are float32 or wider.
 
     Raises:
       ValueError: The kernel does not match the channels, or is larger than the padded
@@ -81,13 +81,13 @@ def convolve_transposed(
 
     Args:
       x: [B, H, W, I], floating.
-      kernel: [kh, kw, I, O], of the type of `x`.
+      kernel: [kh, kw, I, O], of the dtype of `x`.
       strides: Strides of rows and columns.
       crop: Rows and columns to remove ((top, bottom), (left, right)); negative numbers
         add zeros.
 
     Returns:
-      [B, (H - 1) * stride + kh - top - bottom, ..., O], of the type of `x`.
+      [B, (H - 1) * stride + kh - top - bottom, ..., O], of the dtype of `x`.
 
     Raises:
       ValueError: The kernel does not match the channels.

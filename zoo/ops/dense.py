@@ -18,10 +18,10 @@ def dense(x: Array, kernel: Array) -> Array:
 
     Args:
       x: [..., M], floating.
-      kernel: [M, N], of the type of `x`.
+      kernel: [M, N], of the dtype of `x`.
 
     Returns:
-      [..., N], of the type of `x`.
+      [..., N], of the dtype of `x`.
     """
     if x.ndim != 2 or not cpu.has_few_rows(x):
         return jnp.matmul(x, kernel)

@@ -22,7 +22,7 @@ def locally_connected(
 
     Args:
       x: [B, H, W, I], floating.
-      kernel: [H', W', kh, kw, I, O], of the type of `x`.
+      kernel: [H', W', kh, kw, I, O], of the dtype of `x`.
       bias: [H', W', O]; None for no bias.
       stride: Distance between windows.
 

@@ -45,8 +45,8 @@ def match_by_iou(
       inclusive: Whether x2 and y2 are the last pixel of a box, see `zoo.ops.boxes`.
 
     Returns:
-      int32 [A]: the index of the box, -1 (`NEGATIVE`), or -2 (`IGNORED`). Of boxes with
-      equal IoU the first is matched.
+      int32 [A]: the index of the box, -1 (`NEGATIVE`), or -2 (`IGNORED`). Among boxes
+      with equal IoU, the first is matched.
 
     Raises:
       ValueError: Shapes do not match, or thresholds are out of order.
@@ -108,8 +108,8 @@ def match_bipartite(
       positive: Minimum IoU of anchors in the second step, 0 to 1.
 
     Returns:
-      int32 [A]: the index of the box, or -1 (`NEGATIVE`). Of equal pairs the one with
-      the first anchor is matched first, then the one with the first box.
+      int32 [A]: the index of the box, or -1 (`NEGATIVE`). Among equal pairs, the one
+      with the first anchor is matched first, then the one with the first box.
 
     Raises:
       ValueError: Shapes do not match, or `positive` is out of range.

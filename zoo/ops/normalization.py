@@ -31,7 +31,7 @@ def local_response_norm(
       k: Constant added to the sum.
 
     Returns:
-      [..., C], of the type of `x`; the computation is float32 or wider.
+      [..., C], of the dtype of `x`; the computation is float32 or wider.
 
     Reference:
       Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional

@@ -77,7 +77,7 @@ def _max_of_taps_jvp(
     window: int, stride: int, pads: Pads, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     y, *others = window_taps(*primals, window, stride, pads, -np.inf)
-    # The index of the maximum; of equal values the first.
+    # The index of the maximum; the first among equal values.
     chosen = jnp.zeros(y.shape, jnp.uint8)
     for number, tap in enumerate(others, 1):
         chosen = jnp.where(tap > y, jnp.uint8(number), chosen)
@@ -191,7 +191,7 @@ def global_average_pool(x: Array) -> Array:
       x: [B, H, W, C], floating.
 
     Returns:
-      [B, C], of the type of `x`; the sums are float32 or wider.
+      [B, C], of the dtype of `x`; the sums are float32 or wider.
     """
     return lax.platform_dependent(
         x, cpu=cpu.mean_of_map, default=lambda x: x.mean(axis=(1, 2))
@@ -223,7 +223,7 @@ def adaptive_avg_pool(x: Array, size: int) -> Array:
       size: Number of bins in each direction.
 
     Returns:
-      [B, size, size, C], of the type of `x`; sums are float32 or wider.
+      [B, size, size, C], of the dtype of `x`; sums are float32 or wider.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     means = []

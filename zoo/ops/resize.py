@@ -60,9 +60,9 @@ def resize(
       align_corners: See above; False for "nearest".
 
     Returns:
-      [..., size[0], size[1], C] of the type of the images. Floating images are computed
-      in float32 or wider; uint8 images are rounded after the width and again after the
-      height.
+      [..., size[0], size[1], C] of the dtype of the images. Floating images are
+      computed in float32 or wider; uint8 images are rounded after the width and again
+      after the height.
 
     Raises:
       ValueError: The images or an option are invalid.

@@ -41,7 +41,7 @@ def roi_align(
         corner, and a minimum of one cell for the height and width of regions.
 
     Returns:
-      [R, output_size, output_size, C] of the type of the features.
+      [R, output_size, output_size, C] of the dtype of the features.
 
     Raises:
       ValueError: Shapes do not match, or a number is out of range.
@@ -80,7 +80,7 @@ def multiscale_roi_align(
       canonical_level: See `assign_levels`.
 
     Returns:
-      [R, output_size, output_size, C] of the type of the features.
+      [R, output_size, output_size, C] of the dtype of the features.
 
     Raises:
       ValueError: Shapes do not match, or a number is out of range.
@@ -163,7 +163,7 @@ def roi_max_pool(
     """Computes the maximum in each bin of each region, as in Fast R-CNN.
 
     A region consists of whole cells, including those of both corners; its bins may
-    overlap by a cell. Of equal values only one has a gradient.
+    overlap by a cell. Among equal values, only one has a gradient.
 
     Args:
       features: floating [H, W, C].
@@ -173,7 +173,7 @@ def roi_max_pool(
       spatial_scale: Cells of the feature map per pixel of the image, such as 1 / 16.
 
     Returns:
-      [R, output_size, output_size, C] of the type of the features; 0 for bins outside
+      [R, output_size, output_size, C] of the dtype of the features; 0 for bins outside
       of the feature map.
 
     Raises:

@@ -19,7 +19,8 @@ def max_pool_with_indices(
 ) -> tuple[Array, Array]:
     """Computes the maximum of each window and its index.
 
-    Of equal values the first is the maximum, row by row; NaN is larger than all values.
+    Among equal values, the first is the maximum, row by row; NaN is larger than all
+    values.
 
     Args:
       x: [B, H, W, C], floating.

@@ -288,7 +288,7 @@ def fcn_resnet(*, depth: int, num_classes: int = 21, **options: Any) -> Segmente
 def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """Returns the rules for the names of the released networks.
 
-    Layers that interpolate here have a fixed kernel there.
+    Layers that interpolate here have fixed kernels in those networks.
     """
     layers = [
         f"conv{i}_{j}"

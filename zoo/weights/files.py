@@ -49,7 +49,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       FileNotFoundError: There is no such file.
       ImportError: The file needs torch, which is not installed.
-      ValueError: The file is of another kind, damaged, or holds more than tensors.
+      ValueError: The file is of an unsupported kind, damaged, or holds more than
+        tensors.
     """
     path = check_file(path)
     if path.suffix == ".safetensors":
@@ -62,7 +63,7 @@ def check_file(path: str | os.PathLike) -> Path:
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: It is of another kind.
+      ValueError: It is of an unsupported kind.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -227,7 +228,7 @@ def has_our_names(arrays: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that replaces `path` if the block succeeds, and is removed otherwise.
+    """Opens a file that replaces `path`, or is removed if the block fails.
 
     Raises:
       OSError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""Loading: from a model's name and a source of weights to the model's variables."""
+"""Loads a model's variables by its name from a source of weights."""
 
 import dataclasses
 import os
