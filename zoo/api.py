@@ -76,8 +76,8 @@ def create_with_card(
     """Creates a model, its variables and their card, as `create` does.
 
     Returns:
-      `(module, variables, card)`; the card holds the preprocessing and, if known, the
-      class names.
+      `(module, variables, card)`; the card has the preprocessing and any known class
+      names.
     """
     spec = get_spec(name)
     use_compilation_cache()

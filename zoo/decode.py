@@ -118,8 +118,8 @@ def decode_image(
 
     Gray (also with alpha, and black and white) stays gray; everything else (palette,
     RGBA, CMYK, YCbCr) becomes RGB. Alpha is dropped, not composited, as Pillow's
-    `convert("RGB")` does. 16-bit values keep their upper 8 bits, and animations their
-    first frame.
+    `convert("RGB")` does. 16-bit values keep the upper 8 bits, animations the first
+    frame.
 
     Args:
       data: Contents of the file.

@@ -27,8 +27,7 @@ def make_describer(
     """Makes the jitted function from uint8 images to descriptors of faces.
 
     A descriptor is the output of F7, divided by its largest values in training and
-    scaled to unit length: the inner product of two descriptors measures how similar two
-    faces are.
+    scaled to unit length: the inner product of two measures how similar the faces are.
 
     Args:
       model: A DeepFace network, with or without a head.

@@ -71,14 +71,12 @@ def export(
 
     Args:
       name: Name of the model.
-      variables: Variables of the model; if `constants` is False, their shapes and
-        dtypes suffice.
+      variables: Variables of the model; their shapes and dtypes without `constants`.
       batch: Batch size: a number, or a name such as "b" for any number.
       size: Height and width of the images in pixels, as one number or a pair; None for
         those of the preprocessing or, without one, of the model.
-      preprocess: None to take float32 images that are already preprocessed; else the
-        preprocessing of uint8 images, such as `card.preprocess`. Detectors always take
-        uint8 images.
+      preprocess: None to take preprocessed float32 images; else the preprocessing of
+        uint8 images, such as `card.preprocess`. Detectors always take uint8 images.
       format: "stablehlo" or "onnx".
       constants: Whether the artifact contains the variables, which makes it complete,
         and as large as they are (VGG-16: 550 MB). Otherwise it takes some kilobytes,

@@ -43,7 +43,7 @@ def features(
       The activations by name (a dict that `jit` returns is sorted by name).
 
     Raises:
-      ValueError: A name or a pattern is unknown, or the model or its variables are of
+      ValueError: A name or a pattern is unknown, or `model` or `variables` is of
         another type.
     """
     if not isinstance(model, nn.Module):

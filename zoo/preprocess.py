@@ -208,8 +208,7 @@ def resize_and_pad(
         starting at the upper left corner; clipped to between 1 and the size of the
         array. None if all images fill their arrays.
       canvas: Height and width of the result in pixels; None for `canvas_size` of these
-        sizes or, if they are traced, of any. With "sides", images that exceed it are
-        shrunk.
+        sizes or, if they are traced, of any. With "sides", larger images are shrunk.
       shrink: Whether images that exceed the canvas are shrunk; False if the canvas is
         `canvas_size` of these sizes.
 

@@ -70,8 +70,8 @@ def make_segmenter(
 
     Raises:
       ValueError: The model is not a segmentation network, or an option is out of range.
-        `segment` raises it for images of the wrong type or number of channels, and for
-        too small ones.
+        `segment` raises it for images of another type, size or number of channels than
+        the network takes.
 
     Reference:
       Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1 and the released

@@ -10,8 +10,7 @@ from jax import lax
 # XLA delegates a part of its work to the library YNNPACK. The library's convolutions
 # are slow for the gradients of kernels, and its reductions if preceding layers are
 # fused into them. Alone, its reductions, such as sums over a batch, are ten times as
-# fast as XLA's own, so training keeps them. The option lists what is delegated to the
-# library.
+# fast as XLA's own, so training keeps them. The option lists what is delegated.
 LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 INFERENCE = {LIBRARY: ""}
 TRAINING = {
@@ -25,9 +24,8 @@ TRAINING = {
 def compiler_options(*, training: bool = False) -> dict[str, str]:
     """Returns compiler options for convolutional networks.
 
-    The functions of `zoo.make_classifier`, `zoo.make_detector` and
-    `zoo.make_segmenter` and the steps of `train` are compiled with them. To compile
-    your own functions:
+    The functions of `zoo.make_classifier`, `zoo.make_detector` and `zoo.make_segmenter`
+    and the steps of `train` are compiled with them. To compile your own functions:
 
         apply = jax.jit(model.apply, compiler_options=zoo.cpu.compiler_options())
         step = jax.jit(step, compiler_options=zoo.cpu.compiler_options(training=True))

@@ -2,8 +2,7 @@
 
 Each computes the same function, and is equally differentiable, for the shapes that it
 takes; all others are left to XLA. The command
-`tests/benchmarks/benchmark_formulations.py` measures how much each of them speeds up a
-whole network.
+`tests/benchmarks/benchmark_formulations.py` measures their gain in whole networks.
 """
 
 from collections.abc import Callable

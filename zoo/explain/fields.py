@@ -28,8 +28,8 @@ class ReceptiveField(NamedTuple):
         exceed the image, as if the image were larger.
       stride: Distance in pixels between the fields of neighboring units, down and to
         the right; 0 if there is one unit.
-      offset: First row and column of the first unit's field; negative if it begins in
-        the padding.
+      offset: First row and column of the first unit's field; negative within the
+        padding.
       exact: Whether all fields have this size and start at `offset + index * stride`,
         cut to the image. False after resizing or pooling into bins: `size` is then the
         largest size, and `stride` the number of image pixels per unit.
@@ -51,8 +51,8 @@ def receptive_field(
 
     Args:
       model: A network of the zoo.
-      endpoint: Name of a map [B, H', W', C], or of activations [B, ..., C], which count
-        as one unit.
+      endpoint: Name of a map [B, H', W', C], or of activations [B, ..., C], as one
+        unit.
       image_shape: (H, W, C) of the images; None for the network's own or, for a
         classifier, the largest registered shape that it takes.
 

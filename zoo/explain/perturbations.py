@@ -74,8 +74,7 @@ def occlusion(
       labels: The true classes, a number or int [B]; None for the classes predicted
         without a square.
       scores: Endpoint with logits [B, K], or None to record activations only.
-      chunk: Number of images that the network processes at once, which alone determines
-        the memory.
+      chunk: Number of images to process at once; memory grows with it alone.
 
     Returns:
       An `Occlusion`.

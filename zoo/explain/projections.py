@@ -67,8 +67,7 @@ def deconvnet(
 ) -> Array:
     """Projects one activation of each image back to the pixels, by a deconvnet.
 
-    All activations of the endpoint but the chosen one are set to zero, and its value is
-    projected.
+    All activations of the endpoint but one are set to zero, and its value is projected.
 
     Args:
       model: A network of the zoo, with rectifiers.
@@ -76,8 +75,7 @@ def deconvnet(
       images: float32 [B, H, W, C], preprocessed.
       endpoint: Name of an activation [B, ..., C]; `zoo.list_endpoints` has them. For a
         detector also one of its outputs, such as "class_logits" [B, A, K + 1].
-      channels: A channel number, int [B], or None for the strongest channel of each
-        image.
+      channels: A channel number, int [B], or None for each image's strongest channel.
       positions: int [B, P], one index for each axis between the first and the last (row
         and column in a map); None for the strongest position of the channel.
 

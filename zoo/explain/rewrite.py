@@ -33,8 +33,7 @@ def rewrite(function: Callable, rules: Mapping[str, Rule]) -> Callable:
 
     Returns:
       A function of the same arguments. It can be transformed like any other, and raises
-      NotImplementedError if an operation to replace is inside one that cannot be
-      rebuilt.
+      NotImplementedError for a replaced operation inside one that cannot be rebuilt.
     """
 
     def rewritten(*args: Any) -> Any:

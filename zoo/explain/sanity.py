@@ -136,8 +136,7 @@ def perturbation_curve(
 
     Returns:
       float32 [B, steps + 1], the probability of the class; its mean over the steps is
-      the area under the curve. The area should be small for deletion and large for
-      insertion.
+      the area under the curve. It should be small for deletion and large for insertion.
     """
     if mode not in ("deletion", "insertion"):
         raise ValueError(f"mode must be 'deletion' or 'insertion', got {mode!r}.")

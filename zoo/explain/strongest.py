@@ -97,8 +97,7 @@ def update(
 def merge(a: State, b: State) -> State:
     """Joins the states of two disjoint sets of images.
 
-    Equal activations are sorted by image number, so the order of joining does not
-    matter.
+    Equal activations are sorted by image number, in whatever order states are joined.
     """
     return _strongest(a, b, max(a.values.shape[1], b.values.shape[1]))
 

@@ -37,9 +37,8 @@ def match_by_iou(
       negative: An anchor is negative if its largest IoU is less than this or, for a
         pair (low, high), at least `low` and less than `high`.
       low_quality: Whether to also match the anchors with the largest IoU of each box,
-        however small it is. Each is matched with the box of its own largest IoU. A box
-        without any overlap matches none. (In torchvision it matches all anchors without
-        overlap.)
+        however small, each with the box of its own largest IoU. A box without any
+        overlap matches none. (In torchvision it matches all anchors without overlap.)
       usable: bool [A]; other anchors are ignored, such as those that cross the border
         of the image in Faster R-CNN. None if all are usable.
       inclusive: Whether x2 and y2 are the last pixel of a box, see `zoo.ops.boxes`.

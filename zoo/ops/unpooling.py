@@ -19,8 +19,7 @@ def max_pool_with_indices(
 ) -> tuple[Array, Array]:
     """Computes the maximum of each window and its index.
 
-    Among equal values, the first is the maximum, row by row; NaN is larger than all
-    values.
+    Among equal values, the first is the maximum, row by row; NaN exceeds all values.
 
     Args:
       x: [B, H, W, C], floating.

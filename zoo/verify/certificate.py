@@ -32,8 +32,7 @@ class Certificate:
     Attributes:
       model: Name of the network.
       weights: Origin of the weights.
-      sha256: Hash of the weights' file or, for deterministic weights, of the golden
-        file.
+      sha256: Hash of the weights' file, or of the golden file for deterministic ones.
       reference: Software that computed the expected values.
       checks: Comparisons, at least one for each endpoint.
       notes: Remarks, such as on comparisons that were not possible.

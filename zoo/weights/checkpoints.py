@@ -23,8 +23,7 @@ def read_checkpoint(
 ) -> tuple[dict[str, Any], Card, int]:
     """Reads the variables that evaluation used, on any number of devices.
 
-    These are the moving averages, if the run has them and the parameters are not
-    frozen.
+    These are the moving averages of a run that has some, except for frozen parameters.
 
     Args:
       path: A run folder, its folder `checkpoints`, or the folder of one step in it.

@@ -1,7 +1,6 @@
 """Checksums of stored files, by which damage is detected when they are read.
 
-A file's checksum is its XXH3 hash of 128 bits; earlier versions used CRC-32, which
-takes longer.
+A file's checksum is its XXH3 hash of 128 bits; earlier versions used the slower CRC-32.
 
 Reference:
   https://github.com/Cyan4973/xxHash

@@ -49,8 +49,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       FileNotFoundError: There is no such file.
       ImportError: The file needs torch, which is not installed.
-      ValueError: The file is of an unsupported kind, damaged, or holds more than
-        tensors.
+      ValueError: The file is unsupported, damaged, or holds more than tensors.
     """
     path = check_file(path)
     if path.suffix == ".safetensors":
