@@ -185,14 +185,14 @@ def convert(
 ) -> None:
     """Writes the weights that `load` finds into one safetensors file.
 
+    The arrays keep the source's dtypes.
+
     Args:
       name: Name of the model.
       source: As in `load`.
       target: Path that ends in .safetensors.
       layout: "zoo" or "torch", as in `save_safetensors`.
       **overrides: As in `load`.
-
-    The arrays keep the source's dtypes.
 
     Raises:
       ValueError: As in `load` and `save_safetensors`.
