@@ -218,7 +218,7 @@ def _make_detect(
         model,
         card.preprocess,
         score_threshold=score_threshold,
-        max_detections=max_detections or None,
+        max_detections=max_detections,
     )
     least = 0.3 if score_threshold is None else score_threshold
 

@@ -142,6 +142,11 @@ def test_an_option_that_does_not_exist():
         zoo.make_predictor("ssd96_small", weights="digits_canvas", treshold=0.5)
 
 
+def test_a_number_of_boxes_that_is_no_number():
+    with pytest.raises(ValueError, match=r"max_detections=0 must be 1 or more"):
+        zoo.make_predictor("ssd96_small", weights="digits_canvas", max_detections=0)
+
+
 @pytest.mark.parametrize("content", [b"null", b"[]", b"\xff", b'{"data": 3}', b"["])
 def test_a_run_whose_config_is_damaged(tmp_path, content):
     save_run(tmp_path, steps=(1,))

@@ -131,11 +131,13 @@ class HeInitConfig(DenseConfig):
     depths: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         choices = ("relu", "prelu", "prelu_shared")
         if self.activation not in choices:
             raise ValueError(
                 f"activation={self.activation!r}; choose from {[*choices]}."
             )
+        _ = self.kernel_init  # Raises for an unknown name.
 
     @property
     def kernel_init(self) -> Callable:

@@ -65,6 +65,7 @@ class ResNetConfig(NetworkConfig):
     scan: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if self.shortcut not in ("A", "B", "C", None):
             raise ValueError(
                 f"shortcut must be 'A', 'B' or 'C', got {self.shortcut!r}."

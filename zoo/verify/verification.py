@@ -29,9 +29,10 @@ from zoo.verify.torchvision_live import (
     run_torchvision,
     torchvision_version,
 )
-from zoo.weights.download import fetch, file_sha256
-from zoo.weights.loading import FREE_OPTIONS, Loaded, load
+from zoo.weights.download import file_sha256
+from zoo.weights.loading import FREE_OPTIONS, Loaded, find_source, load, recognize
 from zoo.weights.torch_format import from_torch, to_torch
+from zoo.weights.trained import find_trained
 
 TOLERANCE = 1e-5
 # Tolerance of a training step in float64; golden files have float32 values.
@@ -168,16 +169,18 @@ def _check_step(
 def _verify_weights(
     name: str, weights: str | os.PathLike, jit: Callable
 ) -> Certificate:
-    published = {w.name: w for w in get_spec(name).weights}
-    path = Path(fetch(published[weights]) if weights in published else weights)
+    path = find_source(name, weights)
     loaded = load(name, weights)
     card = loaded.card
     options = {"num_classes": card.num_classes, **card.overrides}
     state = to_torch(name, loaded.variables, **options)
     digest = file_sha256(path) if path.is_file() else "none: a folder"
-    known = [w for w in published.values() if digest.startswith(w.sha256)]
-    notes = [f"published as {w.name} by {w.source}" for w in known]
-    notes = notes or ["not a file that was published"]
+    if known := recognize(name, path):
+        notes = [f"published as {known.name} by {known.source}"]
+    elif path == find_trained(name, str(weights)):
+        notes = ["part of the package"]
+    else:
+        notes = ["not a file that was published"]
     broken = [key for key, array in state.items() if not np.isfinite(array).all()]
     if broken:
         notes.append(f"not finite ({len(broken)}): {', '.join(broken[:10])}")

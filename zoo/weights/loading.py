@@ -89,11 +89,11 @@ def load(name: str, source: str | os.PathLike, **overrides: Any) -> Loaded:
 def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) -> Loaded:
     """Loads variables as `load` does, in the dtypes of the source."""
     check_options(name, overrides)
-    facts = {w.name: w for w in get_spec(name).weights}.get(source)
+    facts = _published(name, source)
     options, model = {**dict(facts.options if facts else ()), **overrides}, None
     if facts is not None:
         model = build(name, **options)  # A wrong option is an error before a download.
-    path = _find(name, source, facts)
+    path = find_source(name, source)
     try:
         arrays, card = _read(name, path, overrides)
         if card is not None:
@@ -105,7 +105,7 @@ def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) ->
                 raise ValueError(f"{path}: {error}") from error
         elif facts is None:
             # Published weights are recognized by the hash of the file.
-            facts = _recognize(name, path)
+            facts = recognize(name, path)
             options = {**dict(facts.options if facts else ()), **overrides}
             model = build(name, **options)
         model, variables = _fit(name, path, arrays, model, options)
@@ -203,8 +203,23 @@ def convert(
     save_safetensors(target, loaded.variables, loaded.card, layout=layout)
 
 
-def _find(name: str, source: str | os.PathLike, facts: Weights | None) -> Path:
-    """Finds the file or folder of a source, and fetches published weights."""
+def _published(name: str, source: str | os.PathLike) -> Weights | None:
+    """Returns the published weights of this name, if there are any."""
+    return {w.name: w for w in get_spec(name).weights}.get(source)
+
+
+def find_source(name: str, source: str | os.PathLike) -> Path:
+    """Finds the file or folder of a source, and fetches published weights.
+
+    Args:
+      name: Name of the model.
+      source: See `load`.
+
+    Raises:
+      ConnectionError: A download failed.
+      ValueError: The source is unknown.
+    """
+    facts = _published(name, source)
     if facts is not None:
         # A file may also have the heads that only training used.
         return fetch(facts, max_bytes=(100 << 20) + 8 * get_spec(name).params)
@@ -255,7 +270,7 @@ def _check_card(
             )
 
 
-def _recognize(name: str, path: Path) -> Weights | None:
+def recognize(name: str, path: Path) -> Weights | None:
     """Finds the published weights of a file by its hash."""
     published = get_spec(name).weights if path.is_file() else ()
     digest = file_sha256(path) if published else ""

@@ -201,6 +201,8 @@ def test_activations_are_options_of_the_networks_that_have_them():
         for name, options in (("relu22", {}), ("msra_b", {"activation": "relu"}))
     ]
     assert shapes[0] == shapes[1]
+    with pytest.raises(ValueError, match="init=.glorrot. is unknown; choose from"):
+        zoo.build("relu22", init="glorrot")
 
 
 @pytest.mark.parametrize("activation", ["prelu", "prelu_shared"])

@@ -25,6 +25,7 @@ from zoo.verify.summaries import load_summaries, measure, save_summaries, summar
 from zoo.verify.torchvision_live import build_torchvision
 from zoo.verify.verification import golden_path
 from zoo.weights import from_torch, save_safetensors
+from zoo.weights.trained import find_trained
 
 SMALL = "cifar_resnet20"
 
@@ -294,6 +295,14 @@ def test_weights_are_checked(tmp_path):
         "not a file that was published",
         "endpoints were not compared: torchvision has no lenet5_modern",
     )
+
+
+def test_weights_of_the_package_are_checked():
+    path = find_trained("lenet5_modern", "digits")
+    certificate = verify("lenet5_modern", "digits")
+    assert certificate.passed
+    assert certificate.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert certificate.notes[0] == "part of the package"
 
 
 def test_weights_that_are_not_finite_fail(tmp_path):
