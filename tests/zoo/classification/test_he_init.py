@@ -201,7 +201,7 @@ def test_activations_are_options_of_the_networks_that_have_them():
         for name, options in (("relu22", {}), ("msra_b", {"activation": "relu"}))
     ]
     assert shapes[0] == shapes[1]
-    with pytest.raises(ValueError, match="init=.glorrot. is unknown; choose from"):
+    with pytest.raises(ValueError, match=r"init=.glorrot. is unknown; choose from"):
         zoo.build("relu22", init="glorrot")
 
 
