@@ -28,7 +28,7 @@ class CheckpointError(RuntimeError):
 
 
 class _Checksums:
-    """A part of a handler: writes checksums before the step is given its name."""
+    """A mixin for handlers that writes checksums before a step gets its final name."""
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
@@ -57,14 +57,14 @@ def _make_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 def list_steps(run_dir: Path) -> list[int]:
-    """Lists the steps that are completely saved, in rising order."""
+    """Lists the completely saved steps, in ascending order."""
     folder = run_dir / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def find_sound_step(run_dir: Path) -> int | None:
-    """Finds the last undamaged step, and logs which damaged ones it skips."""
+    """Finds the last undamaged step, and logs the damaged ones that it skips."""
     for step in reversed(list_steps(run_dir)):
         try:
             check_step(run_dir / "checkpoints" / str(step))
@@ -80,12 +80,12 @@ class Checkpoints:
 
     Each step's folder has the items `state`, `card` (see `zoo.spec.Card`), `data` (the
     position of a streamed data set) and `metrics`, each with checksums of its files. A
-    save that is interrupted leaves a temporary folder, which nobody reads. A step whose
-    metrics are damaged is renamed to `damaged-STEP`, which is logged.
+    save that is interrupted leaves a temporary folder, which is never read. A step with
+    damaged metrics is renamed to `damaged-STEP`, which is logged.
 
     Args:
       run_dir: The folder of the run.
-      keep: The number of checkpoints to keep, the last ones, besides the best.
+      keep: The number of the last checkpoints to keep, besides the best one.
     """
 
     def __init__(self, run_dir: Path, keep: int = 2):
@@ -107,8 +107,8 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            # Not for its choice, which the policy makes: without it orbax does not
-            # write the metrics, and the best step is forgotten when a run resumes.
+            # The policy decides what is kept, but without `best_fn` orbax does not
+            # write the metrics, and a resumed run would forget its best step.
             best_fn=primary_metric,
         )
         self._manager = ocp.CheckpointManager(
@@ -122,11 +122,11 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> Sequence[int]:
-        """Lists the steps that are completely saved, in rising order."""
+        """Lists the completely saved steps, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
-        """Returns the last step that is completely saved."""
+        """Returns the last completely saved step; None if there is none."""
         return self._manager.latest_step()
 
     def save(
@@ -137,18 +137,18 @@ class Checkpoints:
         metrics: dict[str, float] | None = None,
         batches: Any = None,
     ) -> None:
-        """Starts to save; returns when the state is copied and may be donated.
+        """Starts an asynchronous save; once it returns, the state may be donated.
 
         Args:
           state: The state at this step.
-          step: The number of the step; a step that is saved already stays as it is.
-          card: The facts of the variables.
+          step: The number of the step; a step that is already saved stays as it is.
+          card: The card of the variables.
           metrics: The metrics of the evaluation at this step, if there was one.
           batches: The iterator of a streamed data set, whose position is saved too.
 
         Raises:
           CheckpointError: This save or the one before it failed, for instance because
-            the disk is full; earlier checkpoints are as they were.
+            the disk is full; earlier checkpoints are unchanged.
         """
         if step in self._manager.all_steps():
             return
@@ -164,10 +164,10 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Waits until all saves are on the disk.
+        """Waits until all saves are on disk.
 
         Raises:
-          CheckpointError: The save failed.
+          CheckpointError: A save failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -178,7 +178,7 @@ class Checkpoints:
     def restore(
         self, like: TrainState, sharding: NamedSharding, step: int, batches: Any = None
     ) -> TrainState:
-        """Reads a state, on whatever devices it was saved.
+        """Restores a state, which may have been saved on other devices.
 
         Args:
           like: A state of the same structure, or its shapes.
@@ -187,7 +187,7 @@ class Checkpoints:
           batches: The iterator to set to its saved position.
 
         Raises:
-          CheckpointError: It is damaged, or was saved from another configuration.
+          CheckpointError: The checkpoint is damaged, or belongs to another config.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -209,17 +209,17 @@ class Checkpoints:
             ) from error
         if batches is not None:
             batches.set_state(found["data"])
-        # Empty collections leave no trace in a checkpoint.
+        # Empty collections are not stored in a checkpoint.
         return like.replace(**{k: found["state"][k] for k in _as_dict(like)})
 
     def drop_after(self, step: int) -> None:
-        """Deletes what was saved after a step from which the run goes on anew."""
+        """Deletes the steps after the one from which the run resumes."""
         for later in self.steps():
             if later > step:
                 self._manager.delete(later)
 
     def close(self) -> None:
-        """Waits for what is being saved and releases the folder."""
+        """Waits for pending saves, and releases the folder."""
         self._manager.close()
 
     def _failed(self, error: Exception) -> CheckpointError:
@@ -232,7 +232,7 @@ class Checkpoints:
 
 
 def _set_damaged_aside(folder: Path) -> None:
-    """Renames the steps of which orbax could not read what it reads of each one."""
+    """Renames steps with damaged metrics, which orbax reads when it opens a folder."""
     steps = list_steps(folder.parent) if jax.process_index() == 0 else ()
     for step in steps:
         path = folder / str(step)
@@ -261,6 +261,6 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    # Without the page of settings that tensorstore puts behind its reason.
+    # Drops the long dump of settings that tensorstore appends to its messages.
     text = re.split(r" \[tensorstore_spec|\n", str(error).strip())[0]
     return f"{type(error).__name__}: {text[:600]}"

@@ -1,4 +1,4 @@
-"""Completes a recipe of `train.configs.my_data` for its data, and describes it."""
+"""Completes a recipe of `train.configs.my_data` for a data set, and explains it."""
 
 import dataclasses
 import importlib.util
@@ -31,22 +31,21 @@ from zoo.summary import abstract_variables
 
 Parse = Callable[[TrainConfig], TrainConfig]
 
-SMALL = 48  # pixels; pictures up to this are taken to be like CIFAR's
-# Steps of a training, unless that is fewer or more epochs than these.
+SMALL = 48  # pixels; images up to this size are treated like CIFAR's
+# Steps of a training, within the limits on epochs below.
 STEPS = {"classification": 1500, "detection": 1000, "segmentation": 1000}
 EPOCHS = 5, 100
 EVALUATIONS = 5
 WARMUP = 0.05  # of the steps
-# Below this number of images of each class the layers of a network that was trained on
-# photographs stay as they are.
+# With fewer images per class than this, the backbone of a network that was trained on
+# photographs stays frozen.
 FEW = 50
-MIDDLE_BOX = 36  # pixels that the middle side of small networks' boxes should have
+MIDDLE_BOX = 36  # pixels; wanted median side of the boxes in a small network's input
 # Largest number of pixels of a small network's input, on CPUs and elsewhere.
 PIXELS = 192 * 256, 512 * 512
-# A step of training takes this many times what inference takes; with frozen layers
-# about as long again as inference.
+# Time of a training step as a multiple of inference, without and with frozen layers.
 STEP_FACTOR, FROZEN_FACTOR = 4.0, 1.5
-# Seconds for which a run is compiled, its files are opened and its report is written.
+# Seconds to compile a run, open its files and write its report.
 OVERHEAD = 60.0
 
 
@@ -56,8 +55,8 @@ class Candidate(NamedTuple):
     Attributes:
       model: The name of the network.
       weights: The name of its weights; None for a new network.
-      frozen: Path patterns of what is not trained.
-      accelerator: Whether it wants a GPU or TPU.
+      frozen: Path patterns of the parameters that are not trained.
+      accelerator: Whether the network wants a GPU or TPU.
     """
 
     model: str
@@ -66,7 +65,7 @@ class Candidate(NamedTuple):
     accelerator: bool = False
 
 
-# The best first.
+# In each task, the best candidate comes first.
 PHOTOGRAPHS = (
     Candidate("resnet50", "imagenet", ("backbone/**",), accelerator=True),
     Candidate("resnet18", "imagenet", ("backbone/**",)),
@@ -101,7 +100,7 @@ def choose(
       recipe: One of `train.configs.my_data`.
       parse: Function from default values to the config with the options that the user
         gave; it is called after each choice, so that later ones agree with them.
-      accelerator: Whether there is a GPU or TPU; None to look.
+      accelerator: Whether there is a GPU or TPU; None to detect it.
       say: Function that prints the summary of the data and of the choices.
 
     Returns:
@@ -123,7 +122,7 @@ def choose(
     data, sources, notes = open_splits(given.data, task, given.seed)
     found = inspect(*sources)
 
-    # The later choices depend on the network, and those on the size of its input.
+    # Each choice depends on the earlier ones: the network, then its input, and so on.
     config = dataclasses.replace(blank, data=data)
     model, frozen, better = choose_model(given.model, task, found, accelerator)
     config = apply(config, parse, model=model)
@@ -137,27 +136,27 @@ def choose(
 
 
 def apply(config: TrainConfig, parse: Parse, **changes: Any) -> TrainConfig:
-    """Replaces parts of a config, and what the user gave again."""
+    """Replaces parts of a config, then applies the user's options again."""
     return parse(dataclasses.replace(config, **changes))
 
 
 def choose_model(
     given: ModelConfig, task: str, found: Findings, accelerator: bool
 ) -> tuple[ModelConfig, tuple[str, ...], str]:
-    """Chooses the network, and the best weights there are without a download.
+    """Chooses the network, and the best weights that need no download.
 
     Args:
-      given: What the user said of it.
+      given: The user's options of the network.
       task: The name of the task.
       found: What is in the data.
       accelerator: Whether there is a GPU or TPU.
 
     Returns:
-      The network, path patterns of what is to be frozen in it, and options that would
+      The network, path patterns of the parameters to freeze, and options that would
       give a better result, in words.
 
     Raises:
-      ValueError: There are weights, and they do not say of which network.
+      ValueError: Weights are given that do not name their network.
     """
     if given.weights is not None and not given.name:
         if not Path(given.weights).is_dir():
@@ -211,7 +210,7 @@ def _is_there(weights: Weights) -> bool:
 
 
 def _side(found: Findings) -> float:
-    """Returns the shorter side of the images, in the middle, in pixels."""
+    """Returns the median of the images' shorter sides, in pixels."""
     return float(np.median(found.sizes.min(1)))
 
 
@@ -229,7 +228,7 @@ def choose_data(config: TrainConfig, found: Findings, accelerator: bool) -> Data
     changes |= choose_size(config.model.name, found, accelerator)
     size = data.size or changes.get("size") or spec.preprocess.shape[:2]
     if found.task == "detection":
-        # A few more than the most there are, since evaluations may have other images.
+        # A few more slots than needed, since later evaluations may have other images.
         changes["max_boxes"] = max(8, -(-found.most_objects // 8) * 8)
     pixels = size[0] * size[1]
     most = 128 if pixels <= 32 * 32 else 64 if pixels <= 64 * 64 else 32
@@ -286,7 +285,7 @@ def choose_size(name: str, found: Findings, accelerator: bool) -> dict[str, Any]
 
 
 def choose_length(config: TrainConfig, task: str, count: int) -> dict[str, int]:
-    """Chooses epochs, and how often is evaluated and saved.
+    """Chooses the number of epochs, and the epochs between evaluations and saves.
 
     Args:
       config: The config so far, with the batch size.
@@ -304,11 +303,11 @@ def choose_length(config: TrainConfig, task: str, count: int) -> dict[str, int]:
 def choose_optim(
     config: TrainConfig, frozen: tuple[str, ...], count: int
 ) -> OptimConfig:
-    """Chooses rate, warm-up and frozen layers.
+    """Chooses the learning rate, the warm-up and the frozen layers.
 
     Args:
       config: The config so far, with its length.
-      frozen: Path patterns of what is to be frozen.
+      frozen: Path patterns of the parameters to freeze.
       count: The number of training images.
     """
     changes: dict[str, Any] = {"freeze": frozen}
@@ -354,7 +353,7 @@ def describe_choices(
 
 
 def list_choices(config: TrainConfig, found: Findings) -> list[tuple[str, str]]:
-    """Lists what was chosen: a heading, and the words with the option to change it."""
+    """Lists the choices as headings and texts, with the options that change them."""
     model, data, optim = config.model, config.data, config.optim
     height, width = data.size or zoo.get_spec(model.name).preprocess.shape[:2]
     start = f"starts from {model.weights}" if model.weights else "new, from no weights"

@@ -1,4 +1,4 @@
-"""Evaluation: every image exactly once, whatever the batch and the devices."""
+"""Evaluation of each image exactly once, for any batch size and devices."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,18 +16,18 @@ from zoo.spec import Preprocess
 
 
 class Evaluator:
-    """Evaluates a network's variables on one set, again and again.
+    """Evaluates a network on one data set, any number of times.
 
     Args:
       model: The network.
-      task: The task, which has the metric.
+      task: The task, which defines the metric.
       source: The images.
       preprocess: The network's input.
       mesh: The devices.
       batch_size: The number of images in a step of all processes; rounded up to a
-        multiple of the devices, which share each batch.
+        multiple of the number of devices.
       max_boxes: The number of slots for the objects of an image.
-      progress: Whether to show a bar where standard error is a terminal.
+      progress: Whether to show a progress bar if standard error is a terminal.
       kept_megabytes: A set up to this size is decoded once and stays on the device.
     """
 
@@ -52,17 +52,17 @@ class Evaluator:
         self._max_boxes, self._progress = max_boxes, progress
         size = resident_bytes(source, preprocess, max_boxes=max_boxes)
         small = size <= kept_megabytes * 2**20
-        # Read at once, so that a bad image is met before a network is trained.
+        # Read now, so that a bad image is found before a network is trained.
         self._kept = [*self._bar(self._read(), "reading")] if small else None
 
     def __call__(self, variables: Any) -> Evaluated:
-        """Evaluates.
+        """Evaluates the variables on the whole set.
 
         Args:
           variables: The model's variables, on every device.
 
         Returns:
-          The metrics, and other results of the task.
+          The metrics and the task's other results.
         """
         names, kept = self.source.class_names, {}
         state = put_replicated(self.task.empty(len(names)), self._mesh)

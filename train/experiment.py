@@ -32,12 +32,12 @@ def prepare_experiment(
 
     Args:
       config: The config of the run.
-      sources: Images to train and to evaluate on, such as `array_source` makes them;
+      sources: Images to train and to evaluate on, for instance from `array_source`;
         None to open what `config.data` names.
 
     Raises:
-      ValueError: Anything in the config is unknown, out of range, or does not fit. What
-        is wrong with the data is reported all at once.
+      ValueError: A setting is unknown, out of range, or does not fit the others. All
+        problems with the data are reported at once.
     """
     data, problems = config.data, []
     spec = zoo.get_spec(config.model.name)
@@ -72,7 +72,7 @@ def prepare_experiment(
     train_preprocess = fit_preprocess(preprocess, data.fit, data.size)
     eval_preprocess = fit_preprocess(train_preprocess, data.fit, data.eval_size)
     preprocesses = train_preprocess, eval_preprocess
-    # The config now has what the images decide, such as their alignment.
+    # Settings that depend on the images, such as their alignment, are now decided.
     data, prepared = task.prepare_sources(data, sources, preprocesses)
     config = dataclasses.replace(config, data=data)
     train_source, eval_source = fitted = [
@@ -87,10 +87,10 @@ def prepare_experiment(
             f"{len(train_source)} images of {train_source.name}, "
             f"split {train_source.split}."
         )
-    # Random crops bring images of any size to that of the network.
+    # Random crops give images of any size the network's input size.
     cropped = any(name.split(":")[0] == "random_crop" for name in data.geometry)
     skip = data.on_bad_image == "skip"
-    known = created is not None  # the size that images are fitted to
+    known = created is not None  # the input size; else images cannot be fitted
     problems += find_problems(train_source, fitted=known and not cropped, skip=skip)
     problems += find_problems(eval_source, fitted=known, skip=skip)
     if created is not None:
@@ -138,7 +138,7 @@ def prepare_experiment(
 
 
 def check_sources(config: TrainConfig, sources: tuple[Source, Source]) -> None:
-    """Raises ValueError where the splits differ, or are for another task."""
+    """Raises ValueError if the splits have different classes or another task."""
     data, spec = config.data, zoo.get_spec(config.model.name)
     train, evaluation = (source.class_names for source in sources)
     if train != evaluation:
@@ -176,7 +176,7 @@ def _raise_any(problems: list[str]) -> None:
 def fit_preprocess(
     preprocess: Preprocess, fit: str, size: tuple[int, ...]
 ) -> Preprocess:
-    """Replaces the fit of images and the size of the input, where they are given."""
+    """Overrides how images are fitted, and the input size, where they are given."""
     changes = {"fit": fit} if fit else {}
     if size:
         changes |= {"size": size[0], "width": size[1]}
@@ -186,7 +186,7 @@ def fit_preprocess(
 def check_size(
     model: nn.Module, variables: Any, preprocess: Preprocess, flag: str
 ) -> None:
-    """Raises ValueError where a network cannot take images of a size."""
+    """Raises ValueError if a network cannot take images of the size."""
     images = jax.ShapeDtypeStruct((1, *preprocess.shape), "float32")
     try:
         jax.eval_shape(partial(model.apply, train=False), variables, images)
@@ -196,7 +196,7 @@ def check_size(
 
 
 def check_augment(names: tuple[str, ...], task: type[Task]) -> None:
-    """Raises where an augmentation moves pixels, and not the boxes or masks."""
+    """Raises ValueError if an augmentation moves pixels but not boxes or masks."""
     moving = [n for n in names if n.split(":")[0] in augment.GEOMETRIC]
     if moving and task.has_targets_in_place:
         raise ValueError(
@@ -206,7 +206,7 @@ def check_augment(names: tuple[str, ...], task: type[Task]) -> None:
 
 
 def open_split(data: DataConfig, split: str, task: str, seed: int = 0) -> Source:
-    """Opens one split of a data set; few-shot sampling is for training alone.
+    """Opens one split of a data set; only the training split is sampled (few-shot).
 
     Args:
       data: The data set and its options.
@@ -231,5 +231,5 @@ def open_split(data: DataConfig, split: str, task: str, seed: int = 0) -> Source
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the packages that matter to a result."""
+    """Returns the versions of the packages that affect a result."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}

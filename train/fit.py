@@ -1,4 +1,4 @@
-"""The training loop: `fit` trains, and `resume_run` goes on to the bit."""
+"""The training loop: `fit` trains, and `resume_run` resumes a run bit for bit."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from train.steps import RunSteps, make_run_steps, put_replicated, replicated
 
 logger = logging.getLogger("train")
 
-SECONDS_PER_CALL = 1.0  # Between two looks at the losses, the clock and the signals.
+SECONDS_PER_CALL = 1.0  # Between two checks of the losses, the clock and signals.
 
 
 class NonFiniteLossError(RuntimeError):
@@ -46,22 +46,23 @@ def fit(
     quiet: bool = False,
     changed_data: bool = False,
 ) -> Result:
-    """Trains, evaluates, logs and saves.
+    """Trains a network; evaluates, logs and saves checkpoints along the way.
 
     Args:
       config: The config of the run.
       run_dir: The folder of the run; a new one unless resuming.
-      resume: The step of the checkpoint to go on from, and 0 for the start where there
-        is none; None for a new run.
+      resume: The step of the checkpoint to resume from, or 0 to restart a run that has
+        no checkpoint; None for a new run.
       sources: Images to train and to evaluate on; None to open what the config names.
       quiet: Show no progress bar and no evaluations.
-      changed_data: Whether to resume with other images than those that the run began
-        with.
+      changed_data: Whether to resume even if the images differ from those that the run
+        began with.
 
     Raises:
-      ValueError: The config does not fit together, the folder is not new, another
-        process writes it, or the images of a run that is resumed have changed.
-      NonFiniteLossError: Names the step, the images and the last good checkpoint.
+      ValueError: The config is inconsistent, the folder is not new, another process
+        writes to it, or the images of a resumed run have changed.
+      NonFiniteLossError: The loss is not finite; the message names the step, the
+        images and the last good checkpoint.
       CheckpointError: A checkpoint cannot be written or read.
     """
     started = time.perf_counter()
@@ -129,7 +130,7 @@ def fit(
         run_steps = compile_step(step)
 
         while step < total:
-            # 3. Run some steps: about a second's, and not past the end of an epoch.
+            # 3. Run steps for about a second, but not past the end of an epoch.
             epoch_end = (step // steps_per_epoch + 1) * steps_per_epoch
             count, stop = _agree(min(pace, epoch_end - step, total - step), stopping())
             if stop:
@@ -143,7 +144,7 @@ def fit(
             else:
                 first_step_seconds = time.perf_counter() - started
 
-            # 4. Stop at a loss that is not finite, before it is saved.
+            # 4. Stop at a loss that is not finite, before the state is saved.
             finite = np.isfinite(scalars["loss"]) & np.isfinite(scalars["grad_norm"])
             for i in np.flatnonzero(~finite)[:1]:
                 raise _non_finite(step + i, loader, experiment, checkpoints)
@@ -161,8 +162,8 @@ def fit(
             speed = f"{format_rate(rate)} images/s"
             bar.set_postfix_str(f"loss {scalars['loss'][-1]:.3f}, {speed}")
 
-            # 6. At the end of an epoch: unfreeze layers, with an optimizer state that
-            #    fits; evaluate; save.
+            # 6. At the end of an epoch: unfreeze layers, and adapt the optimizer state
+            #    to them; evaluate; save.
             epoch, left = divmod(step, steps_per_epoch)
             if left == 0 and experiment.frozen(step) != experiment.frozen(step - 1):
                 state = change_frozen(
@@ -191,7 +192,7 @@ def fit(
             clock.save()
         checkpoints.wait()
     finished = step == total
-    if finished and evaluated is None:  # It had finished before.
+    if finished and evaluated is None:  # The run was already finished.
         evaluated = evaluate(state.eval_variables())
     return Result(
         run_dir,
@@ -213,19 +214,19 @@ def resume_run(
     sources: tuple[Source, Source] | None = None,
     changed_data: bool = False,
 ) -> Result:
-    """Goes on with a run, to the bit as if it had not been interrupted.
+    """Resumes a run; the result is bit-identical to that of an uninterrupted run.
 
     Args:
       run_dir: The folder that `fit` made.
-      step: The step of the checkpoint to go on from; None for the last undamaged one.
-      config: The config from there on, such as other batches that fit other devices;
-        it replaces the folder's. None for the folder's, with which alone the run is
-        the same to the bit.
+      step: The step of the checkpoint to resume from; None for the last undamaged one.
+      config: The config of the remaining steps, which replaces the folder's, for
+        instance with a batch size that fits other devices. None for the folder's,
+        which alone keeps the result bit-identical.
       sources: The images that `fit` was given, if it was given any.
-      changed_data: Go on where the images are not those that the run began with.
+      changed_data: Resume even if the images differ from those that the run began with.
 
     Raises:
-      ValueError: The folder is no run folder, or the images have changed.
+      ValueError: The folder is not a run folder, or the images have changed.
       CheckpointError: There is no such checkpoint, or it cannot be read.
     """
     run_dir = Path(run_dir)
@@ -233,7 +234,7 @@ def resume_run(
     config = before if config is None else config
     for line in _list_changes(before, config):
         logger.warning("from here on %s.", line)
-    with lock_run_dir(run_dir):  # From here on, so that no other one adds steps.
+    with lock_run_dir(run_dir):  # Locked early, so that no other process adds steps.
         steps = list_steps(run_dir)
         if step is None:
             step = find_sound_step(run_dir)
@@ -249,10 +250,10 @@ def resume_run(
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop looks at."""
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop checks."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        # Python allows handlers in the main thread alone.
+        # Python allows signal handlers in the main thread only.
         yield flag.is_set
         return
 

@@ -1,4 +1,4 @@
-"""The metrics of a run: JSON lines, and the same for TensorBoard."""
+"""The history of a run's metrics, as JSON lines and as TensorBoard events."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ from tensorboardX.summary import scalar
 class History:
     """Writes metrics.jsonl and TensorBoard events; close it, or use it as a context.
 
-    In a run of several processes the first one writes.
+    In a run of several processes only the first one writes.
 
     Args:
       run_dir: The folder of the run.
-      resume_from: The step from which a run goes on; rows of later steps are removed.
+      resume_from: The step from which a run resumes; rows of later steps are removed.
     """
 
     def __init__(self, run_dir: Path, *, resume_from: int | None = None):
@@ -39,8 +39,8 @@ class History:
             os.replace(temporary, path)
         self._file = path.open("a")
         (run_dir / "events").mkdir(exist_ok=True)
-        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and what
-        # writes then waits for it forever.
+        # Not tensorboardX's SummaryWriter: a full disk kills its thread, and the next
+        # write then blocks forever.
         self._events = EventsWriter(str(run_dir / "events" / "events"))
         if resume_from is not None:
             start = SessionLog(status=SessionLog.START)  # hides events of later steps
@@ -51,7 +51,7 @@ class History:
 
     def __exit__(self, *exception: object) -> None:
         if self._file:
-            # Rows are flushed one by one; closing fails where one of them has failed.
+            # Each row is flushed when written; closing fails only if a row has failed.
             for file in (self._file, self._events):
                 with contextlib.suppress(OSError):
                     file.close()
@@ -90,12 +90,12 @@ class History:
 
 
 def format_rate(rate: float) -> str:
-    """Formats images per second: whole ones, or three digits of fewer than ten."""
+    """Formats images per second: as an integer, or with three digits below ten."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.3g}"
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; a last line that was cut off is left out.
+    """Reads metrics.jsonl, without an incomplete last line.
 
     Raises:
       ValueError: Another line is damaged; the message names it.

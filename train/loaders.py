@@ -1,4 +1,4 @@
-"""The batches of a training set: of a set on the device, or streamed from the host."""
+"""Loaders of training batches, from a set on the device or streamed from the host."""
 
 from typing import Any, Protocol
 
@@ -13,13 +13,13 @@ from zoo.spec import Preprocess
 
 
 class Loader(Protocol):
-    """An iterator without end over the batches of a training set.
+    """An endless iterator over the batches of a training set.
 
     Attributes:
-      data: The set's arrays [N, ...] on every device, of which each batch is but the
-        places `index` int32 [B] of its images; None where a batch has its arrays.
-      stream: The grain iterator, whose position is saved in checkpoints; None where
-        the position is the number of the step.
+      data: The set's arrays [N, ...] on every device; a batch then holds only the
+        positions `index` int32 [B] of its images. None if batches hold the arrays.
+      stream: The grain iterator, whose position is saved in checkpoints; None if the
+        step determines the position.
     """
 
     data: Batch | None
@@ -32,7 +32,7 @@ class Loader(Protocol):
         """Returns the next step's batch."""
 
     def indices(self, step: int) -> np.ndarray:
-        """Returns the places in the set of the images of a step."""
+        """Returns the positions in the set of the images of a step."""
 
 
 def make_loader(
@@ -46,21 +46,21 @@ def make_loader(
 ) -> Loader:
     """Makes the loader that a config asks for.
 
-    With `placement="auto"` a set goes to the device where it takes at most
-    `device_megabytes` and nothing is cut or moved on the host. Both kinds visit the
-    same images in the same order.
+    With `placement="auto"` a set is kept on the device if it takes at most
+    `device_megabytes` and needs no random crops or geometry, which run on the host.
+    Both kinds of loader visit the same images in the same order.
 
     Args:
-      config: The set's batches and their transforms.
+      config: The batch size, the transforms and the placement.
       source: The images to train on.
       preprocess: The network's input.
       mesh: The devices.
       seed: The seed of the order and of random crops.
-      start: The step of the first batch. A stream begins at step 0 and is set to the
-        position that a checkpoint has of it.
+      start: The step of the first batch. A stream ignores it: it begins at step 0, and
+        restoring a checkpoint sets its position.
 
     Raises:
-      ValueError: `config` has a random crop for a set that is kept on the device.
+      ValueError: `config` has random crops or geometry for a set on the device.
     """
     size = resident_bytes(source, preprocess, max_boxes=config.max_boxes)
     still = config.crop == "center" and not config.geometry
@@ -78,7 +78,7 @@ def make_loader(
 
 
 class ResidentLoader:
-    """Batches of a set that is on every device: the places of their images in it."""
+    """Yields the positions of each batch's images in a set that every device holds."""
 
     stream = None
 
@@ -104,12 +104,12 @@ class ResidentLoader:
         return {"index": indices}
 
     def indices(self, step: int) -> np.ndarray:
-        """Returns the places in the set of the images of a step."""
+        """Returns the positions in the set of the images of a step."""
         return self._order[step]
 
 
 class StreamLoader:
-    """Batches that grain reads and decodes on the host while the device computes."""
+    """Yields batches that grain reads and decodes while the device computes."""
 
     data = None
 
@@ -144,5 +144,5 @@ class StreamLoader:
         return put_batch(next(self.stream), self._mesh)
 
     def indices(self, step: int) -> np.ndarray:
-        """Returns the places in the set of the images of a step."""
+        """Returns the positions in the set of the images of a step."""
         return self._order[step]

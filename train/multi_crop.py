@@ -1,4 +1,4 @@
-"""Evaluation by a published protocol: several views of each image, averaged."""
+"""Evaluation by a published protocol, which averages several views of each image."""
 
 import math
 from collections import deque
@@ -40,10 +40,10 @@ def evaluate_multi_crop(
     *,
     batch_size: int,
 ) -> dict[str, float]:
-    """Evaluates a network by a protocol, every image once.
+    """Evaluates a network by a protocol, on each image once.
 
-    Each process evaluates its own images on its own devices; the counts of all
-    processes are added at the end, see `count_views`.
+    Each process evaluates its own share of the images on its own devices; the counts
+    of all processes are summed at the end, see `count_views`.
 
     Args:
       model: A classification network.
@@ -51,17 +51,17 @@ def evaluate_multi_crop(
       source: The images, of any size.
       preprocess: The network's input.
       protocol: The views of each image.
-      batch_size: Views of the network's size in a step of one process. There are
-        fewer of larger ones, and where views have several shapes, up to twice as many
-        shapes of steps are compiled.
+      batch_size: Number of views of the network's input size in a step of one process;
+        a step has fewer larger views. If views differ in shape, several steps are
+        compiled, up to two for each shape.
 
     Returns:
-      `count`, `correct`, `accuracy`, `loss` (of the mean probabilities) and, from 6
-      classes on, `top5`.
+      `count`, `correct`, `accuracy`, `loss` (of the mean probabilities) and, with 6
+      or more classes, `top5`.
 
     Raises:
-      ValueError: The network cannot take the protocol's views, an image is not one
-        that it takes, or the set is empty.
+      ValueError: The network cannot take the protocol's views or one of the images,
+        or the set is empty.
     """
     check_views(model, variables, preprocess, protocol)
     state = count_views(
@@ -98,10 +98,10 @@ def count_views(
       preprocess: The network's input.
       protocol: The views of each image.
       batch_size: The number of views in a step, as in `evaluate_multi_crop`.
-      process: Number of the process, and how many there are.
+      process: The index of this process, and the number of processes.
 
     Returns:
-      The metric's state; those of all processes add up.
+      The metric's state; the states of all processes can be summed.
     """
     mine = range(process[0], len(source), process[1])
 
@@ -134,12 +134,12 @@ def count_views(
     def finish(at_most: int) -> None:
         while len(running) > at_most:
             slots, found = running.popleft()
-            # An image may have several parts in a batch.
+            # A batch may have several parts of one image.
             np.add.at(totals, slots, np.asarray(found)[: len(slots)])
 
     for slots, views in batches:
         running.append((slots, step(variables, jax.device_put(views, batched))))
-        finish(1)  # The device computes while the next batch is put together.
+        finish(1)  # The device computes while the next batch is assembled.
     finish(0)
     totals /= max(1, len(protocol.scales))
     return _count(totals, source.labels[mine.start :: mine.step])
@@ -148,10 +148,10 @@ def count_views(
 def check_views(
     model: nn.Module, variables: Any, preprocess: Preprocess, protocol: Protocol
 ) -> None:
-    """Raises where a network cannot take the views of a protocol.
+    """Checks that a network can take the views of a protocol.
 
     Raises:
-      ValueError: Says why.
+      ValueError: It cannot; the message says why.
     """
     protocol.check(preprocess)
     for scale in () if protocol.cropped else protocol.scales:
@@ -168,7 +168,7 @@ def check_views(
 
 
 def _ahead(function: Callable[[int], T], indices: range) -> Iterator[T]:
-    """Yields `function` of each index, in order, a few of them computed beforehand."""
+    """Yields `function(index)` in order, computing a few results ahead in threads."""
     with ThreadPoolExecutor(THREADS) as threads:
         waiting: deque = deque()
         try:
@@ -192,14 +192,14 @@ def batch_by_shape(
     """Groups views of the same shape into batches.
 
     Args:
-      parts: A number and views uint8 [V, H, W, C] each.
-      pixels: About how many there are in a batch.
-      devices: Batches are a power of two times as long, so that few shapes compile.
-      megabytes: Views of rare shapes wait for others of their shape, but not in more
-        memory than this.
+      parts: Pairs of an image's number and views uint8 [V, H, W, C].
+      pixels: The approximate number of pixels in a batch.
+      devices: The number of devices. A batch's length is this times a power of two, so
+        that few shapes are compiled.
+      megabytes: The most memory for views that wait for others of the same shape.
 
     Yields:
-      Numbers int [n] and views uint8 [N, V, H, W, C]; from the n-th on there are zeros.
+      Numbers int [n] and views uint8 [N, V, H, W, C], padded with zeros from n on.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     size = 0

@@ -16,10 +16,10 @@ logger = logging.getLogger("train")
 
 
 def scale_warmup(config: OptimConfig, total_steps: int) -> OptimConfig:
-    """Shortens a warm-up as long as the training to a tenth of it, with a warning.
+    """Shortens a warm-up that is too long to a tenth of the training, with a warning.
 
     Args:
-      config: The constants of the optimizer, `warmup_steps` among them.
+      config: The optimizer's settings, including `warmup_steps`.
       total_steps: The length of the training, in steps.
     """
     if not 0 < total_steps <= config.warmup_steps:
@@ -39,7 +39,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Makes the learning rate as a function of the step.
 
     Args:
-      config: The schedule and its constants.
+      config: The schedule and its settings.
       total_steps: The length of the training, in steps, warm-up included.
 
     Raises:
@@ -52,7 +52,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
             f"training, got {warmup}."
         )
     if config.schedule == "step":
-        # Boundaries are counted from the first step, as papers do.
+        # Boundaries are counted from the first step, warm-up included, as in papers.
         drops = {}
         for boundary in config.boundaries:
             step = round(boundary * total_steps) - warmup
@@ -81,7 +81,7 @@ def make_optimizer(
     """Makes the optimizer of the trained parameters.
 
     Args:
-      config: The optimizer and its constants.
+      config: The optimizer and its settings.
       schedule: The learning rate by step.
       params: All parameters, or their shapes; the patterns of `config.rates` and
         `config.decay_also` must match some of them.
@@ -122,7 +122,7 @@ def _choose_decayed(params: Any, also: set[str]) -> Any:
 
 
 def _limit_filters(limit: float) -> optax.GradientTransformation:
-    """Scales the filters of convolutions down to a root mean square, once updated.
+    """Limits the root mean square of convolution filters after each update.
 
     Reference: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks,
     2013, section 3.1.
@@ -142,9 +142,9 @@ def _limit_filters(limit: float) -> optax.GradientTransformation:
 
 
 def parse_rates(rates: tuple[str, ...], params: Any) -> dict[str, float]:
-    """Reads PATTERN=FACTOR pairs into a factor for each path that they name.
+    """Parses PATTERN=FACTOR pairs into a factor for each matching path.
 
-    Where several patterns match a path, the last one's factor stands.
+    If several patterns match a path, the last one's factor counts.
     """
     factors = {}
     for text in rates:
@@ -178,7 +178,7 @@ def frozen_paths(config: OptimConfig, params: Any, epoch: int) -> tuple[str, ...
       epoch: The epoch, counted from 0.
 
     Raises:
-      ValueError: A pattern matches nothing, or an entry is no EPOCH:PATTERN.
+      ValueError: A pattern matches nothing, or an entry is not EPOCH:PATTERN.
     """
     paths = [*flatten(params)]
     frozen = match_paths(paths, config.freeze)
@@ -190,7 +190,7 @@ def frozen_paths(config: OptimConfig, params: Any, epoch: int) -> tuple[str, ...
 
 
 def parse_unfreeze(entries: tuple[str, ...]) -> list[tuple[int, str]]:
-    """Reads EPOCH:PATTERN entries.
+    """Parses EPOCH:PATTERN entries.
 
     Raises:
       ValueError: An entry has another form.

@@ -26,10 +26,10 @@ class Experiment:
 
     Attributes:
       config: The config of the run.
-      spec: The facts of the network.
+      spec: The specification of the network.
       model: The network.
       variables: The variables that training starts from.
-      card: The facts that checkpoints store with the variables.
+      card: The card that checkpoints store with the variables.
       train_source: The images to train on, fitted to the network's input.
       eval_source: The images to evaluate on, fitted to the network's input.
       train_preprocess: The network's input in training; that in evaluation is the
@@ -71,7 +71,7 @@ class Experiment:
         return optim.frozen_paths(self.config.optim, params, epoch)
 
     def create_state(self, step: int = 0) -> TrainState:
-        """Creates a state with the structure that it has at a step."""
+        """Creates an initial state with the structure that it has at a step."""
         return create_state(
             self.variables,
             self.optimizer,
@@ -80,7 +80,7 @@ class Experiment:
         )
 
     def make_step(self, step: int) -> Step:
-        """Makes the training step as it is at a step."""
+        """Makes the training step for the parameters that are trained at a step."""
         config = self.config
         fn = augment.compose(config.data.augment) if config.data.augment else None
         return make_train_step(
@@ -104,13 +104,13 @@ class Result:
       run_dir: The folder of the run.
       experiment: The parts of the run.
       state: The state after the last step that was run.
-      finished: False where a signal ended the run; `resume` goes on.
-      evaluated: The result of the last evaluation; see `train.tasks`. None where a
-        signal ended the run, which then is not evaluated.
+      finished: False if a signal stopped the run, which `resume` can continue.
+      evaluated: The result of the last evaluation; see `train.tasks`. None if a signal
+        stopped the run, which then is not evaluated.
       seconds: The wall time of all parts of the run, compilation included.
       first_step_seconds: The time from the call of `fit` until the first steps were
         done.
-      parts: The number of parts: one more than the run was resumed.
+      parts: The number of parts: one plus the number of times the run was resumed.
     """
 
     run_dir: Path
@@ -127,7 +127,7 @@ class Result:
         """The metrics of the last evaluation.
 
         Raises:
-          ValueError: A signal ended the run.
+          ValueError: A signal stopped the run.
         """
         if self.evaluated is None:
             raise ValueError(

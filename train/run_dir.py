@@ -26,7 +26,7 @@ logger = logging.getLogger("train")
 def new_run_dir(name: str) -> Path:
     """Makes the folder of a new run: runs/NAME-TIME below the current folder.
 
-    A number is appended where another run has that name already.
+    A number is appended if another run already has that name.
 
     Args:
       name: The name of the experiment.
@@ -51,8 +51,8 @@ def new_run_dir(name: str) -> Path:
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Makes the folder and locks it, so that no other process writes a run there.
 
-    The same thread may enter it again. The system releases the lock of a process that
-    is killed.
+    The same thread may lock it again. If the process is killed, the system releases
+    the lock.
 
     Args:
       run_dir: The folder of the run.
@@ -74,7 +74,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         except OSError as error:
             reason = f"cannot write the run folder {run_dir}: {error}."
     if jax.process_count() > 1:
-        # All processes stop where the first one does.
+        # All processes stop if the first one does.
         refused = multihost_utils.broadcast_one_to_all(np.array(bool(reason)))
         if refused and not reason:
             reason = f"the first process cannot write {run_dir}; it says why."
@@ -117,7 +117,7 @@ def create_run_dir(
 
 
 def save_fingerprints(run_dir: Path, sources: Mapping[str, Source]) -> None:
-    """Writes the number and the hash of the images; the first process does.
+    """Writes the number and the hash of the images, in the first process only.
 
     Args:
       run_dir: The folder of the run.
@@ -136,10 +136,10 @@ def check_fingerprints(
     Args:
       run_dir: The folder of the run. One without fingerprints passes.
       sources: The images to train and to evaluate on, as "train" and "eval".
-      changed_data: Whether to go on with other images, which is logged.
+      changed_data: Whether to accept changed images, which is logged.
 
     Raises:
-      ValueError: The images are others, or the file cannot be read.
+      ValueError: The images have changed, or the file cannot be read.
     """
     path, changes = run_dir / FINGERPRINTS_FILE, []
     if not path.exists():
@@ -149,7 +149,7 @@ def check_fingerprints(
         try:
             before = json.loads(path.read_bytes())[name]
             count, digest = before["count"], before["sha256"]
-            # Runs of earlier versions do not have it.
+            # Runs of earlier versions do not have this hash.
             content = before.get("content_sha256")
         except Exception as error:
             raise ValueError(
@@ -189,7 +189,7 @@ class Clock:
       started: The time at which this part began, by `time.perf_counter`.
 
     Attributes:
-      ran: Whether this part has run a step; it does not count otherwise.
+      ran: Whether this part has run a step; if not, the part does not count.
     """
 
     def __init__(self, run_dir: Path, *, resuming: bool, started: float):
@@ -199,16 +199,16 @@ class Clock:
 
     @property
     def parts(self) -> int:
-        """The number of parts until now."""
+        """The number of parts so far."""
         return len(self._times())
 
     @property
     def seconds(self) -> float:
-        """The time of all parts until now."""
+        """The wall time of all parts so far."""
         return sum(self._times())
 
     def save(self) -> None:
-        """Writes the times of all parts until now; the first process does."""
+        """Writes the times of all parts so far, in the first process only."""
         if jax.process_index() == 0:
             write_json(self._path, self._times())
 

@@ -1,4 +1,4 @@
-"""Opens the splits to train and to evaluate on, and finds those that are not given."""
+"""Opens the training and evaluation splits, and finds those that are not given."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,12 @@ def open_splits(
     """Opens the images to train and to evaluate on.
 
     Args:
-      data: The data set; splits are "" where they are to be found.
+      data: The data set; splits that are "" are to be found.
       task: The name of the task.
       seed: The seed of few-shot sampling.
 
     Returns:
-      The options with their splits and classes, the two sources, and remarks.
+      The config with splits and classes filled in, the two sources, and remarks.
 
     Raises:
       ValueError: The data set cannot be read, or has no images to train on.
@@ -88,13 +88,13 @@ def _open_named(
     try:
         source = open_split(data, split, task, seed)
     except UnnamedClasses:
-        # One name for each value, to read what values there are.
+        # Opened with a name for every value, to find out which values there are.
         names = tuple(map(str, range(IGNORED)))
         probe = dataclasses.replace(data, classes=names, ignored=(), values=())
         source = open_split(probe, split, task, seed)
         counts = count_values(source)
         found = class_values(counts, data.ignored)
-        # Names that no other set has.
+        # Names that no other data set has.
         names = tuple(f"value {value}" for value in data.values or found)
         notes.append(explain_unnamed(counts, data, names))
         data = dataclasses.replace(data, classes=names)
@@ -125,7 +125,7 @@ def _open_named(
 
 
 def count_values(source: Source) -> np.ndarray:
-    """Counts the pixels of each value in up to 500 masks: int [256].
+    """Counts the pixels of each value in up to 500 masks; returns int [256].
 
     Args:
       source: Images with masks in files.
@@ -147,9 +147,9 @@ def count_values(source: Source) -> np.ndarray:
 
 
 def class_values(counts: np.ndarray, ignored: Sequence[int]) -> list[int]:
-    """Returns the values of masks that stand for classes.
+    """Returns the mask values that stand for classes.
 
-    255 does where the masks have no more than two values; else it is ignored.
+    255 stands for a class if the masks have at most two values; else it is ignored.
 
     Args:
       counts: int [256], the number of pixels with each value.
@@ -162,10 +162,10 @@ def class_values(counts: np.ndarray, ignored: Sequence[int]) -> list[int]:
 
 
 def find_unnamed(counts: np.ndarray, values: np.ndarray) -> list[int]:
-    """Returns the values of masks without a name, where each name has its value.
+    """Returns the values that occur in masks but have no class name.
 
-    Where a name has none, the values may be those of other classes, and none is
-    returned.
+    If the value of some name does not occur, the names may belong to other values, and
+    an empty list is returned.
 
     Args:
       counts: int [256], the number of pixels with each value.
@@ -178,16 +178,16 @@ def find_unnamed(counts: np.ndarray, values: np.ndarray) -> list[int]:
 
 
 def describe_values(counts: np.ndarray, values: Sequence[int]) -> str:
-    """Lists values of masks with their parts of the pixels."""
+    """Lists mask values with their shares of the pixels."""
     return ", ".join(f"{v} ({counts[v] / counts.sum():.1%})" for v in values)
 
 
 def explain_unnamed(counts: np.ndarray, data: DataConfig, names: Sequence[str]) -> str:
-    """Says that each value of masks is a class, and how to leave one out.
+    """Explains that each mask value is taken for a class, and how to leave one out.
 
     Args:
       counts: int [256], the number of pixels with each value.
-      data: The options of the data set.
+      data: The data config.
       names: The names of the classes.
     """
     found = class_values(counts, data.ignored)

@@ -1,4 +1,4 @@
-"""The state of a training run, as a value."""
+"""The state of a training run, as a pytree."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from zoo.transfer import merge, split
 class TrainState:
     """Everything that changes from step to step.
 
-    Random numbers are not in it: they follow from the seed and the step.
+    It has no random key: random numbers depend on the seed and the step alone.
 
     Attributes:
       step: int32 [], the number of steps done.
-      params: All parameters, frozen ones among them.
+      params: All parameters, including frozen ones.
       batch_stats: Running averages of batch norm; empty without batch norm.
-      opt_state: The optimizer's state of the trained parameters.
-      ema: Moving averages {"params": trained ones, "batch_stats": ...}, or None.
+      opt_state: The optimizer's state for the trained parameters.
+      ema: Moving averages {"params": of trained ones, "batch_stats": ...}, or None.
     """
 
     step: jax.Array
@@ -31,15 +31,15 @@ class TrainState:
     ema: dict[str, Any] | None
 
     def variables(self) -> dict[str, Any]:
-        """The model's variables as they are trained."""
+        """Returns the model's variables as they are trained."""
         stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         return {"params": self.params, **stats}
 
     def eval_variables(self) -> dict[str, Any]:
-        """The model's variables to evaluate: moving averages where there are any."""
+        """Returns the model's variables to evaluate: moving averages, if there are."""
         if self.ema is None:
             return self.variables()
-        # Frozen leaves have no average, for they do not change.
+        # Frozen parameters have no average, since they do not change.
         params = merge(self.params, self.ema["params"])
         averages = self.replace(params=params, batch_stats=self.ema["batch_stats"])
         return averages.variables()
@@ -68,7 +68,7 @@ def create_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=tx.init(trained),
-        # Copies: the step donates its buffers, and one may not be given twice.
+        # Copies, since a step donates its buffers, and none may be donated twice.
         ema=jax.tree.map(jnp.copy, averages) if ema else None,
     )
 
@@ -76,10 +76,10 @@ def create_state(
 def change_frozen(
     state: TrainState, tx: optax.GradientTransformation, frozen: tuple[str, ...]
 ) -> TrainState:
-    """Returns the state for another set of frozen parameters.
+    """Adapts a state to another set of frozen parameters.
 
-    Slots and averages of parameters that stay trained are kept; those of newly trained
-    ones start as at the first step.
+    Optimizer states and averages of parameters that stay trained are kept; those of
+    newly trained parameters start as at the first step.
     """
     fresh = create_state(
         state.variables(), tx, frozen=frozen, ema=state.ema is not None

@@ -1,4 +1,4 @@
-"""The jitted steps, of training and of evaluation, for any task."""
+"""The jitted training and evaluation steps, for any task."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,22 +22,23 @@ from zoo.transfer import freeze_statistics, frozen_modules, merge, split
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-# From a state and batches to the new state and metrics with one value a step.
+# Maps a state and batches to the new state and metrics with one value per step.
 RunSteps = Callable[
     [TrainState, Iterable[Batch]], tuple[TrainState, dict[str, np.ndarray]]
 ]
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh of one axis, "data", over all devices of all processes."""
+    """Makes a mesh with one axis, "data", over all devices of all processes."""
     return Mesh(np.asarray(devices or jax.devices()), ("data",))
 
 
 def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raises where a batch cannot be spread evenly over the devices.
+    """Checks that a batch can be spread evenly over the devices.
 
     Raises:
-      ValueError: Names the setting, the batch and the number of devices.
+      ValueError: It cannot; the message names the setting, the batch size and the
+        number of devices.
     """
     if batch_size % (mesh.size * parts):
         split_in = f", each of {parts} accumulated parts" if parts > 1 else ""
@@ -53,9 +54,9 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> Non
 def make_prepare(
     preprocess: Preprocess, augment: Callable[[jax.Array, jax.Array], jax.Array] | None
 ) -> Callable[[jax.Array, Batch], jax.Array]:
-    """Makes the function from a batch of uint8 images to the network's input.
+    """Makes the function that turns a batch of uint8 images into the network's input.
 
-    Each image's random numbers follow from the key and its index in the data set, so
+    Each image's random numbers depend on the key and its index in the data set, so
     that they are the same on any number of devices and processes. Where a batch has
     `size` int32 [B, 2], the height and width that each image fills, the rest of the
     input is 0, which is the mean color.
@@ -63,8 +64,7 @@ def make_prepare(
     Args:
       preprocess: The network's input.
       augment: A function from a key and one uint8 image [H, W, C] to another, which
-        may be float32 of the same range: nothing needs to be rounded in between. None
-        for no augmentation.
+        may be float32 in the same range, to avoid rounding. None for no augmentation.
     """
 
     def prepare(key: jax.Array, batch: Batch) -> jax.Array:
@@ -103,25 +103,25 @@ def make_train_step(
 
     Args:
       model: The network.
-      task: The task, which has the loss.
+      task: The task, which defines the loss.
       tx: The optimizer of the trained parameters.
       schedule: The learning rate by step, for the log.
       prepare: A function from `make_prepare`.
       seed: The seed of augmentation and dropout.
       frozen: Paths or path patterns of the parameters that are not trained.
       ema_decay: The decay of the moving average; None for no average.
-      accumulate: The number of parts into which the batch is split, one after another.
-        The gradient is that of the whole batch to rounding, where there is neither
-        dropout nor batch norm: batch norm in training normalizes each part by the
-        statistics of that part, and updates its running averages once for each part.
+      accumulate: The number of parts that the batch is split into, which are processed
+        one after another. Up to rounding, the gradient is that of the whole batch,
+        unless there is dropout or batch norm: batch norm normalizes each part by its
+        own statistics, and updates its running averages once for each part.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`, all
-      losses together, `grad_norm`, `learning_rate`, and those of the task.
+      `step(state, batch) -> (state, metrics)`; metrics are the float32 scalars `loss`,
+      the sum of all losses, `grad_norm`, `learning_rate`, and those of the task.
     """
 
     def inputs(key, batch, part):
-        """Images and random keys; of each image the same in whichever part it is."""
+        """Returns images and random keys; only the dropout key depends on the part."""
         key_images, key_dropout = jax.random.split(key)
         rngs = {"sample": jax.random.fold_in(key_dropout, 1)}
         if part is not None:
@@ -170,7 +170,7 @@ def make_train_step(
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema_decay is not None:
-            # In this form an average of what stands still stands still, to the bit.
+            # In this form the average of a constant stays constant, bit for bit.
             ema = jax.tree.map(
                 lambda old, new: old + (1 - ema_decay) * (new - old),
                 ema,
@@ -187,11 +187,11 @@ def make_train_step(
 
 
 def _accumulate(count, gradients, batch_stats, key, batch, parts):
-    """Averages gradients over parts of the batch; statistics go from part to part.
+    """Averages gradients over parts of the batch; each part updates the statistics.
 
-    Losses are divided by the counts of the whole batch, which are taken first.
+    Losses are divided by the counts of the whole batch, which are computed first.
     """
-    # Every parts-th image, so that each device keeps the images it has.
+    # A part is every parts-th image, so that no image moves to another device.
     batches = [{k: v[i::parts] for k, v in batch.items()} for i in range(parts)]
     counts = [count(batch_stats, key, part, i) for i, part in enumerate(batches)]
     total = jax.tree.map(lambda *each: jnp.maximum(sum(each), 1) / parts, *counts)
@@ -207,12 +207,12 @@ def _accumulate(count, gradients, batch_stats, key, batch, parts):
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that every device has whole."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, P())
 
 
 def data_sharded(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays whose first axis the devices share."""
+    """Returns the sharding of arrays whose first axis is split over the devices."""
     return NamedSharding(mesh, P("data"))
 
 
@@ -225,7 +225,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Puts a tree of arrays, the same in all processes, whole on every device."""
+    """Replicates a tree of arrays, the same in all processes, on every device."""
     put = partial(jax.make_array_from_process_local_data, replicated(mesh))
     return jax.tree.map(lambda x: put(np.asarray(x), np.shape(x)), tree)
 
@@ -257,15 +257,15 @@ def make_run_steps(
       step: The training step.
       mesh: The devices.
       data: The arrays [N, ...] of a set on the devices, from which each batch's images
-        are gathered by their `index`; None where batches have their arrays.
-      most: The largest number of batches in a call, of a set on the devices.
-      loop: Whether all steps of a call on such a set are compiled into one loop. None
-        for not on the CPU, where XLA runs convolutions inside a loop about thirty times
-        slower than outside.
+        are gathered by their `index`; None if batches hold the arrays themselves.
+      most: The largest number of batches in a call, if `data` is given.
+      loop: Whether all steps of a call are compiled into one loop, if `data` is given.
+        None for yes, except on the CPU, where XLA runs convolutions inside a loop about
+        thirty times slower than outside.
 
     Returns:
       `run(state, batches) -> (state, metrics)`; the state is donated, and each metric
-      has one value a step.
+      has one value per step.
     """
     everywhere = replicated(mesh)
     if loop is None:
@@ -305,7 +305,7 @@ def make_run_steps(
 
     def run_loop(state, batches):
         order = np.stack([batch["index"] for batch in batches])
-        # Always of the same length, so that one loop serves every number of batches.
+        # Padded to a fixed length, so that one loop serves every number of batches.
         rows = np.zeros((most, order.shape[1]), np.int32)
         rows[: len(order)] = order
         rows, count = put_replicated((rows, len(order)), mesh)
@@ -318,11 +318,11 @@ def make_run_steps(
 def make_eval_step(
     model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh
 ) -> Callable[[Any, Any, Batch], tuple[Any, Metrics]]:
-    """Makes the jitted evaluation of one batch.
+    """Makes the jitted evaluation step for one batch.
 
     Returns:
-      `step(variables, state, batch) -> (state, each)`: the metric's state, and the
-      results of each image with the batch's `index` and `valid`.
+      `step(variables, state, batch) -> (state, each)`: the metric's new state, and the
+      results for each image with the batch's `index` and `valid`.
     """
     prepare = make_prepare(preprocess, None)
 

@@ -1,6 +1,6 @@
-"""The contract of a task: a loss to minimize, metrics to measure, texts to print.
+"""The interface of a task: its loss, its metrics, and the texts to print.
 
-A task is one class below `train/tasks/` and one row of `train.tasks.TASKS`.
+Each task is a class in `train/tasks/` and an entry of `train.tasks.TASKS`.
 """
 
 import abc
@@ -24,10 +24,10 @@ Scalars = dict[str, Array]
 
 
 class Evaluated(Protocol):
-    """The result of an evaluation; each task has more beside the metrics.
+    """The result of an evaluation; each task adds more to the metrics.
 
     Attributes:
-      metrics: Numbers by name, the task's primary metric among them.
+      metrics: Numbers by name, including the task's primary metric.
     """
 
     metrics: dict[str, float]
@@ -39,7 +39,7 @@ class Predicted(NamedTuple):
     Attributes:
       title: The names of the files.
       stem: The beginning of the pictures' file names.
-      words: The prediction in short.
+      words: The prediction, in a few words.
       pictures: The pictures to be saved, by the endings of their file names.
     """
 
@@ -57,9 +57,9 @@ class Task(abc.ABC):
       primary_metric: The metric by which checkpoints are compared; larger is better.
       has_targets_in_place: Whether examples have boxes or masks, which must move with
         the pixels of their image.
-      eval_batch_size: The number of images in a step of `evaluate`, unless it is given.
-      evaluate_options: Those of `evaluate`'s options `--scales`, `--align`,
-        `--landmark-noise`, `--mirror` and `--ensemble` that the task has.
+      eval_batch_size: The default number of images in a step of `evaluate`.
+      evaluate_options: Which of `evaluate`'s options `--scales`, `--align`,
+        `--landmark-noise`, `--mirror` and `--ensemble` the task supports.
       predict_arguments: Example arguments of `predict`.
       report: Makes the task's part of a run's report, a `train.report.Evaluation`, from
         a `train.run.Result`.
@@ -85,9 +85,9 @@ class Task(abc.ABC):
         """Creates the task of a network.
 
         Args:
-          spec: The facts of the network.
-          optim: The losses, where others than the network's own are asked for.
-          data: Options of the examples.
+          spec: The specification of the network.
+          optim: The losses, if they differ from the network's own.
+          data: The data config.
           sources: The examples, those to evaluate on last; empty to trace the task
             without any.
 
@@ -105,18 +105,19 @@ class Task(abc.ABC):
         """Prepares examples for a network, before they are fitted to its input.
 
         Args:
-          data: Options of the examples.
+          data: The data config.
           sources: The examples.
           preprocesses: The network's input for each of the sources.
 
         Returns:
-          The options, with what the examples decided, and the prepared examples.
+          The config, with settings that depend on the examples, and the prepared
+          examples.
         """
         return data, sources
 
     @classmethod
     def tiny_data(cls, preprocess: Preprocess) -> dict[str, Any]:
-        """Returns the fields of `DataConfig` with which an experiment is tiny."""
+        """Returns the fields of `DataConfig` for a tiny experiment."""
         return {
             "dataset": "digits_canvas",
             "train_split": "train[:8]",
@@ -145,7 +146,7 @@ class Task(abc.ABC):
           images: Preprocessed images, float32 [B, H, W, C].
           batch: The labels, boxes or masks of the images; see `train.data`.
           rngs: The random keys "dropout" and "sample".
-          counts: The denominators of the losses, in place of this batch's own `counts`.
+          counts: The denominators of the losses; None for this batch's own `counts`.
 
         Returns:
           The loss, other metrics of the step, and the new batch statistics.
@@ -161,9 +162,9 @@ class Task(abc.ABC):
     ) -> Scalars:
         """Counts what the losses of a batch are divided by, such as matched anchors.
 
-        Gradients of the parts of a batch add up to that of the whole if each part is
-        divided by the mean of all parts' counts. Under `jit` no more is computed than
-        the counts depend on: of SSD's nothing of the network.
+        If each part's losses are divided by the mean of all parts' counts, the mean
+        gradient of the parts is that of the whole batch. Under `jit` only what the
+        counts depend on is computed; for SSD this excludes the network.
 
         Args:
           model: The network.
@@ -173,7 +174,7 @@ class Task(abc.ABC):
           rngs: The random keys, as in `objective`.
 
         Returns:
-          float32 [] by name; empty where losses are means over images.
+          Scalars float32 [] by name; empty if the losses are means over images.
         """
         return {}
 
@@ -193,8 +194,8 @@ class Task(abc.ABC):
         """Evaluates a batch, some of whose images may be padding (not `valid`).
 
         Returns:
-          The metric's new state, and results to keep of each image: arrays [B, ...] by
-          name.
+          The metric's new state, and results to keep for each image: arrays [B, ...]
+          by name.
         """
 
     @abc.abstractmethod
@@ -205,7 +206,7 @@ class Task(abc.ABC):
 
         Args:
           state: The metric's state after all images.
-          each: The kept results: numpy arrays [N, ...] in the set's order.
+          each: The kept results by name: numpy arrays [N, ...] in the set's order.
           class_names: The names of the classes.
         """
 
@@ -225,7 +226,7 @@ class Task(abc.ABC):
           model: The name of the network, for messages.
 
         Returns:
-          The protocol, or None for the whole image as in training.
+          The protocol, or None for one view of each image as in training.
 
         Raises:
           ValueError: The task has no such protocol.
@@ -245,7 +246,7 @@ class Task(abc.ABC):
 
         Args:
           source: The examples.
-          card: The facts of the network's variables.
+          card: The card of the network's variables.
           protocol: The value of `--protocol`.
           where: The data set and its split, for messages.
           weights: The name of the weights, for messages.
@@ -279,12 +280,12 @@ class Task(abc.ABC):
         card: Card,
         others: Sequence[Evaluated] = (),
     ) -> "Task":
-        """Returns the task with what a protocol needs of the networks.
+        """Returns a copy of the task with what a protocol needs from the networks.
 
         Args:
           protocol: The value of `--protocol`.
           variables: The model's variables.
-          card: The facts of the variables.
+          card: The card of the variables.
           others: The results of the runs of `--ensemble` on the same examples.
 
         Raises:
@@ -314,7 +315,7 @@ class Task(abc.ABC):
             network's own.
 
         Raises:
-          ValueError: There is no run, or a file is no image that can be read.
+          ValueError: There is no run, or a file cannot be read as an image.
         """
         predictor = zoo.make_predictor(run_dir, score_threshold=score_threshold)
         for path in paths:
@@ -338,7 +339,7 @@ def apply_and_compare(
     aux_losses: Sequence[tuple[str, float]],
     compare_aux: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array, dict[str, Any]]:
-    """Applies a network with logits, and perhaps auxiliary ones, as in training.
+    """Applies a network in training mode, and computes its main and auxiliary losses.
 
     Args:
       model: The network.
@@ -346,12 +347,12 @@ def apply_and_compare(
       images: float32 [B, H, W, C], preprocessed.
       rngs: The random keys, as in `Task.objective`.
       compare: A function from logits to losses [B].
-      aux_losses: Endpoints with logits of their own and the factor of each one's loss;
-        those that the network does not have are left out.
+      aux_losses: The endpoints with auxiliary logits, and the factor of each one's
+        loss; endpoints that the network does not have are skipped.
       compare_aux: The function for the auxiliary logits; None for `compare`.
 
     Returns:
-      The logits, all losses together [B], and the new batch statistics.
+      The logits, the sum of the losses [B], and the new batch statistics.
     """
     out, updated = model.apply(
         variables,

@@ -1,4 +1,4 @@
-"""Warm start: a new network, one that was trained, or layers of another."""
+"""Creates the network to train: a new one, a trained one, or with another's layers."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger("train")
 
 
 def check_layers(model: ModelConfig) -> None:
-    """Raises ValueError where layers of another network are asked for without one."""
+    """Raises ValueError if layers of another network are requested without weights."""
     if model.layers and not model.weights:
         raise ValueError(
             f"model.layers={model.layers} are those of another network's run, and "
@@ -30,17 +30,17 @@ def create_model(
 ) -> tuple[nn.Module, dict[str, Any], Card]:
     """Creates the network for these classes, and the variables it starts from.
 
-    Where weights were trained on other classes, the head is replaced; it keeps the
-    weights of the classes that both have, and those that depend on no class. With
-    `layers` another network gives those alone, and its images' scale and order of
-    colors with them.
+    If weights were trained on other classes, the head is replaced; it keeps the weights
+    of the classes that both have, and those that depend on no class. With `layers`,
+    only those layers are copied from another network, along with its scale and order
+    of colors.
 
     Args:
       config: The config of the run.
       class_names: The names of the classes to train on.
 
     Returns:
-      The network, its variables and their facts.
+      The network, its variables and their card.
 
     Raises:
       ValueError: The model, its options or weights are unknown or do not fit.
@@ -80,14 +80,14 @@ def create_model(
             len(shared),
         )
         model, variables = replace_head(model, variables, count, key=key, shared=shared)
-    # The type of the computation is a choice of the run, not a fact of the weights.
+    # The dtype of the computation is a choice of the run, not a property of weights.
     overrides = {k: v for k, v in card.overrides.items() if k != "dtype"}
     card = dataclasses.replace(card, num_classes=count, overrides=overrides)
     return model, variables, card
 
 
 def read_other(weights: str) -> tuple[dict[str, Any], Card]:
-    """Reads the variables of another network than the one that is to be trained.
+    """Reads the variables of a network other than the one to train.
 
     Args:
       weights: A run folder, or MODEL:WEIGHTS, such as "vgg16:imagenet".
@@ -104,9 +104,9 @@ def take_layers(
     """Copies some layers of one network's variables into another's.
 
     Args:
-      target: Variables to fill.
-      source: Variables to take from, where the same paths have the same shapes.
-      layers: Path patterns.
+      target: Variables to copy into.
+      source: Variables to copy from; the copied paths must have the same shapes.
+      layers: Path patterns of the layers.
 
     Raises:
       ValueError: A pattern matches nothing, or the layers differ between the networks.
