@@ -1,13 +1,13 @@
 """The entry points of `canon-zoo` and `python -m train`.
 
-What they can do is in `zoo.__main__` and `train.cli`.
+The commands themselves are in `zoo.__main__` and `train.cli`.
 """
 
 import sys
 
 
 def canon_zoo() -> None:
-    """Runs the program `canon-zoo`: a command of zoo's, or `train` and one of its."""
+    """Runs the program `canon-zoo`: a command of zoo, or `train` and its command."""
     if sys.argv[1:2] == ["train"]:
         train(sys.argv[2:])
     else:

@@ -1,4 +1,4 @@
-"""Errors of alignment, measured on drawn faces whose shape and pose are known."""
+"""Errors of face alignment, measured on drawn faces with known shape and pose."""
 
 from functools import partial
 from typing import NamedTuple
@@ -23,14 +23,13 @@ Array = jax.Array
 
 
 class AlignmentErrors(NamedTuple):
-    """Means over pictures.
+    """Errors of alignment, averaged over pictures.
 
     Attributes:
       pixels_2d: Distance of a landmark in the crop of `align_2d` from where it would
         be if the person looked straight into the camera.
-      pixels_3d: The same in the crop of `align_3d`.
-      degrees: Yaw, pitch and roll: absolute difference of the fitted camera's and the
-        true one.
+      pixels_3d: The same distance in the crop of `align_3d`.
+      degrees: Absolute errors of the fitted camera's yaw, pitch and roll.
     """
 
     pixels_2d: float
@@ -76,10 +75,10 @@ def _measure(points: Array, found: Array, shape: Array, *, size: int):
     front = transform(fit_similarity(pick_fiducials(front), template), front)
     flat = transform(fit_similarity(pick_fiducials(found), template), points)
     face = fit_face(found, size=size)
-    # What is beside a landmark that was found moves as that one does.
+    # A true landmark keeps its offset from the detected one, mapped by the similarity.
     beside = (points - found) @ face.similarity[:, :2].T
     frontal = face.target[:67] + beside
     distances = (jnp.linalg.norm(a - front, axis=-1) for a in (flat, frontal))
-    # The camera from the reference to the photograph, where the face is tilted.
+    # The camera from the reference to the photograph, in which the face is tilted.
     camera = invert(face.similarity)[:, :2] @ face.camera
     return *distances, camera_pose(camera)

@@ -110,30 +110,31 @@ def main(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
-    """Goes on with an interrupted run, to the bit as if nothing had happened.
+    """Resumes an interrupted run, bit for bit as if nothing had happened.
 
-    Options of the training, such as --data.batch-size, replace the run's from there on.
+    Options of the training, such as --data.batch-size, replace the run's for the
+    remaining steps.
     """
 
     run: Positional[Path]
     """Folder of the run."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     step: int | None = None
-    """Step of the checkpoint to go on from; the last undamaged one if not given."""
+    """Step of the checkpoint to resume from; the last undamaged one if not given."""
     changed_data: bool = False
-    """Go on even where the images are not those that the run began with."""
+    """Resume even if the images differ from those that the run began with."""
 
 
 def parse_resume(arguments: list[str], prog: str) -> Resume:
-    """Reads the arguments of `resume`, whose defaults are those of the run.
+    """Parses the arguments of `resume`, whose defaults are those of the run.
 
     Args:
       arguments: The arguments of the command.
       prog: The name of the command, for its help.
 
     Raises:
-      ValueError: No run is named, its config cannot be read, or an option is given
-        that a run keeps.
+      ValueError: No run is named, its config cannot be read, or an option would change
+        what is fixed for a run, such as its model.
     """
     names = [a for a in arguments if not a.startswith("-")]
     folders = [Path(name) for name in names if (Path(name) / "config.json").exists()]
@@ -183,7 +184,7 @@ def train(config: TrainConfig, name: str) -> Result:
 
 
 def resume(options: Resume) -> None:
-    """Goes on with an interrupted run, and writes its report."""
+    """Resumes an interrupted run, and writes its report."""
     result = resume_run(
         options.run,
         step=options.step,
@@ -209,7 +210,7 @@ def transfer(config: TrainConfig) -> None:
 
 
 def describe_result(result: Result) -> str:
-    """Returns the metrics of a run, its folder and what can be done with it."""
+    """Describes a run: its metrics, its folder and the commands that use it."""
     run_dir, task = result.run_dir, result.experiment.task
     run = shlex.quote(str(run_dir))
     if not result.finished:
@@ -236,7 +237,7 @@ def join_processes() -> None:
     """Joins the processes that train together.
 
     Raises:
-      ValueError: The number of processes or the number of this one is not known.
+      ValueError: The number of processes or the index of this one is not known.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     try:

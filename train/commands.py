@@ -1,4 +1,4 @@
-"""The commands beside training, one function each."""
+"""The commands other than training, one function each."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ from zoo.spec import Card
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-    """A trained network, and the data set that it is shown."""
+    """A trained network, and a data set to run it on."""
 
     run_dir: Positional[Path | None] = None
     """Folder of a run; else give --model and --weights."""
@@ -48,7 +48,7 @@ class NetworkOptions:
     data_dir: str | None = None
     """Where TFDS keeps prepared data sets."""
     color: str | None = None
-    """rgb, gray or as_stored; the run's, else that which the network takes."""
+    """rgb, grey or as_stored; the run's, else what the network takes."""
 
     def model_name(self) -> str:
         """Returns the name of the model.
@@ -68,7 +68,7 @@ class EvaluateOptions(NetworkOptions):
     """Evaluates a run, or any model with weights, on a data set."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes to keep; of masks, what their values stand for."""
+    """Names of the classes to keep; for masks, the names of their values."""
     ignored: Annotated[tuple[int, ...], long("ignored")] = ()
     """Pixel values of masks to ignore, besides 255."""
     values: Annotated[tuple[int, ...], long("values")] = ()
@@ -81,7 +81,7 @@ class EvaluateOptions(NetworkOptions):
     protocol: str = "center_crop"
     """Views of each image whose probabilities a classifier averages: center_crop,
     ten_crop, googlenet_144, dense, dense_vgg, dense_vgg_256 or dense_vgg_384. For face
-    networks: lfw, which demands a set with folds of pairs, and chi_squared, siamese and
+    networks: lfw, which needs a set with a list of pairs, and chi_squared, siamese and
     ensemble, which are fitted to all folds but one."""
     ensemble: tuple[Path, ...] = ()
     """Folders of other runs, which --protocol ensemble joins with this one; each has
@@ -97,34 +97,34 @@ class EvaluateOptions(NetworkOptions):
     """Average the descriptors of each face and of its mirror image; the run's, else
     not."""
     batch_size: int | None = None
-    """Images per step; views, where the protocol has several of an image. If not given
-    the run's, else 512 of classifiers, 64 of face networks and 8 of others."""
+    """Images per step, or views if the protocol has several per image; the run's, else
+    512 for classifiers, 64 for face networks and 8 for others."""
     on_bad_image: str = "stop"
     """stop, or skip, which counts and names unreadable images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VisualizeOptions(NetworkOptions):
-    """Writes a page of what a run's network, or any other, sees."""
+    """Writes a page that shows what the network of a run, or any other, sees."""
 
     layers: tuple[str, ...] = ()
-    """Names of endpoints; four of the network's maps if not given."""
+    """Names of the endpoints to show; four feature maps if not given."""
     channels: int = 16
     """Number of channels to show of each layer."""
     images: int = 1000
-    """Largest number of images to look for the strongest activations in."""
+    """Largest number of images to search for the strongest activations."""
     out: Path | None = None
     """The page; RUN/visualization.html if not given, or visualization-MODEL.html in the
     current folder."""
 
 
 class Opened(NamedTuple):
-    """A network and a split of a data set, as `NetworkOptions` name them.
+    """The network and the split of a data set that `NetworkOptions` name.
 
     Attributes:
       model: The network.
       variables: The network's variables.
-      card: The facts of the variables.
+      card: The card of the variables.
       weights: The name of the weights.
       data: The options of the examples.
       source: The examples.
@@ -144,9 +144,9 @@ def open_network(
     """Opens a network and a data set.
 
     Args:
-      options: The network and the data set. Unset options are as in the training of
-        the run, where there is a run.
-      model_options: Options of the network, unless `options` have others.
+      options: The network and the data set. Unset options default to those of the run,
+        if there is one.
+      model_options: Options of the network, which those in `options` override.
 
     Raises:
       ValueError: There is neither a run nor all of model, weights and data set, or
@@ -290,7 +290,7 @@ def _evaluate_member(
 
 
 def visualize(options: Annotated[VisualizeOptions, tyro.conf.arg(name="")]) -> None:
-    """Writes a page of what a run's network, or any other, sees."""
+    """Writes a page that shows what the network of a run, or any other, sees."""
     started = time.perf_counter()
     opened, run_dir = open_network(options), options.run_dir
     name = opened.card.model
@@ -321,11 +321,11 @@ def predict(
 
     A classifier predicts a class, a detector boxes with classes and scores. The masks
     of a segmentation network are written, too, in the colors of its data set. A face
-    network compares two photographs: are they of one person?
+    network compares two photographs and says whether they show the same person.
 
     Args:
       run_dir: Folder of a run.
-      images: Files.
+      images: Image files.
       out: Folder for the pictures; RUN/predictions if not given.
       score_threshold: Lowest score of the detections that are drawn, 0 to 1.
     """
@@ -347,10 +347,10 @@ def predict(
 
 
 def landmarks(folder: Positional[Path]) -> None:
-    """Finds the landmarks of faces in a folder's pictures: landmarks.csv.
+    """Finds the landmarks of faces in a folder's pictures, and writes landmarks.csv.
 
     Args:
-      folder: Folder of the pictures, or a folder above; the file is written into it.
+      folder: Folder of the pictures, or a parent of it; the file is written there.
     """
     count, missing = fill_landmarks(folder)
     print(f"{folder / LANDMARKS_FILE} has landmarks of {count} pictures.")
@@ -366,8 +366,8 @@ def alignment(
 ) -> None:
     """Measures the alignment of drawn faces, with noise on their landmarks.
 
-    Prints the mean distance of the landmarks in the crop from where they would be in
-    front, and the mean errors of the pose.
+    Prints the mean distance of the landmarks in the crop from their positions in a
+    frontal view, and the mean errors of the pose.
 
     Args:
       noise: Standard deviations of the landmarks' errors, in pixels of photographs in
@@ -395,7 +395,7 @@ def study(
     run_dir: Path | None = None,
     list: bool = False,
 ) -> None:
-    """Measures a claim of the lecture anew, and writes a page and a result.
+    """Measures a claim of the lecture, and writes a page and the result.
 
     Args:
       name: Name of the study, or "all" for one page of all.
@@ -403,8 +403,8 @@ def study(
         hours on a CPU; full: the paper's data and sizes.
       dataset: Data set in place of the study's own, such as imagefolder:PATH.
       steps: Length of the trainer's runs in place of the study's own.
-      run_dir: Folder of the study; runs/study-NAME-SCALE if not given. What has been
-        measured in it already is not measured again.
+      run_dir: Folder of the study; runs/study-NAME-SCALE if not given. Measurements
+        that are already in it are not repeated.
       list: Only list the studies.
     """
     from train import studies

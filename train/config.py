@@ -1,6 +1,6 @@
 """The config of a run, as frozen dataclasses.
 
-Each field is an option of the command line, with its docstring as the help.
+Each field is an option of the command line, whose help is the field's docstring.
 """
 
 import ast
@@ -18,12 +18,12 @@ COLORS = {1: "grey", 3: "rgb"}  # by the number of channels of a network's input
 
 
 def _short(name: str) -> Any:
-    """Gives an option a second name, without its section's."""
+    """Gives an option a second name, without the name of its section."""
     return tyro.conf.arg(aliases=(f"--{name}",))
 
 
 def long(name: str) -> Any:
-    """Gives an option of a command its name in training as a second one."""
+    """Gives a command's option a second name, the one it has in training."""
     return tyro.conf.arg(aliases=(f"--data.{name}",))
 
 
@@ -36,8 +36,9 @@ class ModelConfig:
     weights: Annotated[str | None, _short("from")] = None
     """Path or registered name of weights to start from; None for a new network."""
     layers: tuple[str, ...] = ()
-    """Path patterns of what another network, a run or MODEL:WEIGHTS as weights, gives
-    this one, such as 'backbone/conv1_1/**'; none where the weights are its own."""
+    """Path patterns of the layers to copy from another network, such as
+    'backbone/conv1_1/**', if weights is a run or MODEL:WEIGHTS; none if the weights
+    are this network's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters and statistics stay float32."""
     options: tuple[str, ...] = ()
@@ -58,28 +59,28 @@ class DataConfig:
     data_dir: Annotated[str | None, _short("data-dir")] = None
     """Where TFDS keeps prepared data sets; None for its own default."""
     classes: Annotated[tuple[str, ...], _short("classes")] = ()
-    """Names of the classes to keep; none for all. Of folders with masks: what their
-    values 0, 1, .. stand for."""
+    """Names of the classes to keep; none for all. For folders with masks: names of the
+    values 0, 1, .."""
     ignored: tuple[int, ...] = ()
     """Values of pixels to be ignored in folders with masks, besides 255."""
     values: tuple[int, ...] = ()
     """Value of each class in folders with masks, such as 0 255; none for the numbers
     0, 1, .."""
     orientation: Literal["auto", "stored", "upright"] = "auto"
-    """Whether images are turned by their EXIF orientation: upright, or as stored.
-    auto turns those of classification; beside boxes and masks it counts them."""
+    """Whether to apply the EXIF orientation of images: upright applies it, stored does
+    not. auto applies it for classification; otherwise it logs how many have one."""
     per_class: Annotated[int, _short("per-class")] = 0
     """Training images of each class to keep; 0 for all."""
     color: Annotated[Literal["as_stored", "rgb", "grey"], _short("color")] = "as_stored"
-    """Conversion of every image."""
+    """Color conversion of every image."""
     batch_size: Annotated[int, _short("batch-size")] = 128
     """Images per step, over all devices."""
     eval_batch_size: int = 512
     """Images per evaluation step, over all devices."""
     crop: Annotated[str, _short("crop")] = "center"
-    """Training images' part: center, square:256, scale_jitter:256:480, area:0.08:1."""
+    """Crop for training: center, square:256, scale_jitter:256:480 or area:0.08:1."""
     align: Annotated[Literal["auto", "none", "2d", "3d"], _short("align")] = "auto"
-    """Alignment of faces by their landmarks; auto for the best that those allow."""
+    """Alignment of faces by landmarks; auto for the best that the landmarks allow."""
     landmark_noise: Annotated[float, _short("landmark-noise")] = 0.0
     """Standard deviation of an error that is added to the landmarks of faces, in pixels
     of the photographs."""
@@ -88,15 +89,15 @@ class DataConfig:
     augment: Annotated[tuple[str, ...], _short("augment")] = ()
     """Augmentations in their order, such as pad_crop:4 flip, or pca_color:0.1."""
     geometry: Annotated[tuple[str, ...], _short("geometry")] = ()
-    """Those that move boxes and masks with their images, such as flip iou_crop."""
+    """Augmentations that also move boxes and masks, such as flip iou_crop."""
     fit: Literal["", "crop", "stretch", "sides", "keep"] = ""
     """How images are fitted to the network's input; the network's own way if empty."""
     size: Annotated[tuple[int, ...], _short("size")] = ()
     """Height and width of the network's input in pixels; none for its own."""
     eval_size: tuple[int, ...] = ()
-    """The same in evaluation; none for that of training."""
+    """Height and width of the input in evaluation; none for those of training."""
     max_boxes: int = 100
-    """Slots for the objects of an image; one with more is an error."""
+    """Largest number of objects in an image; an image with more is an error."""
     difficult: bool = False
     """Train on objects that are marked difficult, too."""
     placement: Literal["auto", "device", "stream"] = "auto"
@@ -104,7 +105,7 @@ class DataConfig:
     device_megabytes: int = 1024
     """Largest training set, in megabytes, that auto keeps on the device."""
     workers: int = 0
-    """Processes that read images when streaming; 0 for threads alone."""
+    """Processes that read images when streaming; 0 for threads only."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What to do about an unreadable image; skip counts and names them."""
 
@@ -126,7 +127,7 @@ class OptimConfig:
     decay: Literal["all", "kernels"] = "all"
     """Which parameters are decayed: all, or those with more than one dimension."""
     decay_also: tuple[str, ...] = ()
-    """Path patterns of more parameters to decay where decay is kernels, **/scale."""
+    """Path patterns of more parameters to decay if decay is kernels: **/scale."""
     schedule: Annotated[
         Literal["constant", "step", "cosine", "polynomial", "inverse"],
         _short("schedule"),
@@ -150,24 +151,24 @@ class OptimConfig:
     """Largest root mean square of a convolution's filter, to which it is scaled down
     after an update; None for no such limit."""
     accumulate: int = 1
-    """Parts into which a batch is split, one after the other, to save memory. The
-    gradient is that of the whole batch, but batch norm sees, and normalizes by, each
-    part alone, and dropout is drawn anew for each."""
+    """Parts into which a batch is split to save memory; they are processed one after
+    the other. The gradient is that of the whole batch, but batch norm normalizes each
+    part by its own statistics, and dropout is drawn anew for each part."""
     loss: str = ""
-    """Loss of classifiers and segmentation networks: softmax_cross_entropy, or of
-    pixels median_frequency, background:WEIGHT (of class 0) or
-    bootstrapped_cross_entropy:COUNT (of each image's worst ones); the network's own if
-    empty."""
+    """Loss of classifiers and segmentation networks: softmax_cross_entropy, or for
+    segmentation median_frequency, background:WEIGHT (the weight of class 0) or
+    bootstrapped_cross_entropy:COUNT (of the COUNT worst pixels of each image); the
+    network's own if empty."""
     aux_loss: str = ""
-    """Loss of the auxiliary scores of pixels; that of the others if empty."""
+    """Loss of a segmentation network's auxiliary scores; the same loss if empty."""
     label_smoothing: float = 0.0
-    """Probability that is spread over all classes."""
+    """Probability that is spread evenly over all classes."""
     ema_decay: float | None = None
     """Decay of the moving average of weights that is evaluated; None for none."""
     freeze: Annotated[tuple[str, ...], _short("freeze")] = ()
-    """Path patterns of what is not trained, such as 'backbone/**'."""
+    """Path patterns of parameters to freeze, such as 'backbone/**'."""
     unfreeze: Annotated[tuple[str, ...], _short("unfreeze")] = ()
-    """EPOCH:PATTERN of what is trained from an epoch on, 5:backbone/stage3/**."""
+    """EPOCH:PATTERN of parameters to train from EPOCH on: 5:backbone/stage3/**."""
     rates: Annotated[tuple[str, ...], _short("rates")] = ()
     """PATTERN=FACTOR of the learning rate by path, such as 'backbone/**=0.1'."""
 
@@ -190,9 +191,9 @@ class TrainConfig:
     save_every: int = 1
     """Epochs between checkpoints."""
     keep: int = 2
-    """Number of checkpoints to keep, the last ones, besides the best."""
+    """Number of the last checkpoints to keep, besides the best one."""
     log_every: int = 20
-    """Steps between logged training metrics, each of its own step alone."""
+    """Steps between logged training metrics, each of which is that of one step."""
     run_dir: str = ""
     """Run folder; empty for runs/NAME-TIME below the current folder."""
 
@@ -248,7 +249,7 @@ class TrainConfig:
             _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
 
     def total_steps(self, count: int) -> int:
-        """Returns the length in steps of a training on a number of images."""
+        """Returns the number of steps of a training on `count` images."""
         return self.steps or self.epochs * max(count // self.data.batch_size, 1)
 
 
@@ -261,7 +262,7 @@ _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
 def _exactly(kind: type, *accepted: type) -> Any:
-    """Makes a hook that takes values of some types, and converts nothing else."""
+    """Makes a hook that accepts values of the given types and rejects all others."""
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) not in accepted:
@@ -302,7 +303,7 @@ def _show(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:60]}..."
 
 
-# cattrs converts: "false" to True, 3.9 to 3, a text to a tuple of its letters.
+# Otherwise cattrs would convert "false" to True, 3.9 to 3, a text to its letters.
 for _kind in (bool, int, str):
     _converter.register_structure_hook(_kind, _exactly(_kind, _kind))
 _converter.register_structure_hook(float, _structure_float)
@@ -318,7 +319,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Any, **options: Any) -> None:
-    """Writes plain JSON values, completely or not at all.
+    """Writes plain JSON values atomically.
 
     Args:
       path: The path of the file.
@@ -341,7 +342,7 @@ def load_config(path: Path) -> TrainConfig:
     Each value has the type of its field; nothing is converted.
 
     Raises:
-      ValueError: The file is missing, or is no such config; names it and the reasons.
+      ValueError: The file is missing or not a config; the message says what is wrong.
     """
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_read_object)
@@ -353,7 +354,7 @@ def load_config(path: Path) -> TrainConfig:
     except cattrs.BaseValidationError as error:
         reasons = cattrs.transform_error(error, format_exception=_reason)
         raise ValueError(f"{path}: {'; '.join(reasons)}") from error
-    # Among them are broken JSON, its nesting, its encoding and its numbers.
+    # Such as invalid or too deeply nested JSON, a wrong encoding, or a bad number.
     except Exception as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -368,15 +369,15 @@ def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reason(error: BaseException, kind: type) -> str:
-    # A ValueError has the words of `_check`, a TypeError those of the hooks above, an
-    # Exception those of a Literal.
+    # Messages for users: a ValueError is from `_check`, a TypeError from the hooks
+    # above, and an Exception from a Literal.
     if type(error) in (TypeError, ValueError, Exception):
         return str(error)
     return cattrs.v.format_exception(error, kind)
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
-    """Reads name=value pairs; values are Python literals, or else text.
+    """Parses name=value pairs; values are Python literals, or else strings.
 
     Raises:
       ValueError: A pair has no equals sign.

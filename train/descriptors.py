@@ -9,7 +9,7 @@ from zoo.face.verification import FaceSet
 from zoo.metrics import identification
 from zoo.metrics import verification as metrics
 
-FAR = 0.01  # of the open-set identification
+FAR = 0.01  # false accept rate of the open-set identification
 
 
 class Verified(NamedTuple):
@@ -17,17 +17,17 @@ class Verified(NamedTuple):
 
     Attributes:
       metrics: `verification_accuracy`, its `standard_error`, `auc`, `eer`,
-        `tar_at_far_...`, `threshold` and `pairs`; `identification`, the part of the
-        held-out pictures of people of the training set that got their class, and its
-        `loss`, where there are any; `rank1` of descriptors against the gallery, and
-        `dir_at_far_0.01` where some people are not in it; `logit_scale`, which makes a
-        probability of a score, see `fit_logit`.
+        `tar_at_far_...`, `threshold` and `pairs`; `identification`, the accuracy of the
+        classifier on held-out pictures of people of the training set, and its `loss`,
+        if there are any; `rank1` of descriptors against the gallery, and
+        `dir_at_far_0.01` if some people are not in it; `logit_scale`, which turns a
+        score into a probability, see `fit_logit`.
       descriptors: float32 [N, D].
       scores: float64 [P], inner products of the pairs' descriptors.
       curve: The ROC curve.
-      cmc: float64, the cumulative match characteristic; empty without gallery.
-      groups: For each group its name, number of pairs and accuracy at the thresholds
-        of all.
+      cmc: float64, the cumulative match characteristic; empty without a gallery.
+      groups: For each group its name, number of pairs and accuracy, at the thresholds
+        fitted to all pairs.
       faces: The evaluated people and pairs.
       maps: float32 [N, M], the flattened maps that F7 reads; None where the protocol
         does not need them.
@@ -44,7 +44,7 @@ class Verified(NamedTuple):
 
 
 def evaluate_descriptors(descriptors: np.ndarray, faces: FaceSet) -> Verified:
-    """Verifies and identifies by inner products.
+    """Verifies and identifies faces by inner products of descriptors.
 
     Args:
       descriptors: float32 [N, D].
@@ -75,7 +75,7 @@ def evaluate_descriptors(descriptors: np.ndarray, faces: FaceSet) -> Verified:
 
 
 def pair_scores(descriptors: np.ndarray, faces: FaceSet) -> np.ndarray:
-    """Returns the inner products of the pairs' descriptors, or templates: [P]."""
+    """Returns the inner products [P] of each pair's descriptors, or templates."""
     if faces.templates is not None:
         descriptors = average_templates(descriptors, faces.templates)
     first, second = faces.pairs.first, faces.pairs.second
@@ -83,7 +83,7 @@ def pair_scores(descriptors: np.ndarray, faces: FaceSet) -> np.ndarray:
 
 
 def average_templates(descriptors: np.ndarray, templates: np.ndarray) -> np.ndarray:
-    """Averages the descriptors [N, D] of each template: [T, D]."""
+    """Averages the descriptors [N, D] of each template; returns [T, D]."""
     sums = np.zeros((templates.max() + 1, descriptors.shape[1]), np.float64)
     np.add.at(sums, templates, descriptors)
     return sums / np.bincount(templates)[:, None]
@@ -92,7 +92,7 @@ def average_templates(descriptors: np.ndarray, templates: np.ndarray) -> np.ndar
 def group_accuracies(
     scores: np.ndarray, faces: FaceSet
 ) -> list[tuple[str, int, float]]:
-    """Computes the accuracy of each group, at the thresholds that all pairs gave.
+    """Computes the accuracy of each group, at the thresholds fitted to all pairs.
 
     A pair belongs to a group if both of its people do.
 
@@ -124,12 +124,13 @@ def group_accuracies(
 def fit_logit(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
     """Fits how fast the probability that a pair is of one person rises with its score.
 
-    It is one half at the threshold: `1 / (1 + exp(-scale * (score - threshold)))`.
+    The probability is `1 / (1 + exp(-scale * (score - threshold)))`, one half at the
+    threshold.
 
     Args:
       scores: float [P].
-      same: bool [P].
-      threshold: Score from which on pairs are called one person's.
+      same: bool [P], whether each pair is of one person.
+      threshold: Score above which a pair is taken to be of one person.
 
     Returns:
       The scale.

@@ -1,8 +1,8 @@
 """R-CNN on a trained classifier: the command `canon-zoo train rcnn`.
 
-The head is linear: a support vector machine (SVM) of each class with mined negatives,
-and ridge regressors of the boxes. One pass reads each image once. Memory holds the
-features of the objects, of the hard negatives, and of a sample of near proposals.
+The head is linear: for each class a support vector machine (SVM), fitted with mined
+hard negatives, and a ridge regressor of the boxes. Mining reads each image once. Memory
+holds the features of the objects, the hard negatives, and a sample of near proposals.
 """
 
 import dataclasses
@@ -44,31 +44,31 @@ class FitConfig:
     feature_norm: float = 20.0
     """Mean norm to which the features are scaled."""
     negative_iou: float = 0.3
-    """A proposal that overlaps every object of a class by less is its negative."""
+    """IoU with every object of a class below which a proposal is a negative of it."""
     cost: float = 1e-3
     """Penalty C of the SVMs."""
     positive_weight: float = 2.0
-    """Factor of the cost of an object."""
+    """Factor of the penalty C for objects, the positives."""
     bias_scale: float = 10.0
-    """Scale of the constant feature, which regularizes the bias less."""
+    """Scale of the constant feature; a large one regularizes the bias less."""
     hard_above: float = -1.0001
-    """Margin from which a negative is hard, and kept."""
+    """Margin above which a negative is hard, and kept."""
     easy_below: float = -1.2
     """Margin below which a kept negative is dropped after fitting."""
     retrain_every: int = 2000
     """New hard negatives after which an SVM is fitted again."""
     near_iou: float = 0.6
-    """Overlap from which a proposal teaches the box regressor."""
+    """IoU with an object above which the box regressor is fitted to a proposal."""
     ridge: float = 1000.0
     """Penalty of the box regressor."""
     max_near: int = 2000
-    """Proposals of a class, drawn evenly, that teach its regressor."""
+    """Largest number of a class's proposals, drawn uniformly, for its regressor."""
     norm_images: int = 200
     """Images from which the features' norm is estimated."""
 
 
 class LinearSVM:
-    """The SVM of one class, with its positives and its hard negatives."""
+    """The SVM of one class, with its positives and hard negatives."""
 
     def __init__(self, positives: np.ndarray, config: FitConfig):
         self.config, self.positives = config, positives
@@ -81,7 +81,7 @@ class LinearSVM:
         return features @ self.kernel + self.bias
 
     def mine(self, features: np.ndarray) -> None:
-        """Keeps the negatives [R, F] that are hard, and fits again at times."""
+        """Keeps the hard negatives among `features` [R, F], and refits at times."""
         if self.fitted:
             features = features[self.margins(features) > self.config.hard_above]
         if not len(features):
@@ -114,7 +114,7 @@ class LinearSVM:
 
 
 class _Reservoir:
-    """An even sample of a stream of unknown length."""
+    """A uniform random sample of a stream of unknown length."""
 
     def __init__(self, size: int, seed: int):
         self._size, self._rng = size, np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def fit_head(
     config: FitConfig = FitConfig(),
     batch: int = 64,
 ) -> dict[str, Any]:
-    """Fits the head of an R-CNN whose backbone is trained.
+    """Fits the head of an R-CNN with a trained backbone.
 
     Args:
       model: The network, with a head for the source's classes.
@@ -154,8 +154,7 @@ def fit_head(
       New variables, with the same backbone.
 
     Raises:
-      ValueError: A class has no object, or no proposal that is none, or no feature
-        differs from 0.
+      ValueError: A class has no objects or no negatives, or all features are 0.
     """
     count = len(source.class_names)
     read = make_region_reader(model, preprocess, batch=batch)
@@ -240,10 +239,10 @@ def _object_features(read, variables, source) -> list[np.ndarray]:
 
 
 def _fit_boxes(near, config, objects, variables) -> dict[str, np.ndarray]:
-    """Fits the regressors. A class without near proposals moves no box.
+    """Fits the box regressors; that of a class without near proposals moves no box.
 
-    Whitening the targets, as the paper's code does, changes nothing in ridge
-    regression, which is the same map in any coordinates of its outputs.
+    The paper's code whitens the targets. This is omitted, since a linear map of the
+    targets does not change the predictions of ridge regression.
     """
     kernel = np.asarray(variables["params"]["head"]["box"]["kernel"])
     kernel = np.zeros((len(kernel), len(objects), 4), np.float32)
@@ -275,15 +274,14 @@ def rcnn(
 ) -> None:
     """Fits R-CNN's SVMs and box regressors on a trained classifier's features.
 
-    Proposals are found once and kept in the run's folder. It ends with the mean average
-    precision of the evaluation split, weights.safetensors, metrics.json and pictures of
-    detections.
+    Proposals are found once and kept in the run's folder. Prints the mean average
+    precision on the evaluation split, and writes weights.safetensors, metrics.json and
+    pictures of detections.
 
     Args:
       model: rcnn_vgg16 or rcnn_alexnet.
-      weights: Weights of its classifier, vgg16 or alexnet: a registered name, a run's
-        folder,
-        or a file.
+      weights: Weights of its classifier, vgg16 or alexnet: a registered name, the
+        folder of a run, or a file.
       dataset: Images with boxes, such as voc:PATH or coco:DIR.
       train_split: Split to fit on.
       eval_split: Split to evaluate on.
@@ -360,12 +358,12 @@ def create_from_classifier(
     """Creates an R-CNN on the layers of a trained classifier.
 
     Args:
-      model: Registered name, "rcnn_" and the classifier's.
+      model: Registered name: "rcnn_" and the name of the classifier.
       weights: The weights of the classifier.
       class_names: The names of the objects' classes.
 
     Returns:
-      The network, its variables, with a head that is not fitted, and their card.
+      The network, its variables, whose head is not fitted yet, and their card.
     """
     classifier = model.removeprefix("rcnn_")
     _, trained, theirs = zoo.create_with_card(
@@ -401,7 +399,7 @@ def evaluate_regions(
     max_proposals: int = 2000,
     pictures: Path | None = None,
 ) -> dict[str, Any]:
-    """Detects the objects of every image of a set, and measures how well.
+    """Detects the objects in all images of a set, and computes the metrics.
 
     Args:
       network: An R-CNN.
@@ -411,8 +409,8 @@ def evaluate_regions(
       preprocess: The network's input; its own if None.
       batch: Regions in a call of the network.
       max_proposals: Largest number of proposals of an image.
-      pictures: Folder for pictures of the first images, of which each shows as many
-        detections as there are objects, the surest; None for none.
+      pictures: Folder for pictures of the first images, each with as many of its best
+        detections as there are objects; None for no pictures.
 
     Returns:
       What `zoo.metrics.detection.compute` returns.
@@ -435,7 +433,7 @@ def evaluate_regions(
         )
         state = metrics.update(state, found, objects)
         if pictures is not None and index < PICTURES:
-            # As many as there are objects: margins have no level at which one is sure.
+            # As many as there are objects, since margins have no natural threshold.
             shown = surest(found, count)
             picture = draw_detections(example["image"], *shown, source.class_names)
             pictures.mkdir(parents=True, exist_ok=True)
@@ -448,7 +446,7 @@ def surest(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the boxes, classes and scores of an image's `count` best detections.
 
-    They are fewer where not so many are valid.
+    There are fewer if fewer detections are valid.
     """
     best = np.flatnonzero(found.valid[0])[:count]
     return found.boxes[0][best], found.classes[0][best], found.scores[0][best]
