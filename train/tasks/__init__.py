@@ -1,4 +1,4 @@
-"""The tasks: their losses, metrics and predictions, each one class in one table."""
+"""The tasks: each is a class with its losses, metrics and predictions."""
 
 from collections.abc import Sequence
 
@@ -45,10 +45,10 @@ def make_task(
     """Makes the task of a network.
 
     Args:
-      spec: The facts of the network.
-      optim: The losses, where others than the network's own are asked for; None for
-        the network's own.
-      data: Options of the examples; None for the defaults.
+      spec: The specification of the network.
+      optim: The losses, if they differ from the network's own; None for the network's
+        own.
+      data: The data config; None for the defaults.
       sources: The examples, those to evaluate on last; empty to trace the task without
         any.
 

@@ -1,4 +1,4 @@
-"""One class for each image."""
+"""Classification: one class for each image."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 def softmax_cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy with label smoothing.
+    """Computes the cross-entropy with label smoothing.
 
     Args:
       logits: float32 [B, K].
@@ -33,7 +33,7 @@ def softmax_cross_entropy(
       smoothing: Probability that is spread evenly over all K classes.
 
     Returns:
-      float32 [B].
+      Losses float32 [B].
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(targets, smoothing) if smoothing else targets
@@ -41,11 +41,11 @@ def softmax_cross_entropy(
 
 
 def make_loss(name: str, *, smoothing: float = 0.0) -> Loss:
-    """Makes the loss of a classifier, element-wise over the batch.
+    """Makes the loss of a classifier, with one value per example.
 
     Args:
       name: `ModelSpec.loss`: "softmax_cross_entropy" or "lenet_map".
-      smoothing: Label smoothing, of the softmax cross-entropy alone.
+      smoothing: Label smoothing, for the softmax cross-entropy only.
 
     Raises:
       ValueError: The name is unknown, or the loss has no label smoothing.
@@ -79,9 +79,10 @@ class Classified(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-      metrics: `count`, `correct`, `accuracy`, `loss` and, from 6 classes on, `top5`.
+      metrics: `count`, `correct`, `accuracy`, `loss` and, with 6 or more classes,
+        `top5`.
       confusion: int32 [K, K], rows are true classes.
-      predictions: For each image.
+      predictions: The prediction for each image.
     """
 
     metrics: dict[str, float]
@@ -95,8 +96,8 @@ class Classification(Task):
 
     Attributes:
       loss: A function from logits and labels to losses [B].
-      aux_losses: Endpoints with logits of their own and the factor of each one's loss,
-        see `ModelSpec`; those that the network does not have are left out.
+      aux_losses: The endpoints with auxiliary logits and the factor of each one's loss,
+        see `ModelSpec`; endpoints that the network does not have are skipped.
     """
 
     loss: Loss
@@ -123,8 +124,8 @@ class Classification(Task):
 
     @classmethod
     def tiny_data(cls, preprocess: Preprocess) -> dict[str, Any]:
-        """Takes two digits of each class."""
-        few = preprocess.size > 64  # Of large images a few are enough.
+        """Returns options for two training images of each digit."""
+        few = preprocess.size > 64  # A few large images are enough.
         return {
             "dataset": "digits",
             "eval_split": "test[:16]" if few else "test",
@@ -152,7 +153,7 @@ class Classification(Task):
         return metrics.empty(num_classes)
 
     def evaluate(self, model, variables, images, state, batch):
-        """Adds a batch to the sums; keeps what `Predictions` has."""
+        """Updates the metric; keeps the fields of `Predictions` for each image."""
         logits = model.apply(variables, images)
         losses = self.loss(logits, batch["label"])
         state = metrics.update(state, logits, batch["label"], losses, batch["valid"])
@@ -198,7 +199,7 @@ class Classification(Task):
 
 
 def check_no_aux_loss(spec: ModelSpec, optim: OptimConfig) -> None:
-    """Raises ValueError where a loss is asked for that only pixels have."""
+    """Raises ValueError if an auxiliary loss is requested, which is for pixels only."""
     if optim.aux_loss:
         raise ValueError(
             f"aux_loss={optim.aux_loss!r} is of pixels; {spec.name} is for {spec.task}."
@@ -206,7 +207,7 @@ def check_no_aux_loss(spec: ModelSpec, optim: OptimConfig) -> None:
 
 
 def check_no_smoothing(spec: ModelSpec, optim: OptimConfig) -> None:
-    """Raises ValueError where label smoothing is asked for of another task."""
+    """Raises ValueError if label smoothing is requested, which is for classifiers."""
     if optim.label_smoothing:
         raise ValueError(
             f"label smoothing is for classifiers; {spec.name} is for {spec.task}."

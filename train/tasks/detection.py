@@ -1,4 +1,4 @@
-"""Boxes with classes."""
+"""Detection: boxes with classes."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ class Detected(NamedTuple):
 
     Attributes:
       metrics: `ap50`, `ap50_voc07`, `images`, `objects` and `detections`. `ap50` is NaN
-        where an output of the network is not finite.
-      precision: Average precision at an IoU of 0.5 of each class; None where the set
-        has no object of it.
+        if an output of the network is not finite.
+      precision: Average precision of each class at an IoU of 0.5; None for a class
+        without objects in the set.
       curves: Recall and precision of each class.
-      detections: The detections in all images, numpy, in pixels of the images as they
-        are stored.
+      detections: The detections in all images, as numpy arrays, in pixels of the stored
+        images.
       objects: The objects in all images, likewise.
     """
 
@@ -48,7 +48,7 @@ class Detection(Task):
     """Finds objects. A batch has boxes with classes, and the sizes of its images.
 
     Attributes:
-      difficult: Whether objects that are marked difficult are trained on. Evaluation
+      difficult: Whether to train on objects that are marked difficult. Evaluation
         counts them neither as found nor as missed.
     """
 
@@ -80,7 +80,7 @@ class Detection(Task):
         return cls(data.difficult)
 
     def objective(self, model, variables, images, batch, rngs, counts=None):
-        """Returns the sum of the network's losses, each of them, new statistics."""
+        """Returns the sum of the losses, each loss, and new batch statistics."""
         sums, statistics = self._sum_losses(model, variables, images, batch, rngs)
         if counts is None:
             losses = divide_losses(sums)
@@ -89,7 +89,7 @@ class Detection(Task):
         return sum(losses.values()), losses, statistics
 
     def counts(self, model, variables, images, batch, rngs):
-        """Counts matched or sampled anchors, sampled regions or images, by the loss."""
+        """Counts, for each loss, its matched or sampled anchors, regions or images."""
         sums, _ = self._sum_losses(model, variables, images, batch, rngs)
         return {name: each.count for name, each in sums.items()}
 
@@ -97,7 +97,7 @@ class Detection(Task):
         valid = batch["box_valid"]
         if not self.difficult:
             valid &= ~batch["difficult"]
-        # What is sampled of an image does not depend on the part that it is in.
+        # Sampling in an image does not depend on the part of the batch it is in.
         draw = jax.vmap(lambda i: jax.random.fold_in(rngs["sample"], i))
         keys = draw(batch["index"])
         targets = Targets(batch["boxes"], batch["classes"], valid, keys)
@@ -170,7 +170,7 @@ class Detection(Task):
         )
 
     def summarize(self, evaluated: Detected, protocol: str) -> Iterator[str]:
-        """Yields the metrics, and those of COCO."""
+        """Yields the metrics, including those of COCO."""
         state = coco.empty(len(evaluated.precision))
         state = coco.update(state, evaluated.detections, evaluated.objects)
         found = coco.compute(state)

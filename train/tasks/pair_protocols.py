@@ -1,7 +1,7 @@
 """The comparisons of descriptors that the DeepFace paper learns from pairs.
 
-Each is fitted on pairs of nine folds and scores those of the tenth, as LFW's view 2
-has it. A score above 0 says that both faces are of one person.
+Each is fitted to the pairs of nine folds and scores those of the tenth, as in LFW's
+view 2. A score above 0 means that both faces are of one person.
 
 Reference:
   Taigman, Yang, Ranzato, Wolf, DeepFace, 2014, section 4.
@@ -29,22 +29,22 @@ from zoo.metrics import verification as metrics
 
 Array = jax.Array
 
-# From the arrays of training pairs and whether each is of one person, and the arrays
-# of other pairs, to the scores of these.
+# Maps the arrays of training pairs, whether each is of one person, and the arrays of
+# other pairs to the scores of the other pairs.
 Protocol = Callable[[Any, np.ndarray, Any], np.ndarray]
 
 
 def evaluate_pairs(protocol: Protocol, values: Any, pairs: Pairs) -> dict[str, float]:
-    """Evaluates a comparison in folds: fitted on the others, tested on each.
+    """Evaluates a comparison by cross-validation over the folds.
 
     Args:
       protocol: One of the functions below.
-      values: Arrays [N, ...] of all pictures, in any tree.
-      pairs: The pairs, of two folds or more.
+      values: A pytree of arrays [N, ...] for all pictures.
+      pairs: The pairs, in two or more folds.
 
     Returns:
-      `accuracy`, the mean over the folds, its `standard_error`, and `auc`, that of all
-      tested scores.
+      `accuracy`, the mean over the folds, its `standard_error`, and `auc`, computed
+      from the scores of all folds.
     """
     accuracies, scores = [], np.zeros(len(pairs.same))
     for fold in np.unique(pairs.fold):
@@ -67,26 +67,26 @@ def evaluate_pairs(protocol: Protocol, values: Any, pairs: Pairs) -> dict[str, f
 
 
 def unsupervised(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
-    """Compares by the inner product, of which the threshold alone is fitted.
+    """Compares by the inner product; only the threshold is fitted.
 
     Args:
       train: (first, second), descriptors float32 [P, D] to fit to.
-      same: bool [P].
+      same: bool [P], whether each pair is of one person.
       pairs: The arrays of the pairs to be scored.
 
     Returns:
-      float [P].
+      Scores float [P].
     """
     threshold = metrics.best_threshold(np.asarray(inner_product(*train)), same)
     return np.asarray(inner_product(*pairs)) - threshold
 
 
 def weighted_chi_squared(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
-    """Compares by chi-squared, with weights of a linear SVM on its terms.
+    """Compares by a chi-squared distance, weighted by a linear SVM on its terms.
 
     Args:
       train: (first, second), descriptors float32 [P, D] to fit to.
-      same: bool [P].
+      same: bool [P], whether each pair is of one person.
       pairs: The arrays of the pairs to be scored.
 
     Returns:
@@ -102,20 +102,20 @@ def fit_chi_squared(
     """Fits the weights of the chi-squared distance, float32 [D], and its threshold.
 
     Args:
-      first: float32 [P, D], descriptors.
-      second: float32 [P, D].
-      same: bool [P].
+      first: float32 [P, D], descriptors of the first faces.
+      second: float32 [P, D], descriptors of the second faces.
+      same: bool [P], whether each pair is of one person.
     """
     terms = np.asarray(chi_squared_terms(jnp.asarray(first), jnp.asarray(second)))
     scale = mean_norm(terms)
-    # The larger its scale, the less the intercept is held near 0.
+    # A large scale regularizes the intercept less.
     svm = LinearSVC(C=1.0, intercept_scaling=10.0, random_state=0)
     svm.fit(terms / scale, ~np.asarray(same, bool))
     return (svm.coef_[0] / scale).astype(np.float32), -float(svm.intercept_[0])
 
 
 def mean_norm(terms: np.ndarray) -> float:
-    """Returns the root mean square norm of rows [P, D], for which C = 1 is meant."""
+    """Returns the root mean square norm of rows [P, D]; C = 1 suits rows of norm 1."""
     return max(float(np.sqrt(np.square(terms).sum(1).mean())), 1e-12)
 
 
@@ -132,15 +132,15 @@ def siamese(
 ) -> np.ndarray:
     """Trains F7 and one logistic unit on |f1 - f2|; the layers below stay frozen.
 
-    The unit starts with equal weights, which make the distances of both kinds of pairs
-    differ by 4 on average, and learns faster than F7.
+    The unit starts with equal weights, scaled so that the mean logits of the two kinds
+    of pairs differ by 4, and learns faster than F7.
 
     Args:
       train: (first, second), float32 [P, N], flattened maps that F7 reads.
-      same: bool [P], with pairs of both kinds.
+      same: bool [P], whether each pair is of one person; both kinds occur.
       pairs: The arrays of the pairs to be scored.
-      f7: The trained F7's `kernel` and `bias`, from which it starts, and `max`, its
-        largest values in training.
+      f7: The `kernel` and `bias` of the trained F7, from which training starts, and
+        `max`, its largest values in training.
       steps: Number of steps.
       batch_size: Number of pairs in a step.
       learning_rate: Rate of Adam for F7; that of the unit is a hundredth of its initial
@@ -205,12 +205,12 @@ def train_siamese(
 
     Args:
       model: The network.
-      params: Its parameters.
+      params: The network's parameters.
       state: The state of `optax.scale_by_adam`.
       rates: The learning rate of each layer.
       maximum: float32 [features], see `Siamese`.
       first: float32 [B, N], maps of the first faces.
-      second: float32 [B, N], of the second ones.
+      second: float32 [B, N], maps of the second faces.
       labels: float32 [B], 1 for pairs of one person, else 0.
     """
 
@@ -227,18 +227,18 @@ def train_siamese(
 
 
 def ensemble(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
-    """Joins several networks by an SVM on the sum of their power kernels.
+    """Combines several networks by an SVM on the sum of their power kernels.
 
-    The kernel of a network is -|x - y|^2 of the chi-squared terms x and y of two pairs,
-    which are scaled to a mean norm of 1.
+    The kernel of a network is -|x - y|^2, where x and y are the chi-squared terms of
+    two pairs, scaled to a mean norm of 1.
 
     Args:
       train: (first, second), for each network descriptors float32 [P, D].
-      same: bool [P].
+      same: bool [P], whether each pair is of one person.
       pairs: The arrays of the pairs to be scored.
 
     Returns:
-      float [P], distances from the SVM's plane.
+      float [P], values of the SVM's decision function.
     """
     known, asked = (
         [np.asarray(chi_squared_terms(a, b), float) for a, b in zip(*v, strict=True)]
@@ -255,7 +255,7 @@ def ensemble(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
 
 
 def power_kernel(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
-    """Sums -|x - y|^2 over networks: float64 [P, Q].
+    """Sums -|x - y|^2 over networks; returns float64 [P, Q].
 
     Args:
       a: For each network float64 [P, D].

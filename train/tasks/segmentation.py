@@ -1,4 +1,4 @@
-"""One class for each pixel."""
+"""Segmentation: one class for each pixel."""
 
 import dataclasses
 import math
@@ -26,19 +26,19 @@ from zoo.paths import unknown
 from zoo.preprocess import center_crop
 from zoo.spec import PRIMARY_METRICS, ModelSpec
 
-# From logits [B, H, W, K] and masks [B, H, W] to losses [B].
+# Maps logits [B, H, W, K] and masks [B, H, W] to losses [B].
 PixelLoss = Callable[[jax.Array, jax.Array], jax.Array]
 IGNORED = 255
 
 
 def make_pixel_loss(name: str, class_weights: tuple[float, ...] = ()) -> PixelLoss:
-    """Makes the loss of a segmentation network, of each image.
+    """Makes the loss of a segmentation network, with one value per image.
 
     Args:
-      name: "softmax_cross_entropy"; "median_frequency", which weighs the classes;
+      name: "softmax_cross_entropy"; "median_frequency", which weights the classes;
         "background:WEIGHT", in which pixels of class 0 count WEIGHT and all others 1;
-        "bootstrapped_cross_entropy:COUNT", of an image's COUNT worst pixels.
-      class_weights: The weight of each class, for "median_frequency" alone.
+        "bootstrapped_cross_entropy:COUNT", over an image's COUNT worst pixels.
+      class_weights: The weight of each class, for "median_frequency" only.
 
     Raises:
       ValueError: The name is unknown, or the weights, weight or count are missing.
@@ -87,11 +87,11 @@ class Segmented(NamedTuple):
     Attributes:
       metrics: `mean_iou`, `pixel_accuracy`, `class_accuracy`,
         `frequency_weighted_iou`, `loss`, `images` and `pixels`.
-      classes: The metrics by class: "iou" and "accuracies", lists of K, None where a
-        class did not occur.
+      classes: The metrics by class: "iou" and "accuracies", lists of K, None for a
+        class that did not occur.
       confusion: int64 [K, K], pixels; rows are true classes.
-      right: float32 [N], of each image the part of its pixels that are right; NaN
-        where all of them are ignored.
+      right: float32 [N], the share of correct pixels in each image; NaN if all pixels
+        are ignored.
     """
 
     metrics: dict[str, float]
@@ -104,14 +104,14 @@ class Segmented(NamedTuple):
 class Segmentation(Task):
     """Gives each pixel a class. A batch has `mask` uint8 [B, H, W], 255 is ignored.
 
-    Of a network whose logits are smaller than its images, which has no padding, the
-    masks' centers count.
+    If a network without padding has logits smaller than its images, they are compared
+    with the center of the masks.
 
     Attributes:
       loss: A function from logits and masks to losses [B].
-      aux_losses: Endpoints with logits of their own and the factor of each one's loss,
-        see `ModelSpec`; those that the network does not have are left out.
-      aux_loss: The function for those logits; None for `loss`.
+      aux_losses: The endpoints with auxiliary logits and the factor of each one's loss,
+        see `ModelSpec`; endpoints that the network does not have are skipped.
+      aux_loss: The function for the auxiliary logits; None for `loss`.
     """
 
     loss: PixelLoss
@@ -131,8 +131,8 @@ class Segmentation(Task):
     ) -> "Segmentation":
         """Creates the task of a segmentation network.
 
-        The loss median_frequency weighs classes by the first source's pixels; without
-        a source to train on, all weigh the same.
+        The loss median_frequency computes the class weights from the first source's
+        pixels; without a source to train on, all classes weigh the same.
         """
         check_no_smoothing(spec, optim)
         if optim.aux_loss and not spec.aux_losses:
@@ -151,7 +151,7 @@ class Segmentation(Task):
         return cls(loss, spec.aux_losses, aux)
 
     def objective(self, model, variables, images, batch, rngs, counts=None):
-        """Returns the mean of the losses, the pixel accuracy, new batch statistics."""
+        """Returns the mean loss, the pixel accuracy, and new batch statistics."""
         masks = batch["mask"]
 
         def compare(loss: PixelLoss) -> Callable[[jax.Array], jax.Array]:
@@ -174,7 +174,7 @@ class Segmentation(Task):
         return losses.mean(), {"pixel_accuracy": accuracy}, statistics
 
     def counts(self, model, variables, images, batch, rngs):
-        """Counts pixels, for the accuracy: the loss is the mean of the images'."""
+        """Counts the valid pixels, for the accuracy; the loss is a mean over images."""
         logits = model.apply(variables, images)
         mask = crop_mask(batch["mask"], logits)
         return {"pixels": (mask != IGNORED).sum().astype(jnp.float32)}
@@ -184,7 +184,7 @@ class Segmentation(Task):
         return metrics.empty(num_classes)
 
     def evaluate(self, model, variables, images, state, batch):
-        """Adds a batch to the sums; keeps of each image which part is right."""
+        """Updates the metric; keeps the share of correct pixels in each image."""
         logits = model.apply(variables, images)
         mask = crop_mask(batch["mask"], logits)
         predicted, losses = logits.argmax(-1), self.loss(logits, mask)
@@ -211,9 +211,9 @@ class Segmentation(Task):
 
 
 def count_class_weights(source: Source) -> tuple[float, ...]:
-    """Weighs classes by the median of their frequencies in a set's pixels.
+    """Computes class weights by median frequency balancing over a set's pixels.
 
-    Images have the size they are stored in: to fit a network, some are to be cropped.
+    Masks are counted at their stored size, since fitting to a network may crop them.
 
     Args:
       source: The images, with their masks.
@@ -228,5 +228,5 @@ def count_class_weights(source: Source) -> tuple[float, ...]:
 
 
 def crop_mask(mask: jax.Array, logits: jax.Array) -> jax.Array:
-    """Cuts the center that the logits [B, h, w, K] are for out of masks [B, H, W]."""
+    """Crops masks [B, H, W] to the center that logits [B, h, w, K] predict."""
     return center_crop(mask[..., None], *logits.shape[1:3])[..., 0]

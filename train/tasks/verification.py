@@ -39,7 +39,7 @@ from zoo.paths import unknown
 from zoo.preprocess import resize_center_crop
 from zoo.spec import PRIMARY_METRICS, Card, ModelSpec, Preprocess
 
-# Comparisons that are fitted to pairs: what they are called, and what fits them.
+# Comparisons that are fitted to pairs: the printed name, and the function.
 LEARNED = {
     "chi_squared": ("weighted chi-squared", weighted_chi_squared),
     "siamese": ("siamese", siamese),
@@ -50,7 +50,7 @@ PROTOCOLS = ("center_crop", "lfw", *LEARNED)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verification(Task):
-    """Tells people apart in training, and compares descriptors of faces.
+    """Trains a classifier of people, and evaluates its descriptors on pairs of faces.
 
     A batch has `label` int32 [B], -1 for people who are not trained on.
 
@@ -58,8 +58,8 @@ class Verification(Task):
       loss: A function from logits and labels to losses [B].
       faces: The people and the pairs of the evaluated set; not needed in training.
       mirror: Whether a descriptor is the mean over the face and its mirror image.
-      f7: `kernel`, `bias` and `max` of F7, from which the siamese network starts; None
-        for other protocols.
+      f7: The `kernel`, `bias` and `max` of F7, from which the siamese network starts;
+        None for other protocols.
       others: Descriptors float32 [N, D] of the ensemble's other networks.
       class_names: The names of the people to train on, in the evaluated set.
     """
@@ -86,7 +86,7 @@ class Verification(Task):
         data: DataConfig,
         sources: Sequence[Source] = (),
     ) -> "Verification":
-        """Creates the task of a face network; the last source has the pairs."""
+        """Creates the task of a face network, with the pairs of the last source."""
         check_no_aux_loss(spec, optim)
         loss = make_loss(optim.loss or spec.loss, smoothing=optim.label_smoothing)
         faces = sources[-1].face_set() if sources else None
@@ -100,7 +100,7 @@ class Verification(Task):
         sources: Sequence[Source],
         preprocesses: Sequence[Preprocess],
     ) -> tuple[DataConfig, Sequence[Source]]:
-        """Aligns the faces, all of them in the way that the first source allows."""
+        """Aligns the faces of all sources by the method chosen for the first one."""
         align = choose_alignment(sources[0], data.align)
         aligned = [
             align_source(source, align, preprocess, noise=data.landmark_noise)
@@ -110,7 +110,7 @@ class Verification(Task):
 
     @classmethod
     def tiny_data(cls, preprocess: Preprocess) -> dict[str, Any]:
-        """Takes the few faces that are drawn."""
+        """Returns options for the tiny set of drawn faces."""
         return super().tiny_data(preprocess) | {
             "dataset": "faces_synthetic_tiny",
             "train_split": "train",
@@ -132,11 +132,11 @@ class Verification(Task):
         return losses.mean(), {"identification": hits.mean()}, statistics
 
     def empty(self, num_classes: int) -> jax.Array:
-        """Returns the number of images before any."""
+        """Returns the initial number of images, 0."""
         return jnp.zeros((), jnp.int32)
 
     def evaluate(self, model, variables, images, state, batch):
-        """Counts images; keeps descriptors, losses, and who got their class."""
+        """Counts images; keeps descriptors, losses, and whether the class is right."""
         out = model.apply(variables, images, method="endpoints")
         labels = jnp.maximum(batch["label"], 0)
         logits, features = out["logits"], out["f7"]
@@ -181,7 +181,7 @@ class Verification(Task):
 
     @classmethod
     def choose_protocol(cls, name: str, scales: tuple[int, ...], model: str) -> None:
-        """Checks the name: faces are compared in pairs, one view of each."""
+        """Checks the name; faces are compared in pairs, with one view of each."""
         if name not in PROTOCOLS:
             raise ValueError(unknown("protocol", name, PROTOCOLS))
 
@@ -189,7 +189,7 @@ class Verification(Task):
     def check_source(
         cls, source: Source, card: Card, protocol: str, where: str, weights: str
     ) -> None:
-        """Checks that there are pairs, if "lfw" asks for them; people may be others."""
+        """Checks that "lfw" has its pairs; people may differ from those of training."""
         if protocol == "lfw" and source.pairs is None:
             raise ValueError(
                 f"--protocol lfw needs the pairs of a list, and {where} has none; open "
@@ -203,9 +203,9 @@ class Verification(Task):
         card: Card,
         others: Sequence[Verified] = (),
     ) -> "Verification":
-        """Takes F7 for the siamese network, and the ensemble's other descriptors.
+        """Adds F7 for the siamese network, and the other descriptors of an ensemble.
 
-        Of people who are not those of the training, no class is known.
+        If the people differ from those of the training, their classes are unknown.
         """
         folds = 0 if self.faces is None else len(np.unique(self.faces.pairs.fold))
         if protocol in LEARNED and folds < 2:
@@ -226,10 +226,9 @@ class Verification(Task):
         return dataclasses.replace(self, faces=faces, f7=f7, others=descriptors)
 
     def summarize(self, evaluated: Verified, protocol: str) -> Iterator[str]:
-        """Yields the metrics, those of what a protocol learns, and those of each group.
+        """Yields the metrics, those of a fitted comparison, and those of each group.
 
-        "lfw" has the metrics of its restricted setting, which are those of
-        "chi_squared".
+        "lfw" is evaluated in its restricted setting, with the comparison "chi_squared".
         """
         yield from format_rows(evaluated.metrics)
         faces, name = evaluated.faces, protocol
@@ -258,7 +257,7 @@ class Verification(Task):
     def predict(
         cls, run_dir: Path, paths: Sequence[Path], *, score_threshold: float | None
     ) -> Iterator[Predicted]:
-        """Yields whether two photographs are of one person, with both aligned.
+        """Yields whether two photographs, after alignment, show the same person.
 
         Landmarks come from `landmarks.csv` in the folder of a photograph, or from dlib.
 
