@@ -1,7 +1,7 @@
 """Data sets with random access on the host, and batches from them.
 
 Nothing here needs TensorFlow: data sets are read through TFDS's data sources, and
-batches are made by grain. The names below are the public API.
+grain makes the batches. The names below are the public API.
 """
 
 from train.data.box_transforms import parse_geometry

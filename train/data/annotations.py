@@ -26,7 +26,7 @@ class Objects(NamedTuple):
     difficult: np.ndarray
 
     def choose(self, which: np.ndarray) -> "Objects":
-        """Returns the objects that a mask or positions select."""
+        """Returns the objects selected by a boolean mask or by positions."""
         return Objects(*(values[which] for values in self))
 
 
@@ -35,7 +35,7 @@ def make_objects(
     classes: Sequence[int] | np.ndarray,
     difficult: Sequence[bool] | np.ndarray | None = None,
 ) -> Objects:
-    """Makes objects from lists, which may be empty; with None, none is difficult."""
+    """Makes objects from lists, which may be empty; if None, no object is difficult."""
     count = len(classes)
     return Objects(
         np.asarray(boxes, np.float32).reshape(count, 4),
@@ -45,7 +45,7 @@ def make_objects(
 
 
 def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
-    """Clips boxes [n, 4] to an image of a height and a width."""
+    """Clips boxes [n, 4] to an image of the given height and width."""
     return boxes.clip(0, np.array([width, height, width, height], np.float32))
 
 
@@ -57,13 +57,13 @@ def has_area(boxes: np.ndarray) -> np.ndarray:
 def clip_objects(
     objects: Objects, size: tuple[int, int], names: Sequence[str]
 ) -> tuple[Objects, list[str], int]:
-    """Clips boxes to their image, and drops those that have no area then.
+    """Clips boxes to their image, and drops those without any remaining area.
 
-    A box without area is inverted (x2 <= x1 or y2 <= y1), or outside the image.
+    Such a box is inverted (x2 <= x1 or y2 <= y1), or outside the image.
 
     Args:
       objects: The objects of an image.
-      size: The height and width of the image, 0 where they are unknown.
+      size: The height and width of the image, 0 if they are unknown.
       names: The name of each object in messages.
 
     Returns:
@@ -83,7 +83,7 @@ def clip_objects(
 
 
 def log_dropped_boxes(where: str, reasons: Sequence[str]) -> None:
-    """Logs the number of dropped boxes, and the first of them."""
+    """Logs the number of dropped boxes, and the first few of them."""
     if reasons:
         more = [f"and {len(reasons) - 10} more"] if len(reasons) > 10 else []
         logger.warning(
@@ -102,7 +102,7 @@ def detection_example(image: np.ndarray, objects: Objects) -> Example:
 
 
 class Table:
-    """The objects of many images, in four arrays.
+    """The objects of many images, stored in four arrays.
 
     Args:
       images: The objects of each image.
@@ -138,13 +138,13 @@ class UnnamedClasses(ValueError):
 def make_values(
     num_classes: int, ignored: Sequence[int] = (), values: Sequence[int] = ()
 ) -> np.ndarray:
-    """Makes the table from the values in a mask's file to classes.
+    """Makes the lookup table from the values in a mask's file to classes.
 
     Args:
       num_classes: The number of classes, at most 255.
       ignored: The pixel values to ignore, besides 255.
-      values: The value of each class, such as 0 and 255; 0, 1, .. if empty. A value of
-        a class is not ignored.
+      values: The value of each class, such as 0 and 255; 0, 1, .. if empty. 255 is not
+        ignored if it is the value of a class.
 
     Returns:
       int16 [256]: the class of each value, 255 if it is ignored, -1 if it has none.
@@ -191,8 +191,8 @@ def explain_values(
       sure: Whether the user said that 255 is ignored, or that it is a class.
 
     Returns:
-      None, or a message: there are values without a class, or pixels with 255, which
-      are ignored, while a class has no pixels and is probably meant by 255.
+      None, or a message if there are values without a class, or if pixels with 255 are
+      ignored while some class has no pixels, so that 255 probably stands for it.
     """
     found = np.flatnonzero(counts)
     classes = values[(values >= 0) & (values < IGNORED)]

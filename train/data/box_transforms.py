@@ -1,11 +1,11 @@
 """Random transforms of images with their boxes or masks, on the host.
 
-Each is a pure function of an example and of random numbers that depend on the seed, the
-step and the image's index alone, as random crops do (see `train.data.crops`), so that
-training is the same with any number of workers and after a restart. Most crop a window
-of the image, which may extend beyond it: there the image has the network's mean color,
-and masks are ignored. An object is kept if the center of its box is in the window, to
-which the box is clipped.
+Each is a pure function of an example and of random numbers that depend only on the
+seed, the step and the image's index, like those of `train.data.crops`, so that training
+is the same with any number of workers and after a restart. Most transforms crop a
+window, which may extend beyond the image: there the result has the network's mean
+color, and its mask is ignored. An object is kept if the center of its box is in the
+window, to which the box is clipped.
 """
 
 import math
@@ -26,7 +26,7 @@ from zoo.spec import Preprocess
 
 Geometry = Callable[[Example, int, int], Example]
 
-# The minimal IoUs of `iou_crop` with some object; None leaves the image whole.
+# The minimal IoUs that `iou_crop` chooses from; None leaves the image whole.
 MIN_IOUS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 ATTEMPTS = 50  # windows that `iou_crop` draws for each minimal IoU
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -61,7 +61,7 @@ def cut(example: Example, window: Sequence[int], preprocess: Preprocess) -> Exam
 
 
 def _overlap(start: int, length: int, of: int) -> tuple[slice, slice]:
-    """Returns where start .. start + length and 0 .. of overlap, relative to each."""
+    """Returns the overlap of [start, start + length) and [0, of), relative to each."""
     first, last = max(start, 0), max(min(start + length, of), 0)
     first = min(first, last)
     return slice(first - start, last - start), slice(first, last)
@@ -88,7 +88,7 @@ def resize(example: Example, scale: float, preprocess: Preprocess) -> Example:
     if "mask" in example:
         return example | {"image": image, "mask": resize_mask(example["mask"], size)}
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
-    # Rounding may lead beyond the image.
+    # Rounding may move a box beyond the image.
     boxes = clip_boxes(example["boxes"] * factors, *size)
     return example | {"image": image, "boxes": boxes}
 
@@ -127,8 +127,8 @@ def zoom_out(
 ) -> Example:
     """Places the image on a larger canvas, with probability `p`.
 
-    The canvas has 1 to `most` times the image's height and width. Where that would be
-    more than `max_pixels`, the image is resized first.
+    The canvas has 1 to `most` times the image's height and width. If it would have more
+    than `max_pixels`, the image is resized first.
 
     Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 3.6.
     """
@@ -153,13 +153,13 @@ def iou_crop(
     preprocess: Preprocess,
     min_ious: Sequence[float | None] = MIN_IOUS,
 ) -> Example:
-    """Crops a window with a minimal IoU with some object.
+    """Crops a window that has a minimal IoU with some object.
 
     One of `min_ious` is chosen at random: None is the whole image, 0 any window, and
-    0.1 a window with an IoU of at least 0.1 with some object. Where none of `ATTEMPTS`
-    windows reaches the IoU, another is chosen. The geometric mean of a window's sides,
-    relative to the image's, is 0.3 to 1, and its relative aspect ratio 1:2 to 2:1. An
-    image without objects is not changed.
+    0.1 a window with an IoU of at least 0.1 with some object. If none of `ATTEMPTS`
+    windows reaches the IoU, another one is chosen. The geometric mean of a window's
+    sides, relative to the image's, is 0.3 to 1, and its relative aspect ratio 1:2 to
+    2:1. An image without objects is not changed.
 
     Reference: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 2.2, and
     its released code (`batch_sampler`).
@@ -181,7 +181,7 @@ def iou_crop(
 def jitter(
     rng: RandomStream, example: Example, preprocess: Preprocess, *, share: float = 0.2
 ) -> Example:
-    """Moves each border in or out by up to a share of the side.
+    """Moves each border in or out by up to a share of the side's length.
 
     Reference: Redmon et al., You Only Look Once, 2016, section 2.2, as darknet does it.
     """
@@ -227,7 +227,7 @@ def scale_jitter(
     least: float = 0.5,
     most: float = 2,
 ) -> Example:
-    """Resizes by a uniform factor, for `random_crop` to bring to the network's size.
+    """Resizes by a uniform random factor; `random_crop` then gives the network's size.
 
     Reference: Zhao et al., Pyramid Scene Parsing Network, 2017, section 5.1.
     """
@@ -236,7 +236,7 @@ def scale_jitter(
 
 
 def random_crop(rng: RandomStream, example: Example, preprocess: Preprocess) -> Example:
-    """Crops a window of the network's size, or places a smaller image in it."""
+    """Crops a window of the network's size; a smaller image is placed in it."""
     tall, wide, _ = preprocess.shape
     places = []
     for length, target in zip(example["image"].shape, (tall, wide), strict=False):
@@ -310,8 +310,8 @@ def parse_geometry(
     """Parses transforms with their options, such as ("zoom_out:4", "iou_crop", "flip").
 
     Args:
-      names: The transforms in their order; each is a name of `GEOMETRY`, then its
-        options in their order, each after a colon.
+      names: The transforms in order; each is a name of `GEOMETRY`, followed by its
+        options in order, each after a colon.
       preprocess: The preprocessing of the network's input.
       task: "detection" or "segmentation".
       seed: The seed of the training, 0 or more.

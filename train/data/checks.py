@@ -1,4 +1,4 @@
-"""Checks of data sets with boxes or masks before a training starts."""
+"""Checks of data sets with boxes or masks, before training starts."""
 
 from collections.abc import Iterator
 
@@ -23,14 +23,14 @@ def find_problems(
 
     Args:
       source: The set, fitted to its network.
-      fitted: Whether the training uses images as `fit_source` fits them, rather than
-        random crops of the network's size.
+      fitted: Whether training uses images as `fit_source` fits them, rather than random
+        crops of the network's size.
       skip: Whether unreadable images are left out of the set.
 
     Returns:
-      A sentence for each problem: too many objects, none at all, masks with other
-      values than those of the classes, masks without valid pixels, and images that
-      cannot be read or do not fit.
+      A sentence for each problem: too many objects, none at all, mask values that are
+      not those of the classes, masks without valid pixels, and images that cannot be
+      read or do not fit.
     """
     if source.task not in ("detection", "segmentation") or not len(source):
         return []
@@ -68,14 +68,14 @@ def _check_values(source: FileMasks, chosen: list[int], skip: bool) -> str | Non
     def explain(indices: list[int]) -> str | None:
         each = [*map_in_threads(lambda i: count(indices[i]), len(indices), "masks")]
         counts = np.sum(each, axis=0)
-        if skip:  # masks with such values are left out, and named then
+        if skip:  # masks with unknown values are left out and named later
             counts = np.where(source.values < 0, 0, counts)
         examined = sum(bool(c.any()) for c in each)
         return explain_values(counts, source.values, examined, sure=source.sure)
 
     problem = explain(chosen)
     if problem and len(chosen) < len(source):
-        # Of a rare class the images that were read may have none.
+        # A rare class may be missing in the images that were read.
         problem = explain([*range(len(source))])
     return problem
 
@@ -105,7 +105,7 @@ def _check_counts(source: FittedSource, where: str) -> list[str]:
 
 
 def _examples(source: FittedSource, first: list[int]) -> Iterator[Example]:
-    """Yields the readable examples as stored, those at `first` before the others."""
+    """Yields the readable stored examples, those at `first` before the others."""
     for index in dict.fromkeys([*first, *range(len(source))]):
         try:
             yield source.source[index]

@@ -1,10 +1,10 @@
 """Random crops of training images for classification, on the host.
 
 Images of different sizes cannot be cropped on the device, where arrays have one shape.
-A crop is a pure function of an image and of random numbers that depend on the seed, the
-step and the image's index alone, so that it is the same in any worker, with any number
-of processes, and after a restart. Crops are resized by Pillow's antialiased filter, as
-in evaluation.
+A crop is a pure function of an image and of random numbers that depend only on the
+seed, the step and the image's index, so that it is the same in any worker, with any
+number of processes, and after a restart. Crops are resized by Pillow's antialiased
+filter, as in evaluation.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def draw_numbers(seed: int, step: int, index: int) -> np.ndarray:
     Returns:
       float64 [4 * ATTEMPTS], uniform in [0, 1).
     """
-    # The order of the images has the same key with the counter at 0.
+    # The order of the images uses the same key, with a counter of 0.
     stream = RandomStream((seed, step), (0, index + 1))
     return stream.uniform(shape=(4 * ATTEMPTS,))
 
@@ -49,7 +49,7 @@ def center(
 def square(
     numbers: np.ndarray, image: np.ndarray, preprocess: Preprocess, *, side: int = 256
 ) -> np.ndarray:
-    """Crops the central square of an image whose shorter side has a fixed length.
+    """Resizes the shorter side, and crops at random from the central square.
 
     Reference: Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural
     Networks, 2012, sections 2 and 4.1.
@@ -73,7 +73,7 @@ def scale_jitter(
     """Scales the shorter side to a random integer length, and crops at random.
 
     Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale
-    Image Recognition, 2014, section 3.1; with least = most its single-scale training.
+    Image Recognition, 2014, section 3.1; least = most is its single-scale training.
     """
     _check_side("scale_jitter", least, preprocess)
     if most < least:
@@ -96,8 +96,8 @@ def area(
     """Crops a random share of the area with an aspect ratio of 3:4 to 4:3.
 
     The share and the logarithm of the aspect ratio are uniform, so that tall and wide
-    crops are equally frequent. After `ATTEMPTS` crops that do not fit into the image,
-    it is the largest central crop of such an aspect ratio.
+    crops are equally frequent. If none of `ATTEMPTS` crops fits into the image, the
+    largest central crop with an aspect ratio in that range is taken.
 
     Reference: Szegedy et al., Going Deeper with Convolutions, 2014, section 6.
     """
@@ -130,7 +130,7 @@ def parse_crop(text: str, preprocess: Preprocess) -> Crop:
     """Parses a crop with its options, such as "scale_jitter:256:480" or "center".
 
     Args:
-      text: A name of `CROPS`, then its options in their order, each after a colon.
+      text: A name of `CROPS`, followed by its options in order, each after a colon.
       preprocess: The preprocessing of the network's input.
 
     Returns:
@@ -156,7 +156,7 @@ def _check_side(name: str, side: int, preprocess: Preprocess) -> None:
 
 
 def _cut(image, scaled, top, left, preprocess):
-    """Crops the image scaled to (height, width), without scaling all of it."""
+    """Crops from the image scaled to (height, width), without scaling all of it."""
     y, x = image.shape[0] / scaled[0], image.shape[1] / scaled[1]
     bottom, right = top + preprocess.size, left + preprocess.size
     return _resize(image, (left * x, top * y, right * x, bottom * y), preprocess)

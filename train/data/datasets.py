@@ -1,4 +1,4 @@
-"""Loads a data set by its name."""
+"""Loading of data sets by name."""
 
 import hashlib
 import re
@@ -45,12 +45,12 @@ def load_dataset(
     values: Sequence[int] = (),
     orientation: str = "auto",
 ) -> Source:
-    """Loads a data set by name, and prepares it first where that is possible.
+    """Loads a data set by name, and prepares it first if possible and necessary.
 
     Args:
-      name: "digits" and "digits_canvas" (from scikit-learn), "faces_synthetic" (drawn),
-        "cifar10" and "cifar100" (from their publisher's archives), any data set of TFDS
-        with an image and a label or objects, "cityscapes" and "oxford_iiit_pet" with
+      name: "digits" or "digits_canvas" (from scikit-learn), "faces_synthetic" (drawn),
+        "cifar10" or "cifar100" (from their publisher's archives), any data set of TFDS
+        with an image and a label or objects, "cityscapes" or "oxford_iiit_pet" with
         their masks, or files:
 
         - "imagefolder:PATH", a folder or zip file with `split/class/image` or
@@ -64,13 +64,13 @@ def load_dataset(
           task "verification".
       split: The name of the split, such as "train" or "test"; "val", "valid" and
         "validation" are the same, and "train+val" is both. It may be a slice, such as
-        "train[:80%]"; images in files are ordered by a hash of their names for that, so
+        "train[:80%]"; images in files are then ordered by a hash of their names, so
         that a slice has images of all classes.
       data_dir: The folder of prepared data sets; TFDS's own folder if None. A relative
         PATH starts here.
       classes: The names of the classes to keep, which are relabeled 0, 1, .. in this
-        order. For files with masks: the classes of the values 0, 1, ..
-      per_class: The number of images to keep of each class, for classification.
+        order. For files with masks: the names of the values 0, 1, ..
+      per_class: The number of images of each class to keep, for classification.
       seed: The seed with which `per_class` chooses images.
       color: "rgb" or "grey" to convert all images; None to keep what is stored.
       task: "classification", "detection" or "segmentation", for a data set with several
@@ -93,7 +93,7 @@ def load_dataset(
     check_orientation(orientation)
     form, colon, path = name.partition(":")
     options, part = {}, None
-    # TFDS has data sets of some of these names.
+    # TFDS has data sets with some of these names.
     if form in FORMATS and not path and (colon or form not in ("voc", "coco", "lfw")):
         raise ValueError(f"{name!r} lacks a path; expected {form}:PATH.")
     if colon and form in FORMATS:
@@ -112,7 +112,7 @@ def load_dataset(
                 f"{name}: orientation='stored' (--data.orientation): faces are always "
                 "turned upright, as their EXIF orientation says."
             )
-        # Of "coco:FILE:IMAGES" the second path, too, starts at `data_dir`.
+        # In "coco:FILE:IMAGES" both paths start at `data_dir`.
         coco = opener is open_coco
         paths = [_place(data_dir, p) for p in (path.split(":") if coco else [path])]
         path = ":".join(map(str, paths)) if coco else paths[0]

@@ -16,11 +16,11 @@ from zoo.decode import SUFFIXES, BadImage, looks_like_image
 
 # A zip member that is larger than this once unpacked is refused.
 MAX_MEMBER_BYTES = 256 * 2**20
-# Links to folders that are followed within one another.
+# Number of nested links to folders that are followed.
 MAX_LINKS = 3
 
-# What operating systems, file managers and storage boxes add, in lower case; besides,
-# all names that begin with a dot.
+# Names that operating systems, file managers and storage systems add, in lower case;
+# names that begin with a dot are also left out.
 _SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "icon\r", "network trash folder", "temporary items"),
@@ -35,7 +35,7 @@ NESTED = f"links to folders within more than {MAX_LINKS} other links"
 SPECIAL = "neither files nor folders (broken links, pipes, devices)"
 NO_IMAGE = "no images that Pillow reads"
 OUTSIDE = "names that lead out of the zip file, by '..'"
-_UNIX = 3  # what a zip file's member says it was made on
+_UNIX = 3  # `create_system` of a zip file's member that was made on Unix
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,15 @@ class Files:
                 raise ValueError(f"{path} is not a folder or zip file.")
             try:
                 self._archive()
-            # zipfile raises BadZipFile, OSError, NotImplementedError, struct.error,
-            # UnicodeDecodeError and more for what is one thing to a user.
+            # For a broken file zipfile raises BadZipFile, OSError, struct.error,
+            # NotImplementedError, UnicodeDecodeError and more.
             except Exception as error:
                 raise ValueError(
                     f"{path} is not a folder or zip file: {error}."
                 ) from error
 
     def listing(self) -> Listing:
-        """Lists all files and folders, without hidden files and those of systems.
+        """Lists all files and folders, without hidden files and system files.
 
         Raises:
           ValueError: A folder cannot be listed, a name is not Unicode, or a zip file
@@ -97,7 +97,7 @@ class Files:
         return Listing(sorted(entries), left_out)
 
     def is_image(self, name: str) -> bool:
-        """Whether a file is an image, by its suffix; without one by its content."""
+        """Returns whether a file is an image, by its suffix or else its content."""
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in SUFFIXES:
             return True
@@ -124,7 +124,7 @@ class Files:
             return (self.path / name).read_bytes()
         except BadImage:
             raise
-        # Each compression has errors of its own; encryption is a RuntimeError.
+        # Each compression method raises other errors; encryption a RuntimeError.
         except Exception as error:
             raise BadImage(
                 f"{self.where(name)}: cannot be read ({type(error).__name__}: {error})."
@@ -147,7 +147,7 @@ class Files:
             ) from error
 
     def stamp(self, name: str) -> str:
-        """Returns the size of a file, and in a zip file its CRC-32; nothing is read."""
+        """Returns the size of a file, and its CRC-32 in a zip file, without reading."""
         if self._zipped:
             info = self._archive().getinfo(name)
             return f"{info.file_size} {info.CRC:08x}"
@@ -169,7 +169,7 @@ class Files:
                 f"{most}."
             )
         with archive.open(name) as member:
-            # No more than it says it is, whatever is in there.
+            # Reads no more than the declared size, whatever the member contains.
             return member.read(size)
 
     def _archive(self) -> zipfile.ZipFile:
@@ -214,7 +214,7 @@ def split_images(files: Files, listing: Listing) -> tuple[list[str], Listing]:
 
 
 def warn_of_left_out(where: str, left_out: Mapping[str, Sequence[str]]) -> None:
-    """Logs how many files are left out, and the names of some; each set is named once.
+    """Logs how many files are left out, and the names of some, once for each set.
 
     Args:
       where: The name of the data set in messages.
@@ -247,10 +247,10 @@ def _warn_once(message: str) -> None:
 
 
 def images_by_stem(files: Files, entries: Sequence[str], folder: str) -> dict[str, str]:
-    """Finds the images that lie directly in a folder: name without suffix -> path.
+    """Finds the images directly in a folder: name without suffix -> path.
 
     Raises:
-      ValueError: Two images have the same name but for the suffix.
+      ValueError: Two images have the same name except for the suffix.
     """
     found: dict[str, str] = {}
     for entry in entries:
@@ -292,7 +292,7 @@ def _walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Lists a folder; links are followed, but not back to a folder above them."""
     entries: list[str] = []
     left_out: dict[str, list[str]] = {}
-    # Folder, its path below `root`, the folders above and itself, links among them.
+    # Folder, its path below `root`, it and its parents, and the links among these.
     pending = [(str(root), "", (_identity(root.stat()),), 0)]
     while pending:
         folder, prefix, above, links = pending.pop()
@@ -333,9 +333,9 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=8)
 def _zip_file(path: Path, process: int, version: tuple[int, ...]) -> zipfile.ZipFile:
-    """Opens a zip file once in each process: a fork must not share its position.
+    """Opens a zip file once per process, since forks must not share a file position.
 
-    Some programs write the backslashes of Windows into names, as separators.
+    Some programs write Windows backslashes as separators; they are replaced.
     """
     del process, version
     archive = zipfile.ZipFile(path)
@@ -351,7 +351,7 @@ _KINDS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
-# What may stand beside them, as in seg_train, training_set or TestImages.
+# Words that may surround them, as in seg_train, training_set or TestImages.
 FILLERS = frozenset(
     "set data dataset image images img imgs picture pictures photos seg split".split()
 )
@@ -380,7 +380,7 @@ def split_kind(name: str) -> str | None:
 
 
 def find_splits(split: str, known: Collection[str], where: str) -> list[str]:
-    """Returns the names in `known` of a split such as "train" or "train+val".
+    """Returns the names in `known` that a split such as "train+val" stands for.
 
     Raises:
       UnknownSplit: There is no such split.

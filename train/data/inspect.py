@@ -13,12 +13,12 @@ from train.data.source import Source, Subset, map_in_threads
 from zoo.decode import BadImage
 
 LOOKED_AT = 2000  # images of a split that are read, evenly spaced
-# Fewer training images, or objects, of a class than this are named as few.
+# A class with fewer training images, or objects, than this is reported.
 FEW = 10
-# A class is rare where it has a smaller part of all pixels than this.
+# A class with a smaller share of all pixels than this is rare.
 RARE = 1e-3
 IMBALANCE = 20  # times as many examples of one class as of another
-SMALLEST_BOX = 8  # pixels; boxes of shorter sides are hardly found
+SMALLEST_BOX = 8  # pixels; boxes with shorter sides are hardly found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,17 +30,16 @@ class SplitFindings:
       count: The number of images.
       sizes: int [n, 2], height and width of each image that was read.
       channels: The number of images that were read, by their number of channels.
-      class_counts: int [K]; for classification the number of images of each class, for
-        detection that of objects. For segmentation the number of pixels of each class
+      class_counts: int [K], the number of images of each class for classification, and
+        of objects for detection. For segmentation, the number of pixels of each class
         in the images that were read.
       objects_per_image: int [count], for detection; else empty.
       box_sides: float [n], the square root of each box's area in the images that were
-        read, as a part of the square root of its image's area.
-      value_counts: int [256], the number of pixels of each value in the masks' files;
-        without files, that of each class.
+        read, relative to the square root of its image's area.
+      value_counts: int [256], the number of pixels with each value in the masks' files;
+        without files, with each class.
       unreadable: The reason for each image that cannot be read.
-      hashes: The hash of each image's pixels, with what it was computed for: the
-        position of the image.
+      hashes: The hash of each image's pixels, by the position of the image.
     """
 
     split: str
@@ -66,7 +65,7 @@ class Findings:
       train: The images to train on.
       evaluation: The images to evaluate on.
       outside: The number of boxes that reach beyond their image.
-      duplicates: The names of images of the training that are in the evaluation, too.
+      duplicates: The names of training images that also occur in the evaluation.
       repeated: The number of training images that repeat an earlier one.
     """
 
@@ -239,8 +238,8 @@ def describe_sizes(sizes: np.ndarray) -> str:
 def inspect(train: Source, evaluation: Source) -> Findings:
     """Computes the statistics of images: sizes, classes, objects, masks, duplicates.
 
-    Labels and boxes are counted in whole, as far as they are known without the images;
-    of each split up to `LOOKED_AT` images are decoded.
+    Labels and boxes are counted in all images if they are known without decoding; up
+    to `LOOKED_AT` images of each split are decoded.
 
     Args:
       train: The images to train on.
@@ -253,7 +252,7 @@ def inspect(train: Source, evaluation: Source) -> Findings:
     known = {*second.hashes.values()}
     duplicates = [train.provenance(i) for i, h in first.hashes.items() if h in known]
     files = [file_source(source, FileObjects) for source in (train, evaluation)]
-    # Two slices of a split are of the same files.
+    # Two slices of one split have the same files, and are counted once.
     outside = {found[0].split: found[0].outside for found in files if found}
     repeated = len(first.hashes) - len({*first.hashes.values()})
     return Findings(
@@ -335,7 +334,7 @@ def inspect_split(source: Source) -> SplitFindings:
 def _count_objects(
     source: Source, good: dict[int, dict], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Counts objects by image and by class, in all images where they are known."""
+    """Counts objects by image and by class, in all images or else those in `good`."""
     known = [source.objects(i) for i in range(len(source))]
     if all(objects is not None for objects in known):
         classes = [objects.classes for objects in known]
@@ -349,14 +348,14 @@ def _count_objects(
 def file_source(
     source: Source, kind: type[Source]
 ) -> tuple[Source, Sequence[int]] | None:
-    """Finds the files that a source reads, below the subsets of it.
+    """Finds the source of files that a source, or a subset of it, reads.
 
     Args:
       source: The source.
       kind: `FileMasks` or `FileObjects`.
 
     Returns:
-      The source of files, and the position in it of each example; None where the source
+      The source of files, and the position of each example in it; None if the source
       is of another kind.
     """
     positions = np.arange(len(source))

@@ -3,13 +3,13 @@
 A **batch** is a dict of numpy arrays: `image` uint8 [B, H, W, C], `index` int32 [B]
 (position in the source), for evaluation `valid` bool [B], and by the source's task
 
-- classification and verification: `label` int32 [B], of people who are not trained on
-  -1;
+- classification and verification: `label` int32 [B], -1 for people who are not trained
+  on;
 - detection: `boxes` float32 [B, N, 4], xyxy in pixels of the batch's image, `classes`
   int32 [B, N], `box_valid` bool [B, N] and `difficult` bool [B, N];
 - segmentation: `mask` uint8 [B, H, W], 255 where it is to be ignored;
-- both of them: `size` int32 [B, 2], height and width of what the image fills of
-  [H, W], and `original_size` int32 [B, 2], those of the image as it is stored.
+- detection and segmentation: `size` int32 [B, 2], the height and width of the image
+  within [H, W], and `original_size` int32 [B, 2], those of the stored image.
 """
 
 import functools
@@ -42,7 +42,7 @@ class WorkerError(RuntimeError):
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Makes a worker exit when the training process has ended for any reason."""
+    """Makes a worker exit when the training process ends, for any reason."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -65,7 +65,7 @@ class _Order:
 
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns a permutation that no version of numpy changes.
+    """Returns a permutation that is the same in all versions of numpy.
 
     grain's own shuffle takes 10 to 40 microseconds for each position (more in small
     sets), which is longer than a small network takes to train on an image.
@@ -137,7 +137,7 @@ class _Load:
 
 
 class _TrainIterator(grain.DatasetIterator):
-    """Batches of step 0, 1, ..; its state is the step."""
+    """Yields the batches of steps 0, 1, ..; its state is the step."""
 
     def __init__(self, batches: grain.MapDataset, workers: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Examples preprocessed to the fixed shapes of a network's input."""
+"""Preprocessing of examples to the fixed shapes of a network's input."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from zoo.preprocess import (
 )
 from zoo.spec import Preprocess
 
-# A function from an example with an image of any size to one of the network's size.
+# Maps an example with an image of any size to one of the network's input size.
 Fit = Callable[[Example, Preprocess], Example]
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def fit_example(example: Example, preprocess: Preprocess) -> Example:
     fitted = example | {"image": canvas, "size": np.array(size, np.int32)}
     if "boxes" in example:
         boxes = example["boxes"] * factors[[1, 0, 1, 0]]
-        fitted["boxes"] = clip_boxes(boxes, *size)  # rounding may lead beyond it
+        fitted["boxes"] = clip_boxes(boxes, *size)  # rounding may exceed the image
     else:
         mask = np.full(preprocess.shape[:2], IGNORED, np.uint8)
         mask[: size[0], : size[1]] = resize_mask(example["mask"], size)
@@ -106,13 +106,13 @@ def mean_color(preprocess: Preprocess) -> np.ndarray:
 
 def blank_image(height: int, width: int, preprocess: Preprocess) -> np.ndarray:
     """Makes an image of the mean color: uint8 [height, width, channels]."""
-    # Whole rows are copied several times faster than pixels are.
+    # Copying whole rows is several times faster than copying pixels.
     row = np.tile(mean_color(preprocess), width)
     return np.tile(row, (height, 1)).reshape(height, width, -1)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a mask [h, w] to a height and width, with the nearest pixels."""
+    """Resizes a mask [h, w] to a height and width by nearest-neighbor sampling."""
     resized = Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST)
     return np.asarray(resized)
 
@@ -185,7 +185,7 @@ class FittedSource(Derived):
         return self.read(index, fit_example)
 
     def read(self, index: int, fit: Fit) -> Example:
-        """Returns one example, fitted by a function in place of `fit_example`."""
+        """Returns one example, fitted by `fit` instead of `fit_example`."""
         example = self.source[index]
         self.check_channels(example["image"], index)
         original_size = np.array(example["image"].shape[:2], np.int32)
@@ -231,8 +231,8 @@ def fit_source(
       preprocess: The preprocessing of the network's input.
       on_bad_image: "stop" to raise `BadImage` when an unreadable image is met; "skip"
         to look for such images now and leave them out, see `skip_bad_images`.
-      max_boxes: For detection: the number of slots for the objects of an image; an
-        image with more is an error.
+      max_boxes: For detection: the number of slots for the objects of an image; more
+        objects are an error.
 
     Returns:
       A source of examples of fixed shapes, see `fit_example` and `pad_boxes`, with
@@ -258,8 +258,8 @@ def fit_source(
 def skip_bad_images(source: Source) -> Source:
     """Reads all images, and leaves out those that cannot be read.
 
-    So the number of steps of an epoch is known, and an evaluation counts every readable
-    image once. The number and the files of unreadable images are logged.
+    This fixes the number of steps of an epoch, and lets an evaluation count every
+    readable image once. The number and the files of unreadable images are logged.
 
     Args:
       source: The source.
@@ -334,7 +334,7 @@ def load_resident(
 def resident_bytes(
     source: Source, preprocess: Preprocess, *, max_boxes: int = MAX_BOXES
 ) -> int:
-    """Computes the bytes that `load_resident` takes, without reading an image."""
+    """Computes the bytes that `load_resident` needs, without reading images."""
     shapes = fit_source(source, preprocess, max_boxes=max_boxes).shapes
     bytes_each = sum(
         math.prod(shape) * np.dtype(dtype).itemsize

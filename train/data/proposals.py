@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Kept by the paper's code: no region narrower than this, in pixels.
+# As in the paper's code, regions with a side below this are dropped, in pixels.
 MIN_SIDE = 20
 
 
@@ -24,13 +24,14 @@ def selective_search(
       max_proposals: The largest number of proposals.
 
     Returns:
-      float32 [R, 4], xyxy in pixels, without duplicates, of sides of at least
-      `MIN_SIDE`. Which ones, and their order, is the same in each run; OpenCV's own
-      order is not, for its random numbers have no seed.
+      float32 [R, 4], xyxy in pixels, without duplicates, with sides of at least
+      `MIN_SIDE`. The choice and the order are the same in each run, unlike OpenCV's
+      own order, whose random numbers cannot be seeded.
 
     Raises:
       ValueError: The image or the mode is invalid.
-      ImportError: OpenCV's contributed modules are missing; says how to install them.
+      ImportError: OpenCV's contributed modules are missing; the message says how to
+        install them.
 
     Reference:
       Uijlings et al., Selective Search for Object Recognition, 2013.

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key alone, whatever the version of numpy."""
+"""Random numbers that depend only on a key, not on the version of numpy."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ import numpy as np
 class RandomStream:
     """A stream of uniform random numbers.
 
-    It is numpy's Philox generator, whose raw stream no version of numpy changes.
+    It is numpy's Philox generator, whose raw stream is the same in all versions.
 
     Args:
       key: One or two integers, 0 or more.
-      counter: Up to four integers, 0 or more. Two streams of one key are independent if
-        their counters differ in the second or a later number.
+      counter: Up to four integers, 0 or more. Two streams with the same key are
+        independent if their counters differ in the second or a later number.
     """
 
     def __init__(self, key: tuple[int, ...], counter: tuple[int, ...] = (0,)):
@@ -31,9 +31,10 @@ class RandomStream:
         return int(self.uniform(least, most + 1) // 1)
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Draws float64 numbers of mean 0 and deviation 1: sums of four uniform ones.
+        """Draws float64 numbers with mean 0 and standard deviation 1.
 
-        They are nearly normal, within 3.5, and the same on every machine.
+        They are sums of four uniform numbers: nearly normal, within 3.5, and the same
+        on every machine.
         """
         return self.uniform(-0.5, 0.5, (4, *shape)).sum(0) * np.sqrt(3)
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from train.data.annotations import Objects
 
 Example = dict[str, np.ndarray | np.int32]
-_BLOCK = 1024  # examples that a thread looks at for a fingerprint
+_BLOCK = 1024  # examples that a thread handles at once for a fingerprint
 
 
 class UnknownSplit(ValueError):
-    """A data set has no split of a name."""
+    """A data set does not have the requested split."""
 
 
 class Source:
@@ -56,10 +56,10 @@ class Source:
         return self.provenance(index)
 
     def content(self, index: int) -> str:
-        """Returns what tells an example from another of its name without reading it.
+        """Returns a text that changes with the example's content, without reading it.
 
-        These are the sizes of its files, for members of zip files their CRC-32, and its
-        annotations as far as they are in memory; "" if nothing is known.
+        It has the sizes of its files, the CRC-32 of members of zip files, and those
+        annotations that are in memory; "" if nothing is known.
         """
         del index
         return ""
@@ -79,7 +79,7 @@ class Source:
         """
         names = (*self.class_names, "", *map(self.identity, range(len(self))))
         found = {"split": self.split, "count": len(self), "sha256": _hash(names)}
-        # In blocks, as a thread for each file takes longer than a local disk.
+        # In blocks, since a task per file would take longer than a local disk.
         blocks = [
             range(i, min(i + _BLOCK, len(self))) for i in range(0, len(self), _BLOCK)
         ]
@@ -97,7 +97,7 @@ class Source:
         return found
 
     def example(self, index: int) -> Example:
-        """Returns the example at a position that exists, without `index`."""
+        """Returns the example at a valid position, without `index`."""
         return {"image": self.image(index), "label": np.int32(self.labels[index])}
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ def _hash(texts: Iterable[str]) -> str:
 
 
 class Derived(Source):
-    """Examples of other sources; a subclass says which one has an example."""
+    """Examples of other sources; a subclass implements `find`."""
 
     def find(self, index: int) -> tuple[Source, int]:
         """Returns the source of an example, and the example's position there."""
@@ -303,7 +303,7 @@ def array_source(
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
-    """Raises ValueError with position and value of the first label out of range."""
+    """Raises ValueError with the position and value of the first invalid label."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise ValueError(
@@ -357,7 +357,7 @@ def select(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Source:
-    """Keeps some classes, or a few images of each.
+    """Keeps only some classes, or a few images of each class.
 
     Args:
       source: The source to choose from.
@@ -372,8 +372,8 @@ def select(
 
     Raises:
       ValueError: A class is unknown or named twice, or has too few images, or the task
-        does not allow the choice: `per_class` is for classification, and of
-        segmentation no class can be left out.
+        does not allow the choice: `per_class` is for classification only, and
+        segmentation cannot leave out classes.
     """
     chosen = {"classes": classes, "per_class": per_class}
     possible = {"classification": ("classes", "per_class"), "detection": ("classes",)}
@@ -417,7 +417,7 @@ def _keep_few(source: Source, per_class: int, seed: int) -> Source:
         raise ValueError(f"per_class={per_class}: expected at least 1.")
     chosen = []
     for label, name in enumerate(source.class_names):
-        # Seeded by class, so that dropping a class changes no other class's draw.
+        # Seeded by class, so that the draw of a class does not depend on the others.
         members = np.flatnonzero(source.labels == label)
         if len(members) < per_class:
             raise ValueError(

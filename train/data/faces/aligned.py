@@ -1,4 +1,4 @@
-"""Faces that are aligned by their landmarks before a network sees them."""
+"""Faces aligned by their landmarks, as the input of a network."""
 
 import functools
 
@@ -13,7 +13,7 @@ from zoo.face.alignment import COUNTS, align
 from zoo.spec import Preprocess
 
 _FACTS = ("pairs", "templates", "groups", "group_names", "gallery")
-_PAD = 64  # Photographs are padded to multiples, so that few sizes are compiled.
+_PAD = 64  # Photographs are padded to multiples of it, so that few sizes compile.
 
 
 class AlignedFaces(FaceSource):
@@ -23,8 +23,8 @@ class AlignedFaces(FaceSource):
       source: The source of photographs.
       method: The alignment, "2d" or "3d".
       preprocess: The preprocessing of the network's input.
-      noise: The standard deviation of an error that is added to each landmark's x and
-        y, in pixels of the photograph; the same in each run.
+      noise: The standard deviation of the errors that are added to each landmark's x
+        and y, in pixels of the photograph; the errors are the same in each run.
 
     Attributes:
       photographs: The source of photographs.
@@ -69,7 +69,7 @@ class AlignedFaces(FaceSource):
 def align_face(
     image: np.ndarray, landmarks: np.ndarray, method: str, size: int
 ) -> np.ndarray:
-    """Aligns a face on the host, even where there are accelerators.
+    """Aligns a face on the host, even if there are accelerators.
 
     A photograph that is much larger than the crop is downsampled first, to avoid
     aliasing.
@@ -108,8 +108,8 @@ def choose_alignment(source: FaceSource, method: str) -> str:
 
     Args:
       source: The source of photographs.
-      method: "none", "2d", "3d", or "auto": "3d" where the first picture has 67 or 68
-        landmarks, "2d" where it has fewer, "none" where it has none.
+      method: "none", "2d", "3d", or "auto": "3d" if the first picture has 67 or 68
+        landmarks, "2d" if it has fewer, "none" if it has none.
 
     Returns:
       "none", "2d" or "3d".

@@ -17,9 +17,9 @@ from train.data.files import (
 from train.data.formats.image_folder import find_layout
 from zoo.face.verification import Pairs
 
-# Of ORL: people to train on, and pictures of each person that are known.
+# ORL: the number of people to train on, and of each person's pictures in the gallery.
 ORL_PEOPLE, ORL_KNOWN = 30, 5
-# Splits of LFW, and the file that says what is in each.
+# Splits of LFW, and the file that lists each one's pairs.
 LFW_FILES = {
     "train": "pairsDevTrain.txt",
     "dev": "pairsDevTest.txt",
@@ -31,7 +31,7 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     """Opens a folder or zip file with one folder for each person.
 
     The layout is that of `open_folder`; the people to train on are those of the split
-    "train", and all where there is none.
+    "train", or all people if there is no such split.
 
     Args:
       path: A folder, or a zip file, which is not unpacked.
@@ -56,8 +56,9 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     """Opens the ORL (AT&T) database of faces: `sN/M.pgm`.
 
     "train" has the first five pictures of each of the first 30 people; "test" has all
-    pictures, of which the first five of each person are known to an identification.
-    People 31 to 40 are not trained on: pairs are made of their pictures.
+    pictures, of which the first five of each person are the gallery of an
+    identification. People 31 to 40 are not trained on; pairs are made of their
+    pictures.
 
     Args:
       path: The folder or zip file.
@@ -109,8 +110,8 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     The lists of pairs lie in the folder or above its pictures. "test" has the pictures
     that `pairs.txt` names, and its ten folds (view 2); "train" and "dev" those of
     `pairsDevTrain.txt` and `pairsDevTest.txt` (view 1), with their pairs as one fold;
-    "all" has every picture. With `people.txt`, "all" has the people of its folds alone:
-    what the unrestricted setting may make pairs of, see `read_people`.
+    "all" has every picture. With `people.txt`, "all" has only the people of its folds,
+    of whom the unrestricted setting may make pairs, see `read_people`.
 
     Args:
       path: The folder or zip file.
@@ -118,9 +119,9 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
 
     Raises:
-      ValueError: A list is missing, has another form, a fold of a wrong length, a pair
-        of different people with one name, or names a missing picture; or there is no
-        such split. Names the file and the line.
+      ValueError: A list is missing, has another format, a fold of a wrong length, a
+        pair of two people with the same name, or a picture that is missing; or there
+        is no such split. The message names the file and the line.
 
     Reference:
       Huang et al., Labeled Faces in the Wild, 2007.
@@ -185,16 +186,16 @@ def _add_picture(pictures: dict, key: tuple, entry: str, files: Files) -> None:
 def read_pairs(text: str, where: str) -> list[tuple[int, tuple, tuple, bool, int]]:
     """Reads LFW's `pairs.txt`, `pairsDevTrain.txt` or `pairsDevTest.txt`.
 
-    The first line has the number of folds and of pairs of each kind in a fold, or the
-    latter alone. Then come for each fold pairs of one person, `NAME 1 4`, and pairs of
-    two, `NAME 1 OTHER 2`.
+    The first line has the number of folds, if there are several, and the number of
+    pairs of each kind in a fold. For each fold, pairs of one person, `NAME 1 4`, are
+    followed by pairs of two people, `NAME 1 OTHER 2`.
 
     Args:
       text: The contents of the file.
       where: The name of the file in errors.
 
     Returns:
-      The line of each pair, both images as (name, number), whether they show one
+      For each pair its line, both images as (name, number), whether they show one
       person, and the fold.
 
     Raises:
@@ -244,8 +245,8 @@ def read_people(text: str, where: str) -> dict[str, int]:
     """Reads LFW's `people.txt` or `peopleDevTrain.txt`: the fold of each person.
 
     Raises:
-      ValueError: The file has another form, a fold of a wrong length, or a person
-        twice. Names the line.
+      ValueError: The file has another format, a fold of a wrong length, or a person
+        twice. The message names the line.
     """
     lines = [line.split() for line in text.splitlines() if line.split()]
     several = [len(words) for words in lines[:2]] == [1, 1]
@@ -285,16 +286,16 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     """Opens YouTube Faces: `PERSON/VIDEO/FRAME.jpg` and `splits.txt`.
 
     A video is a template: its descriptor is the mean over its frames, so that the inner
-    product of two is the mean over all pairs of their frames.
+    product of two videos is the mean over all pairs of their frames.
 
     Args:
       path: The folder or zip file.
-      split: "test", the videos of `splits.txt` and its folds, or "all".
+      split: "test", with the videos and the folds of `splits.txt`, or "all".
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
 
     Raises:
-      ValueError: `splits.txt` is missing, has another form, or names a missing video;
-        or there is no such split. Names the line.
+      ValueError: `splits.txt` is missing, has another format, or names a missing video;
+        or there is no such split. The message names the line.
 
     Reference:
       Wolf, Hassner, Maoz, Face Recognition in Unconstrained Videos with Matched
@@ -336,7 +337,7 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
 
 
 def _read_video_pairs(text: str, where: str, known: set[str]) -> list[tuple]:
-    """Reads lines `FOLD, VIDEO, VIDEO, ..., 0 or 1`; the first one is a title."""
+    """Reads lines `FOLD, VIDEO, VIDEO, ..., 0 or 1`; the first one is a header."""
     rows = []
     for line, content in enumerate(text.splitlines(), 1):
         words = [word.strip() for word in content.split(",")]

@@ -1,9 +1,9 @@
-"""Landmarks of faces: their file, and their detection with dlib, of the extra `face`.
+"""Landmarks of faces: their file, and their detection by dlib (the extra `face`).
 
     python -m train landmarks FOLDER
 
-`dlib-bin` has compiled wheels for Python 3.9 to 3.14 on Linux, macOS and Windows, and
-`face-recognition-models` the file of dlib's 68-point predictor; both work offline. The
+`dlib-bin` has compiled wheels for Python 3.9 to 3.14 on Linux, macOS and Windows;
+`face-recognition-models` contains dlib's 68-point predictor; both work offline. The
 predictor was trained on 300-W, whose license excludes commercial use.
 """
 
@@ -22,7 +22,7 @@ from zoo.face.alignment import COUNTS
 
 LANDMARKS_FILE = "landmarks.csv"
 MODEL = "shape_predictor_68_face_landmarks.dat"
-# dlib's own limit is 0; a picture of a face may be one with less.
+# Below dlib's own limit of 0, since a picture that shows a face may score less.
 LEAST_SCORE = -1.0
 
 
@@ -31,7 +31,7 @@ def read_landmarks(files: Files) -> dict[str, np.ndarray]:
 
     Its first line names the columns: `file`, then `x0`, `y0`, `x1`, `y1` and so on, for
     2, 5, 6, 67 or 68 landmarks in pixels (see `zoo.face.alignment`). A picture without
-    a line has none.
+    a line has no landmarks.
 
     Returns:
       Landmarks float32 [L, 2] by path; empty if there is no such file.
@@ -70,7 +70,7 @@ def read_landmarks(files: Files) -> dict[str, np.ndarray]:
 
 
 def read_table(files: Files, file: str) -> list[list[str]]:
-    """Reads the rows of a file of values that commas separate.
+    """Reads the rows of a file of comma-separated values.
 
     Raises:
       ValueError: The file is not such a table; the message names it.
@@ -84,11 +84,11 @@ def read_table(files: Files, file: str) -> list[list[str]]:
 
 
 def write_landmarks(path, landmarks: dict[str, np.ndarray]) -> None:
-    """Writes `landmarks.csv`, as `read_landmarks` reads it.
+    """Writes `landmarks.csv` in the format that `read_landmarks` reads.
 
     Args:
       path: The path of the file.
-      landmarks: float [L, 2] by image file, with one L.
+      landmarks: float [L, 2] by image file, with the same L for all.
     """
     count = len(next(iter(landmarks.values())))
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -101,7 +101,8 @@ def write_landmarks(path, landmarks: dict[str, np.ndarray]) -> None:
 def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
     """Makes a function from an image uint8 [H, W, C] to 68 landmarks float32 [68, 2].
 
-    It returns the landmarks of the face with the highest score, None without a face.
+    It returns the landmarks of the face with the highest score, or None if there is no
+    face.
 
     Raises:
       ImportError: The extra `face` is not installed.
@@ -115,13 +116,13 @@ def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
         raise ImportError(
             "finding landmarks needs dlib and its models: pip install 'canon-zoo[face]'"
         )
-    # Not imported: its own code needs an old setuptools.
+    # The package is not imported, since its code needs an old setuptools.
     path = Path(spec.submodule_search_locations[0], "models", MODEL)
     find, predict = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(path))
 
     def detect(image: np.ndarray) -> np.ndarray | None:
         image = np.ascontiguousarray(np.repeat(image, 3 // image.shape[-1], axis=-1))
-        # Looked for in the image twice as large, too, where it is small.
+        # A small image is also searched at twice its size.
         more = 1 if max(image.shape) < 1000 else 0
         boxes, scores, _ = find.run(image, more, LEAST_SCORE)
         if not boxes:
@@ -135,17 +136,17 @@ def make_detector() -> Callable[[np.ndarray], np.ndarray | None]:
 def fill_landmarks(folder: Path) -> tuple[int, list[str]]:
     """Detects landmarks in the images of a folder, and writes its `landmarks.csv`.
 
-    Images that the file has already are skipped.
+    Images that are already in the file are skipped.
 
     Args:
-      folder: The folder with images, in it or below.
+      folder: The folder with the images, which may lie in subfolders.
 
     Returns:
       The number of pictures with landmarks, and those in which no face was found.
 
     Raises:
-      ValueError: The folder does not exist, has no pictures, or its file has landmarks
-        of another number.
+      ValueError: The folder does not exist, has no pictures, or its file has another
+        number of landmarks.
       ImportError: The extra `face` is not installed.
     """
     files = Files(folder)

@@ -1,8 +1,8 @@
 """Parametric heads: shape, colors and landmarks of people who do not exist.
 
 A head is a surface over an angle `u` (radians, 0 in front, positive to the right of the
-picture) and a height `v` (down). Its unit is about half the width of a head; x points
-to the right, y down and z at the viewer.
+picture) and a height `v` (positive downward). The unit of length is about half the
+width of a head; x points to the right, y down and z toward the viewer.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from train.data.rng import RandomStream
 
 Array = np.ndarray
 
-# Where v begins, above: the crown of the head.
+# The smallest v, at the crown of the head.
 TOP = -1.5
 TONES = ("light", "medium", "dark")
 # RGB of skin from the lightest to the darkest, and of hair, irises and lips.
@@ -25,7 +25,7 @@ _HAIR = np.array(
 _GRAY_HAIR = np.array((165, 162, 160))
 _IRIS = np.array([(66, 42, 26), (98, 74, 40), (86, 110, 82), (84, 120, 156)])
 _LIP = np.array((172, 70, 72))
-# Angle, height and radius of birthmarks, from and to.
+# The least and the largest angle, height and radius of birthmarks.
 _MARKS = np.array([(-0.9, -0.4, 0.02), (0.9, 1.0, 0.05)])
 
 
@@ -111,7 +111,7 @@ class Expression:
 
     Attributes:
       smile: -1 (sad) to 1.
-      mouth: How far it is open, 0 to 1.
+      mouth: How far the mouth is open, 0 to 1.
       blink: How far the eyes are closed, 0 to 1.
       surprise: How far the brows are raised, -1 to 1.
     """
@@ -179,7 +179,7 @@ def _make_person(
 
 
 def tone_name(person: Person) -> str:
-    """Returns in which of the groups `TONES` a person's skin is."""
+    """Returns the group of a person's skin tone, one of `TONES`."""
     return TONES[min(int(3 * person.tone), 2)]
 
 
@@ -188,13 +188,13 @@ def _bump(u: Array, v: Array, at: tuple[float, float], radii: tuple[float, float
 
 
 def locate(u: Array, v: Array, person: Person, expression: Expression = CALM) -> Array:
-    """Returns where points of the surface are.
+    """Returns the positions of points of the surface.
 
     Args:
       u: float [...], angles.
       v: float [...], heights, `TOP` to `person.chin`.
-      person: Its shape.
-      expression: Its expression.
+      person: The person, who has the shape.
+      expression: The expression of the face.
 
     Returns:
       float64 [..., 3]: x, y, z.
@@ -229,7 +229,7 @@ def _nose(u: Array, v: Array, person: Person) -> Array:
 
 
 def _mouth(du: Array, person: Person, expression: Expression) -> tuple[Array, ...]:
-    """Heights of the mouth's four edges, of the lips above and below, at -1 to 1."""
+    """Returns the heights of the lips' four edges at `du`, -1 to 1 across the mouth."""
     middle = person.mouth_height + 0.10 * expression.smile * (0.4 - du**2)
     arch = (1 - du**2).clip(0, None)
     gap = 0.09 * expression.mouth * arch
@@ -249,7 +249,7 @@ def _eye_open(person: Person, expression: Expression) -> float:
 
 
 def _brow(du: Array, person: Person, expression: Expression) -> Array:
-    """Height of a brow's middle line, from its inner end -1 to its outer one 1."""
+    """Returns the height of a brow's middle line at `du`: -1 inner, 1 outer end."""
     arch = person.brow_arch * (1 - (du - 0.3) ** 2)
     raised = 0.05 * expression.surprise
     return person.eye_height - person.brow_up - arch - raised
@@ -273,7 +273,7 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     parts += [(zero, np.linspace(start, tip, 4))]
     nostrils = np.linspace(-1, 1, 5) * person.nose_width
     parts += [(nostrils, tip + 0.09 - 0.03 * np.abs(np.linspace(-1, 1, 5)))]
-    # Of the right eye: inner corner, lid above, outer corner, lid below.
+    # The right eye: inner corner, upper lid, outer corner, lower lid.
     du = np.array([-1, -0.4, 0.4, 1, 0.4, -0.4])
     lid = np.sqrt(1 - du**2) * np.array([0, -1, -1, 0, 1, 1])
     eye_v = person.eye_height - person.eye_tilt * du
@@ -281,7 +281,7 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     right = center + person.eye_width * du, eye_v
     left = [3, 2, 1, 0, 5, 4]
     parts += [(-right[0][left], right[1][left]), right]
-    # The lips' edges come near their corners' as they meet.
+    # The lips' inner corners lie at -0.8 and 0.8, inside the outer ones.
     outer, inner = (
         np.array([-1, -0.6, -0.25, 0, 0.25, 0.6, 1]),
         np.array([-0.4, 0, 0.4]),
@@ -293,19 +293,19 @@ def landmarks(person: Person, expression: Expression = CALM) -> Array:
     corners = _mouth(np.array([-0.8, 0.8]), person, expression)
     parts += [(width * np.array([-0.8]), corners[1][:1]), (width * inner, edges[1][1])]
     parts += [(width * np.array([0.8]), corners[1][1:])]
-    # Below, without the middle: the 67 of the 68 usual points.
+    # The lower edge without its middle point: 67 of the 68 usual points.
     parts += [(width * inner[[2, 0]], edges[1][2][[2, 0]])]
     u, v = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in (0, 1))
     return locate(u, v, person, expression)
 
 
 class Skin(NamedTuple):
-    """The part of a person's colors that no expression changes.
+    """The colors of a person that do not depend on the expression.
 
     Attributes:
       u: float64 [1, U], angles.
       v: float64 [V, 1], heights.
-      color: float64 [V, U, 3], the skin with its marks and a beard, 0 to 255.
+      color: float64 [V, U, 3], the skin with marks and beard, 0 to 255.
       hair: float64 [V, U], how much of each point is hair, 0 to 1.
       strands: float64 [V, U, 3], the hair's color.
     """
@@ -336,12 +336,12 @@ def paint_skin(u: Array, v: Array, person: Person) -> Skin:
 
 
 def paint(skin: Skin, person: Person, expression: Expression = CALM) -> Array:
-    """Returns the color of points of the surface, before any light falls on them.
+    """Returns the color of points of the surface, before lighting.
 
     Args:
-      skin: From `paint_skin`.
-      person: Its colors.
-      expression: Its expression.
+      skin: The result of `paint_skin`.
+      person: The person, who has the colors.
+      expression: The expression of the face.
 
     Returns:
       float64 [V, U, 3], 0 to 255.
@@ -396,7 +396,7 @@ def _paint_mouth(
     middle = (inner_up + inner_down) / 2
     dark = within * _step(gap / 2 - np.abs(v - middle), 0.012)
     _cover(color, dark, np.array((60, 24, 26)))
-    # Teeth show where the mouth is open.
+    # Teeth are visible if the mouth is open.
     teeth = dark * _step(inner_up + 0.5 * gap - v, 0.012) * (expression.mouth > 0.3)
     _cover(color, teeth, np.array((232, 228, 218)))
 
@@ -448,7 +448,7 @@ def _inside(u: Array, v: Array, at: tuple[float, float], half: tuple[float, floa
 
 
 def _cover(color: Array, amount: Array, paint: Array) -> None:
-    """Paints over a part of the surface, 0 to 1 of each point, in place."""
+    """Blends `paint` into `color` in place; `amount`, 0 to 1, is the opacity."""
     amount = np.broadcast_to(amount, color.shape[:2])
     some = amount > 0
     rows, columns = (np.flatnonzero(some.any(axis)) for axis in (1, 0))

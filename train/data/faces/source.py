@@ -1,4 +1,4 @@
-"""Pictures of people: who is shown, of which group, and which pairs are compared."""
+"""Pictures of people, with the person and group of each, and the pairs to compare."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from zoo.face.verification import UNKNOWN, FaceSet, Pairs
 
 GROUPS_FILE = "groups.csv"
 FOLDS = 10
-PAIRS_EACH = 60  # of a kind and a fold, where the set does not say
-GALLERY = 5  # pictures of a person that are known
+PAIRS_EACH = 60  # pairs of each kind in a fold, if the set has no list of pairs
+GALLERY = 5  # largest number of a person's pictures in the gallery
 NO_GROUP = -1
 
 
@@ -27,7 +27,7 @@ class FaceSource(Source):
     Attributes:
       class_names: The names of the people to train on.
       labels: int32 [N], the person in `range(len(class_names))`, -1 for others.
-      people: int32 [N], the number of the person, for all people of the set.
+      people: int32 [N], the number of the person, among all people of the set.
       pairs: The pairs to verify; None to make them with `make_pairs`.
       templates: int32 [N], the template of each image, see `FaceSet`, or None.
       groups: int32 [N], the group of each image or -1, see `FaceSet`, or None.
@@ -45,11 +45,11 @@ class FaceSource(Source):
     gallery: np.ndarray | None = None
 
     def landmarks(self, index: int) -> np.ndarray | None:
-        """Returns the landmarks of a picture, float32 [L, 2]; None where unknown."""
+        """Returns the landmarks of a picture, float32 [L, 2]; None if unknown."""
         return None
 
     def face_set(self) -> FaceSet:
-        """Returns the facts of the images that an evaluation needs."""
+        """Returns the people, pairs and groups that an evaluation needs."""
         unknown = self.labels == UNKNOWN
         candidates = unknown if unknown.any() else np.ones(len(self), bool)
         gallery, pairs = self.gallery, self.pairs
@@ -71,7 +71,8 @@ class FaceSource(Source):
 class FileFaces(FaceSource):
     """Images of people in a folder or zip file.
 
-    Landmarks and groups may lie beside, see `read_landmarks` and `read_groups`.
+    Files beside the images may have landmarks and groups, see `read_landmarks` and
+    `read_groups`.
 
     Args:
       files: The folder or zip file.
@@ -157,7 +158,7 @@ def read_groups(files: Files) -> dict[str, str]:
 
 
 def first_pictures(people: np.ndarray) -> np.ndarray:
-    """Selects the first images of each person: half of them, at most `GALLERY`.
+    """Selects the first half of each person's images, at most `GALLERY` of them.
 
     Args:
       people: int [N], the person on each image.
@@ -176,7 +177,7 @@ def make_pairs(people: np.ndarray, candidates: np.ndarray | None = None) -> Pair
     """Draws pairs of images for a verification in ten folds.
 
     There are as many pairs of one person as of two people, at most `PAIRS_EACH` of each
-    in a fold, without duplicates. With two people for each fold or more, no person is
+    kind in a fold, without duplicates. With at least two people per fold, no person is
     in two folds; with fewer people, the pairs are divided at random.
 
     Args:

@@ -35,7 +35,7 @@ class Counts(NamedTuple):
       train: The number of training pictures of each of them.
       held_out: The number of test pictures of each of them.
       unknown: The number of people who are never seen in training.
-      unknown_each: The number of test pictures of each of these.
+      unknown_each: The number of test pictures of each unknown person.
     """
 
     known: int
@@ -45,7 +45,7 @@ class Counts(NamedTuple):
     unknown_each: int
 
 
-# Pixels to the unit of a head, and points of the surface across and down.
+# Pixels per unit of length, subpixels per pixel side, mesh points across and down.
 _SCALE, _SUPERSAMPLE, _ACROSS, _DOWN = 26.0, 2, 210, 140
 _MOST_YAW, _MOST_PITCH, _MOST_ROLL = 40.0, 15.0, 20.0  # degrees
 
@@ -57,7 +57,7 @@ class View(NamedTuple):
       rotation: float64 [3, 3], from a head's own axes to the camera's.
       scale: The number of pixels for a unit of length.
       center: float64 [2], the position of the head's origin, x and y in pixels.
-      light: float64 [3], unit vector towards the light, in the camera's axes.
+      light: float64 [3], unit vector toward the light, in the camera's axes.
       ambient: The share of ambient light, 0 to 1.
       gain: float64 [3], the brightness of each channel.
       blur: The standard deviation of the blur, in pixels.
@@ -74,7 +74,7 @@ class View(NamedTuple):
     grain: float
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Projects points [..., 3] to pixels [..., 2]: an affine camera."""
+        """Projects points [..., 3] to pixels [..., 2] by the affine camera."""
         return points @ self.camera[:, :3].T + self.camera[:, 3]
 
     @property
@@ -86,7 +86,7 @@ class View(NamedTuple):
 def rotate(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """Returns the rotation of a head, float64 [3, 3]; angles are in degrees.
 
-    A positive yaw turns it to the right of the picture, a positive pitch down, a
+    A positive yaw turns the head to the right of the picture, a positive pitch down, a
     positive roll clockwise.
     """
     (cy, cp, cr), (sy, sp, sr) = (
@@ -132,8 +132,8 @@ def render(
 ) -> np.ndarray:
     """Renders a picture.
 
-    The points of a fine mesh are projected onto pixels of half the size, where the
-    nearest point is visible; a pixel is the mean of four of these.
+    The points of a fine mesh are projected onto subpixels of half the size, which show
+    the nearest point; a pixel is the mean of four subpixels.
 
     Args:
       person: The person.
@@ -147,12 +147,12 @@ def render(
     fine = SIDE * _SUPERSAMPLE
     skin = _skin(person, max(1.0, view.scale / _SCALE / 1.18))
     points = locate(skin.u, skin.v, person, expression)
-    # Hair has a thickness.
+    # Hair stands out from the skin.
     points[..., [0, 2]] *= 1 + 0.07 * skin.hair[..., None]
     colors = paint(skin, person, expression)
     clothes = rng.uniform(20, 220, (3,))
     pixels = _background(rng, fine)
-    # One over the other: neck, shoulders, head.
+    # Drawn over each other in this order: neck, shoulders, head.
     for mesh in (*_body(person, clothes), (points, colors)):
         place, depth, shaded = _shade(view, *mesh, pixels=fine)
         order = np.argsort(depth, kind="stable")  # The nearest is written last.
@@ -173,7 +173,7 @@ def _skin(person: Person, ratio: float) -> Skin:
     u = np.linspace(-1, 1, round(_ACROSS * ratio), dtype=np.float32)[None]
     u = 2.2 * (0.45 * u + 0.55 * u**3)  # Finer in front, where the nose is steep.
     t = np.linspace(0, 1, round(_DOWN * ratio), dtype=np.float32)[:, None]
-    t = 0.5 * t + 0.25 * (1 - np.cos(np.pi * t))  # And at crown and chin.
+    t = 0.5 * t + 0.25 * (1 - np.cos(np.pi * t))  # Finer at crown and chin, too.
     v = TOP + (person.chin - TOP) * t
     return paint_skin(u, v, person)
 
@@ -194,7 +194,7 @@ def _shade(
     x, y, z = (points @ row.astype(np.float32) for row in view.rotation)
     ax, ay, az = (np.diff(part[:-1], axis=1) for part in (x, y, z))
     bx, by, bz = (np.diff(part[:, :-1], axis=0) for part in (x, y, z))
-    # The normal is the product of both directions; its depth says what is in front.
+    # The normal is the cross product of both directions; z > 0 faces the camera.
     normal_z = ax * by - ay * bx
     seen = np.flatnonzero(normal_z > 0)
     x, y, z = (part[:-1, :-1].reshape(-1)[seen] for part in (x, y, z))
@@ -216,10 +216,10 @@ def _shade(
 
 
 def _fill_holes(pixels: np.ndarray) -> np.ndarray:
-    """Fills pixels without points by the mean of their neighbors.
+    """Fills pixels without points with the mean of their neighbors.
 
-    A hole has neighbors on the left and on the right, or above and below, at most two
-    pixels away.
+    A pixel is filled if it has neighbors on the left and the right, or above and below,
+    at most two pixels away.
 
     Args:
       pixels: float64 [H, W, 3], NaN for pixels without points.
@@ -252,7 +252,7 @@ def _body(person: Person, clothes: np.ndarray):
 
 
 def _background(rng: RandomStream, side: int) -> np.ndarray:
-    """Clouds of two colors, float64 [side, side, 3]."""
+    """Draws clouds of two colors, float64 [side, side, 3]."""
     cells = rng.integer(2, 6)
     low, high = rng.uniform(10, 245, (2, 3))
     mix = (255 * rng.uniform(0, 1, (cells, cells))).astype(np.uint8)
@@ -264,14 +264,14 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
     """Pictures of 80 x 80 pixels of 176 people who do not exist.
 
     "train" has 12 pictures of each of 128 people. "test" has two others of each of
-    these, and eight of each of 48 people who are not in "train". They differ in the
-    shape and the colors of head, eyes, brows, nose, mouth and hair; their pictures in
-    pose (yaw up to 40, pitch up to 15, roll up to 20 degrees), size, place, expression,
-    light, blur and noise. Each follows from its numbers alone, the same on every
-    machine.
+    these, and eight of each of 48 people who are not in "train". People differ in the
+    shape and the colors of head, eyes, brows, nose, mouth and hair; their pictures
+    differ in pose (yaw up to 40, pitch up to 15, roll up to 20 degrees), size,
+    position, expression, light, blur and noise. A picture depends only on the numbers
+    of its person and itself, and is the same on every machine.
 
     An example has `image`, `person` (0 to 175, those of "train" first), `landmarks`
-    [67, 2] (x, y in pixels, exact also where they are hidden; their order is that of
+    [67, 2] (x, y in pixels, exact even if hidden, in the order of
     `zoo.face.alignment`), `camera` [2, 4] from the head's axes to pixels, `pose` (yaw,
     pitch and roll in degrees) and `group`, how dark the skin is.
     """
@@ -311,7 +311,7 @@ class FacesSynthetic(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, pictures):
-        # Most of the time numpy computes, without Python's lock.
+        # Threads help, since numpy releases Python's lock while it computes.
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             people, numbers = zip(*pictures, strict=True)
             yield from enumerate(threads.map(draw_example, people, numbers))
@@ -326,7 +326,7 @@ class Scene(NamedTuple):
       pose: Yaw, pitch and roll in degrees, float64 [3].
       expression: The expression of the face.
       landmarks: float64 [67, 3], in the head's own axes.
-      rng: The random numbers of what is left to draw.
+      rng: The random numbers for the rest of the drawing.
     """
 
     person: Person
@@ -338,12 +338,12 @@ class Scene(NamedTuple):
 
     def project(self) -> np.ndarray:
         """Returns the landmarks in the picture, float64 [67, 2]."""
-        # A pixel's number is that of its center.
+        # Coordinates count from the center of the first pixel.
         return self.view.project(self.landmarks) - 0.5
 
 
 def draw_scene(person: int, picture: int) -> Scene:
-    """Draws what a picture of a person shows.
+    """Draws the content of a picture of a person at random.
 
     Args:
       person: The number of the person, 0 or more.
@@ -357,7 +357,7 @@ def draw_scene(person: int, picture: int) -> Scene:
 
 
 def draw_example(person: int, picture: int) -> dict:
-    """Draws one picture of a person, with what is known of it.
+    """Draws one picture of a person, with its annotations.
 
     Args:
       person: The number of the person, 0 or more.
@@ -377,12 +377,12 @@ def draw_example(person: int, picture: int) -> dict:
 
 
 class FacesSyntheticTiny(FacesSynthetic):
-    """A few of these pictures, drawn in seconds: 8 people to train on, 6 others."""
+    """A small version that is drawn in seconds: 8 people to train on, 6 others."""
 
     COUNTS = Counts(known=8, train=3, held_out=1, unknown=6, unknown_each=3)
 
 
-# How many people of each set are to be trained on.
+# The number of people to train on in each set.
 KNOWN = {
     "faces_synthetic": FacesSynthetic.COUNTS.known,
     "faces_synthetic_tiny": FacesSyntheticTiny.COUNTS.known,

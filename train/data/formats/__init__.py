@@ -1,1 +1,1 @@
-"""The formats of data sets, one in a file."""
+"""The formats of data sets, each in its own file."""

@@ -121,7 +121,7 @@ def _read_archive(path, wanted: set[str]) -> dict[str, bytes]:
 def read_records(
     content: bytes, num_labels: int, num_classes: int, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the binary form: for each image its labels, then red, green, blue planes.
+    """Reads the binary format: each image's labels, then its red, green, blue planes.
 
     Args:
       content: The contents of the file.
@@ -130,7 +130,7 @@ def read_records(
       where: The name of the file in errors.
 
     Returns:
-      uint8 [N, 32, 32, 3] and uint8 [N].
+      Images uint8 [N, 32, 32, 3] and labels uint8 [N].
 
     Raises:
       ValueError: The size is not that of whole records, or a label is out of range.

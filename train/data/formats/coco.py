@@ -24,7 +24,7 @@ def open_coco(
 ) -> Source:
     """Opens images with boxes in the format of COCO.
 
-    Classes are sorted by the id of their category, and crowds are marked as difficult.
+    Classes are sorted by their category id, and crowds are marked as difficult.
     Boxes are clipped to their image; those without area are left out, which is logged.
 
     Args:
@@ -40,8 +40,8 @@ def open_coco(
       The source.
 
     Raises:
-      ValueError: A file is missing, is not JSON (file and line are named) or lacks
-        something, two images or categories have one number, or the categories of
+      ValueError: A file is missing, is not JSON (the message names file and line) or
+        incomplete, two images or categories have the same id, or the categories of
         several splits differ.
     """
     sources = [
@@ -149,12 +149,12 @@ def _open_one(
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Reads a file, and checks that it has the lists that COCO's have."""
+    """Reads a file, and checks that it has the lists of COCO's format."""
     try:
         content = json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}).") from error
-    # Among them are encodings, nesting, and numbers of more digits than Python reads.
+    # Such as a wrong encoding, deep nesting, or a number with too many digits.
     except Exception as error:
         raise ValueError(f"{file}: not JSON ({error}).") from error
     for key in ("images", "annotations", "categories"):
@@ -196,7 +196,7 @@ def _get_id(file: Path, item: dict[str, Any], key: str) -> float:
 
 
 def _get_side(file: Path, item: dict[str, Any], key: str) -> int:
-    """Returns a length in pixels, 0 where none is stated."""
+    """Returns a length in pixels, 0 if none is stated."""
     value = item.get(key)
     if value is None:
         return 0
@@ -209,7 +209,7 @@ def _get_side(file: Path, item: dict[str, Any], key: str) -> int:
 
 
 def _unexpected(file: Path, item: dict[str, Any], key: str, wanted: str) -> ValueError:
-    # Numbers may have thousands of digits, of which repr allows 4,300.
+    # Shortened, since a number may have thousands of digits (`repr` allows 4,300).
     return ValueError(
         f"{file}: {key!r} is {_shorten(item.get(key))} in {_shorten(item)}; expected "
         f"{wanted}."

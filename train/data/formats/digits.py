@@ -14,16 +14,16 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 images of digits, 8x8 gray: 1,433 to train and 364 to test.
 
     The file's values 0 to 16 become 0 to 255. The split is by position, the same on
-    every machine: of each class, images 0, 5, 10, .. in the file's order are for
-    testing.
+    every machine: images 0, 5, 10, .. of each class, in the file's order, are test
+    images.
 
     Reference: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI,
     1998 (its test part), as in `sklearn.datasets.load_digits`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded; without this TFDS looks for a list of hashes, by way of a
-    # package that it does not depend on.
+    # Nothing is downloaded; without this TFDS looks for a list of checksums, through a
+    # package that is not among its dependencies.
     url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -59,8 +59,8 @@ def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads scikit-learn's digits.
 
     Returns:
-      Images uint8 [1797, 8, 8], labels int [1797], and which are for testing: bool
-      [1797].
+      Images uint8 [1797, 8, 8], labels int [1797], and bool [1797], whether each is a
+      test image.
 
     Raises:
       ImportError: scikit-learn is not installed.
@@ -84,12 +84,12 @@ def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 SIDE = 96  # of a canvas, in pixels
 MOST_DIGITS = 4
 COUNTS = {"train": 4000, "test": 400}
-# A digit's square, before its empty border is cut off, in pixels.
+# Side of a digit's square, before its empty border is cut off, in pixels.
 _LEAST, _MOST = 28, 52
-# Of any digit, the share of pixels that later ones may hide.
+# Largest share of a digit's pixels that later digits may hide.
 _HIDDEN = 0.15
-_ATTEMPTS = 30  # to place a digit before it is given up
-_CONTRAST = 90  # of a digit's luma to that of its surroundings, at least
+_ATTEMPTS = 30  # to place a digit before it is left out
+_CONTRAST = 90  # least difference between the luma of a digit and its surroundings
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -97,10 +97,10 @@ class DigitsCanvas(tfds.core.GeneratorBasedBuilder):
     """4,400 canvases of 96 x 96 with 1 to 4 digits: 4,000 to train and 400 to test.
 
     The digits are those of `Digits`, enlarged to 28 to 52 pixels, in a color that is
-    lighter than the texture below; training and test images show different ones. A
+    lighter than the texture below; training and test canvases show different ones. A
     box is tight around its whole digit, of which later digits hide at most 15 %. A mask
     has 0 for the background and digit + 1 for the visible pixels of a digit. A canvas
-    depends on its split and its number alone, and is the same on every machine.
+    depends only on its split and its number, and is the same on every machine.
     """
 
     VERSION = tfds.core.Version("2.0.0")
@@ -211,7 +211,7 @@ def _texture(rng: RandomStream) -> np.ndarray:
 
 def _ink(image: np.ndarray, rng: RandomStream) -> np.ndarray:
     """Enlarges a digit, and returns its opacity within its box: float64 [h, w]."""
-    # As many small ones as large ones, relative to their size.
+    # The logarithm of the side is uniform.
     side = int(_LEAST * (_MOST / _LEAST) ** rng.uniform(0, 1))
     size = (side, side)
     large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
@@ -221,7 +221,7 @@ def _ink(image: np.ndarray, rng: RandomStream) -> np.ndarray:
 
 
 def _blend(below: np.ndarray, ink: np.ndarray, rng: RandomStream) -> np.ndarray:
-    """Paints ink of a color that is lighter than what is below it."""
+    """Paints ink in a random color that is lighter than the canvas below it."""
     luma = (below @ _LUMA).mean()
     color = rng.uniform(0, 255, (3,))
     goal = rng.uniform(min(luma + _CONTRAST, 245), 255)

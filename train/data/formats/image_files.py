@@ -16,8 +16,8 @@ from train.data.files import Files
 from train.data.source import Example, Source, map_in_threads
 from zoo.decode import BadImage, decode_image, decode_mask, read_orientation
 
-# Bytes at the beginning of a JPEG file in which it says that it has EXIF, and those
-# in which EXIF is, most often; of other files all is read.
+# Bytes at the beginning of a JPEG file that show whether it has EXIF, and bytes that
+# usually contain the EXIF; other files are read as a whole.
 _MARKED, _HEADER = 2**13, 2**17
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class _FileImages(Source):
                 found = read_orientation(files.read(name))
             return found or 1
         except BadImage:
-            return 1  # whoever decodes it will say what is wrong
+            return 1  # decoding the image will raise the error
 
     def _warn_of_orientations(self) -> None:
         what = f"reading orientations in {self.name}"
@@ -102,7 +102,7 @@ class _FileImages(Source):
             )
 
     def _explain_size(self, index: int, size: tuple[int, int]) -> str:
-        """Explains a wrong size if the image has the right one once it is rotated."""
+        """Explains a wrong size if the image would have the right one upright."""
         found = self.orientation(index)
         if self._upright or found < 5 or self.image(index).shape[1::-1] != size:
             return ""
@@ -121,11 +121,11 @@ class FileObjects(_FileImages):
       class_names: The names of the classes.
       images: The path of each image.
       objects: The objects of each image.
-      sizes: The height and width in each image's annotation, 0 where it has none.
+      sizes: The height and width in each image's annotation, 0 if it has none.
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
-      outside: The number of boxes that reached beyond their image, and were clipped to
-        it or dropped.
+      outside: The number of boxes that reached beyond their image, and were clipped or
+        dropped.
 
     Attributes:
       outside: The number of boxes that reached beyond their image.

@@ -19,7 +19,7 @@ from train.data.files import (
 from train.data.source import Source
 from zoo.decode import SUFFIXES, decode_image
 
-# Share of the images that is held out for testing where a set comes without splits.
+# Share of the images that is held out for testing if a set has no splits.
 HELD_OUT = 0.2
 UNLABELED = "in no class folder, beside splits that have them"
 
@@ -81,12 +81,12 @@ def open_folder(
 
     Folders around the layout are skipped (`cifar10/test/cat/1.webp`). Splits can have
     any of the usual names, such as Training or test_set. Hidden files, files of file
-    managers, files that are not images, and images outside class folders beside the
-    splits are left out, which is logged. The classes are those of the whole set, sorted
-    by name, even if a split does not have all of them. A set without splits has "all",
-    "train", and "test" with a share of `HELD_OUT` of the images. The path of an image
-    below the layout decides its split, so that adding images does not move others. The
-    EXIF orientation is applied.
+    managers, files that are not images, and images that lie beside the splits without a
+    class folder are left out, which is logged. The classes are those of the whole set,
+    sorted by name, even if a split does not have all of them. A set without splits has
+    "all", "train", and "test" with a share of `HELD_OUT` of the images. The path of an
+    image below the layout decides its split, so that adding images does not move
+    others. The EXIF orientation is applied.
 
     Args:
       path: A folder, or a zip file, which is not unpacked.
@@ -99,7 +99,7 @@ def open_folder(
 
     Raises:
       ValueError: The path does not exist or has another layout, a class folder is
-        empty, the names of two classes differ by case alone, folders may be splits or
+        empty, the names of two classes differ only by case, folders may be splits or
         classes, or there is no such split.
     """
     files = Files(path)
@@ -152,7 +152,7 @@ def find_layout(entries: Sequence[str], where: str) -> Layout:
     folders = [p[top:] for p in folders if p[:top] == around]
     with_splits = _has_splits(images, where)
     if with_splits:
-        # What lies beside the splits without a class is not asked for.
+        # Images beside the splits, without a class folder, are ignored.
         deep = {p[0] for p, _ in images if len(p) > 2}
         images = [(p, e) for p, e in images if p[0] in deep]
         wrappers = _find_wrappers([p for p, _ in images])
@@ -176,7 +176,7 @@ def find_layout(entries: Sequence[str], where: str) -> Layout:
 
 
 def _has_splits(images: list[tuple[Parts, str]], where: str) -> bool:
-    """Whether the first folders are splits; raises ValueError if only some are."""
+    """Returns whether the first folders are splits; ValueError if only some are."""
     below: dict[str, set[str]] = {}  # folders in the first folders
     for p, _ in images:
         if len(p) > 2:
@@ -201,7 +201,7 @@ def _has_splits(images: list[tuple[Parts, str]], where: str) -> bool:
 
 
 def _check_alike(below: Mapping[str, set[str]], where: str) -> None:
-    """Raises ValueError if first folders have folders of the same names."""
+    """Raises ValueError if several first folders contain folders of the same names."""
     counts = Counter(name for names in below.values() for name in names)
     shared = {name for name, count in counts.items() if count > 1}
     folders = sorted(name for name, names in below.items() if len(names & shared) > 1)
@@ -239,7 +239,7 @@ def _unwrap(path: Parts, wrappers: Mapping[str, str]) -> Parts:
 
 
 def _check_names(folders: Sequence[Parts], where: str) -> None:
-    """Raises ValueError if classes differ by case, or by the form of accents, alone."""
+    """Raises ValueError if two classes differ only by case or Unicode form."""
     known: dict[str, Parts] = {}
     for folder in folders:
         key = unicodedata.normalize("NFC", folder[-1]).casefold().strip()
@@ -256,8 +256,8 @@ def _hold_out(images: Sequence[tuple[Parts, str]]) -> Layout:
     """Splits by a hash of each image's path below the layout."""
     layout: Layout = {"train": [], "test": [], "all": []}
     for p, e in images:
-        # A hash, not a generator: no version of numpy can change the split, and
-        # neither can the folder around it nor the images beside it.
+        # A hash, not a generator, so that the split does not depend on the version of
+        # numpy, the folders above, or other images.
         digest = hashlib.sha256("/".join(p).encode()).digest()
         held_out = int.from_bytes(digest[:8]) < HELD_OUT * 2**64
         layout["test" if held_out else "train"].append((p[0], e))

@@ -36,7 +36,7 @@ def open_masks(
     """Opens SPLIT/images/NAME.jpg (or another kind) with SPLIT/masks/NAME.png.
 
     Args:
-      path: A folder or a zip file with such folders, at any depth. Where `images` and
+      path: A folder or a zip file with such folders, at any depth. If `images` and
         `masks` lie in it directly, the split is called "all".
       split: The name of a split, or several such as "train+val".
       class_names: The names of the classes; if None, the lines of a file classes.txt

@@ -34,9 +34,9 @@ _CITYSCAPES = (
     "road sidewalk building wall fence pole traffic_light traffic_sign vegetation "
     "terrain sky person rider car truck bus train motorcycle bicycle"
 )
-# Cityscapes' own numbers of these 19 classes; it evaluates no others.
+# Cityscapes' own ids of these 19 classes, the only ones that it evaluates.
 _CITYSCAPES_IDS = (*(7, 8, 11, 12, 13, 17), *range(19, 29), *(31, 32, 33))
-# Of these the first pixel is number 1, and the last one belongs to the box.
+# Data sets in which pixels are counted from 1, and boxes include their last pixel.
 _FROM_ONE = ("voc",)
 
 
@@ -101,13 +101,13 @@ class PreparedSource(Source):
         )
 
     def find_class_names(self, features) -> tuple[str, ...]:
-        """Returns the names of the classes, by the features of the builder."""
+        """Returns the names of the classes, from the features of the builder."""
         return tuple(features["label"].names)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        # Read when first asked for: of a large set this takes minutes, and training
-        # on all of it does not need them.
+        # Read on first use, since this takes minutes for a large set, and training on
+        # all of it does not need the labels.
         labels = [self._records[i]["label"] for i in range(len(self))]
         labels = np.array(labels, np.int64)
         check_labels(labels, len(self.class_names), f"{self.name} {self.split}")
@@ -146,8 +146,8 @@ class PreparedObjects(PreparedSource):
     """One split with features `image` and `objects`, which have `bbox` and `label`.
 
     Difficult objects and crowds are marked as difficult. TFDS stores boxes as float32
-    shares of the sides; they are rounded to a thousandth of a pixel, which restores the
-    publisher's numbers.
+    relative to the image's sides; they are rounded to a thousandth of a pixel, which
+    restores the publisher's numbers.
     """
 
     task = "detection"
@@ -171,7 +171,7 @@ class PreparedObjects(PreparedSource):
 
 
 class PreparedMasks(PreparedSource):
-    """One split with masks, as `MASKS` says."""
+    """One split with masks, of a data set in `MASKS`."""
 
     task = "segmentation"
 
@@ -199,13 +199,13 @@ class PreparedMasks(PreparedSource):
 class PreparedFaces(FaceSource, PreparedSource):
     """One split with people: the feature `person`, or `label` with their names.
 
-    For `faces_synthetic` the first people are those to train on, for others all are.
-    Images can have `landmarks` and the person's `group`.
+    In `faces_synthetic` the first people are those to train on; in other data sets all
+    people are. Images can have `landmarks` and the person's `group`.
     """
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        if not self.class_names:  # Names, as TFDS has them of LFW.
+        if not self.class_names:  # Labels are names, as in TFDS's LFW.
             names, numbers = np.unique(self._read("label"), return_inverse=True)
             self.class_names = tuple(name.decode() for name in names)
             self.people = numbers.astype(np.int32)
@@ -295,9 +295,9 @@ OWN = {
     "cifar10": Cifar10Binary,
     "cifar100": Cifar100Binary,
 }
-# Read at random by position, and written without TensorFlow.
+# A file format with random access that can be written without TensorFlow.
 _FORMAT = "array_record"
-# A folder cannot be written, or its disk is full.
+# Errors of a folder that cannot be written, or of a full disk.
 _DISK_ERRORS = (
     *(errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTDIR),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -315,14 +315,14 @@ def open_prepared(
 ) -> Source:
     """Opens a data set of TFDS or of this project, and prepares it if necessary.
 
-    Two processes can prepare it at once, and one can be killed: TFDS writes into a
+    Two processes may prepare it at once, and one may be killed: TFDS writes into a
     temporary folder and renames it when it is complete.
 
     Args:
       name: One of `OWN`, or a data set of TFDS such as "mnist".
       split: The name of the split, or a slice such as "train[:10%]".
       data_dir: The folder of prepared data sets; TFDS's own folder if None. For
-        "cifar10" and "cifar100" it can have the publisher's archive.
+        "cifar10" and "cifar100" it can contain the publisher's archive.
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
       task: The task, see `find_kind`.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
@@ -397,8 +397,8 @@ def _open_builder(name: str, data_dir: str | Path | None):
     try:
         builder = _make_builder(name, data_dir)
     except ModuleNotFoundError as error:
-        # The code of some, such as COCO's, needs TensorFlow; the files that it has
-        # written do not, which any version stands for.
+        # The code of some builders, such as COCO's, needs TensorFlow, but their
+        # prepared files do not: a version pattern finds these without the code.
         any_version = name if ":" in name else f"{name}:*.*.*"
         try:
             builder = _make_builder(any_version, data_dir)

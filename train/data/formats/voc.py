@@ -27,7 +27,7 @@ from zoo.segmentation.voc import CLASS_NAMES
 
 CLASSES = CLASS_NAMES[1:]  # without the background
 NAMES_FILE = "classes.txt"
-# A line of a class's list: an image, and -1, 0 or 1.
+# A line in the list of a class: an image, then -1, 0 or 1.
 _FLAGGED = re.compile(r"(.*\S)\s+(?:-1|0|1)")
 
 
@@ -36,14 +36,14 @@ def open_voc(
 ) -> Source:
     """Opens images with boxes: JPEGImages, Annotations and ImageSets/Main/SPLIT.txt.
 
-    The classes are the lines of a file classes.txt beside the folders; without it the
-    20 of VOC, or if the whole set has others, its own classes, sorted. In VOC the first
+    The classes are the lines of a file classes.txt beside the folders; without it, the
+    20 of VOC, or the set's own classes, sorted, if it has others. In VOC the first
     pixel has the coordinate 1, and xmax and ymax are the last pixel of a box, so that
     the box of the first pixel is 0, 0, 1, 1 here. Boxes are clipped to their image;
     those without area are left out, which is logged.
 
     Args:
-      path: A folder or a zip file with these folders, at any depth. Where there are
+      path: A folder or a zip file with these folders, at any depth. If there are
         several, such as VOC2007 and VOC2012, a split is named "VOC2007/trainval".
       split: The name of a split, or several such as "train+val".
       color: The color to convert images to, "rgb" or "grey"; None for the stored one.
@@ -115,7 +115,7 @@ def open_voc_masks(
     names = tuple(class_names or CLASS_NAMES)
     table = make_values(len(names), ignored, values)
     images, masks = zip(*items, strict=True)
-    # VOC's own masks have 255 around objects.
+    # VOC's own masks have 255 on the borders of objects.
     sure = class_names is None or bool(values) or IGNORED in ignored
     return FileMasks(
         tree.files, split, names, images, masks, table, color, orientation, sure=sure
@@ -123,7 +123,7 @@ def open_voc_masks(
 
 
 class _Tree:
-    """The places of VOC's folders within a folder or zip file."""
+    """The locations of VOC's folders within a folder or zip file."""
 
     def __init__(self, path: Path, kind: str):
         self.files = Files(path)
@@ -148,7 +148,7 @@ class _Tree:
         }
 
     def find(self, split: str, folder: str, suffix: str) -> list[tuple[str, str]]:
-        """Returns the image and another file of each line of a split's lists."""
+        """Returns the image and the annotation file for each line of a split's list."""
         items = []
         for name in find_splits(split, self._splits, str(self.files.path)):
             top, file = self._splits[name]
@@ -173,7 +173,7 @@ class _Tree:
         return items
 
     def read_names(self) -> tuple[str, ...]:
-        """Returns the lines of classes.txt; none where there is no such file."""
+        """Returns the lines of classes.txt; empty if there is no such file."""
         for top in self.tops:
             if (file := _join(top, NAMES_FILE)) in self._existing:
                 return read_names(self.files, file)
@@ -203,7 +203,7 @@ def _join(*parts: str) -> str:
 
 
 def _collect_names(tree: _Tree, known: dict[str, Element]) -> tuple[str, ...]:
-    """Returns the classes of the whole set, whichever of them a split has."""
+    """Returns the classes of the whole set, even if a split has only some of them."""
     folders = {_join(top, "Annotations") for top in tree.tops}
     names = set()
     for entry in tree.entries:
@@ -226,7 +226,7 @@ def _collect_names(tree: _Tree, known: dict[str, Element]) -> tuple[str, ...]:
 def _read_objects(
     annotation: Element, class_names: tuple[str, ...]
 ) -> tuple[Objects, tuple[int, int], list[str], int]:
-    """Returns objects, height and width (0 if unknown), dropped boxes, and others."""
+    """Returns objects, (height, width) or zeros, and `clip_objects`' other results."""
     elements = annotation.find_all("object")
     boxes, classes, difficult = [], [], []
     for element in elements:

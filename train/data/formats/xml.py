@@ -1,7 +1,7 @@
 """XML annotations, parsed by defusedxml into elements that know their lines.
 
-Files may come from anywhere: a document type, which can expand a small file without
-bound or refer to other files, is an error.
+Files are not trusted: a document type declaration, which can expand a small file
+without bound or refer to other files, is an error.
 """
 
 import codecs
@@ -158,7 +158,7 @@ def _decode(data: bytes, file: str) -> bytes | str:
     """Decodes a file with a declared encoding; otherwise the parser detects it."""
     found, marked = _ENCODING.match(data), data.startswith(codecs.BOM_UTF8)
     if not found and not marked:
-        return data  # UTF-8, or UTF-16 with its mark
+        return data  # UTF-8, or UTF-16 with a byte order mark
     name = "utf-8-sig" if marked else found[1].decode("ascii", "replace")
     try:
         codec = codecs.lookup(name).name
