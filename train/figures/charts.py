@@ -1,6 +1,6 @@
 """Line charts and heat maps as SVG, drawn by matplotlib.
 
-The colors in an SVG are variables of the page's style sheet, so that one drawing serves
+The colors in an SVG are variables of the page's style sheet, so that one drawing fits
 light and dark pages.
 """
 
@@ -49,12 +49,12 @@ _STYLE = {
 
 
 class Chart(NamedTuple):
-    """A chart and what stands above it.
+    """A chart with its title and legend.
 
     Attributes:
-      title: What is drawn.
+      title: The quantity that is drawn.
       legend: The style sheet's class and the name of each series.
-      svg: The drawing; empty where no value is finite.
+      svg: The drawing; empty if no value is finite.
     """
 
     title: str
@@ -126,7 +126,7 @@ def line_chart(
             axes.set_ylim(min(low, 0), high)
         svg = _to_svg(axes, f"{y_label} against {x_label}: {'; '.join(ends)}")
     if len(legend) == 1 and "not finite" not in legend[0][1]:
-        legend = []  # the title says it all
+        legend = []  # the title is enough
     return Chart(title, legend, svg)
 
 
@@ -156,13 +156,13 @@ def _style():
     # Imported late: matplotlib takes a second.
     from matplotlib import style
 
-    # The user's own settings, such as those of a notebook, change nothing.
+    # The user's own settings, such as those of a notebook, have no effect.
     with style.context(["default", _STYLE]):
         yield
 
 
 def _make_axes(width: int, height: int, place: tuple[float, ...]):
-    """Makes the axes of a figure in pixels, at a place in shares of the figure."""
+    """Makes axes in a figure; its size is in pixels, `place` relative to it."""
     from matplotlib.figure import Figure
 
     return Figure((width / 72, height / 72)).add_axes(place)
@@ -184,7 +184,7 @@ def _place_ticks(axis, log: bool) -> None:
 def _plot(axes, x: np.ndarray, y: np.ndarray, color: str, dashed: bool) -> None:
     """Draws one series; points between gaps always have a marker."""
     bins = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
-    # A value that is not finite is not averaged away.
+    # The mean of a bin with a NaN is NaN, so that gaps stay visible.
     x, y = (np.array([values[b].mean() for b in bins]) for values in (x, y))
     gap = np.isnan(np.pad(y, 1, constant_values=np.nan))
     marked = np.full(len(y), len(y) <= MAX_MARKERS) | (gap[:-2] & gap[2:])
@@ -193,7 +193,7 @@ def _plot(axes, x: np.ndarray, y: np.ndarray, color: str, dashed: bool) -> None:
 
 
 def _to_svg(axes, alt: str) -> Markup:
-    """Returns the figure of some axes as a part of a page."""
+    """Returns the figure of the axes as inline SVG."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     axes.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

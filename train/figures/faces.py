@@ -1,4 +1,4 @@
-"""Pictures of faces: landmarks, and alignment step by step."""
+"""Pictures of faces: landmarks, and the steps of the alignment."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ DOT, LINE = (0, 158, 115), (255, 255, 255)
 def draw_points(
     image: np.ndarray, points: np.ndarray, *, lines: np.ndarray | None = None
 ) -> Image.Image:
-    """Draws points, and perhaps triangles, over an image that is made larger.
+    """Draws points, and optionally triangles, over an enlarged image.
 
     Args:
         image: uint8 [H, W, C].
@@ -39,7 +39,7 @@ def draw_points(
 
 
 def draw_alignment(image: np.ndarray, landmarks: np.ndarray, size: int) -> Image.Image:
-    """Draws a photograph with its landmarks, and what alignment makes of it.
+    """Draws a photograph with its landmarks, and the results of its alignment.
 
     Args:
         image: uint8 [H, W, C].
@@ -47,8 +47,8 @@ def draw_alignment(image: np.ndarray, landmarks: np.ndarray, size: int) -> Image
         size: Height and width of the crop, in pixels.
 
     Returns:
-        An RGB picture: the photograph, the similarity's crop, and of 67 landmarks or
-        more the triangles and the frontal crop.
+        An RGB picture: the photograph, the similarity's crop, and with 67 or more
+        landmarks the triangles and the frontal crop.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         flat = np.asarray(to_uint8(align_2d(image, landmarks, size=size)))

@@ -15,10 +15,10 @@ def draw_grid(pictures: Sequence[Image.Image], cell: int, columns: int) -> Image
     """Puts pictures into a grid of square cells, row by row.
 
     Args:
-        pictures: RGB, of any sizes; each is brought to its cell, small ones with square
-            pixels.
+        pictures: RGB, of any sizes; each is resized to its cell, small ones with
+            square pixels.
         cell: Height and width of a cell, in pixels.
-        columns: Cells of a row.
+        columns: Number of cells in a row.
 
     Returns:
         An RGB picture.
@@ -43,7 +43,7 @@ def _to_cell(picture: Image.Image, cell: int) -> Image.Image:
 
 
 def draw_filters(kernel: np.ndarray, *, bgr: bool = False) -> list[Image.Image]:
-    """Draws the filters of a first layer, each stretched to its own range.
+    """Draws the filters of a first layer, each scaled to its own range.
 
     Args:
         kernel: float [k, k, 1 or 3, F].
@@ -60,16 +60,16 @@ def draw_filters(kernel: np.ndarray, *, bgr: bool = False) -> list[Image.Image]:
 def draw_projection(
     projection: np.ndarray, *, bgr: bool = False, clip: float = 1.0
 ) -> Image.Image:
-    """Draws what was projected into the image: gray is zero.
+    """Draws a projection into the image; gray is zero.
 
     Args:
         projection: float [H, W, 1 or 3].
         bgr: Whether blue comes first.
-        clip: The part of the pixels that are not clipped, 0 to 1; the others have the
+        clip: The share of the pixels that are not clipped, 0 to 1; the others have the
             largest values.
     """
     size = np.abs(projection).max(axis=-1)
-    # Of the pixels that the projection reaches at all.
+    # The quantile is over the pixels that the projection reaches at all.
     reached = size[size > 0]
     largest = float(np.quantile(reached, clip)) if len(reached) else 1e-12
     return _picture(127.5 + 127.5 * projection / largest, bgr)
@@ -87,8 +87,8 @@ def draw_heat(
     Args:
         values: float [H, W].
         size: Height and width of the picture, in pixels.
-        low: What is darkest; the smallest value if None.
-        high: What is brightest; the largest value if None.
+        low: The value drawn darkest; the smallest value if None.
+        high: The value drawn brightest; the largest value if None.
     """
     from matplotlib import colormaps  # not above: slow
 
@@ -111,8 +111,8 @@ def draw_classes(
         size: Height and width of the picture, in pixels.
 
     Returns:
-        The picture, and the color of each class that is there, as HTML writes it; the
-        most frequent class comes first.
+        The picture, and the HTML color of each class that occurs, the most frequent
+        class first.
     """
     from matplotlib import colormaps
 

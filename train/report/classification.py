@@ -1,4 +1,4 @@
-"""The report of a classifier: confusion, accuracy of each class, worst mistakes."""
+"""The report of a classifier: confusion, accuracy by class, worst mistakes."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ def report_classifier(
       mistakes: The mistakes to show, the worst first.
 
     Returns:
-      Numbers and sections.
+      The numbers and sections of the report.
     """
     totals, correct = confusion.sum(axis=1), confusion.diagonal()
     count, right = int(totals.sum()), int(correct.sum())

@@ -22,11 +22,11 @@ from zoo.figures.boxes import cut_around, draw_boxes, draw_detections
 from zoo.figures.pictures import MISS, beside
 from zoo.metrics.detection import overlaps
 
-MAX_FINDINGS = 24  # false alarms, and misses
+MAX_FINDINGS = 24  # largest number of false alarms, and of misses
 MAX_CURVES = 10
-LEAST_IOU = 0.5  # of a detection with the object that it finds
+LEAST_IOU = 0.5  # least IoU of a detection with the object that it finds
 IMAGES = 6
-MIN_SCORE = 0.3  # of a detection that is drawn
+MIN_SCORE = 0.3  # lowest score of a detection that is drawn
 WIDTH = 820  # pixels of a picture with truth and detections beside each other
 
 
@@ -44,7 +44,7 @@ class Boxes(NamedTuple):
     scores: np.ndarray | None = None
 
     def confident(self) -> "Boxes":
-        """Returns the detections that are drawn."""
+        """Returns the detections whose score is high enough to be drawn."""
         kept = self.scores >= MIN_SCORE
         return Boxes(*(values[kept] for values in self))
 
@@ -52,8 +52,8 @@ class Boxes(NamedTuple):
 def evaluate_detector(result: Result) -> Evaluation:
     """Makes the report of a run, with the worst false alarms and misses.
 
-    False alarms are sorted by their score. Misses are sorted by the best score with
-    which the object was found, then by its area, the largest first.
+    False alarms are sorted by score, the highest first. Misses are sorted by the score
+    with which the object was found, if it was, then by area, the largest first.
     """
     found, names = result.evaluated, result.experiment.card.class_names
     source = result.experiment.eval_source.source
@@ -101,7 +101,7 @@ def report_detector(
       misses: The worst misses.
 
     Returns:
-      Numbers and sections.
+      The numbers and sections of the report.
     """
     known = {
         "ap50": ("AP50", "mean over the classes"),
@@ -210,13 +210,13 @@ def draw_finding(
     names: Sequence[str],
     where: str,
 ) -> Picture:
-    """Draws a wrong detection, or a missed object, and what is near it.
+    """Draws a wrong detection or a missed object, and the boxes near it.
 
     Args:
       image: uint8 [H, W, C].
       box: float32 [4], xyxy in pixels.
       title: The class of the box, and its score.
-      reason: Why it is wrong.
+      reason: Why the box is wrong, or was missed.
       others: The boxes to show beside it: objects, or detections.
       names: K class names.
       where: Where the image comes from.
@@ -260,12 +260,12 @@ def match_objects(
     """Matches each detection, best first, with the object that it overlaps most.
 
     Args:
-      boxes: float [D, 4], detections by falling score.
+      boxes: float [D, 4], detections by descending score.
       classes: int [D].
       scores: float [D].
       objects: float [N, 4].
       object_classes: int [N].
-      difficult: bool [N]; a detection of one is neither right nor wrong.
+      difficult: bool [N]; a detection of a difficult object is neither right nor wrong.
     """
     alarm, found = np.ones(len(boxes), bool), np.zeros(len(objects), np.float32)
     shares = overlaps(boxes, objects)

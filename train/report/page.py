@@ -54,7 +54,7 @@ METRICS = {
         },
     ),
 }
-# The columns that every task logs of a training step; others are parts of its loss.
+# The columns that every task logs in training; other columns are parts of the loss.
 COMMON = (
     *("kind", "step", "epoch", "loss", "grad_norm", "learning_rate"),
     "images_per_second",
@@ -66,7 +66,7 @@ PACKAGES = (
 
 
 def write_run_report(result: Result) -> Path | None:
-    """Writes report.html into the run folder; the first process does.
+    """Writes report.html into the run folder, in the first process only.
 
     Args:
       result: The result of `fit`.
@@ -126,13 +126,13 @@ def write_report(
     sections: Sequence[Section] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the file `report.html` of a run, completely or not at all.
+    """Writes the file `report.html` of a run atomically.
 
     Args:
       run_dir: The folder of the run; made if it is missing.
       title: The heading of the page.
       summary: Further numbers at the top, such as {"duration": "3 min"}. They replace
-        computed ones of the same name, such as accuracy, loss or throughput.
+        computed numbers of the same name, such as accuracy, loss or throughput.
       config: The configuration of the run, which may be nested.
       model_table: The table of the model in plain text.
       history: The lines of `metrics.jsonl`, of kind "train" and "eval".
@@ -170,7 +170,7 @@ def write_page(
     numbers: Numbers,
     sections: Sequence[Section],
 ) -> Path:
-    """Writes a page that needs no other file, completely or not at all.
+    """Writes a self-contained page atomically.
 
     Args:
       path: The path of the page; its folder is made if it is missing.
@@ -189,7 +189,7 @@ def write_page(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        # A file name may have bytes that are not text: they become question marks.
+        # Bytes of a file name that are not text become question marks.
         unfinished.write_bytes(page.encode("utf-8", errors="replace"))
         os.replace(unfinished, path)
     finally:
@@ -227,7 +227,7 @@ def _primary_metric(history) -> tuple[str, tuple[str, dict[str, tuple[str, str]]
 
 
 def _training(history) -> str:
-    """Draws loss, primary metric, learning rate and throughput against the epoch."""
+    """Draws the loss, primary metric, learning rate and throughput over the epochs."""
     if not history:
         return macros.paragraph("No measurements were logged.")
     _, (name, curves) = _primary_metric(history)

@@ -11,8 +11,8 @@ from PIL import Image
 from train.figures import Series, heat_map, line_chart
 from zoo.figures.pictures import png_uri
 
-MAX_ROWS = 20  # further classes fold away
-MAX_NUMBERED = 20  # more classes make a heat map of a confusion matrix
+MAX_ROWS = 20  # further classes are folded
+MAX_NUMBERED = 20  # the confusion matrix of more classes is a heat map
 MAX_PAIRS = 10
 THUMBNAIL = 256
 
@@ -48,10 +48,10 @@ class Picture(NamedTuple):
 
     Attributes:
       image: The image.
-      alt: The text for those who cannot see it.
-      caption: The text below it, which is escaped unless it is `Markup`.
+      alt: The alternative text.
+      caption: The text below the image, which is escaped unless it is `Markup`.
       source: Where the image comes from, such as its file.
-      size: The largest width and height in pixels; a larger image is made smaller.
+      size: The largest width and height in pixels; a larger image is reduced.
     """
 
     image: Image.Image
@@ -79,7 +79,7 @@ def percent(share: float) -> str:
 
 
 def breakable(value: object) -> Markup:
-    """Escapes a text in which lines may break behind underscores."""
+    """Escapes a text, and allows line breaks after underscores."""
     if isinstance(value, Markup):
         return value
     return escape(str(value)).replace("_", Markup("_<wbr>"))
@@ -98,7 +98,7 @@ macros = ENVIRONMENT.get_template("macros.html").module
 def table_section(
     title: str, header: Sequence[str], rows: Sequence[Sequence], note: str = ""
 ) -> Section:
-    """Makes a section of one table, whose cells are shown as `str(cell)`."""
+    """Makes a section with one table, whose cells are shown as `str(cell)`."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(
@@ -116,7 +116,7 @@ def plot_section(
     note: str = "",
     log_x: bool = False,
 ) -> Section:
-    """Makes a section of one plot of the series name -> (x values, y values)."""
+    """Makes a section with one plot of series: name -> (x values, y values)."""
     chart = line_chart(series, x_label, y_label, log_x=log_x)
     return Section(title, macros.charts([chart], note))
 
@@ -133,12 +133,12 @@ def class_table(
     """Makes a table of the share of each class, the lowest first.
 
     Args:
-      header: The names of the four columns: class, share, its number, count.
+      header: The titles of the four columns: class, bar, share, count.
       names: K class names.
-      shares: K shares in [0, 1], None where a class does not occur.
+      shares: K shares in [0, 1], None for a class that does not occur.
       intervals: K confidence intervals; None for no intervals.
       counts: K texts for the last column.
-      absent: The text for the last column where a class does not occur.
+      absent: The text in the last column for a class that does not occur.
       note: The text below the table.
     """
     order = np.argsort([2 if s is None else s for s in shares], kind="stable")

@@ -21,7 +21,7 @@ from train.task import Evaluated
 from zoo.figures.masks import draw_comparison, make_palette
 from zoo.preprocess import center_crop
 
-IMAGES = 6  # the worst, and others
+IMAGES = 6  # number of the worst images, and of others
 WIDTH = 1200  # pixels of a picture with image, truth, prediction and errors
 
 
@@ -41,7 +41,7 @@ def evaluate_segmentation(result: Result) -> Evaluation:
         example = source[i]
         batch = {k: example[k][None] for k in ("image", "size")}
         predicted = np.asarray(predict(variables, batch)[0])
-        # A network without padding predicts the classes of the center.
+        # A network without padding predicts only the center.
         image, mask = (
             center_crop(values, *predicted.shape)
             for values in (example["image"], example["mask"][..., None])
@@ -74,7 +74,7 @@ def report_segmentation(
       others: Other images.
 
     Returns:
-      Numbers and sections.
+      The numbers and sections of the report.
     """
     metrics, confusion = found.metrics, found.confusion
     totals = confusion.sum(axis=1)

@@ -1,4 +1,4 @@
-"""The report of a face network: ROC, groups, worst pairs, alignment step by step."""
+"""The report of a face network: ROC, groups, worst pairs, steps of the alignment."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +17,8 @@ from zoo.figures.pictures import beside, enlarge
 
 MAX_MISTAKES = 24
 MAX_RANK = 20
-FACES = 6  # whose alignment is shown
-WIDTH = 900  # pixels of the steps of an alignment
+FACES = 6  # number of faces whose alignment is shown
+WIDTH = 900  # pixels of a picture with the steps of an alignment
 
 
 def evaluate_verification(result: Result) -> Evaluation:
@@ -54,12 +54,12 @@ def report_verification(
     """Makes the report of a face network.
 
     Args:
-      every: The evaluations by the name of the alignment, that of the training first.
+      every: The evaluations by name of the alignment; that of the training comes first.
       mistakes: Wrong pairs, the worst first.
       steps: The steps of the alignment of some faces.
 
     Returns:
-      Numbers and sections.
+      The numbers and sections of the report.
     """
     found = next(iter(every.values()))
     metrics, cmc = found.metrics, found.cmc

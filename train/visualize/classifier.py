@@ -1,4 +1,4 @@
-"""Why a classifier predicts what it does: its worst mistakes, and hidden parts."""
+"""Explains a classifier's predictions: its worst mistakes, and occlusion maps."""
 
 from collections.abc import Sequence
 
@@ -22,21 +22,21 @@ from zoo.cpu import jit_inference
 from zoo.figures.pictures import to_pil
 
 MISTAKES, OCCLUDED = 6, 4
-SURE = 0.9  # the probability of the images whose parts are hidden, about
-# Positions of the square along each axis, about.
+SURE = 0.9  # approximate probability of the images that are occluded
+# Approximate number of positions of the square along each axis.
 SQUARES = 12
 
 
 def classifier_sections(
     network: Network, images: np.ndarray, labels: np.ndarray, layers: Sequence[str]
 ) -> list[Section]:
-    """Explains the worst mistakes of a classifier, and what hiding parts does.
+    """Explains the worst mistakes of a classifier, and the effect of hiding parts.
 
     Args:
       network: A classifier.
       images: uint8 [N, H, W, C], fitted to the network.
       labels: int [N], the classes of the images.
-      layers: The names of endpoints; the last one is that of the occlusion maps.
+      layers: The names of endpoints; the last one is used for the occlusion maps.
     """
     forward = jit_inference(network.model.apply)
     shares = np.concatenate(
@@ -50,7 +50,7 @@ def classifier_sections(
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
     right = np.flatnonzero(predicted == labels)
-    # Of some classes an image that is not so sure that nothing would change.
+    # One image of each class, not so certain that hiding a part changes nothing.
     right = right[np.argsort(np.abs(surest[right] - SURE), kind="stable")]
     _, first = np.unique(labels[right], return_index=True)
     right = right[np.sort(first)][:OCCLUDED]

@@ -1,4 +1,4 @@
-"""What the channels of a layer answer to, now and through the training."""
+"""Shows what the channels of a layer respond to, now and during training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ NINE = 9
 CELL = 44  # pixels of a patch
 MOST_FILTERS = 96
 HISTORY_CHANNELS = 6
-# Images that are projected at once.
+# Number of images in a batch of projections.
 PROJECTED = 36
 
 
@@ -42,7 +42,7 @@ def filters_section(network: Network) -> Section:
 def layer_section(
     network: Network, images: np.ndarray, layer: str, channels: int
 ) -> Section:
-    """Shows the strongest patches of channels beside their projections."""
+    """Shows the patches with the strongest activations beside their projections."""
     model, variables = network.model, network.variables
     batches = network.batches(images)
     top = explain.top_activations(model, variables, batches, layer, NINE)
@@ -78,7 +78,7 @@ def layer_section(
 
 
 def _window(field: explain.ReceptiveField, place: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that the unit at a place sees; one without place, all."""
+    """Returns the rows and columns that a unit sees; all for one without position."""
     left, upper, right, lower = field.boxes[tuple(place) if len(place) else (0, 0)]
     return np.s_[upper:lower, left:right]
 
@@ -89,7 +89,7 @@ def history_section(
     layer: str,
     history: Mapping[int, Mapping[str, Any]],
 ) -> Section:
-    """Shows the strongest projections of channels by step: the paper's figure 4."""
+    """Shows the strongest projections of channels by step, as in figure 4."""
     channels = network.endpoints()[layer][-1]
     count = min(HISTORY_CHANNELS, channels)
     chosen = np.linspace(0, channels - 1, count).round().astype(int)
@@ -123,7 +123,7 @@ def _project(
     top: explain.Strongest,
     chosen: np.ndarray,
 ) -> np.ndarray:
-    """Projects the strongest activations into images: [channels, k, H, W, C]."""
+    """Projects the strongest activations to pixels: [channels, k, H, W, C]."""
     method = explain.deconvnet if network.has_rectifiers else explain.saliency
     k = top.values.shape[1]
     which = top.images[chosen].reshape(-1)

@@ -1,4 +1,4 @@
-"""The page: what it shows, in which order.
+"""The page of visualizations: its contents and their order.
 
 Reference:
   Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, 2014, figures 2,
@@ -22,7 +22,7 @@ from train.visualize.parts import Network
 from train.visualize.scores import scores_section
 from zoo.paths import unknown
 
-# Images in which the way of channels through training is searched.
+# Images that are searched to show how channels develop in training.
 HISTORY_IMAGES = 256
 
 
@@ -47,11 +47,11 @@ def write_visualization(
       title: The heading of the page.
       layers: The names of endpoints; empty for four feature maps.
       channels: The number of channels to show of each layer.
-      limit: The largest number of images in which to search the strongest activations;
-        they are evenly spaced in the source.
+      limit: The largest number of images to search for the strongest activations; they
+        are evenly spaced in the source.
       history: The variables by training step, in order, to show how features develop;
-        None not to show it.
-      quiet: Whether to show no progress bar.
+        None to omit this section.
+      quiet: Whether to hide the progress bar.
 
     Returns:
       `path`.
@@ -113,8 +113,8 @@ def read_steps(run_dir: Path) -> dict[int, Mapping[str, Any]]:
       run_dir: The folder of the run.
 
     Returns:
-      The variables by step, in order: of five checkpoints at most, evenly spaced, with
-      the first and the last.
+      The variables by step, in order, of at most five checkpoints, evenly spaced from
+      the first to the last.
     """
     steps = list_steps(run_dir)
     places = np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int)

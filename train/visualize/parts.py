@@ -1,4 +1,4 @@
-"""Shared parts of the page's sections: the network, the maps of a score, galleries."""
+"""Shared parts of the page's sections: the network, maps of a score, and galleries."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from zoo import explain
 from zoo.spec import Card
 
 BATCH = 32
-WHOLE = 2048  # no picture is larger
+WHOLE = 2048  # largest size of a picture, in pixels
 SIDE = 132  # pixels of a map beside its image
-# The part of a map's values that are not clipped: a few extreme ones would make all
-# others dark.
+# The share of a map's values that are not clipped: a few extreme values would make
+# all others dark.
 CLIP = 0.99
 
 
@@ -29,7 +29,7 @@ class Network(NamedTuple):
     Attributes:
       model: The module.
       variables: The variables.
-      card: The facts of the variables, such as their preprocessing.
+      card: The card of the variables, with their preprocessing.
     """
 
     model: nn.Module
@@ -85,7 +85,7 @@ def draw_maps(
     positions: np.ndarray | None,
     layers: Sequence[str],
 ) -> list[list[Image.Image]]:
-    """Draws what one score of each image depends on.
+    """Draws maps of the pixels that one score of each image depends on.
 
     Args:
       network: The network.
@@ -93,12 +93,12 @@ def draw_maps(
       scores: The name of the endpoint with the scores.
       classes: int [N], the channels of `scores`.
       positions: int [N, P], see `zoo.explain.deconvnet`.
-      layers: The names of endpoints, of which the last one that a score depends on has
-        its class activation map drawn.
+      layers: The names of endpoints; the class activation map is that of the last one
+        that the score depends on.
 
     Returns:
-      For each image its saliency, guided backpropagation where there are rectifiers,
-      and a class activation map where a layer is a feature map.
+      For each image its saliency, guided backpropagation if there are rectifiers, and a
+      class activation map if a layer is a feature map.
     """
     size = images.shape[1:3]
     args = (network.model, network.variables, network.normalize(images))
@@ -121,7 +121,7 @@ def draw_maps(
 
 
 def describe_maps(network: Network) -> str:
-    """Names what `draw_maps` draws."""
+    """Returns the names of the maps that `draw_maps` draws."""
     guided = ", guided backprop" if network.has_rectifiers else ""
     return f"saliency{guided} and Grad-CAM (of the last layer above that matters)"
 
@@ -134,7 +134,7 @@ def _last_cam(
     classes: np.ndarray,
     positions: np.ndarray | None,
 ) -> np.ndarray | None:
-    """The class activation maps [N, H, W] of the last layer that has any."""
+    """Returns, for each image, the map of the last layer that is not 0: [N, H, W]."""
     shapes, cam = network.endpoints(), None
     for layer in reversed([name for name in layers if len(shapes[name]) == 3]):
         try:

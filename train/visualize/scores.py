@@ -1,4 +1,4 @@
-"""Why a detector finds an object in a box, or a segmentation network one at a pixel."""
+"""Explains the scores of a detector's boxes, or of a segmentation network's pixels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ Array = jax.Array | np.ndarray
 
 SHOWN = 6
 YELLOW = (255, 221, 0)
-MARK = 3  # pixels between a pixel that is explained and its mark
+MARK = 3  # distance in pixels of a mark from the pixel that is explained
 
 
 class Best(NamedTuple):
@@ -34,10 +34,10 @@ class Best(NamedTuple):
 
     Attributes:
       scores: float32 [B, K], 0 to 1.
-      places: int32 [B, K], the number of the box or pixel.
-      boxes: float32 [B, K, 4], xyxy in pixels of the network's input: the box, or what
-        is around the pixel.
-      count: int32 [B], how many boxes or pixels there are.
+      places: int32 [B, K], the index of the box or pixel.
+      boxes: float32 [B, K, 4], xyxy in pixels of the network's input: the box, or a
+        mark around the pixel.
+      count: int32 [B], the number of boxes or pixels.
     """
 
     scores: Array
@@ -54,8 +54,8 @@ def scores_section(
     Args:
       network: A detector or segmentation network.
       images: uint8 [N, H, W, C], fitted to the network.
-      layers: The names of endpoints, of which the last one that a score depends on has
-        its class activation map drawn.
+      layers: The names of endpoints; the class activation map is that of the last one
+        that the score depends on.
     """
     detects = hasattr(network.model, "decode")
     find = jit_inference(_find_boxes if detects else _find_pixels, static_argnums=0)
@@ -68,7 +68,7 @@ def scores_section(
     name, shape = _find_scores(network)
     places = best.places[rows, classes] // (best.count[0] // np.prod(shape[1:-1]))
     positions = np.stack(np.unravel_index(places, shape[1:-1]), axis=-1)
-    # The first score of a box can be that of the background.
+    # The first score of a box may be that of the background.
     channels = classes + shape[-1] - best.scores.shape[-1]
     maps = draw_maps(network, images[rows], name, channels, positions, layers)
     figures = []
@@ -129,7 +129,7 @@ def _choose(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_scores(network: Network) -> tuple[str, tuple[int, ...]]:
-    """Finds the name of the scores, and their shape with the batch."""
+    """Finds the name of the scores' endpoint, and its shape with the batch axis."""
     images = jax.ShapeDtypeStruct((1, *network.card.preprocess.shape), jnp.float32)
     outputs = jax.eval_shape(network.model.apply, network.variables, images)
     if not isinstance(outputs, dict):
