@@ -1,4 +1,4 @@
-"""The lecture's claims as experiments, by name; each file is one of them."""
+"""The lecture's claims as experiments, by name; each has its own file."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def get_study(name: str) -> Study:
     """Returns a study.
 
     Raises:
-      ValueError: There is none of that name; the message has the nearest names.
+      ValueError: There is no study of that name; the message has the nearest names.
     """
     if name not in STUDIES:
         raise ValueError(unknown("study", name, [*STUDIES, "all"]))
@@ -62,10 +62,11 @@ def get_study(name: str) -> Study:
 
 
 def run_studies(folder: Path, *, scale: str = "quick") -> list[Report]:
-    """Runs all studies that have a scale, each in a folder of its own.
+    """Runs all studies that have a scale, each in its own folder.
 
     Args:
-      folder: Folder for the studies' folders and for `report.html`, the page of all.
+      folder: Folder for the studies' folders and for `report.html`, the page of all
+        studies.
       scale: "smoke", "quick", "medium" or "full".
     """
     reports = [

@@ -17,7 +17,7 @@ from zoo.layers import BatchNorm, Conv, initializer
 from zoo.ops.pooling import global_average_pool, max_pool
 
 FACTORS = (1, 5, 30)
-# Steps of the paper's figure 3, in millions, until 72.2 % are right.
+# Millions of steps to an accuracy of 72.2 %, from the paper's figure 3.
 PUBLISHED = {
     ("relu", False, 1): "31.0 (Inception)",
     ("relu", True, 1): "13.3 (BN-Baseline)",
@@ -34,14 +34,14 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      depth: Convolutions, in three stages.
+      depth: Number of convolutions, in three stages.
       width: Channels of the first stage.
       side: Height and width of the images, in pixels.
       rate: Learning rate at factor 1.
-      steps: Length of a run.
-      seeds: Seeds.
-      activations: "relu" and "sigmoid".
-      factors: Factors of the rate.
+      steps: Length of a run, in steps.
+      seeds: Seeds of the runs.
+      activations: Activations: "relu", "sigmoid".
+      factors: Factors of the learning rate.
     """
 
     depth: int
@@ -55,7 +55,7 @@ class Sizes:
 
 
 class ConvNet(nn.Module):
-    """Stages of 3x3 convolutions with a pool between, and a linear classifier."""
+    """Three stages of 3x3 convolutions with pooling in between, and a classifier."""
 
     depth: int
     width: int
@@ -83,7 +83,7 @@ class ConvNet(nn.Module):
 
 
 def run(job: Job) -> Outcome:
-    """Trains with and without batch normalization, at three rates."""
+    """Trains with and without batch normalization, at several rates."""
     runs = {
         (activation, norm, factor): [
             train(activation, norm, factor, seed, job) for seed in job.sizes.seeds
@@ -126,7 +126,7 @@ def train(activation: str, norm: bool, factor: int, seed: int, job: Job) -> Curv
 
 
 def failed(curve: Curve) -> bool:
-    """Whether a run's loss became infinite, or its error is near chance at the end."""
+    """Returns whether a run diverged, or its error is near chance at the end."""
     return curve.diverged or curve.train_error[-1] > 0.8
 
 
@@ -145,14 +145,14 @@ def draw(runs):
             axis.plot(curves[0].step[last], error, "x", color=color, ms=9, mew=2)
         axis.set_title(activation)
     axes[0].set_ylabel("training error (%)")
-    # A smoke run draws on the first axis alone; elsewhere both have the same labels.
+    # A smoke run draws only on the first axis; otherwise both have the same labels.
     lines = axes[0].get_legend_handles_labels()
     axes[1].legend(*lines, frameon=False, fontsize=8, loc="center right")
     return figure
 
 
 def table(runs) -> Table:
-    """Lists steps to the goal beside the published ones."""
+    """Lists the steps to the goal, beside the published ones."""
     rows = []
     for key, curves in runs.items():
         activation, norm, factor = key

@@ -39,14 +39,14 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      depths: Layers of the networks, the shallowest first.
-      seeds: Seeds.
+      depths: Numbers of layers of the networks, the shallowest first.
+      seeds: Seeds of the runs.
       width: Channels of the first stage.
       side: Height and width of the images, in pixels.
       steps: Length of a run, in steps.
       batch: Images per step.
-      constructed: Kinds of which the solution by identities is constructed.
-      trainer: Whether the trainer trains, on CIFAR-10, and not the short loop on
+      constructed: Kinds of networks for which the solution by identities is built.
+      trainer: Whether the trainer trains on CIFAR-10, instead of the short loop on
         digits.
     """
 
@@ -152,8 +152,8 @@ class Constructed:
 
     Attributes:
       difference: Largest difference of their logits, relative to the largest logit.
-      shallow: How the shallow network's training went.
-      curve: How training from the constructed solution went on.
+      shallow: Curve of the shallow network's training.
+      curve: Curve of the training from the constructed solution.
     """
 
     difference: float
@@ -187,10 +187,10 @@ def deepen(
 ) -> dict[str, Any]:
     """Fills a deeper network with a shallower one's weights and with identities.
 
-    A residual block is the identity where its last batch norm has a scale of 0: what
-    comes in has passed a ReLU, so that the last one changes nothing. A plain block is
-    it where each kernel hands on its input, and each batch norm scales by the deviation
-    and shifts by the mean of what it normalizes.
+    A residual block is the identity if its last batch norm has a scale of 0: its input
+    has passed a ReLU, so that its last ReLU changes nothing. A plain block is the
+    identity if each kernel copies its input, and each batch norm scales by the standard
+    deviation, and shifts by the mean, of what it normalizes.
     """
     image = arrays.images[:1].shape
     fresh = init_variables(deep, jax.random.key(1), image)
@@ -273,7 +273,7 @@ def table(runs) -> Table:
 
 
 def built_table(built: dict[str, Constructed], runs, sizes: Sizes) -> Table:
-    """Lists what the constructed solutions are and come to."""
+    """Lists the constructed solutions, and the errors after training from them."""
     high = sizes.depths[-1]
     rows = [
         (
@@ -299,7 +299,7 @@ def make_bands(runs, built: dict[str, Constructed], sizes: Sizes) -> list[Band]:
     low, high = sizes.depths[0], sizes.depths[-1]
 
     def mean_error(kind: str, depth: int) -> float:
-        """Over the second half of a run, which one entry does not decide."""
+        """Averages over the second half of the runs, which is less noisy."""
         curves = runs[kind, depth]
         return float(
             np.mean([np.mean(c.train_error[len(c.step) // 2 :]) for c in curves])

@@ -13,7 +13,7 @@ from train.studies.drawing import COLORS, new_figure
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.spec import ModelSpec
 
-# What the names of a family's networks match.
+# Regular expressions of the names of each family's networks.
 FAMILIES = {
     "AlexNet, ZFNet": r"alexnet|zfnet",
     "VGG": r"vgg\d+(_c)?",
@@ -40,12 +40,12 @@ class Point:
     Attributes:
       name: Registered name.
       family: A key of `FAMILIES`.
-      depth: Layers with weights on the longest path.
+      depth: Number of layers with weights on the longest path.
       params: Number of parameters.
       macs: Multiply-adds for one image.
-      top1: First published top-1 error in percent; None where there is none.
-      top5: First published top-5 error in percent; None where there is none.
-      protocol: The published result in the specification's words.
+      top1: First published top-1 error in percent; None if there is none.
+      top5: First published top-5 error in percent; None if there is none.
+      protocol: The published result as the specification states it.
     """
 
     name: str
@@ -112,7 +112,7 @@ def count_depth(spec: ModelSpec) -> int:
         for layer in zoo.list_layers(model, spec.preprocess.shape)
         if layer.macs and "shortcut" not in layer.path and "aux" not in layer.path
     ]
-    # An inception module's longest branches have two convolutions.
+    # The longest branches of an inception module have two convolutions.
     modules = {path.split("/")[1] for path in weighted if "inception" in path}
     return 2 * len(modules) + sum("inception" not in path for path in weighted)
 
@@ -253,7 +253,7 @@ STUDY = Study(
         "its specification names it."
     ),
     run=run,
-    # Whether all networks are read.
+    # The value is whether all networks are read.
     scales={"smoke": False, "quick": True},
     changes={"quick": "Nothing is trained: the numbers are those of the papers."},
 )

@@ -25,9 +25,9 @@ from zoo.detect import select_detections
 from zoo.detection.rcnn import warp
 from zoo.detection.two_stage import Proposals, TwoStage
 
-SLOTS = 8  # for the objects of an image
+SLOTS = 8  # number of slots for the objects of an image
 # Height and width to which R-CNN warps a region, half of the image's as in the paper
-# (227 of about 500 pixels), and its context, in pixels.
+# (227 of about 500 pixels), and the context around the region, in pixels.
 WARPED, CONTEXT = 48, 3
 # The configs that train on photographs.
 PHOTOGRAPHS = {
@@ -49,8 +49,8 @@ class Trained(NamedTuple):
 
     Attributes:
       model: The detector.
-      variables: Its variables.
-      test: All test images as a batch of the trainer's, as the detector takes them.
+      variables: The detector's variables.
+      test: All test images as one batch of the trainer, fitted to the detector.
     """
 
     model: Any
@@ -59,7 +59,7 @@ class Trained(NamedTuple):
 
 
 def load_on_canvases(job: Job) -> dict[str, Trained]:
-    """Loads the detectors of digits; Faster R-CNN is trained where it was not yet."""
+    """Loads the detectors of digits; trains Faster R-CNN if it is not trained yet."""
     sizes = job.sizes
     steps = job.steps or sizes.steps
     found = {
@@ -72,9 +72,9 @@ def load_on_canvases(job: Job) -> dict[str, Trained]:
 
 
 def train_on_photographs(job: Job) -> dict[str, Trained]:
-    """Trains the detectors on photographs of blood cells, where they were not yet.
+    """Trains the detectors on photographs of blood cells, unless already trained.
 
-    They start from the convolutions of the same detectors of digits.
+    They start from the convolutions of the same detectors trained on digits.
     """
     found = {}
     for name, kind in PHOTOGRAPHS.items():
@@ -95,11 +95,11 @@ def train_on_photographs(job: Job) -> dict[str, Trained]:
 
 
 def draw_canvases(split: str, numbers: range) -> dict[str, np.ndarray]:
-    """Draws canvases of digits as a batch of the trainer's.
+    """Draws canvases of digits as one batch of the trainer.
 
     Args:
       split: "train" or "test".
-      numbers: Numbers of the canvases, which decide what is on them.
+      numbers: Numbers of the canvases, which determine their content.
     """
     images, labels, test = read_digits()
     chosen = test if split == "test" else ~test
@@ -125,7 +125,7 @@ def draw_canvases(split: str, numbers: range) -> dict[str, np.ndarray]:
 def load_faster_rcnn(
     folder: Path, steps: int, batch_size: int
 ) -> tuple[TwoStage, dict[str, Any]]:
-    """Trains the small Faster R-CNN on canvases, or reads it where it was trained.
+    """Trains the small Faster R-CNN on canvases, or reads it if already trained.
 
     Every canvas is shown once. The optimizer is that of `digits_detection_faster_rcnn`.
 
@@ -170,12 +170,12 @@ def make_prefixes(
     Args:
       name: Registered name of the detector.
       model: The detector.
-      variables: Its variables.
+      variables: The detector's variables.
 
     Returns:
-      Functions of uint8 [1, H, W, 3]: "backbone" to the last feature maps, "proposals"
-      to `Proposals` and the maps if the detector has them, "head" to the outputs of the
-      network, and the last part to `Detections`.
+      Functions of images uint8 [1, H, W, 3], by part: "backbone" returns the last
+      feature maps, "proposals" (if the detector has them) `Proposals` and the maps,
+      "head" the outputs of the network, and the last part `Detections`.
     """
 
     def read(variables, images):
@@ -184,7 +184,8 @@ def make_prefixes(
         return [features[endpoint] for endpoint in BACKBONES[name]]
 
     def propose(variables, images):
-        # The feature maps are kept, so that those for the head alone are computed, too.
+        # The feature maps are returned, so that those used only by the head are
+        # computed, too.
         outputs, features = model.apply(
             variables,
             zoo.normalize(images, model.preprocess),
@@ -204,11 +205,11 @@ def make_prefixes(
 
 
 def make_fast_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
-    """Makes Fast R-CNN of Faster R-CNN: its second stage, given proposals.
+    """Makes Fast R-CNN from the second stage of Faster R-CNN, given proposals.
 
     Args:
       model: Faster R-CNN.
-      variables: Its variables.
+      variables: The variables of Faster R-CNN.
 
     Returns:
       `detect(images, proposals) -> Detections`.
@@ -218,11 +219,11 @@ def make_fast_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
 
 
 def make_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
-    """Makes R-CNN of Faster R-CNN: the network reads each warped region by itself.
+    """Makes R-CNN from Faster R-CNN: the network reads each warped region separately.
 
     Args:
       model: Faster R-CNN.
-      variables: Its variables.
+      variables: The variables of Faster R-CNN.
 
     Returns:
       `detect(images, proposals) -> Detections` for one image.
@@ -235,7 +236,7 @@ def make_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
         extent = jnp.array(image.shape[:2], jnp.float32)
         boxes = proposals.boxes[0]
         crops = warp(image, boxes, extent, size=WARPED, context=CONTEXT)
-        # Without proposals a region is the whole of each crop.
+        # Without an RPN, the network takes each whole crop as a region.
         found = network.apply(variables, crops)
         outputs = {
             "class_logits": found["class_logits"][None, :, 0],

@@ -33,8 +33,8 @@ NAMES = {
     "ssd96_small": "SSD",
     "yolo96_small": "YOLO",
 }
-# Mean average precision on VOC 2007 in percent, seconds for an image, training set,
-# and where the numbers are from. GPUs: K40 for the first three, Titan X.
+# Mean average precision on VOC 2007 in percent, seconds per image, training set, and
+# source of the numbers. GPUs: K40 for the first three, Titan X for the others.
 PUBLISHED = {
     "R-CNN": (66.0, 47.0, "07", "Fast R-CNN, tables 1 and 4, without proposals"),
     "Fast R-CNN": (70.0, 0.32, "07+12", "Fast R-CNN, without proposals"),
@@ -52,10 +52,10 @@ class Sizes:
       steps: Length of the training of Faster R-CNN, in steps; 0 for initial weights.
       batch_size: Images in a step.
       canvases: Number of test images.
-      repeats: Measurements of each time, of which the median counts.
+      repeats: Number of measurements of each time, of which the median is taken.
       lowest: Lowest expected AP50 of each detector, and why.
-      photographs: Whether the trainer trains all of them on photographs of blood
-        cells, and what is above but `repeats` does not count.
+      photographs: Whether the trainer trains all detectors on photographs of blood
+        cells; of the fields above, only `repeats` is then used.
     """
 
     steps: int
@@ -192,7 +192,7 @@ def measure_recall(
     Args:
       regions: Proposals of each image, best first.
       test: The batch of all images.
-      iou: IoU from which an object is covered.
+      iou: Least IoU with which a proposal covers an object.
 
     Returns:
       The share for each number of proposals.
@@ -209,7 +209,7 @@ def measure_recall(
 
 
 def time_calls(calls: Mapping[Any, Callable], repeats: int) -> dict[Any, float]:
-    """Times calls in turn, so that what disturbs one disturbs all.
+    """Times calls in turn, so that disturbances affect all of them alike.
 
     Args:
       calls: Functions without arguments.
@@ -230,9 +230,9 @@ def time_calls(calls: Mapping[Any, Callable], repeats: int) -> dict[Any, float]:
 
 
 def split_time(times: Mapping[Any, float], name: str) -> dict[str, float]:
-    """Returns the time of each part: what its prefix takes longer than the one before.
+    """Returns the time of each part: that of its prefix minus the previous prefix's.
 
-    A difference below 0 is one of noise, and counts as 0.
+    A negative difference is noise, and counts as 0.
 
     Args:
       times: Milliseconds by detector and prefix.

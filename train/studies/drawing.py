@@ -51,7 +51,7 @@ def draw_spread(
 def draw_errors(
     axis: Axes, curves: Sequence[Curve], field: str = "train_error", **options: Any
 ) -> None:
-    """Draws an error of some runs in percent, up to where the first of them ends.
+    """Draws an error of some runs in percent, up to the end of the shortest run.
 
     Args:
       axis: Axis to draw on.
@@ -66,7 +66,7 @@ def draw_errors(
 
 
 def format_spread(values: Sequence[float]) -> str:
-    """Writes shares as percentages, "mean ± standard deviation"."""
+    """Formats shares as percentages, "mean ± standard deviation"."""
     values = 100 * np.asarray(values, float)
     if len(values) == 1:
         return f"{values[0]:.1f} %"

@@ -20,7 +20,7 @@ OLD, NEW = tuple("01234"), tuple("56789")  # digits
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A trained network and images of other classes.
+    """A trained network, and images of classes that it was not trained on.
 
     Attributes:
       model: Registered name of the network.
@@ -43,11 +43,11 @@ RESNET20 = Base("cifar_resnet20", "cifar10_20epochs", "imagefolder:cifar100-few"
 def load_arrays(
     dataset: str, preprocess: Preprocess, classes: Sequence[str] = ()
 ) -> Arrays:
-    """Reads a data set's splits "train" and "test" as a network takes them.
+    """Reads a data set's splits "train" and "test", preprocessed for a network.
 
     Args:
-      dataset: Name of the data set, as `--dataset` takes it.
-      preprocess: What the network takes.
+      dataset: Name of the data set, as for `--dataset`.
+      preprocess: The preprocessing of the network's input.
       classes: Names of the classes to keep; none for all.
     """
     found = []
@@ -60,7 +60,7 @@ def load_arrays(
 
 
 def train_base(steps: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Trains the network that knows the digits 0 to 4."""
+    """Trains a network on the digits 0 to 4."""
     preprocess = zoo.get_spec("lenet5_modern").preprocess
     config = short_config(
         "lenet5_modern",
@@ -103,7 +103,7 @@ def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
     Args:
       labels: int [N].
-      per_class: Number of images of each class; all where there are no more.
+      per_class: Number of images of each class; all if there are not more.
       seed: Seed of the choice.
 
     Returns:
@@ -167,13 +167,13 @@ def score_svm(
 ) -> float:
     """Returns the accuracy of linear SVMs, one for each class against the rest.
 
-    Features are centered and scaled to a mean norm of 1, over the training images.
+    Features are centered, and scaled to a mean norm of 1 over the training images.
 
     Args:
-      train: float32 [N, F], features to train on.
-      labels: int [N].
-      test: float32 [M, F].
-      test_labels: int [M].
+      train: float32 [N, F], features of the training images.
+      labels: int [N], classes of the training images.
+      test: float32 [M, F], features of the test images.
+      test_labels: int [M], classes of the test images.
     """
     from sklearn.svm import LinearSVC
 

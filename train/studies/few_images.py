@@ -1,4 +1,4 @@
-"""Features of a large set beat training from scratch where images are few.
+"""Features of a large set beat training from scratch if there are few images.
 
 python -m train study few_images
 """
@@ -30,7 +30,8 @@ METHODS = (
     "fine-tuned as a whole",
     "from scratch",
 )
-# Accuracy on Caltech-256 in percent by images of a class (Zeiler and Fergus, table 5).
+# Accuracy on Caltech-256 in percent, pretrained and from scratch, by images of a class
+# (Zeiler and Fergus, table 5).
 PUBLISHED = {15: (65.7, 9.0), 30: (70.6, 22.5), 45: (72.7, 31.2), 60: (74.2, 38.8)}
 
 
@@ -40,13 +41,13 @@ class Sizes:
 
     Attributes:
       base: The network and the images of new classes.
-      endpoint: Features of the linear classifier.
-      top: Path patterns that stay frozen where only the top is fine-tuned.
+      endpoint: Endpoint whose features the linear classifier reads.
+      top: Path patterns that stay frozen if only the top is fine-tuned.
       per_class: Numbers of training images of each class.
-      seeds: Choices of images for the linear classifier.
-      tuned_seeds: The same for what is trained by gradients.
+      seeds: Seeds of the choices of images for the linear classifier.
+      tuned_seeds: Seeds of the choices for the methods trained by gradient descent.
       steps: Length of such a training, in steps.
-      trainer: Whether the trainer trains.
+      trainer: Whether the trainer trains, instead of the short loop.
     """
 
     base: Base
@@ -123,7 +124,7 @@ def run(job: Job) -> Outcome:
 
 
 def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
-    """Trains by gradients on a few images and returns the accuracy."""
+    """Trains by gradient descent on a few images, and returns the accuracy."""
     sizes = job.sizes
     frozen = sizes.top if method == METHODS[1] else ()
     name = f"{method}-{count}-seed{seed}".replace(" ", "-")
@@ -167,7 +168,7 @@ def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
 
 
 def interval(values: list[float]) -> float:
-    """Returns half of the 95 % interval of a mean, by Student's t; 0 for one value."""
+    """Returns half of a mean's 95 % interval (Student's t); 0 for a single value."""
     from scipy.stats import t
 
     if len(values) < 2:
@@ -198,7 +199,7 @@ def draw(accuracy):
 
 
 def table(accuracy, sizes: Sizes) -> Table:
-    """Lists accuracies, mean and deviation over the choices of images."""
+    """Lists accuracies, with mean and standard deviation over the choices of images."""
     rows = []
     for count in sizes.per_class:
         published = PUBLISHED.get(count, ("", ""))

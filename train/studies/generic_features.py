@@ -35,7 +35,7 @@ class Sizes:
 
     Attributes:
       base: The network and the images.
-      endpoint: Features.
+      endpoint: Endpoint whose features are used.
     """
 
     base: Base
@@ -43,7 +43,7 @@ class Sizes:
 
 
 def run(job: Job) -> Outcome:
-    """Classifies and retrieves by features, initial weights' features, and pixels."""
+    """Classifies and retrieves by trained features, untrained features, and pixels."""
     sizes = job.sizes
     model, variables, arrays = load_base(sizes.base, job.dataset)
     _, initial = zoo.create(sizes.base.model, num_classes=model.head.num_classes)
@@ -130,10 +130,10 @@ def mean_average_precision(
     """Ranks a base by cosine similarity to each query.
 
     Args:
-      queries: float32 [Q, F].
+      queries: float32 [Q, F], features of the queries.
       labels: int [Q], classes of the queries.
-      base: float32 [N, F].
-      base_labels: int [N]; those of the query's class are relevant.
+      base: float32 [N, F], features of the base.
+      base_labels: int [N], classes of the base; the query's class is relevant.
 
     Returns:
       Mean over the queries of the average precision.

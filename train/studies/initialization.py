@@ -19,10 +19,10 @@ from train.studies.second_moments import Layer, measure_layers
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.layers import initializer
 
-# The convolutions' initialization: a name of `zoo.layers.INITIALIZERS`.
+# The convolutions' initializations, by their names in `zoo.layers.INITIALIZERS`.
 INITS = {"He": "he_fan_out", "Glorot": "glorot"}
 NETWORKS = ("relu22", "relu30")
-# The stage whose layers have equal widths: there the paper's products are powers.
+# The stage whose layers have equal widths, so that the paper's products are powers.
 STAGES = {"relu22": "conv4_", "relu30": "conv3_"}
 FACTORS = {"He": 1.0, "Glorot": 0.5}
 # Channels of fc1 and fc2 in the narrow networks.
@@ -34,15 +34,14 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      draws: Draws of the real networks' weights.
-      images: Images of noise through each.
+      draws: Number of draws of the real networks' weights.
+      images: Number of noise images passed through each draw.
       side: Height and width of these images, in pixels.
-      options: Options of the real networks in place of the paper's; none for the
-        paper's.
+      options: Options of the real networks that replace the paper's.
       depths: Convolutions of each stage of the narrow networks; None for the paper's.
       seeds: Seeds of the training runs.
-      steps: Length of each, in steps.
-      depth: Layers of the fully connected networks.
+      steps: Length of a run, in steps.
+      depth: Number of layers of the fully connected networks.
       networks: The paper's networks.
       inits: Keys of `INITS`.
     """
@@ -60,7 +59,7 @@ class Sizes:
 
 
 def run(job: Job) -> Outcome:
-    """Measures signals at the start, and trains."""
+    """Measures signals before training, and trains."""
     sizes = job.sizes
     shape = (sizes.images, sizes.side, sizes.side, 3)
     signals, narrow, dense = {}, {}, {}
@@ -187,7 +186,7 @@ def train_narrow(name: str, init: str, seed: int, job: Job) -> Curve:
     """Trains a narrow network on digits of 32 x 32 pixels."""
 
     def scale_dense(variables: dict) -> dict:
-        """Lets the dense layers pass the signal on, whatever the convolutions do."""
+        """Scales the dense layers so that they preserve the signal's size."""
         params = jax.tree.map(lambda x: x, variables["params"])
         backbone, head = params["backbone"], params["head"]
         layers = ((backbone["fc1"], 2), (backbone["fc2"], 2), (head["fc3"], 1))
@@ -252,7 +251,7 @@ def draw_curves(runs: dict[tuple[str, str], list[Curve]]):
 
 
 def curve_table(title: str, runs: dict[tuple[str, str], list[Curve]]) -> Table:
-    """Lists what the runs came to."""
+    """Lists the errors at the end of the runs."""
     rows = []
     for (name, init), curves in runs.items():
         reached = [curve.steps_to(0.5) for curve in curves]
@@ -309,7 +308,7 @@ def signal_bands(signals) -> list[Band]:
 
 
 def curve_bands(narrow, dense, sizes: Sizes) -> list[Band]:
-    """Returns bands for what converges, if both initializations were trained."""
+    """Returns bands for the convergence, if both initializations were trained."""
     if {*sizes.inits} != {*INITS} or {*sizes.networks} != {*NETWORKS}:
         return []
     error = {

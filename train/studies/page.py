@@ -1,4 +1,4 @@
-"""The page of one study or of several: one HTML file that needs no other."""
+"""The page of one or several studies: one self-contained HTML file."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from train.studies.study import Report
 
 
 def write_page(path: Path, reports: Sequence[Report]) -> Path:
-    """Writes the page of some studies, whole or not at all.
+    """Writes the page of some studies atomically.
 
     Args:
       path: Path of the page.
-      reports: Studies in the order in which they are shown.
+      reports: Reports in the order in which they are shown.
 
     Returns:
       `path`.
@@ -87,7 +87,7 @@ def _sections(report: Report) -> Iterator[Section]:
 
 
 def _held(reports: Sequence[Report]) -> str:
-    """Writes how many bands of some studies hold."""
+    """Formats how many bands of some studies hold."""
     bands = [band for report in reports for band in report.outcome.bands]
     return f"{sum(band.holds for band in bands)} of {len(bands)}"
 

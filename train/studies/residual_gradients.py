@@ -28,7 +28,7 @@ from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.initialization import init_variables
 from zoo.paths import flatten, unflatten
 
-# Registered networks, which take any depth.
+# A registered network of each kind; they can be built with any depth.
 KINDS = {
     "plain": "cifar_plain20",
     "residual": "cifar_resnet20",
@@ -42,14 +42,14 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      depths: Layers of the networks.
+      depths: Numbers of layers of the networks.
       width: Channels of the first stage.
       side: Height and width of the images, in pixels.
       batch: Images per step, and images of a measurement.
       steps: Length of the training, in steps.
-      entries: Measurements during the training.
-      seeds: Seeds.
-      scales: Factors of each branch's last scale, or kernel, for the identity.
+      entries: Number of measurements during the training.
+      seeds: Seeds of the runs.
+      scales: Factors by which each branch's last scale, or kernel, is multiplied.
     """
 
     depths: tuple[int, ...]
@@ -68,8 +68,8 @@ class Norms:
 
     Attributes:
       step: Steps done, for each measurement.
-      norms: Euclidean norms [measurements, blocks], mean over the images.
-      curve: How the run went.
+      norms: Euclidean norms [measurements, blocks], averaged over the images.
+      curve: The curves of the run.
     """
 
     step: list[int]
@@ -78,13 +78,13 @@ class Norms:
 
     @property
     def ratios(self) -> np.ndarray:
-        """Norm at the first block divided by that at the last, by measurement."""
+        """The norm at the first block divided by the last's, by measurement."""
         norms = np.array(self.norms)
         return norms[:, 0] / norms[:, -1]
 
 
 def run(job: Job) -> Outcome:
-    """Measures gradients during training, and how near a block is to the identity."""
+    """Measures gradients during training, and how close a block is to the identity."""
     sizes = job.sizes
     arrays = digits(sizes.side, 3)
     found = {
@@ -156,7 +156,7 @@ def measure(kind: str, depth: int, seed: int, arrays: Arrays, job: Job) -> Norms
 
 
 def gradient_norm(gradient: jax.Array) -> float:
-    """Returns the Euclidean norm of each image's gradient, mean over the images."""
+    """Returns the Euclidean norm of the gradients, averaged over the images."""
     flat = np.asarray(gradient).reshape(len(gradient), -1)
     return float(np.linalg.norm(flat, axis=1).mean())
 
@@ -166,7 +166,8 @@ def distances(
 ) -> dict[float, float]:
     """Returns how far blocks are from the identity, by the factor of their branches.
 
-    Only blocks that keep the shape count; the mean over them of the relative distance.
+    The relative distance of output and input is averaged over the blocks that keep the
+    shape.
     """
     model = build_resnet(KINDS[kind], depth, sizes.width)
     variables = init_variables(model, jax.random.key(0), arrays.images[:1].shape)
@@ -185,7 +186,7 @@ def distances(
         each = [
             np.linalg.norm(s.output - s.input) / np.linalg.norm(s.input)
             for s in same
-            if jnp.any(s.input)  # Behind a plain block of zeros nothing is left.
+            if jnp.any(s.input)  # The output of a plain block of zeros is 0.
         ]
         found[scale] = float(np.mean(each))
     return found

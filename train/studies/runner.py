@@ -1,4 +1,4 @@
-"""Trains the runs of a study: short ones in memory, long ones by the trainer."""
+"""Runs the trainings of a study: short ones in memory, long ones by the trainer."""
 
 import dataclasses
 import json
@@ -51,10 +51,10 @@ class Curve:
 
     Attributes:
       step: Steps done.
-      loss: Mean training loss since the entry before; not finite once a run diverged.
-      train_error: Share of the training images of these steps that were wrong.
-      test_error: Share of the test images that are wrong after the step.
-      grad_norm: Norm of the gradient, mean since the entry before.
+      loss: Mean training loss since the last entry; not finite if the run diverged.
+      train_error: Error on the training images since the last entry.
+      test_error: Error on the test images after the step.
+      grad_norm: Mean norm of the gradient since the last entry.
     """
 
     step: list[int]
@@ -77,7 +77,7 @@ class Curve:
 
 
 def digits(side: int, channels: int = 1) -> Arrays:
-    """Returns scikit-learn's digits, resized and of mean 0 and deviation 1.
+    """Returns scikit-learn's digits, resized, with mean 0 and standard deviation 1.
 
     Args:
       side: Height and width, in pixels.
@@ -94,10 +94,10 @@ def digits(side: int, channels: int = 1) -> Arrays:
 
 
 def build_resnet(name: str, depth: int, width: int) -> nn.Module:
-    """Builds a residual or plain network of CIFAR's kind of any depth, for 10 classes.
+    """Builds a residual or plain CIFAR network of any depth, for 10 classes.
 
     Args:
-      name: Registered network of its kind, such as "cifar_plain20".
+      name: Registered network of the same kind, such as "cifar_plain20".
       depth: Layers with weights: 6n + 2, and 9n + 2 with pre-activation.
       width: Channels of the first stage.
     """
@@ -125,8 +125,7 @@ def short_config(
       steps: Length, in steps.
       seed: Seed of the initialization and of the order of the images.
       entries: Number of entries in the run's curve.
-      **optim: Fields of `OptimConfig`; a constant rate and no weight decay unless
-        they say otherwise.
+      **optim: Fields of `OptimConfig`; by default a constant rate and no weight decay.
     """
     return TrainConfig(
         model=ModelConfig(name, options=options),
@@ -151,12 +150,12 @@ def train_short(
     """Trains a classifier on images in memory; a finished run is read from its file.
 
     Args:
-      config: What to do: model, batch size, optimizer, steps, seed, log_every.
-      arrays: Images.
+      config: The run: model, batch size, optimizer, steps, seed and log_every.
+      arrays: The images and labels.
       folder: Folder of the study; the curve is kept in `runs/NAME.json` below it.
       name: Name of the run in its study.
       model: Network in place of the one that the config names.
-      change: Applied to the initial variables.
+      change: Function that is applied to the initial variables.
       frozen: Path patterns of parameters that are not trained.
     """
 
@@ -170,14 +169,14 @@ def train_short(
 def keep(
     folder: Path, name: str, plan: Mapping[str, Any], run: Callable[[], Any]
 ) -> dict[str, Any]:
-    """Returns what a run found: it is read where the same was run before.
+    """Returns the result of a run, which is read if the same run was made before.
 
     Args:
       folder: Folder of the study; the result is kept in `runs/NAME.json` below it.
       name: Name of the run in its study.
-      plan: What the run does, as JSON takes it; what was kept of another plan is
+      plan: Description of the run as JSON values; the result of another plan is
         replaced.
-      run: Runs it; its result is what `save_values` takes.
+      run: Function that makes the run; it returns values that `save_values` accepts.
     """
     path = folder / "runs" / f"{name}.json"
     plan = json.loads(json.dumps(plan))
@@ -198,7 +197,7 @@ def keep(
 
 
 def read_curve(values: Mapping[str, list]) -> Curve:
-    """Reads the JSON of a curve, in which null stands for what is not finite."""
+    """Reads the JSON of a curve, with null for values that are not finite."""
     return Curve(
         **{k: [math.nan if x is None else x for x in v] for k, v in values.items()}
     )
@@ -213,13 +212,13 @@ def train_in_memory(
     frozen: tuple[str, ...] = (),
     watch: Callable[[int, TrainState], None] | None = None,
 ) -> tuple[Curve, dict[str, Any]]:
-    """Trains as `train_short` does, and returns the variables too.
+    """Trains like `train_short`, and returns the curve and the variables.
 
     Args:
-      config: What to do.
-      arrays: Images.
+      config: The run, as for `train_short`.
+      arrays: The images and labels.
       model: Network in place of the one that the config names.
-      change: Applied to the initial variables.
+      change: Function that is applied to the initial variables.
       frozen: Path patterns of parameters that are not trained.
       watch: Called with the step and the state at the start and at each entry.
     """
@@ -233,7 +232,7 @@ def train_in_memory(
     else:
         variables = init_variables(model, key, arrays.images[:1].shape)
     variables = change(variables) if change else variables
-    # The state is donated to the step: what was given is not the caller's any more.
+    # Copied, since the step donates its state, and the caller may keep the variables.
     variables = jax.tree.map(jnp.copy, variables)
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule, variables["params"])
@@ -283,7 +282,7 @@ def train_in_memory(
 
 
 def _batches(config: TrainConfig, count: int):
-    """Yields the images of each step: whole epochs in a random order."""
+    """Yields the indices of each step's images, epoch by epoch in random order."""
     size = config.data.batch_size
     if size > count:
         raise ValueError(f"batch_size={size} is more than the {count} images.")
@@ -302,25 +301,25 @@ def train_long(config: TrainConfig, folder: Path) -> Curve:
 
 
 def run_trainer(config: TrainConfig, folder: Path) -> None:
-    """Trains by the trainer: goes on with a run, or leaves it where it has finished.
+    """Trains by the trainer; resumes an unfinished run, and keeps a finished one.
 
     Args:
-      config: What to do.
+      config: The config of the run.
       folder: Folder of the run.
 
     Raises:
-      ValueError: A signal ended the run.
+      ValueError: A signal stopped the run.
     """
     config = dataclasses.replace(config, run_dir=str(folder))
     if (folder / "config.json").exists():
         result = resume_run(folder, config=config)
     else:
         result = fit(config, folder)
-    _ = result.metrics  # Nothing is concluded from half a training.
+    _ = result.metrics  # Raises if the training is not finished.
 
 
 def read_run(folder: Path) -> Curve:
-    """Reads the history of a run of the trainer, one entry for each evaluation."""
+    """Reads the curve of a run of the trainer, with one entry for each evaluation."""
     curve, since = Curve([], [], [], [], []), []
     for row in read_history(folder):
         if row["kind"] == "train":
@@ -341,7 +340,7 @@ class Signal(NamedTuple):
 
     Attributes:
       input: The module's input.
-      output: Its output; a layer's is before any activation.
+      output: The module's output; that of a layer is before any activation.
       gradient: Gradient of the loss with respect to `output`.
     """
 
@@ -353,18 +352,18 @@ class Signal(NamedTuple):
 def make_probe(
     model: nn.Module, *, where: str | None = None, train: bool = False
 ) -> Callable[[Mapping[str, Any], Array, Array], dict[str, Signal]]:
-    """Makes the function that reads what passes the layers of a classifier.
+    """Makes the function that reads the signals in the layers of a classifier.
 
     Args:
       model: A classifier.
       where: Regular expression of the paths of the modules to read; None for every
         convolution and dense layer.
-      train: Whether batch norm uses the batch.
+      train: Whether batch norm uses the statistics of the batch.
 
     Returns:
-      `probe(variables, images, labels) -> signals`, jitted, of preprocessed images
-      float32 [B, H, W, C] and labels int32 [B] of the softmax cross-entropy, which is
-      summed over the images; the signals by path, in the order of the network.
+      `probe(variables, images, labels) -> signals`, jitted, for preprocessed images
+      float32 [B, H, W, C] and labels int32 [B]. The loss is the softmax cross-entropy,
+      summed over the images; signals are by path, in the order of the network.
     """
     order: list[str] = []
 

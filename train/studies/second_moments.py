@@ -1,4 +1,4 @@
-"""Second moments of a network's signals and gradients at the start, and by formula."""
+"""Second moments of signals and gradients before training, measured and by formula."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,20 +14,21 @@ from train.studies.runner import Signal, make_probe
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Second moments at a convolution, and what the formulas say of them.
+    """Second moments at a convolution, measured and by the formulas.
 
-    With k x k taps, C input and D output channels and weights of variance v, given
-    what comes into a layer, E[y^2] = v * (the sum of x^2 over taps and channels), and
-    given the gradient at its output, that at the output of the layer before is half of
-    v * (the sum of its squares over taps and channels), as ReLU lets half pass. Taps on
-    the border of zeros count nothing, which the paper's factors leave out.
+    For a layer with k x k taps, C input and D output channels and weights of variance
+    v, given its input x, E[y^2] = v * (the sum of x^2 over taps and channels). Given
+    the gradient at its output, the mean square of the gradient at the output of the
+    layer before is v / 2 * (the sum of its squares over taps and channels), as ReLU
+    passes half. Taps on the padding contribute nothing, which the paper's factors
+    ignore.
 
     Attributes:
       output: Measured mean square of the output y.
-      expected_output: By the formula.
+      expected_output: Mean square of the output by the formula.
       gradient: Measured mean square of the gradient with respect to y.
-      expected_gradient: By the formula, from the layer above; not a number where a
-        pool is in between, which no formula covers.
+      expected_gradient: Mean square of the gradient by the formula, from the layer
+        above; NaN if there is a pool in between, which no formula covers.
       forward: The paper's factor k^2 C v / 2.
       backward: The paper's factor k^2 D v / 2.
     """
@@ -53,7 +54,7 @@ def measure_layers(
       name: Registered name of a network of convolutions without shortcuts.
       init: "he_fan_out" or "glorot".
       draws: Number of draws of the weights.
-      shape: [B, H, W, C] of the images of noise.
+      shape: Shape [B, H, W, C] of the noise images.
       options: Options of the network.
     """
     found = [_measure_draw(name, init, draw, shape, options) for draw in range(draws)]
@@ -104,7 +105,7 @@ def _measure_draw(
 
 
 def _make_sum_taps(size: int, signal: Signal):
-    """Makes the sum over a convolution's taps, from a map [B, H, W, 1] to its output.
+    """Makes the function that sums a map [B, H, W, 1] over a convolution's taps.
 
     Stride and padding follow from the sizes of the maps.
     """

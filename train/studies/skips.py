@@ -22,7 +22,7 @@ from zoo.layers import BatchNorm, Conv, initializer
 from zoo.ops.pooling import max_pool
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool
 
-# Mean IoU in percent where a paper reports it.
+# Mean IoU in percent, if a paper reports it.
 PUBLISHED = {
     "FCN-32s": "59.4 (VOC 2011 val)",
     "FCN-16s": "62.4",
@@ -47,12 +47,12 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      train: Canvases to train on.
-      test: Canvases to test on.
+      train: Number of canvases to train on.
+      test: Number of canvases to test on.
       widths: Channels of the encoder's levels; each but the first follows a pool.
       steps: Length of a run, in steps.
       batch: Canvases per step.
-      seeds: Seeds.
+      seeds: Seeds of the runs.
       variants: Names of `VARIANTS`.
     """
 
@@ -98,7 +98,7 @@ class SkipNet(nn.Module):
                     x = max_pool(x, 2, 2)
             x = block(x, features, f"down{i + 1}")
         if self.variant.startswith("FCN"):
-            # The stride of the scores: that of the lowest level, or of higher ones.
+            # `left` is the stride of the scores; skips reduce it to the variant's.
             y, left = score(x, "score"), 2 ** (len(self.widths) - 1)
             goal = int(self.variant.removeprefix("FCN-").removesuffix("s"))
             while left > goal:
@@ -108,7 +108,7 @@ class SkipNet(nn.Module):
             return upsample(y, left)
         for i in range(len(self.widths) - 2, -1, -1):
             if self.variant == "SegNet":
-                # What is unpooled has the channels of what was pooled.
+                # Unpooling needs as many channels as the map that was pooled.
                 x = block(x, self.widths[i], f"narrow{i + 1}")
                 x = max_unpool(x, switches[i], maps[i].shape[1:3])
             elif self.variant == "SegNet without switches":
@@ -168,11 +168,11 @@ def draw_scenes(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 def measure(
     variant: str, seed: int, scenes, job: Job
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Trains a variant, or reads it where it was trained, and measures it.
+    """Trains and measures a variant, or reads the result of an earlier run.
 
     Returns:
-      IoU of the digits everywhere, inside and at boundaries, and the mask of the first
-      test image.
+      IoU of the digits everywhere, inside and at boundaries, and the predicted mask of
+      the first test image.
     """
     plan = dataclasses.asdict(dataclasses.replace(job.sizes, seeds=(), variants=()))
     name = f"{variant}-seed{seed}".replace(" ", "-")
@@ -228,8 +228,8 @@ def score(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Returns the digits' IoU everywhere, inside and at boundaries.
 
     Args:
-      predicted: bool [N, H, W].
-      masks: bool [N, H, W].
+      predicted: bool [N, H, W], predicted pixels of digits.
+      masks: bool [N, H, W], true pixels of digits.
     """
     size = 2 * BORDER + 1
     borders = ((0, 0), (BORDER, BORDER), (BORDER, BORDER))
@@ -328,7 +328,7 @@ def make_bands(found) -> list[Band]:
 
 
 def make_remarks(found) -> list[str]:
-    """Names the networks that have not learned what is inside a digit either."""
+    """Names the networks that miss the insides of the digits, too."""
     slow = [
         name
         for name, runs in found.items()

@@ -1,4 +1,4 @@
-"""A fully convolutional network is the classifier slid over the image, for less.
+"""A fully convolutional network is the classifier slid over the image, at less cost.
 
 python -m train study sliding_window
 """
@@ -32,13 +32,13 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      windows: Windows to train on.
+      windows: Number of windows to train on.
       steps: Length of the training, in steps.
       canvas: Height and width of the images of the comparison, in pixels.
-      canvases: How many there are.
-      lenet_sides: Sizes of images for the speed of the small network.
-      alexnet_sides: The same for AlexNet; none to leave it out.
-      repeats: Measurements of each time, of which the least counts.
+      canvases: Number of these images.
+      lenet_sides: Sides of the images for the speed of the small network, in pixels.
+      alexnet_sides: Sides of the images for AlexNet's speed; empty to leave it out.
+      repeats: Number of measurements of each time, of which the least is taken.
     """
 
     windows: int
@@ -51,7 +51,7 @@ class Sizes:
 
 
 def run(job: Job) -> Outcome:
-    """Trains a classifier of windows, slides it, and compares."""
+    """Trains a classifier of windows, slides it over images, and compares."""
     sizes = job.sizes
     images, labels, test = read_digits()
     training = draw_windows(images[~test], labels[~test], sizes.windows, seed=0)
@@ -152,8 +152,8 @@ def run(job: Job) -> Outcome:
 def slide(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
     """Applies `lenet5_modern` to every window of images of any size.
 
-    The first dense layer is a convolution whose window is its map of 4 x 4, the second
-    one of 1 x 1; the parameters are the classifier's own.
+    The first dense layer becomes a 4 x 4 convolution, the size of its input map, and
+    the second a 1 x 1 convolution; the parameters are the classifier's own.
 
     Args:
       variables: Variables of the classifier.
@@ -189,7 +189,7 @@ def draw_canvas(
     """Places digits at random on black, without overlap.
 
     Returns:
-      The canvas, float32 [side, side, 1] of 0 to 1, and of each digit the row and
+      The canvas, float32 [side, side, 1] in [0, 1], and for each digit the row and
       column of its upper left corner, and its class.
     """
     canvas, placed = np.zeros((side, side, 1), np.float32), []
@@ -208,9 +208,10 @@ def draw_canvas(
 def draw_windows(
     images: np.ndarray, labels: np.ndarray, count: int, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts windows out of canvases: half of them around a digit, to 2 pixels.
+    """Cuts windows out of canvases, about half of them centered on a digit.
 
-    The others' centers are at least 7 pixels off any digit's in some direction.
+    These are off the digit's center by at most 2 pixels; the centers of the others are
+    at least 7 pixels from that of any digit, along one axis.
     """
     rng, windows, classes = np.random.default_rng(seed), [], []
     margin = (WINDOW - DIGIT) // 2
@@ -243,7 +244,7 @@ class Speed:
       windows: Number of windows.
       seconds: CPU time for the image at once.
       windows_seconds: CPU time for all its windows.
-      seconds_ratio: The second divided by the first.
+      seconds_ratio: `windows_seconds` divided by `seconds`.
       macs_ratio: Multiply-adds of all windows divided by those at once.
     """
 
@@ -268,13 +269,13 @@ def compare_speed(
     """Times an image at once and window by window.
 
     Args:
-      at_once: From images [1, H, W, C] to the logits of all windows.
-      one: From windows [N, window, window, C] to their logits.
-      shape: (H, W, C) of the image.
-      window: Height and width of a window.
-      stride: Distance of windows.
-      macs: Multiply-adds at once and of one window.
-      repeats: Measurements, of which the least counts.
+      at_once: Function from images [1, H, W, C] to the logits of all windows.
+      one: Function from windows [N, window, window, C] to their logits.
+      shape: Shape (H, W, C) of the image.
+      window: Height and width of a window, in pixels.
+      stride: Distance between windows, in pixels.
+      macs: Multiply-adds of the whole image at once, and of one window.
+      repeats: Number of measurements, of which the least is taken.
     """
     image = np.random.default_rng(0).random((1, *shape), np.float32)
     crops = cut_windows(image, window, stride)
@@ -289,7 +290,7 @@ def compare_speed(
 
 
 def compare_lenet(variables: Mapping[str, Any], side: int, repeats: int) -> Speed:
-    """Compares the small network's speeds on an image of some height and width."""
+    """Compares the small network's speeds on an image of a given side."""
     model = zoo.build("lenet5_modern", num_classes=NOTHING + 1)
     layers = zoo.list_layers(model, (WINDOW, WINDOW, 1))
     # The side of each layer's map on the whole image, and on a window.
@@ -342,7 +343,7 @@ def _time(function: Callable, x: jax.Array, repeats: int) -> float:
 
 
 def draw_heat(canvas: np.ndarray, logits: np.ndarray):
-    """Draws a canvas and, for each window's place, how probably it shows a digit."""
+    """Draws a canvas and, by position, the probability that a window shows a digit."""
     shares = np.asarray(jax.nn.softmax(logits, axis=-1))
     figure, (axes,) = new_figure(2, height=4.6)
     axes[0].imshow(canvas[..., 0], cmap="gray")

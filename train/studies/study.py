@@ -20,10 +20,10 @@ class Job:
 
     Attributes:
       scale: A key of `Study.scales`.
-      sizes: Its value: how much is measured at this scale.
-      folder: Folder for the study's runs, figures and page. What has been measured in
-        it already is not measured again.
-      dataset: Data set to use in place of the scale's own, as `--dataset` takes it.
+      sizes: The value of that key: how much is measured at this scale.
+      folder: Folder for the study's runs, figures and page. Measurements that are
+        already in it are not repeated.
+      dataset: Data set to use in place of the scale's own, as for `--dataset`.
       steps: Length of the trainer's runs in place of the scale's own, in steps.
     """
 
@@ -36,14 +36,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """A number and the interval in which the claim expects it.
+    """A measured number, and the interval in which it lies if the claim holds.
 
     Attributes:
       what: What is measured.
       value: The measured number.
       low: Lower bound; None for none.
       high: Upper bound; None for none.
-      reason: Why it is expected there.
+      reason: Why the number is expected in the interval.
       published: The paper's corresponding number.
     """
 
@@ -56,13 +56,13 @@ class Band:
 
     @property
     def holds(self) -> bool:
-        """Whether the value is within the bounds, which belong to the band."""
+        """Whether the value is finite and within the bounds, which are inclusive."""
         above = self.low is None or self.value >= self.low
         below = self.high is None or self.value <= self.high
         return math.isfinite(self.value) and above and below
 
     def bounds(self) -> str:
-        """Writes the interval."""
+        """Formats the interval."""
         if self.low is not None and self.high is not None:
             return f"{self.low:g} to {self.high:g}"
         return f"at least {self.low:g}" if self.high is None else f"≤ {self.high:g}"
@@ -100,12 +100,10 @@ class Outcome:
     Attributes:
       figures: Captions and figures.
       tables: Measured and published numbers.
-      bands: The claim as numbers.
-      seeds: Seeds over which means and spreads were taken; empty where nothing is
-        random.
-      remarks: Where the claim does not show at this scale, and at which it does.
-      values: Further numbers for the machine-readable result, as `save_values` takes
-        them.
+      bands: The claim as numbers with their expected intervals.
+      seeds: Seeds over which means and spreads were taken; empty if nothing is random.
+      remarks: Which parts of the claim do not show at this scale, and where they do.
+      values: Further numbers for the machine-readable result, for `save_values`.
     """
 
     figures: Sequence[tuple[str, Figure]]
@@ -118,18 +116,17 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A claim as an experiment.
+    """An experiment that tests a claim.
 
     Attributes:
       name: Name on the command line.
       claim: The claim, in one or two sentences.
-      reference: Papers, with the figures and tables that are made anew.
-      run: Measures.
+      reference: Papers, with the figures and tables that are reproduced.
+      run: Function that makes the measurements.
       scales: How much is measured: "smoke" (seconds, a test of the plumbing), "quick"
-        (embedded data, at most five minutes on two cores), and where the study has
-        them "medium" (real data, hours on a CPU) and "full" (the paper's data and
-        sizes).
-      changes: For each scale but "smoke", what differs from the paper.
+        (embedded data, at most five minutes on two cores), and if the study has them,
+        "medium" (real data, hours on a CPU) and "full" (the paper's data and sizes).
+      changes: The differences from the paper, for each scale but "smoke".
     """
 
     name: str
@@ -142,7 +139,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A study that was run: what its page and its JSON file are written from."""
+    """A study that was run, from which its page and its JSON file are written."""
 
     study: Study
     job: Job
@@ -220,9 +217,9 @@ def run_study(
 
 
 def save_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file, in which numbers that are not finite are null.
+    """Writes a JSON file, with null for numbers that are not finite.
 
-    Dataclasses are written as objects, and tuples that are keys with slashes.
+    Dataclasses are written as objects; keys that are tuples are joined by slashes.
     """
 
     def finite(value: Any) -> Any:

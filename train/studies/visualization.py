@@ -1,4 +1,4 @@
-"""What the layers of a trained network are for.
+"""What the layers of a trained network do.
 
 python -m train study visualization
 """
@@ -40,10 +40,10 @@ PUBLISHED = {
     "random": (0.107, 0.073),
 }
 PARTS = ("left eye", "right eye", "nose", "left corner of the mouth")
-BOX = 0.2  # height and width of what hides a part, of those of a face's crop
+BOX = 0.2  # side of the box that hides a part, relative to that of a face's crop
 ENDS = "stem", "stage3"  # the first and the last of the network's maps
-CHANNELS = 6  # whose way through the training is shown
-SHOWN = 5  # images whose curves of invariance are drawn
+CHANNELS = 6  # number of channels whose development in training is shown
+SHOWN = 5  # number of images whose invariance curves are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      weights: Published weights of `cifar_resnet20`; None to train a network of its
-        kind on digits.
+      weights: Published weights of `cifar_resnet20`; None to train a network of the
+        same kind on digits.
       dataset: Data set.
       images: Number of test images.
-      transforms: Number of translations, as many as there are scalings and rotations.
+      transforms: Number of translations, of scalings, and of rotations.
       faces: Number of drawn faces.
       draws: Number of random boxes that are hidden in each face.
       depth: Number of weighted layers of the network that is trained.
-      width: Number of channels of its first stage.
-      steps: Length of its training, in steps.
+      width: Number of channels of that network's first stage.
+      steps: Length of the training, in steps.
     """
 
     weights: str | None
@@ -74,19 +74,19 @@ class Sizes:
     steps: int = 0
 
 
-# Accuracies by what was taken away, and which one.
+# Accuracies by kind of the removed part, and by its name.
 Ablation = Mapping[str, Mapping[str, float]]
 
 
 class Trained(NamedTuple):
-    """A trained network and what it is shown.
+    """A trained network and its test images.
 
     Attributes:
       model: The network.
       variables: The variables.
       images: float32 [N, H, W, C], preprocessed test images.
-      labels: int32 [N].
-      history: The variables by training step; empty where it was not trained here.
+      labels: int32 [N], the classes of the images.
+      history: The variables by training step; empty if it was not trained here.
     """
 
     model: nn.Module
@@ -97,7 +97,7 @@ class Trained(NamedTuple):
 
 
 def run(job: Job) -> Outcome:
-    """Measures a classifier's features, and those of a network that knows faces."""
+    """Measures the features of a classifier and of a face network."""
     sizes, trained = job.sizes, load(job)
     curves = {
         "translation (pixels)": measure(trained, "translations", sizes.transforms),
@@ -182,7 +182,7 @@ CAPTION = (
 
 
 def draw_history(trained: Trained) -> Figure:
-    """Draws the paper's figure 4: a channel's projection at several steps."""
+    """Draws the projections of channels at several steps: the paper's figure 4."""
     model, steps = trained.model, [*trained.history]
     figure, axes = new_figure(len(steps), CHANNELS, height=1.2)
     for column, (step, variables) in enumerate(trained.history.items()):
@@ -206,9 +206,10 @@ class Curves(NamedTuple):
     """The response of a network to a transform of its images.
 
     Attributes:
-      amounts: float [T], of the transforms.
-      distance: By endpoint float [T, N], divided by the mean distance of two images.
-      probability: float [T, N], of the true class.
+      amounts: float [T], the amounts of the transforms.
+      distance: By endpoint, the distance float [T, N] of the features of transformed
+        and original image, divided by the mean distance of two images.
+      probability: float [T, N], the probability of the true class.
     """
 
     amounts: np.ndarray
@@ -224,7 +225,7 @@ def measure(trained: Trained, kind: str, count: int) -> Curves:
         "scalings": np.linspace(1, 1.8, count),
         "rotations": np.linspace(0, 360, count),
     }[kind]
-    # Outside of the images is what their borders have.
+    # The mean of the images' top row fills the outside of the images.
     fill = float(trained.images[:, 0].mean())
     found = explain.invariance(
         trained.model,
@@ -260,10 +261,10 @@ def draw_invariance(curves: Mapping[str, Curves]) -> Figure:
 
 
 def invariance_bands(curves: Mapping[str, Curves]) -> list[Band]:
-    """Holds the curves to what the paper sees in its own."""
+    """Returns bands for the paper's observations on its invariance curves."""
     shift, _, turn = curves.values()
     least = np.argsort(np.abs(shift.amounts), kind="stable")
-    # The smallest translation that is one, in either direction.
+    # The smallest translation other than 0, in either direction.
     first = next(i for i in least if shift.amounts[i])
     lowest, highest = (shift.distance[name][first].mean() for name in ENDS)
     small = np.abs(shift.amounts) <= np.abs(shift.amounts).max() / 2
@@ -287,7 +288,7 @@ def invariance_bands(curves: Mapping[str, Curves]) -> list[Band]:
 
 
 def ablate_blocks(trained: Trained) -> Ablation:
-    """Measures the accuracy without the branches of blocks, and of stages."""
+    """Measures the accuracy without the branches of a block, or of a whole stage."""
     predict = jit_inference(trained.model.apply)
 
     def accuracy(paths: Sequence[str]) -> float:
@@ -347,7 +348,7 @@ def compare_parts(sizes: Sizes) -> dict[str, dict[str, float]]:
     side = card.preprocess.size
     crops, places = [], []
     for person in range(sizes.faces):
-        # People whom the network never saw.
+        # The network has never seen these people.
         example = draw_example(100_000 + person, 0)
         landmarks = jnp.asarray(example["landmarks"])
         image = jnp.asarray(np.asarray(example["image"]))
@@ -413,7 +414,7 @@ def parts_table(parts: Mapping[str, Mapping[str, float]]) -> Table:
 def other_bands(
     ablation: Ablation, parts: Mapping[str, Mapping[str, float]]
 ) -> list[Band]:
-    """Holds ablation and correspondence to the paper's claims."""
+    """Returns bands for the paper's claims on ablation and correspondence."""
     whole = ablation["nothing"][""]
     block, stage = (
         float(np.median([*ablation[kind].values()])) for kind in ("a block", "a stage")

@@ -21,8 +21,8 @@ from train.studies.features import (
 )
 from train.studies.study import Band, Job, Outcome, Study, Table
 
-# Linear SVM on layers 1 to 7: Caltech-101 with 30 images of a class, Caltech-256 with
-# 60, accuracy in percent (table 7).
+# Accuracy in percent of a linear SVM on layers 1 to 7, on Caltech-101 with 30 images of
+# a class and on Caltech-256 with 60 (table 7).
 PUBLISHED = {
     1: (44.8, 24.6),
     2: (66.2, 39.6),
@@ -39,9 +39,9 @@ class Sizes:
 
     Attributes:
       base: The network and the images of new classes.
-      endpoints: Layers, the lowest first.
+      endpoints: Endpoints of the layers, the lowest first.
       per_class: Number of training images of each class.
-      seeds: Choices of images.
+      seeds: Seeds of the choices of images.
     """
 
     base: Base
@@ -120,7 +120,7 @@ def run(job: Job) -> Outcome:
 
 
 def draw(accuracy):
-    """Draws ours by layer, and the paper's."""
+    """Draws the measured and the paper's accuracies by layer."""
     figure, (axes,) = new_figure(2, height=3.8)
     for (kind, found), color in zip(accuracy.items(), COLORS, strict=False):
         means = [100 * np.mean(values) for values in found.values()]
