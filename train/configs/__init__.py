@@ -1,4 +1,4 @@
-"""The experiments by name; each file has the command, the cost and the result."""
+"""The experiments by name; each file states the command, the cost and the result."""
 
 import dataclasses
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def get_config(name: str) -> TrainConfig:
     """Returns an experiment; NAME_tiny is a few steps of it on the embedded digits.
 
     Raises:
-      ValueError: There is none of that name; the message has the nearest names.
+      ValueError: There is no such experiment; the message has the nearest names.
     """
     base = name.removesuffix("_tiny")
     if base not in CONFIGS:
@@ -99,7 +99,7 @@ def get_config(name: str) -> TrainConfig:
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
-    """Shrinks an experiment to three small steps on digits: a test of its plumbing."""
+    """Shrinks an experiment to three small steps on digits, to test its plumbing."""
     spec = get_spec(config.model.name)
     preprocess = spec.preprocess
     data = dataclasses.replace(

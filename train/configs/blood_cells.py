@@ -1,4 +1,4 @@
-"""Small detectors that find blood cells in the photographs of BCCD.
+"""Small detectors of blood cells in the photographs of BCCD.
 
     canon-zoo train bccd_ssd --dataset voc:DIR --from ssd96_small:digits_canvas
     canon-zoo train bccd_faster_rcnn --dataset voc:DIR \\
@@ -6,11 +6,11 @@
     canon-zoo train bccd_yolo --dataset voc:DIR --from yolo96_small:digits_canvas
     canon-zoo train visualize RUN
 
-DIR has BCCD's JPEGImages, Annotations and ImageSets: 292 photographs of 640 x 480
-pixels to train on and 72 to test, with red and white cells and platelets. `--from`
-takes the convolutions of the same detector of digits, which the package carries. SSD's
-AP50 is 60 to 62 %, after less than four minutes on two CPU cores; the study `detectors`
-at its medium scale compares the three.
+DIR contains BCCD's JPEGImages, Annotations and ImageSets: 292 training and 72 test
+photographs of 640 x 480 pixels, with red cells, white cells and platelets. `--from`
+copies the convolutions of the same detector trained on digits, whose weights come with
+the package. SSD's AP50 is 60 to 62 %, after less than four minutes on two CPU cores;
+the study `detectors` at its medium scale compares the three.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def yolo() -> TrainConfig:
 
 
 def _on_photographs(base: TrainConfig) -> TrainConfig:
-    """Forty epochs of parts of the photographs, at 96 x 96 pixels."""
+    """Forty epochs on random crops of the photographs, at 96 x 96 pixels."""
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, layers=("backbone/**",)),

@@ -1,15 +1,16 @@
-"""The CIFAR-10 study of the residual networks, with the paper's recipe.
+"""Residual and plain networks on CIFAR-10, with the paper's recipe.
 
     canon-zoo train cifar10_resnet20
 
 Batch 128, SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.1 divided by 10
-at half and three quarters of 64,000 steps; images are padded by 4, cropped and flipped.
+after a half and three quarters of the 64,000 steps; images are padded by 4 pixels,
+cropped and flipped.
 
 Test errors that the paper reports: 8.75 % (20 layers), 7.51 % (32), 7.17 % (44),
 6.97 % (56), 6.43 % (110, best of five; 6.61 % on average), 7.93 % (1202); plain
 networks are worse the deeper they are. A step of ResNet-20 takes about 0.5 s on two
-CPU cores, so that the whole schedule wants an accelerator: `cifar10_resnet20_20epochs`
-takes an hour there.
+CPU cores, so the whole schedule needs an accelerator; `cifar10_resnet20_20epochs` takes
+an hour on these cores.
 
 Reference:
   He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015, section 4.2.
@@ -22,7 +23,7 @@ def config(depth: int, kind: str = "resnet") -> TrainConfig:
     """The paper's recipe.
 
     Args:
-      depth: Weighted layers; 110 warms up at 0.01 for 400 steps.
+      depth: Number of weighted layers; 110 or more warm up at 0.01 for 400 steps.
       kind: "resnet" or "plain".
     """
     return TrainConfig(

@@ -3,32 +3,34 @@
     canon-zoo train voc_ssd300 --dataset voc:VOCdevkit --from vgg16:imagenet
     canon-zoo train coco_faster_rcnn_fpn --dataset coco:DIR --from resnet50:imagenet
 
-VOCdevkit is the folder that VOC's archives unpack to, with VOC2007 and VOC2012; DIR has
-annotations/instances_train2017.json and the images in train2017 and val2017. `--from`
-names the classifier that gives the first layers, a run or MODEL:WEIGHTS.
+VOCdevkit is the folder that VOC's archives unpack to, with VOC2007 and VOC2012; DIR
+contains annotations/instances_train2017.json and the images in train2017 and val2017.
+`--from` names the classifier whose weights initialize the first layers: a run or
+MODEL:WEIGHTS.
 
 - voc_ssd300, voc_ssd512: zoom-out and crops by IoU, batch 32, 120,000 steps, rate 0.001
   divided by 10 at 80,000 and 100,000. Published (trained on 07+12, "SSD*"): 77.2 % and
   79.8 % mAP on VOC 2007 test.
-- coco_ssd300: the same for 400,000 steps, divided at 280,000 and 360,000: 25.1 % AP on
-  test-dev.
-- voc_faster_rcnn: VGG-16, 2 images, 70,000 steps, rate 0.001 divided by 10 at 50,000:
+- coco_ssd300: the same for 400,000 steps, with the rate divided by 10 at 280,000 and
+  360,000: 25.1 % AP on test-dev.
+- voc_faster_rcnn: VGG-16, batch 2, 70,000 steps, rate 0.001 divided by 10 at 50,000:
   73.2 % mAP on VOC 2007 test, trained on 07+12.
-- coco_faster_rcnn_fpn: torchvision's. ResNet-50, 16 images, 26 epochs, rate 0.02
+- coco_faster_rcnn_fpn: torchvision's recipe. ResNet-50, batch 16, 26 epochs, rate 0.02
   divided by 10 after 16 and 22: 37.0 % AP on val2017.
 - voc_yolo: batch 64, 40,000 steps, rate up to 0.01, divided by 10 at 20,000 and 30,000:
-  63.4 % mAP on VOC 2007 test, trained on 07+12. Darknet's gradient is that of half of
-  the squared errors, ours that of the whole; so that each step is the same, the rates
-  here are half of Darknet's and the decay is twice its 5e-4.
+  63.4 % mAP on VOC 2007 test, trained on 07+12. Darknet's gradient is that of half the
+  squared errors, ours is twice as large; for the same steps, the rates here are half of
+  Darknet's, and the weight decay is twice its 5e-4.
 
-Differences: images are put on a canvas of one size that all of them fit on, and the
-resizing is always bilinear, where SSD drew between filters. Faster R-CNN's joint
-training stands for the alternating one, as in its released code, with 2 images a step
-in one batch instead of one after the other; as there biases have twice the rate and are
-decayed. SSD's decoding lets a box be at most 1000/16 times as long as its default one,
-as torchvision does, where Caffe has no bound. YOLO changes exposure and saturation in
-RGB, not in HSV, and its rate rises linearly, in 600 steps, where the released
-configuration has steps of 2.5, 5 and 10 times at 200, 400 and 600.
+Differences: images are placed on a canvas of one size that fits all of them, and
+resizing is always bilinear, where SSD chose among filters at random. Faster R-CNN is
+trained jointly instead of alternately, as in its released code, but with the 2 images
+of a step in one batch instead of one after the other; as in that code, biases have
+twice the rate and are decayed. SSD's decoding limits a box to 1000/16 times the length
+of its default box, as in torchvision, where Caffe has no limit. YOLO changes exposure
+and saturation in RGB, not in HSV, and its rate rises linearly over 600 steps, where the
+released configuration has 2.5, 5 and 10 times the first rate from steps 200, 400 and
+600 on.
 
 References:
   Liu et al., SSD: Single Shot MultiBox Detector, 2016, sections 3.1, 3.4 and 3.6, and
@@ -41,12 +43,12 @@ from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 VGG = ("backbone/{conv1_1,conv1_2,conv2_1,conv2_2,conv3_1,conv3_2,conv3_3}/**",)
 VGG += ("backbone/{conv4_1,conv4_2,conv4_3,conv5_1,conv5_2,conv5_3}/**",)
-# What torchvision keeps as the classifier has it; batch norm is frozen everywhere.
+# Layers that torchvision keeps from the classifier; batch norm is frozen everywhere.
 FROZEN = ("backbone/{stem,stage1}/**", "backbone/**/{bn1,bn2,bn3,shortcut_bn}/**")
 
 
 def voc(**options) -> DataConfig:
-    """The training and validation images of 2007 and 2012, and the test of 2007."""
+    """The trainval splits of VOC 2007 and 2012, and the test split of VOC 2007."""
     return DataConfig(
         "voc:VOCdevkit",
         train_split="VOC2007/trainval+VOC2012/trainval",
@@ -114,7 +116,7 @@ def faster_rcnn() -> TrainConfig:
             learning_rate=1e-3,
             momentum=0.9,
             weight_decay=5e-4,
-            # Biases are decayed, too, as in the released files.
+            # Biases are decayed, too, as in the released configuration.
             rates=("**/bias=2",),
             schedule="step",
             boundaries=(5 / 7,),
@@ -146,7 +148,7 @@ def faster_rcnn_fpn() -> TrainConfig:
 
 
 def yolo() -> TrainConfig:
-    """YOLO of 2016; its first 20 layers come from a classifier where there is one."""
+    """YOLO of 2016; a classifier, if given, initializes its first 20 layers."""
     return TrainConfig(
         model=ModelConfig("yolo_v1"),
         data=voc(
@@ -156,7 +158,7 @@ def yolo() -> TrainConfig:
             geometry=("jitter:0.2", "flip"),
         ),
         optim=OptimConfig(
-            # Of 0.01, 5e-4 and 0.001, for a gradient that is half of ours.
+            # Darknet's are 0.01, 5e-4 and 0.001, for a gradient that is half of ours.
             learning_rate=5e-3,
             momentum=0.9,
             weight_decay=1e-3,

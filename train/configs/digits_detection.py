@@ -1,13 +1,13 @@
-"""Small detectors of handwritten digits that lie on textured canvases.
+"""Small detectors of handwritten digits on textured canvases.
 
     canon-zoo train digits_detection_ssd
     canon-zoo train digits_detection_faster_rcnn
     canon-zoo train digits_detection_yolo
 
-4,000 canvases of 96 x 96 pixels with one to four digits each to train on and 400 to
-evaluate, made from the digits that scikit-learn carries. Their AP50 is 97.8, 95.4 and
-95.8 %; each takes five to six minutes on two CPU cores, and drawing the canvases once
-half a minute.
+There are 4,000 training and 400 test canvases of 96 x 96 pixels with one to four digits
+each, made from scikit-learn's digits. The AP50 of the three is 97.8, 95.4 and 95.8 %;
+each takes five to six minutes on two CPU cores, and drawing the canvases, once, half a
+minute.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ def ssd() -> TrainConfig:
             batch_size=16,
             eval_batch_size=40,
             max_boxes=8,
-            # Without these the networks learn the canvases by heart.
+            # Without these the networks memorize the canvases.
             geometry=("translate:0.12",),
             augment=("ssd_photometric",),
         ),
@@ -47,7 +47,7 @@ def faster_rcnn() -> TrainConfig:
 
 
 def yolo() -> TrainConfig:
-    """A small YOLO, which takes a higher rate."""
+    """A small YOLO, with a higher learning rate."""
     base = ssd()
     return dataclasses.replace(
         base,

@@ -1,10 +1,10 @@
-"""LeNet-5 on the 1,797 handwritten digits that scikit-learn carries.
+"""LeNet-5 on scikit-learn's 1,797 handwritten digits.
 
     canon-zoo train digits_lenet5
 
 The network, its initialization and its loss are those of 1998; SGD with momentum
-stands in for the paper's second-order method. About a minute on two CPU cores; at
-least 98 % of the 360 held-out images are right.
+replaces the paper's second-order method. It takes about a minute on two CPU cores; at
+least 98 % of the 360 held-out images are classified correctly.
 """
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -25,7 +25,7 @@ def config() -> TrainConfig:
 
 
 def modern() -> TrainConfig:
-    """The form with max pooling, ReLU and softmax; Caffe's momentum and decay."""
+    """The variant with max pooling, ReLU and softmax; Caffe's momentum and decay."""
     return TrainConfig(
         model=ModelConfig("lenet5_modern"),
         data=DataConfig("digits", batch_size=32, augment=("affine",)),

@@ -1,20 +1,20 @@
-"""A small U-Net on handwritten digits that lie on textured canvases.
+"""A small U-Net on handwritten digits on textured canvases.
 
     canon-zoo train digits_segmentation_unet
 
-4,000 canvases of 96 x 96 pixels to train on and 400 to evaluate, made from the digits
-that scikit-learn carries; a mask says for each pixel which digit it belongs to, or that
-it is background, which is seven pixels of eight and learned at once. Which digit it is
-comes late, so that the third level's scores have a loss of the digits' pixels alone.
-After the 1,700 steps the mean IoU is 85.4 % (98.6 % of the pixels are right); they take
-five and a half minutes on two CPU cores, and drawing the canvases once half a minute.
+There are 4,000 training and 400 test canvases of 96 x 96 pixels, made from
+scikit-learn's digits. A mask gives each pixel's digit or the background, which is seven
+of eight pixels and is learned at once. The classes of the digits are learned late, so
+the third level's scores have an auxiliary loss on the digits' pixels only. After the
+1,700 steps the mean IoU is 85.4 % (98.6 % of the pixels are right). They take five and
+a half minutes on two CPU cores, and drawing the canvases, once, half a minute.
 """
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def unet() -> TrainConfig:
-    """A small U-Net, whose third level learns what digit it is, where it is one."""
+    """A small U-Net with an auxiliary loss on the digits' pixels at the third level."""
     return TrainConfig(
         model=ModelConfig("unet_small", options=("aux=True",)),
         data=DataConfig(

@@ -1,53 +1,56 @@
-"""DeepFace: a small one on people who do not exist, on ORL, and the paper's.
+"""DeepFace: a small one on drawn people and on ORL, and the paper's recipe.
 
     canon-zoo train faces_deepface_small
 
-draws 2,176 pictures of 176 people once, and trains on twelve of each of 128 of them,
-aligned in three dimensions. The other 48 are people it never sees: 1,200 pairs of their
-pictures in ten folds are verified, and each of their last pictures is looked for in a
-gallery of the first four. After the 1,000 steps 97.8 % +- 0.9 of the pairs are right
-(area under the ROC 99.8 %), 97.9 % of the faces are found at rank 1, and 94.9 % of the
-held-out pictures of the people of the training set are given their name. The same
-network is right about 90.7 % +- 0.9 of the pairs where a similarity alone aligns the
-faces, and about 61.0 % +- 1.2 where nothing does: faces turn by up to 40 degrees, tilt
-by up to 20, and are up to 7 of 80 pixels off the center. (The paper's network on LFW:
-95.9, 94.3 and 87.9 %.) A descriptor is the mean over a face and its mirror image.
-With `--seed 1` these are 97.2 % +- 0.6, 92.8 % +- 0.8 and 62.7 % +- 2.3: at least 97 %
-aligned, 4 to 8 less by a similarity. `--align none` trains on faces that are not
-aligned. It takes 3 minutes and 20 seconds on two CPU cores, the drawing included.
+draws 2,176 pictures of 176 people once, and trains on twelve pictures of each of 128
+people, aligned in three dimensions. It never sees the other 48 people: 1,200 pairs of
+their pictures are verified in ten folds, and each of their last pictures is identified
+against a gallery of the first four. After the 1,000 steps 97.8 % +- 0.9 of the pairs
+are right (area under the ROC 99.8 %), the rank-1 identification rate is 97.9 %, and
+94.9 % of the held-out pictures of people of the training set are classified correctly.
+If only a similarity aligns the faces, the same network gets 90.7 % +- 0.9 of the pairs
+right, and without alignment 61.0 % +- 1.2: faces turn by up to 40 degrees, tilt by up
+to 20, and are up to 7 of 80 pixels off the center. (The paper's network on LFW: 95.9,
+94.3 and 87.9 %.) A descriptor is the mean over a face and its mirror image. With
+`--seed 1` the three are 97.2 % +- 0.6, 92.8 % +- 0.8 and 62.7 % +- 2.3: at least 97 %
+with alignment in 3D, 4 to 8 points less with a similarity. `--align none` trains on
+faces that are not aligned. Training takes 3 minutes and 20 seconds on two CPU cores,
+including the drawing.
 
     canon-zoo train evaluate RUN --protocol siamese
 
-and `chi_squared` fit what the paper does to nine folds of pairs: of the run's best
-checkpoint, whose inner products are right about 98.0 % +- 0.7, 96.9 % +- 1.0 and 97.0 %
-+- 0.9.
+and `chi_squared` fit the paper's comparisons to nine folds of pairs: with the run's
+best checkpoint they get 96.9 % +- 1.0 and 97.0 % +- 0.9 right, and inner products
+98.0 % +- 0.7.
 
     canon-zoo train landmarks DIR
     canon-zoo train orl_deepface --dataset orl:DIR
 
-finds the landmarks of all 400 of ORL's faces, and trains what the drawn faces have
-taught on five pictures of each of 30 of the 40 people. Of all 40 people the other five
-pictures are looked for in a gallery of the first five: 98.5 % at rank 1; those of the
-30 get their name: 98.7 %; and 900 pairs of the other ten people are verified: 87.7 % +-
-0.8. Without landmarks it is 91.0 %, 96.0 % and 85.7 % +- 1.2; with them, but from a new
-network, 94.0 %, 94.0 % and 87.4 % +- 0.7; and `--epochs 60 --learning-rate 1e-3`
-verifies better, 88.4 % +- 0.7 with 97.0 % at rank 1. Two minutes on two CPU cores.
+finds the landmarks of all 400 of ORL's faces, and fine-tunes the network of the drawn
+faces on five pictures of each of 30 of the 40 people. The other five pictures of all 40
+people are identified against a gallery of the first five (98.5 % at rank 1), those of
+the 30 people are classified (98.7 %), and 900 pairs of the other ten people are
+verified (87.7 % +- 0.8). Without landmarks these are 91.0 %, 96.0 % and 85.7 % +- 1.2;
+with them, but from a new network, 94.0 %, 94.0 % and 87.4 % +- 0.7; `--epochs 60
+--learning-rate 1e-3` verifies better, 88.4 % +- 0.7 with 97.0 % at rank 1. Training
+takes two minutes on two CPU cores.
 
     canon-zoo train faces_deepface --dataset imagefolder:DIR
 
-is the paper's recipe for a large set: a folder for each person, and landmarks beside
-them (`canon-zoo train landmarks DIR` finds them). On several hosts the same command
-runs on each, after `--distributed` and with a `--run-dir` that all of them see.
+is the paper's recipe for a large set, with a folder for each person and the file of
+landmarks (`canon-zoo train landmarks DIR` writes it). On several hosts, run the same
+command on each, with `--distributed` after `train` and a `--run-dir` that all of them
+see.
 
-None of these numbers says anything of other people's faces: accuracy differs between
-groups, and has to be measured for each of them before any use.
+None of these numbers says anything about other people's faces: accuracy differs between
+groups, and has to be measured for each group before any use.
 """
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def small() -> TrainConfig:
-    """A small DeepFace on faces that are drawn."""
+    """A small DeepFace on drawn faces."""
     return TrainConfig(
         model=ModelConfig("deepface_small"),
         data=DataConfig(

@@ -1,20 +1,20 @@
-"""AlexNet of 2012 and the network of the visualization paper of 2013, on ImageNet.
+"""AlexNet (2012) and ZFNet (2013, the visualization paper) on ImageNet.
 
     canon-zoo train imagenet_alexnet
     canon-zoo train imagenet_zfnet
 
-A random part of the central square of 256 pixels, mirrored half of the time; AlexNet
-adds the color noise. Batch 128, SGD with momentum 0.9 and weight decay 5e-4, learning
-rate 0.01 divided by 10 three times, for 90 and 70 epochs. The papers lower the rate
-when the validation error stands still and do not say when that was: here it is after
-each 20 epochs, as in Caffe's AlexNet.
+Images are random crops of the central square of 256 pixels, mirrored half of the time;
+AlexNet adds color noise. Batch 128, SGD with momentum 0.9 and weight decay 5e-4,
+learning rate 0.01 divided by 10 three times, for 90 and 70 epochs. The papers lower the
+rate when the validation error stops improving, without saying when; here it is every 20
+epochs, as in Caffe's AlexNet.
 
 Validation errors that the papers report, top-1 and top-5, from ten crops: 40.7 % and
-18.2 % (AlexNet), 38.4 % and 16.5 % (ZFNet). Trained by their authors in five to six
-days on two GTX 580, and in twelve days on one.
+18.2 % (AlexNet), 38.4 % and 16.5 % (ZFNet). Their authors trained them for five to six
+days on two GTX 580, and for twelve days on one.
 
-Differences: ZFNet takes its parts from the center and the corners alone, and does not
-name a weight decay: it is AlexNet's.
+Differences: ZFNet's paper crops only at the center and the corners, and states no
+weight decay; here it is AlexNet's.
 
 References:
   Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural
@@ -46,7 +46,7 @@ def alexnet() -> TrainConfig:
 
 
 def zfnet() -> TrainConfig:
-    """The paper's recipe; filters are held to a root mean square of 0.1."""
+    """The paper's recipe; filters are limited to a root mean square of 0.1."""
     base = alexnet()
     return dataclasses.replace(
         base,

@@ -2,11 +2,11 @@
 
     canon-zoo train imagenet_msra_a
 
-The shorter side is drawn from 256 to 512, a part of 224 is cut out anywhere and
-mirrored half of the time, and colors are shifted. Batch 128, SGD with momentum 0.9 and
-weight decay 5e-4, learning rate 0.01, 0.001 and 0.0001 in about 80 epochs; the paper
-lowers it when the error stands still, here after a half and three quarters. The slopes
-are not decayed, nor are biases, of which the paper says nothing.
+The shorter side is drawn from 256 to 512, a crop of 224 is taken at random and mirrored
+half of the time, and colors are shifted. Batch 128, SGD with momentum 0.9 and weight
+decay 5e-4, learning rate 0.01, 0.001 and 0.0001 in about 80 epochs; the paper lowers it
+when the error stops improving, this recipe after a half and three quarters. The slopes
+are not decayed, nor are biases, about which the paper says nothing.
 
 Validation errors that the paper reports, top-1 and top-5, from ten views at scale 256:
 25.59 % and 8.23 %. Its larger networks took three to four weeks on eight K40.

@@ -3,20 +3,21 @@
     canon-zoo train imagenet_resnet50_v1
     canon-zoo train imagenet_resnet50
 
-The paper's: the shorter side is drawn from 256 to 480, a part of 224 is cut out
-anywhere and mirrored half of the time, and colors are shifted; 600,000 steps (120
-epochs) of batch 256, SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.1
-divided by 10 when the error stands still: here after each 30 epochs, where the paper's
-curves drop. torchvision's: 8 to 100 % of the area, sides of 3:4 to 4:3, mirrored half
-of the time; 90 epochs, divided after each 30.
+The paper's recipe: the shorter side is drawn from 256 to 480, a crop of 224 is taken at
+random and mirrored half of the time, and colors are shifted; 600,000 steps (120 epochs)
+of batch 256, SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.1 divided by
+10 when the error stops improving: here every 30 epochs, where the paper's curves drop.
+torchvision's recipe: crops of 8 to 100 % of the area, aspect ratios of 3:4 to 4:3,
+mirrored half of the time; 90 epochs, with the rate divided by 10 every 30.
 
 Validation errors, top-1 and top-5: 22.85 % and 6.71 % from ten crops (the paper's
 ResNet-50; 21.75 % and 6.05 % of 101, 21.43 % and 5.71 % of 152 layers); plain 34 layers
 28.54 %, ResNet-34 25.03 %. From one crop 23.87 % and 7.14 % (torchvision's ResNet-50;
 30.24 % of 18, 26.69 % of 34, 22.63 % of 101, 21.69 % of 152 layers).
 
-An A100 trains 2,470 images a second in half precision (NVIDIA's published figure for
-PyTorch), thus torchvision's recipe in 13 hours; `--model.dtype bfloat16` computes so.
+An A100 trains 2,470 images per second in half precision (NVIDIA's published figure for
+PyTorch), and thus torchvision's recipe in 13 hours; `--model.dtype bfloat16` selects
+half precision.
 
 References:
   He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015, section 3.4.

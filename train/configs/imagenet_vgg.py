@@ -1,17 +1,17 @@
-"""The networks A and D of the VGG paper on ImageNet, the shallow one first.
+"""Networks A and D of the VGG paper on ImageNet, where D starts from A.
 
     canon-zoo train imagenet_vgg11
     canon-zoo train imagenet_vgg16 --from runs/imagenet_vgg11-TIME
 
 The deep network starts from the first four convolutions and the dense layers of the
-shallow one, for it does not begin to learn from small normal weights. The paper's later
-remark does without: `--model.layers --model.options init=glorot`.
+shallow one, since it does not learn from small normal weights. The paper's later remark
+avoids this by another initialization: `--model.layers --model.options init=glorot`.
 
-The shorter side is 256, a part of 224 is cut out anywhere and mirrored half of the
-time, and colors are shifted. Batch 256, SGD with momentum 0.9 and weight decay 5e-4,
-learning rate 0.01 divided by 10 three times in 74 epochs (370,000 steps); where, the
-paper does not say: here after each quarter. A shorter side of 384 starts from a run
-with 256, at a rate of 0.001, and one that is drawn from 256 to 512 from that:
+The shorter side is 256, a crop of 224 is taken at random and mirrored half of the time,
+and colors are shifted. Batch 256, SGD with momentum 0.9 and weight decay 5e-4, learning
+rate 0.01 divided by 10 three times in 74 epochs (370,000 steps); the paper does not say
+when, here after each quarter. Training with a shorter side of 384 starts from a run
+with 256, at a rate of 0.001; one with a side drawn from 256 to 512 starts from that:
 
     canon-zoo train imagenet_vgg16 --model.layers --crop scale_jitter:384:384 --from RUN
     canon-zoo train imagenet_vgg16 --model.layers --crop scale_jitter:256:512 --from RUN
@@ -38,7 +38,7 @@ FROM_VGG11 = (
 
 
 def vgg11() -> TrainConfig:
-    """Network A, from the initialization."""
+    """Network A, from random initialization."""
     return TrainConfig(
         model=ModelConfig("vgg11"),
         data=imagenet("scale_jitter:256:256", "pca_color:0.1", batch_size=256),

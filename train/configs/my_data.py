@@ -1,19 +1,20 @@
-"""Recipes for one's own data, which look at it first.
+"""Recipes for your own data, which are completed after inspecting it.
 
     canon-zoo train my_images --dataset imagefolder:DIR
     canon-zoo train my_boxes --dataset coco:DIR      (or voc:DIR)
     canon-zoo train my_masks --dataset masks:DIR     (or voc_masks:DIR)
 
-Each says what it found in the data, what is odd in it, and what it chose for it, with
-the option that changes the choice; any option that is given replaces a choice. What is
-below is only what does not depend on the data; `train.choose` has the rest.
+Each prints what it found in the data, what is odd about it, and what it chose, with the
+option that changes each choice; an option that is given replaces the choice. The
+recipes below have only the settings that do not depend on the data; `train.choose`
+chooses the rest.
 """
 
 from train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def images() -> TrainConfig:
-    """Pictures of classes."""
+    """Images with one class each."""
     return TrainConfig(
         model=ModelConfig("cifar_resnet20"),
         data=DataConfig("", augment=("flip",)),
@@ -24,7 +25,7 @@ def images() -> TrainConfig:
 
 
 def boxes() -> TrainConfig:
-    """Pictures with boxes around objects."""
+    """Images with boxes around objects."""
     return TrainConfig(
         model=ModelConfig("faster_rcnn_small"),
         data=DataConfig("", geometry=("flip", "translate:0.1")),
@@ -35,7 +36,7 @@ def boxes() -> TrainConfig:
 
 
 def masks() -> TrainConfig:
-    """Pictures with a class for each pixel."""
+    """Images with a class for each pixel."""
     return TrainConfig(
         model=ModelConfig("unet_small"),
         data=DataConfig("", geometry=("flip", "translate:0.1")),

@@ -5,33 +5,33 @@
     canon-zoo train camvid_segnet --dataset masks:camvid
     canon-zoo train cityscapes_pspnet --data-dir DIR --from resnet101:imagenet
 
-camvid has SPLIT/images and SPLIT/masks with the values 0 to 10 of SegNet's 11 classes
-and 11 for what is unlabeled; TFDS prepares cityscapes in DIR from its publisher's
-archives.
+camvid is a folder with SPLIT/images and SPLIT/masks, with values 0 to 10 for SegNet's
+11 classes and 11 for unlabeled pixels; TFDS prepares cityscapes in DIR from its
+publisher's archives.
 
-- voc_fcn32s, voc_fcn16s, voc_fcn8s: batch 20, rate 1e-4 and a hundredth of it with each
-  new skip, 175 epochs; each network starts from the one before. Published, trained on
-  SBD and evaluated on the 736 images of VOC 2011 val that it lacks: 59.4, 62.4 and
+- voc_fcn32s, voc_fcn16s, voc_fcn8s: batch 20, rate 1e-4, divided by 100 for each new
+  skip, 175 epochs; each network starts from the one before. Published, trained on SBD
+  and evaluated on the 736 images of VOC 2011 val that are not in SBD: 59.4, 62.4 and
   62.7 % mean IoU.
 - camvid_segnet: batch 4, rate 0.001, 40,000 steps, median frequency balancing: 60.1 %
   mean IoU, 71.2 % class accuracy, 90.4 % of the pixels, from 3,500 training images
   instead of CamVid's 367.
 - camvid_unet, camvid_fcn8s, camvid_pspnet, camvid_frrn: the networks' own recipes on
-  the same images; nothing is published that could be compared.
-- cityscapes_frrn: FRRN B as its released script trains it: Adam with a rate of 0.001,
-  and of 0.0001 after 45,000 steps, batch 3, half of the resolution, shifts by up to 20
-  pixels there. The paper's FRRN B has 71.8 % mean IoU on the test set.
-- cityscapes_pspnet: ResNet-101, parts of 713 x 713, batch 16, 90,000 steps, polynomial
-  rate from 0.01, and ten times that for what is not ResNet's: 79.7 % mean IoU on the
-  validation set, at one scale.
+  the same images; there are no comparable published results.
+- cityscapes_frrn: FRRN B as in its released script: Adam with a rate of 0.001, and of
+  0.0001 after 45,000 steps, batch 3, half of the resolution, shifts by up to 20 pixels
+  at that resolution. The paper's FRRN B has 71.8 % mean IoU on the test set.
+- cityscapes_pspnet: ResNet-101, crops of 713 x 713, batch 16, 90,000 steps, polynomial
+  rate from 0.01, and ten times that for layers outside the ResNet: 79.7 % mean IoU on
+  the validation set, at one scale.
 
 Differences: voc_fcn* train on VOC 2012's 1,464 images unless SBD's are added to the
-folder. SegNet's statistics of batch norm are running ones, which its tutorial computes
-anew after training, and its batch norm begins with a shift of 0, not 0.001. FRRN's
-script goes on until it is stopped, and draws images by weights that it reads from a
-file; here it ends after 70,000 steps, all images are drawn alike, and its gamma is a
-change of brightness. The released PSPNet for PyTorch has batch norm over the whole
-batch, as here, and a blur, which is left out.
+folder. SegNet's batch norm uses running statistics, which its tutorial recomputes after
+training, and starts with a shift of 0, not 0.001. FRRN's script runs until it is
+stopped, and samples images with weights from a file; here training ends after 70,000
+steps, images are sampled uniformly, and the script's gamma augmentation is a change of
+brightness. The released PSPNet for PyTorch has batch norm over the whole batch, as
+here, and a blur augmentation, which is left out.
 
 References:
   Long, Shelhamer, Darrell, 2015, section 4. Badrinarayanan, Kendall, Cipolla, SegNet,
@@ -55,7 +55,7 @@ def fcn(stride: int) -> TrainConfig:
     """FCN on VOC.
 
     Args:
-      stride: 32, 16 or 8; the last two start from the network before.
+      stride: 32, 16 or 8; 16 starts from a network with 32, and 8 from one with 16.
     """
     before = "head/score_fr/**", "head/score_pool4/**", "head/upscore2/**"
     heads = {32: (), 16: before[:1], 8: before}[stride]
@@ -84,7 +84,7 @@ def fcn(stride: int) -> TrainConfig:
 
 
 def camvid(**options) -> DataConfig:
-    """SegNet's split: 367 images to train on, and 233 to test."""
+    """SegNet's split of CamVid: 367 training images and 233 test images."""
     return DataConfig(
         "masks:camvid",
         classes=CAMVID,
@@ -95,7 +95,7 @@ def camvid(**options) -> DataConfig:
 
 
 def segnet() -> TrainConfig:
-    """SegNet as its tutorial trains it, which mirrors no image."""
+    """SegNet as in its tutorial, without mirroring."""
     return TrainConfig(
         model=ModelConfig("segnet"),
         data=camvid(),
@@ -103,7 +103,7 @@ def segnet() -> TrainConfig:
             learning_rate=1e-3,
             momentum=0.9,
             weight_decay=5e-4,
-            # Kernels and batch norm's scales; neither biases nor its shifts.
+            # Decays kernels and batch norm's scales, but not biases and shifts.
             decay="kernels",
             decay_also=("**/scale",),
             rates=("**/conv*/bias=2",),
@@ -128,13 +128,13 @@ def _on_camvid(name: str, optim: OptimConfig, **options) -> TrainConfig:
 
 
 def camvid_unet() -> TrainConfig:
-    """U-Net of the images' size; 360 is no multiple of its stride of 16."""
+    """U-Net on images padded to 368 rows, since 360 is no multiple of its stride 16."""
     adam = OptimConfig(name="adamw", learning_rate=1e-3, schedule="polynomial")
     return _on_camvid("unet_same", adam, size=(368, WIDE))
 
 
 def camvid_fcn8s() -> TrainConfig:
-    """FCN-8s, of which all skips are learnt at once."""
+    """FCN-8s, with all skips learned at once."""
     optim = OptimConfig(
         learning_rate=1e-3,
         momentum=0.9,
@@ -149,7 +149,7 @@ def camvid_fcn8s() -> TrainConfig:
 
 
 def camvid_pspnet() -> TrainConfig:
-    """PSPNet with ResNet-50; its sides are multiples of 8, and one."""
+    """PSPNet with ResNet-50; its input sides are multiples of 8, plus 1."""
     return dataclasses.replace(
         _on_camvid("pspnet_resnet50", _pspnet_optim(), size=(361, 481)),
         model=ModelConfig("pspnet_resnet50", options=("aux=True",)),
