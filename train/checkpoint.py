@@ -95,7 +95,7 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"cannot write {self.folder}: {error}.") from error
         _set_damaged_aside(self.folder)
-        # Orbax logs pages of tracebacks for what it raises as well.
+        # Orbax also logs pages of tracebacks for the errors that it raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda m: primary_metric(m) if m else float("-inf"),

@@ -326,7 +326,7 @@ def choose_optim(
 def describe_choices(
     config: TrainConfig, found: Findings, notes: Sequence[str], better: str
 ) -> str:
-    """Describes the data, what is odd in it, and what was chosen for it.
+    """Describes the data, what is odd about it, and the choices that were made.
 
     Args:
       config: The config of the training.

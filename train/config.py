@@ -29,7 +29,7 @@ def long(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which network, and what it starts from."""
+    """The network, and the weights that it starts from."""
 
     name: str
     """Registered name; `canon-zoo list` has them."""
@@ -47,7 +47,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, in which batches."""
+    """The images, their batches and their transforms."""
 
     dataset: Annotated[str, _short("dataset")]
     """digits, cifar10, digits_canvas, any TFDS name, or FORMAT:PATH, such as
@@ -112,7 +112,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """How parameters are updated."""
+    """The optimizer, the loss and the trained parameters."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd has coupled weight decay, as in the papers; adamw decoupled."""
@@ -127,7 +127,7 @@ class OptimConfig:
     decay: Literal["all", "kernels"] = "all"
     """Which parameters are decayed: all, or those with more than one dimension."""
     decay_also: tuple[str, ...] = ()
-    """Path patterns of more parameters to decay if decay is kernels: **/scale."""
+    """Path patterns of more parameters to decay with the kernels, such as **/scale."""
     schedule: Annotated[
         Literal["constant", "step", "cosine", "polynomial", "inverse"],
         _short("schedule"),
@@ -168,9 +168,9 @@ class OptimConfig:
     freeze: Annotated[tuple[str, ...], _short("freeze")] = ()
     """Path patterns of parameters to freeze, such as 'backbone/**'."""
     unfreeze: Annotated[tuple[str, ...], _short("unfreeze")] = ()
-    """EPOCH:PATTERN of parameters to train from EPOCH on: 5:backbone/stage3/**."""
+    """EPOCH:PATTERN to train from an epoch on, such as 5:backbone/stage3/**."""
     rates: Annotated[tuple[str, ...], _short("rates")] = ()
-    """PATTERN=FACTOR of the learning rate by path, such as 'backbone/**=0.1'."""
+    """PATTERN=FACTOR for the learning rate of matching paths: 'backbone/**=0.1'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     epochs: int = 10
-    """Length in epochs, where steps is 0."""
+    """Length in epochs, if steps is 0."""
     steps: int = 0
     """Length in steps; 0 for epochs."""
     seed: int = 0

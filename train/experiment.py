@@ -176,7 +176,7 @@ def _raise_any(problems: list[str]) -> None:
 def fit_preprocess(
     preprocess: Preprocess, fit: str, size: tuple[int, ...]
 ) -> Preprocess:
-    """Overrides how images are fitted, and the input size, where they are given."""
+    """Overrides how images are fitted, and the input size, if they are given."""
     changes = {"fit": fit} if fit else {}
     if size:
         changes |= {"size": size[0], "width": size[1]}

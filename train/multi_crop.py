@@ -52,7 +52,7 @@ def evaluate_multi_crop(
       preprocess: The network's input.
       protocol: The views of each image.
       batch_size: Number of views of the network's input size in a step of one process;
-        a step has fewer larger views. If views differ in shape, several steps are
+        of larger views, a step has fewer. If views differ in shape, several steps are
         compiled, up to two for each shape.
 
     Returns:

@@ -87,7 +87,7 @@ def make_optimizer(
         `config.decay_also` must match some of them.
 
     Raises:
-      ValueError: A pattern matches nothing, or a rate is no number.
+      ValueError: A pattern matches nothing, or a rate is not a number.
     """
     mask = None
     also = match_paths([*flatten(params)], config.decay_also)

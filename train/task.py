@@ -280,7 +280,7 @@ class Task(abc.ABC):
         card: Card,
         others: Sequence[Evaluated] = (),
     ) -> "Task":
-        """Returns a copy of the task with what a protocol needs from the networks.
+        """Returns the task, with what a protocol needs from the networks.
 
         Args:
           protocol: The value of `--protocol`.

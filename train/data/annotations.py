@@ -132,7 +132,7 @@ class UnknownValues(BadImage):
 
 
 class UnnamedClasses(ValueError):
-    """Nothing says what the classes of masks are called."""
+    """The names of the classes of masks are not known."""
 
 
 def make_values(

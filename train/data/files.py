@@ -292,7 +292,7 @@ def _walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Lists a folder; links are followed, but not back to a folder above them."""
     entries: list[str] = []
     left_out: dict[str, list[str]] = {}
-    # Folder, its path below `root`, it and its parents, and the links among these.
+    # Folder, path below `root`, identities of it and its parents, links among these.
     pending = [(str(root), "", (_identity(root.stat()),), 0)]
     while pending:
         folder, prefix, above, links = pending.pop()

@@ -70,12 +70,12 @@ class Source:
         return None
 
     def fingerprint(self) -> dict[str, int | str]:
-        """Returns the number of examples, and hashes of what is known without reading.
+        """Returns the number of examples, and hashes that need no file to be read.
 
         Returns:
           `split`; `count`, the number of examples; `sha256`, the hash of the classes
           and of the examples' `identity` in their order; and `content_sha256`, the hash
-          of their `content`, where there is any.
+          of their `content`, if there is any.
         """
         names = (*self.class_names, "", *map(self.identity, range(len(self))))
         found = {"split": self.split, "count": len(self), "sha256": _hash(names)}

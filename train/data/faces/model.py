@@ -193,7 +193,7 @@ def locate(u: Array, v: Array, person: Person, expression: Expression = CALM) ->
     Args:
       u: float [...], angles.
       v: float [...], heights, `TOP` to `person.chin`.
-      person: The person, who has the shape.
+      person: The person, whose shape is used.
       expression: The expression of the face.
 
     Returns:
@@ -340,7 +340,7 @@ def paint(skin: Skin, person: Person, expression: Expression = CALM) -> Array:
 
     Args:
       skin: The result of `paint_skin`.
-      person: The person, who has the colors.
+      person: The person, whose colors are used.
       expression: The expression of the face.
 
     Returns:
