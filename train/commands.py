@@ -402,7 +402,7 @@ def study(
       scale: quick: embedded data, at most five minutes on two cores; medium: real data,
         hours on a CPU; full: the paper's data and sizes.
       dataset: Data set in place of the study's own, such as imagefolder:PATH.
-      steps: Length of the trainer's runs in place of the study's own.
+      steps: Length of the training runs in place of the study's own.
       run_dir: Folder of the study; runs/study-NAME-SCALE if not given. Measurements
         that are already in it are not repeated.
       list: Only list the studies.
@@ -415,7 +415,7 @@ def study(
         return
     folder = run_dir or Path("runs") / f"study-{name}-{scale}"
     if name == "all":
-        if dataset or steps:
+        if dataset or steps is not None:
             raise ValueError("--dataset and --steps are for one study, not for all.")
         reports = studies.run_studies(folder, scale=scale)
     else:

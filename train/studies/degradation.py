@@ -140,7 +140,7 @@ def long_config(kind: str, depth: int, seed: int, job: Job) -> TrainConfig:
         data=data,
         optim=optim,
         seed=seed,
-        steps=job.steps or sizes.steps,
+        steps=sizes.steps,
         eval_every=1,
         save_every=1,
     )
@@ -378,4 +378,5 @@ STUDY = Study(
         "at a constant rate: the paper's rate before its first drop.",
         "full": "The paper's recipe; the mean color is subtracted, not the mean image.",
     },
+    data_scales=("medium", "full"),
 )

@@ -61,9 +61,9 @@ class Trained(NamedTuple):
 def load_on_canvases(job: Job) -> dict[str, Trained]:
     """Loads the detectors of digits; trains Faster R-CNN if it is not trained yet."""
     sizes = job.sizes
-    steps = job.steps or sizes.steps
+    faster = load_faster_rcnn(job.folder, sizes.steps, sizes.batch_size)
     found = {
-        "faster_rcnn_small": load_faster_rcnn(job.folder, steps, sizes.batch_size),
+        "faster_rcnn_small": faster,
         "ssd96_small": zoo.create("ssd96_small", weights="digits_canvas"),
         "yolo96_small": zoo.create("yolo96_small", weights="digits_canvas"),
     }
@@ -76,16 +76,16 @@ def train_on_photographs(job: Job) -> dict[str, Trained]:
 
     They start from the convolutions of the same detectors trained on digits.
     """
-    found = {}
+    sizes, found = job.sizes, {}
     for name, kind in PHOTOGRAPHS.items():
         config = get_config(kind)
         model = dataclasses.replace(config.model, weights=f"{name}:digits_canvas")
-        data = config.data
-        if job.dataset:
-            data = dataclasses.replace(data, dataset=job.dataset)
-        config = dataclasses.replace(config, model=model, data=data)
-        if job.steps:
-            config = dataclasses.replace(config, steps=job.steps)
+        data = dataclasses.replace(
+            config.data,
+            dataset=job.dataset or config.data.dataset,
+            batch_size=sizes.batch_size,
+        )
+        config = dataclasses.replace(config, model=model, data=data, steps=sizes.steps)
         run_trainer(config, job.folder / name)
         model, variables, card = zoo.create_with_card(name, weights=job.folder / name)
         source = load_dataset(data.dataset, data.eval_split)

@@ -49,13 +49,14 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      steps: Length of the training of Faster R-CNN, in steps; 0 for initial weights.
+      steps: Length of each training, in steps. On canvases only Faster R-CNN is
+        trained; 0 for its initial weights.
       batch_size: Images in a step.
       canvases: Number of test images.
       repeats: Number of measurements of each time, of which the median is taken.
       lowest: Lowest expected AP50 of each detector, and why.
-      photographs: Whether the trainer trains all detectors on photographs of blood
-        cells; of the fields above, only `repeats` is then used.
+      photographs: Whether the trainer trains all detectors, on photographs of blood
+        cells, and the whole test split is tested.
     """
 
     steps: int
@@ -370,7 +371,7 @@ STUDY = Study(
                 "YOLO": (0.91, "the trained weights of the package had 95.7 %"),
             },
         ),
-        "medium": Sizes(0, 0, 0, 100, {}, photographs=True),
+        "medium": Sizes(40 * 18, 16, 0, 100, {}, photographs=True),
     },
     changes={
         "quick": "Small networks on canvases of embedded digits of 96 x 96 pixels: SSD "
@@ -382,4 +383,5 @@ STUDY = Study(
         "the same detector of digits and is trained for 40 epochs; 64 proposals in "
         "place of 2,000 of selective search; a CPU in place of GPUs.",
     },
+    data_scales=("medium",),
 )

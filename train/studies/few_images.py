@@ -140,7 +140,7 @@ def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
                 augment=("flip",),
             ),
             optim=OptimConfig(learning_rate=0.01, schedule="cosine", freeze=frozen),
-            steps=job.steps or sizes.steps,
+            steps=sizes.steps,
             seed=seed,
         )
         return 1 - train_long(config, job.folder / name).test_error[-1]
@@ -149,7 +149,7 @@ def tune(method, count, seed, job: Job, variables, arrays: Arrays) -> float:
     config = short_config(
         sizes.base.model,
         batch_size=min(64, len(chosen)),
-        steps=job.steps or sizes.steps,
+        steps=sizes.steps,
         seed=seed,
         entries=1,
         learning_rate=0.02,
@@ -272,4 +272,5 @@ STUDY = Study(
         "full": "VGG-16 in place of the paper's network; Caltech-256 in a folder with "
         "the splits train and test.",
     },
+    data_scales=("medium", "full"),
 )

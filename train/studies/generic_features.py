@@ -186,4 +186,5 @@ STUDY = Study(
         "full": "VGG-16 in place of OverFeat; a folder with the splits train and test, "
         "named by --dataset; no augmentation.",
     },
+    data_scales=("medium", "full"),
 )

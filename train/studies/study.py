@@ -24,14 +24,12 @@ class Job:
       folder: Folder for the study's runs, figures and page. Measurements that are
         already in it are not repeated.
       dataset: Data set to use in place of the scale's own, as for `--dataset`.
-      steps: Length of the trainer's runs in place of the scale's own, in steps.
     """
 
     scale: str
     sizes: Any
     folder: Path
     dataset: str | None = None
-    steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +125,7 @@ class Study:
         (embedded data, at most five minutes on two cores), and if the study has them,
         "medium" (real data, hours on a CPU) and "full" (the paper's data and sizes).
       changes: The differences from the paper, for each scale but "smoke".
+      data_scales: The scales whose data set `--dataset` may replace.
     """
 
     name: str
@@ -135,6 +134,7 @@ class Study:
     run: Callable[[Job], Outcome]
     scales: Mapping[str, Any]
     changes: Mapping[str, str]
+    data_scales: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,18 +194,32 @@ def run_study(
         made if it is missing.
       scale: A key of `study.scales`.
       dataset: Data set in place of the scale's own.
-      steps: Length of the trainer's runs in place of the scale's own.
+      steps: Length of the training runs in place of the scale's own.
 
     Raises:
-      ValueError: The study has no such scale.
+      ValueError: The study has no such scale, or its data set or the length of its runs
+        cannot be replaced at this scale.
     """
     from train.studies.page import write_page
 
     if scale not in study.scales:
         raise ValueError(unknown(f"--scale of {study.name}", scale, study.scales))
+    sizes, what = study.scales[scale], f"the study {study.name} at --scale {scale}"
+    if dataset and scale not in study.data_scales:
+        scales = " or ".join(study.data_scales) or "no scale"
+        raise ValueError(
+            f"--dataset {dataset}: {what} has its own data; it takes other data at "
+            f"{scales}."
+        )
+    if steps is not None:
+        if not getattr(sizes, "steps", 0):
+            raise ValueError(f"--steps {steps}: {what} has no training runs to change.")
+        if steps < 1:
+            raise ValueError(f"--steps {steps}: expected 1 or more.")
+        sizes = dataclasses.replace(sizes, steps=steps)
     folder.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    job = Job(scale, study.scales[scale], folder, dataset, steps)
+    job = Job(scale, sizes, folder, dataset)
     outcome = study.run(job)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     report = Report(study, job, outcome, seconds, cpu_seconds)

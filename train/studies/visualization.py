@@ -156,7 +156,7 @@ def load(job: Job) -> Trained:
         config = short_config(
             "cifar_resnet20",
             batch_size=32,
-            steps=job.steps or sizes.steps,
+            steps=sizes.steps,
             seed=0,
             entries=4,
             learning_rate=0.05,
@@ -468,4 +468,5 @@ STUDY = Study(
         "nothing is trained anew; parts of drawn faces and a DeepFace of others.",
         "medium": "The package's ResNet-20 of CIFAR-10; the rest as in quick.",
     },
+    data_scales=("medium",),
 )

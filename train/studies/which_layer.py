@@ -176,4 +176,5 @@ STUDY = Study(
         "full": "torchvision's AlexNet, as there are no weights of zfnet; Caltech-256 "
         "in a folder with the splits train and test.",
     },
+    data_scales=("medium", "full"),
 )

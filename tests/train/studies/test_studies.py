@@ -74,9 +74,36 @@ def test_what_was_measured_is_kept_and_a_damaged_file_is_named(tmp_path):
             keep(tmp_path, "a", {"steps": 2}, run)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "options", "message"),
+    [
+        (
+            "depth",
+            "quick",
+            {"dataset": "cifar10"},
+            r"--dataset cifar10: .* at no scale",
+        ),
+        ("detectors", "quick", {"dataset": "voc:D"}, r"takes other data at medium\."),
+        (
+            "which_layer",
+            "quick",
+            {"steps": 9},
+            r"--steps 9: .*which_layer.* no training",
+        ),
+        ("detectors", "quick", {"steps": -1}, r"--steps -1: expected 1 or more"),
+        ("depth", "large", {}, r"--scale of depth 'large'"),
+    ],
+)
+def test_what_a_study_does_not_take(tmp_path, name, scale, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_study(STUDIES[name], tmp_path / "study", scale=scale, **options)
+    assert not (tmp_path / "study").exists()
+
+
 def test_every_scale_says_what_was_changed():
     for name, study in STUDIES.items():
         assert study.name == name
+        assert {*study.data_scales} <= {*study.scales}
         assert {"smoke", "quick"} <= {*study.scales} <= {*study.changes, "smoke"}
 
 
