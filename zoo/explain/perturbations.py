@@ -219,8 +219,20 @@ def correspondence(
             f"boxes must be [{len(images)}, 4], got {list(jnp.shape(boxes))}."
         )
     hidden = hide_boxes(images, jnp.asarray(boxes), fill)
-    forward = jit_inference(targets.make_forward(model, endpoint))
-    change = forward(variables, images) - forward(variables, hidden)
+    return _compare_changes(variables, images, hidden, model=model, endpoint=endpoint)
+
+
+@partial(jit_inference, static_argnames=("model", "endpoint"))
+def _compare_changes(
+    variables: Mapping[str, Any],
+    images: Array,
+    hidden: Array,
+    *,
+    model: nn.Module,
+    endpoint: str,
+) -> Array:
+    forward = partial(targets.make_forward(model, endpoint), variables)
+    change = forward(images) - forward(hidden)
     signs = jnp.sign(change.astype(jnp.float32)).reshape(len(images), -1)
     first, second = np.triu_indices(len(images), 1)
     return (signs[first] != signs[second]).mean()

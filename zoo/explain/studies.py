@@ -52,15 +52,7 @@ def invariance(
     """
     shape = targets.activation_shape(model, variables, images, scores)
     labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
-
-    @jit_inference
-    def run(images: Array) -> tuple[list[Array], Array]:
-        found = targets.read_endpoints(model, variables, images, *endpoints, scores)
-        found = [each.astype(jnp.float32) for each in found]
-        shares = jax.nn.softmax(found.pop())
-        own = jnp.take_along_axis(shares, labels[:, None], axis=1)[:, 0]
-        return [each.reshape(len(images), -1) for each in found], own
-
+    run = partial(_read, variables, labels, model=model, names=(*endpoints, scores))
     still, _ = run(images)
     rows: dict[str, list] = {name: [] for name in (*endpoints, "probability")}
     for transform in transforms:
@@ -71,29 +63,46 @@ def invariance(
     return {name: np.stack(values) for name, values in rows.items()}
 
 
+@partial(jit_inference, static_argnames=("model", "names"))
+def _read(
+    variables: Mapping[str, Any],
+    labels: Array,
+    images: Array,
+    *,
+    model: nn.Module,
+    names: tuple[str, ...],
+) -> tuple[list[Array], Array]:
+    """Returns the features of all endpoints but the last, and the probabilities."""
+    found = targets.read_endpoints(model, variables, images, *names)
+    found = [each.astype(jnp.float32) for each in found]
+    shares = jax.nn.softmax(found.pop())
+    own = jnp.take_along_axis(shares, labels[:, None], axis=1)[:, 0]
+    return [each.reshape(len(images), -1) for each in found], own
+
+
 def translations(pixels: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
     """Makes transforms that move images down by the given numbers of pixels."""
-    return [partial(_warp, matrix=((1, 0), (0, 1)), shift=n, fill=fill) for n in pixels]
+    still = np.eye(2)
+    return [partial(_warp, matrix=still, shift=n, fill=fill) for n in pixels]
 
 
 def scalings(factors: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
     """Makes transforms that enlarge images about their center by the given factors."""
-    return [
-        partial(_warp, matrix=((1 / f, 0), (0, 1 / f)), shift=0, fill=fill)
-        for f in factors
-    ]
+    return [partial(_warp, matrix=np.eye(2) / f, shift=0, fill=fill) for f in factors]
 
 
 def rotations(degrees: Sequence[float], *, fill: float = 0.0) -> list[Callable]:
     """Makes transforms that turn images about their center, counterclockwise."""
     found = []
     for angle in np.deg2rad(degrees):
-        matrix = ((np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle)))
+        cos, sin = np.cos(angle), np.sin(angle)
+        matrix = np.array([[cos, sin], [-sin, cos]])
         found.append(partial(_warp, matrix=matrix, shift=0, fill=fill))
     return found
 
 
-def _warp(images: Array, *, matrix: tuple, shift: float, fill: float) -> Array:
+@partial(jax.jit, static_argnames="fill")
+def _warp(images: Array, *, matrix: Array, shift: float, fill: float) -> Array:
     """Samples each pixel bilinearly where a matrix maps it, relative to the center."""
     height, width = images.shape[1:3]
     center = (height - 1) / 2, (width - 1) / 2
