@@ -131,15 +131,15 @@ def load_faster_rcnn(
 
     Args:
       folder: Folder of the study.
-      steps: Length, in steps; 0 for initial weights.
+      steps: Length, in steps; 0 for the package's weights.
       batch_size: Images in a step.
     """
     path = folder / f"faster_rcnn_small-{steps}x{batch_size}.safetensors"
     if path.exists():
         return zoo.create("faster_rcnn_small", weights=path)
-    model, variables, card = zoo.create_with_card("faster_rcnn_small")
     if not steps:
-        return model, variables
+        return zoo.create("faster_rcnn_small", weights="digits_canvas")
+    model, variables, card = zoo.create_with_card("faster_rcnn_small")
     optim = get_config("digits_detection_faster_rcnn").optim
     optim = dataclasses.replace(optim, warmup_steps=min(50, steps // 5))
     schedule = make_schedule(optim, steps)

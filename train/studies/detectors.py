@@ -50,7 +50,7 @@ class Sizes:
 
     Attributes:
       steps: Length of each training, in steps. On canvases only Faster R-CNN is
-        trained; 0 for its initial weights.
+        trained; 0 for the package's weights.
       batch_size: Images in a step.
       canvases: Number of test images.
       repeats: Number of measurements of each time, of which the median is taken.
@@ -180,7 +180,7 @@ def measure(found: list[Detections], test: Mapping[str, np.ndarray]) -> float:
     names = ("boxes", "classes", "box_valid", "difficult")
     objects = metrics.Objects(*(test[name] for name in names))
     detections = Detections(*map(np.concatenate, joined))
-    classes = int(objects.classes.max()) + 1
+    classes = 1 + max(objects.classes.max(), detections.classes.max())
     state = metrics.update(metrics.empty(classes), detections, objects)
     return metrics.compute(state)["ap50"]
 

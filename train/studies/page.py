@@ -1,11 +1,9 @@
 """The page of one or several studies: one self-contained HTML file."""
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 
 from train.report import page
@@ -54,7 +52,11 @@ def write_page(path: Path, reports: Sequence[Report]) -> Path:
 def _sections(report: Report) -> Iterator[Section]:
     """Yields the sections of a study: its figures, bands, tables and circumstances."""
     study, outcome = report.study, report.outcome
-    pictures = [_picture(*each) for each in outcome.figures]
+    pictures = []
+    for path, (caption, _) in zip(report.figure_paths(), outcome.figures, strict=True):
+        with Image.open(path) as image:
+            image.load()
+        pictures.append(Picture(image, caption, caption, size=max(image.size)))
     body = [
         macros.paragraph(study.claim),
         *(macros.paragraph(Markup("<b>{}</b>").format(r)) for r in outcome.remarks),
@@ -90,11 +92,3 @@ def _held(reports: Sequence[Report]) -> str:
     """Formats how many bands of some studies hold."""
     bands = [band for report in reports for band in report.outcome.bands]
     return f"{sum(band.holds for band in bands)} of {len(bands)}"
-
-
-def _picture(caption: str, figure: Figure) -> Picture:
-    """Returns a figure as a picture of its page."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    image = Image.open(file)
-    return Picture(image, caption, caption, size=max(image.size))

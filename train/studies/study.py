@@ -147,6 +147,11 @@ class Report:
     seconds: float
     cpu_seconds: float
 
+    def figure_paths(self) -> list[Path]:
+        """Returns the paths of the figures, in order."""
+        count = len(self.outcome.figures)
+        return [self.job.folder / f"figure-{i + 1}.png" for i in range(count)]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the result as plain JSON values."""
         outcome = self.outcome
@@ -223,8 +228,8 @@ def run_study(
     outcome = study.run(job)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     report = Report(study, job, outcome, seconds, cpu_seconds)
-    for i, (_, figure) in enumerate(outcome.figures, start=1):
-        figure.savefig(folder / f"figure-{i}.png", dpi=100)
+    for path, (_, figure) in zip(report.figure_paths(), outcome.figures, strict=True):
+        figure.savefig(path, dpi=120)
     save_values(folder / "result.json", report.to_json())
     write_page(folder / "report.html", [report])
     return report
