@@ -47,6 +47,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import skimage.data
 
 import zoo
 from train.configs import get_config
@@ -162,21 +163,23 @@ show_maps("LeNet-5 before training", fitted, maps)
 # values left.
 
 # %%
-resnet, resnet_variables = zoo.create("cifar_resnet20")
-rgb = np.repeat(digit, 3, axis=-1)  # A gray image with three equal channels.
+cat = skimage.data.chelsea()  # A photograph that scikit-image ships.
+resnet, resnet_variables = zoo.create("cifar_resnet20", weights="cifar10_20epochs")
 fitted, maps = first_maps(
     "cifar_resnet20",
     resnet,
     resnet_variables,
-    rgb,
+    cat,
     ["stem", "stage1", "stage2", "stage3"],
 )
-show_maps("CIFAR ResNet-20 before training", fitted, maps)
+show_maps("CIFAR ResNet-20, trained on CIFAR-10", fitted, maps)
+print(zoo.predict("cifar_resnet20", cat, weights="cifar10_20epochs"))
 
 # %% [markdown]
-# The same digit in a residual network: every map follows a ReLU, so that nothing is
-# negative, and a white map is silent. The deeper the stage, the coarser the maps, and
-# the less of the digit is to be seen.
+# A residual network, with weights that the package carries, sees a photograph of a cat
+# at 32 x 32 pixels. Every map follows a ReLU, so none is negative, and a white map is
+# silent. The deeper the stage, the coarser and sparser the maps. `zoo.predict` goes
+# from an image or a file to named classes in one call.
 
 # %% [markdown]
 # ## Train LeNet-5
