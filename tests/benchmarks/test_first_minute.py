@@ -1,9 +1,11 @@
 """The plumbing of the benchmark of the first minute."""
 
 import benchmark_first_minute as benchmark
+import pytest
 import readme
 
 
+@pytest.mark.apart
 def test_a_call_is_measured_and_has_a_row():
     found = benchmark.measure("classes", 1)
     assert {*found} == {"cold", "warm"}
