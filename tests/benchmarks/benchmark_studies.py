@@ -71,7 +71,6 @@ def main() -> None:
     parser.add_argument("--dataset")
     options = parser.parse_args()
     use_compilation_cache()
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     missed = 0
     for name in options.names or STUDIES:
         folder = Path("runs") / f"study-{name}-{options.scale}"
@@ -79,6 +78,8 @@ def main() -> None:
             get_study(name), folder, scale=options.scale, dataset=options.dataset
         )
         result = json.loads((folder / "result.json").read_text())
+        # Read now, as another process may have measured another study meanwhile.
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         found[f"{name}/{options.scale}"] = summarize(result)
         order = [*STUDIES]
         found = dict(
