@@ -287,19 +287,20 @@ def skip_bad_images(source: Source) -> Source:
             f"{source.name} {source.split}: none of its {len(source)} images can be "
             f"read; the first: {bad[0]}"
         )
+    listed = "\n".join(bad)
+    if source.task == "verification":
+        raise ValueError(
+            f"{source.name} {source.split}: {len(bad)} of {len(source)} images cannot "
+            f"be read, and pairs of faces need all of them:\n{listed}"
+        )
     logger.warning(
         "%s %s: %d of %d images are left out:\n%s",
         source.name,
         source.split,
         len(bad),
         len(source),
-        "\n".join(bad),
+        listed,
     )
-    if source.task == "verification":
-        raise ValueError(
-            f"{source.name} {source.split}: {len(bad)} of {len(source)} images cannot "
-            f"be read, and pairs of faces need all of them; the first: {bad[0]}"
-        )
     return Subset(source, np.flatnonzero([r is None for r in reasons]))
 
 

@@ -1,10 +1,17 @@
 """Folders of people's pictures, landmarks, pairs, and faces that are drawn."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import align_source, choose_alignment, load_dataset
+from train.data import (
+    align_source,
+    choose_alignment,
+    load_dataset,
+    skip_bad_images,
+)
 from train.data.faces.landmarks import read_landmarks, write_landmarks
 from train.data.faces.model import average_person, draw_person, landmarks
 from train.data.faces.source import first_pictures, make_pairs
@@ -199,6 +206,18 @@ def test_an_image_folder_is_of_people_for_this_task(tmp_path):
     assert source.class_names == ("a", "b")
     np.testing.assert_array_equal(np.unique(source.labels), [-1, 1])
     assert load_dataset(f"imagefolder:{tmp_path}", "test").task == "classification"
+
+
+def test_faces_that_cannot_be_read_are_all_named_and_never_left_out(tmp_path, caplog):
+    for split, person in itertools.product(("train", "test"), "abcd"):
+        for number in range(3):
+            save(tmp_path / split / person / f"{number}.png")
+    for name in ("b/1.png", "d/0.png"):
+        (tmp_path / "test" / name).write_bytes(b"no picture")
+    source = load_dataset(f"imagefolder:{tmp_path}", "test", task="verification")
+    with pytest.raises(ValueError, match=r"2 of 12 images(.|\n)*b/1.*(.|\n)*d/0"):
+        skip_bad_images(source)
+    assert not caplog.text
 
 
 def test_pairs_are_of_people_who_are_in_one_fold_alone():
