@@ -176,7 +176,7 @@ def make_work(
         "classify": lambda: zoo.make_classifier(model, spec.preprocess),
         "detect": lambda: zoo.make_detector(model),
         "segment": lambda: zoo.make_segmenter(model),
-        "describe": lambda: zoo.make_describer(model),
+        "describe": lambda: zoo.make_describer(model, spec.preprocess),
     }
     images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
     return makers[work](), variables, (images,)
