@@ -16,8 +16,9 @@ from zoo.summary import abstract_variables
         ("unet_small", "logits", (40, 50), 3),
         pytest.param("ssd96_small", "class_logits", (700,), 4, marks=pytest.mark.apart),
         pytest.param("yolo96_small", "classes", (5, 6), 2, marks=pytest.mark.apart),
+        # Of its regions only the first one is valid with these variables.
         pytest.param(
-            "faster_rcnn_small", "class_logits", (3,), 2, marks=pytest.mark.apart
+            "faster_rcnn_small", "class_logits", (0,), 2, marks=pytest.mark.apart
         ),
     ],
 )
