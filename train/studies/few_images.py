@@ -87,6 +87,12 @@ def run(job: Job) -> Outcome:
             "at this size the curves lie near each other, and the claim is weak. The "
             "medium scale puts it to the test, from CIFAR-10 to CIFAR-100."
         )
+    elif not sizes.trainer:
+        remarks.append(
+            f"{sizes.steps} steps of gradient descent are few: of the three methods "
+            "that take them, none has converged (--steps for longer), while the linear "
+            "classifier has."
+        )
     return Outcome(
         figures=[
             (
