@@ -59,7 +59,11 @@ def render(found: dict[str, Any]) -> str:
         f"`{key}` {study['cpu_seconds']:,.0f} s" for key, study in found.items()
     )
     machines = "; ".join(dict.fromkeys(study["machine"] for study in found.values()))
-    lines += ["", f"CPU time, compilation included: {times}. On {machines}."]
+    lines += [
+        "",
+        "CPU time, compilation included, of what was not measured in an earlier run: "
+        f"{times}. On {machines}.",
+    ]
     return "\n".join(lines)
 
 

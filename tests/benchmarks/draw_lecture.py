@@ -28,7 +28,7 @@ PANELS = (
         "degradation",
         "medium",
         1,
-        "Plain networks get worse with depth, residual do not",
+        "Plain networks get worse with depth, residual ones less",
     ),
     ("which_layer", "medium", 1, "Higher layers transfer better, the highest less"),
     ("few_images", "medium", 1, "Features of a large set help where images are few"),
@@ -58,7 +58,7 @@ def main() -> None:
         axis.set_title(claim, fontsize=10)
         axis.axis("off")
     figure.savefig(options.out)
-    Image.open(options.out).convert("RGB").quantize(128).save(
+    Image.open(options.out).convert("RGB").quantize(256).save(
         options.out, optimize=True
     )
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
