@@ -1,11 +1,14 @@
 """Draws the picture of the lecture's claims, from the figures of studies.
 
-python tests/benchmarks/benchmark_studies.py                    # in runs/
+python tests/benchmarks/benchmark_studies.py initialization batch_norm
 python tests/benchmarks/benchmark_studies.py --scale medium degradation
-python tests/benchmarks/draw_lecture.py                         # in the same folder
+python tests/benchmarks/benchmark_studies.py --scale medium which_layer few_images \\
+    --dataset imagefolder:cifar100-few
+python tests/benchmarks/benchmark_studies.py --scale medium detectors --dataset voc:BCCD
+python tests/benchmarks/draw_lecture.py
 
-The other studies of medium scale take `--dataset`, see `PANELS`. A study that `--runs`
-does not have is named, and nothing is drawn.
+All in one folder, in whose `runs` the studies are. A study that is missing there is
+named, and nothing is drawn.
 """
 
 import argparse

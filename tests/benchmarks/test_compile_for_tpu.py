@@ -1,16 +1,12 @@
 """A training step on four TPU chips, as their compiler makes it without any chip."""
 
 import json
-import math
 
 import compile_for_tpu
-import jax
 import pytest
 from benchmark_rounds import side_process
-from plain_flax import PEERS
 
 import zoo
-from zoo.summary import abstract_variables
 
 CELL = "resnet18/training/bfloat16/32x4"
 
@@ -43,10 +39,3 @@ def test_chips_exchange_gradients_and_batch_statistics_alone(compiled, stored):
     # Gradients in bfloat16; the sums of batch norm are few beside them.
     gradients = 2 * zoo.get_spec("resnet18").params
     assert found["all-reduce"]["bytes"] == pytest.approx(gradients, rel=0.05)
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_plain_statements_have_the_parameters_of_the_networks(name):
-    model, spec = PEERS[name](), zoo.get_spec(name)
-    params = abstract_variables(model, spec.preprocess.shape)["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == spec.params

@@ -175,7 +175,7 @@ def _verify_weights(
     options = {"num_classes": card.num_classes, **card.overrides}
     state = to_torch(name, loaded.variables, **options)
     digest = file_sha256(path) if path.is_file() else "none: a folder"
-    if known := recognize(name, path):
+    if known := recognize(name, digest):
         notes = [f"published as {known.name} by {known.source}"]
     elif path == find_trained(name, str(weights)):
         notes = ["part of the package"]

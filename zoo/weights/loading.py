@@ -105,7 +105,8 @@ def _load(name: str, source: str | os.PathLike, overrides: Mapping[str, Any]) ->
                 raise ValueError(f"{path}: {error}") from error
         elif facts is None:
             # Published weights are recognized by the hash of the file.
-            facts = recognize(name, path)
+            if get_spec(name).weights and path.is_file():
+                facts = recognize(name, file_sha256(path))
             options = {**dict(facts.options if facts else ()), **overrides}
             model = build(name, **options)
         model, variables = _fit(name, path, arrays, model, options)
@@ -270,12 +271,12 @@ def _check_card(
             )
 
 
-def recognize(name: str, path: Path) -> Weights | None:
-    """Finds the published weights of a file by its hash."""
-    published = get_spec(name).weights if path.is_file() else ()
-    digest = file_sha256(path) if published else ""
-    matches = [w for w in published if digest.startswith((w.sha256, *w.copies))]
-    return matches[0] if matches else None
+def recognize(name: str, digest: str) -> Weights | None:
+    """Finds the published weights whose file has this SHA-256."""
+    for weights in get_spec(name).weights:
+        if digest.startswith((weights.sha256, *weights.copies)):
+            return weights
+    return None
 
 
 def _make_card(
