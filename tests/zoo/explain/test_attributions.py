@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from tiny_explained import make_tiny
 
 import zoo
@@ -175,6 +176,27 @@ def test_occlusion_of_a_network_without_scores():
     )
     assert found.probability is None
     assert found.activation.shape == (1, 2, 2)
+
+
+def test_a_second_call_does_not_trace_the_network_again(tiny):
+    model, variables, images = tiny
+    boxes = np.array([[2, 2, 6, 6]] * len(images))
+    labels, moves = [0] * len(images), explain.translations([1])
+
+    def run(boxes):
+        explain.correspondence(model, variables, images, boxes, "conv2")
+        explain.invariance(model, variables, images, labels, moves, ["conv2"])
+
+    calls = []
+
+    def count(call, args, kwargs, context):
+        calls.append(context.module.path)
+        return call(*args, **kwargs)
+
+    run(boxes)
+    with nn.intercept_methods(count):
+        run(boxes + 1)
+    assert not calls
 
 
 def test_correspondence_of_one_image_with_itself(tiny):
