@@ -40,7 +40,7 @@ CELLS = (
     "product/resnet50/train_8",
     "winograd/vgg16/inference_1",
     "winograd/vgg16/train_4",
-    "dilated/pspnet_resnet50/inference_1",
+    "winograd/vgg11_bn/train_8",
     "groups/alexnet/train_8",
     "few_rows/alexnet_tv/train_8",
     "barriers/resnet18/train_8",

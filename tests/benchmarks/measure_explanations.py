@@ -119,7 +119,7 @@ def measure_classifier(model, variables, images, layer):
             for i in shown
         }
         say(f"{name}: {rows[name]['similarity']}")
-    for count in (STEPS, 1024):
+    for count in (STEPS, 1024, 4096):
         maps = explain.integrated_gradients(
             model, variables, images[:4], "logits", labels[:4], steps=count
         )

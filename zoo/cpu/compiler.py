@@ -69,12 +69,22 @@ def jit_inference(function: Callable, **options: Any) -> Callable:
     Returns:
       A function like the given one, which may be called in traced functions, too.
     """
+    return _jit(function, compiler_options, options)
+
+
+def jit_gradients(function: Callable, **options: Any) -> Callable:
+    """Like `jit_inference`, for functions that compute gradients."""
+    choose_options = functools.partial(compiler_options, training=True)
+    return _jit(function, choose_options, options)
+
+
+def _jit(function: Callable, choose_options: Callable, options: dict) -> Callable:
     nested = jax.jit(function, **options)
 
     @functools.cache
     def outermost() -> Callable:
         # Made by the first call, as asking for the backend initializes it.
-        return jax.jit(function, compiler_options=compiler_options(), **options)
+        return jax.jit(function, compiler_options=choose_options(), **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import lax
 from jax.extend import core
 
-from zoo.cpu import jit_inference
+from zoo.cpu import jit_gradients
 from zoo.explain import targets
 from zoo.explain.rewrite import evaluate, inline
 from zoo.ops.resize import resize
@@ -75,7 +75,7 @@ def smooth_grad(
     return _smooth(variables, images, channels, positions, key, noise, **options)
 
 
-@partial(jit_inference, static_argnames=("model", "endpoint", "samples", "chunk"))
+@partial(jit_gradients, static_argnames=("model", "endpoint", "samples", "chunk"))
 def _smooth(
     variables: Mapping[str, Any],
     images: Array,
@@ -148,7 +148,7 @@ def integrated_gradients(
     return _integrate(variables, images, channels, positions, baseline, **options)
 
 
-@partial(jit_inference, static_argnames=("model", "endpoint", "steps", "chunk"))
+@partial(jit_gradients, static_argnames=("model", "endpoint", "steps", "chunk"))
 def _integrate(
     variables: Mapping[str, Any],
     images: Array,
@@ -260,7 +260,7 @@ def grad_cam(
     return _grad_cam(variables, images, classes, positions, **options)
 
 
-@partial(jit_inference, static_argnames=("model", "endpoint", "scores"))
+@partial(jit_gradients, static_argnames=("model", "endpoint", "scores"))
 def _grad_cam(
     variables: Mapping[str, Any],
     images: Array,

@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.cpu import jit_inference
+from zoo.cpu import jit_gradients
 from zoo.explain import targets
 from zoo.explain.rewrite import Rule, count_calls, rewrite
 
@@ -179,7 +179,7 @@ def _project(
     return _run(variables, images, channels, positions, **options)
 
 
-@partial(jit_inference, static_argnames=("method", "model", "endpoint"))
+@partial(jit_gradients, static_argnames=("method", "model", "endpoint"))
 def _run(
     variables: Mapping[str, Any],
     images: Array,

@@ -79,8 +79,14 @@ def activation_shape(
     """
     check_images(images)
     leaves, tree = jax.tree.flatten((variables, images))
-    kinds = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    kinds = tuple(map(_kind, leaves))
     return _shape(model, endpoint, tree, kinds)
+
+
+def _kind(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype
+    return np.shape(leaf), jnp.result_type(leaf)
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoo import cpu
-from zoo.cpu import jit_inference
+from zoo.cpu import jit_gradients, jit_inference
 from zoo.cpu.compiler import keep_known
 from zoo.ops.convolution import convolve
 
@@ -54,8 +54,9 @@ def test_unknown_options_are_left_out():
     assert keep_known({"xla_cpu_no_such_option": "1"}) == {}
 
 
-def test_inference_can_be_called_in_traced_functions(arrays):
-    run = jit_inference(features)
+@pytest.mark.parametrize("compile_function", [jit_inference, jit_gradients])
+def test_functions_can_be_called_in_traced_functions(arrays, compile_function):
+    run = compile_function(features)
     expected = features(*arrays)
     found = {
         "alone": run(*arrays),
