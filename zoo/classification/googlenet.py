@@ -51,6 +51,8 @@ MODULES = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 BIAS = nn.initializers.constant(0.2)
+ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+AUX_SIZE = 224  # height and width of the images that the paper's auxiliary heads read
 _normalize = partial(local_response_norm, size=5, alpha=1e-4 / 5, beta=0.75, k=1)
 
 
@@ -68,6 +70,11 @@ class GoogLeNetConfig(NetworkConfig):
         the variant's.
       dropout: Rate of the dropout before the head; None for the variant's. With 0 the
         auxiliary heads have none either.
+      batch_norm: Whether batch norm follows every convolution, which then has no bias;
+        else two local response normalizations stand between the first layers. None for
+        the variant's.
+      activation: "relu", or "sigmoid" as in the paper on batch norm; the auxiliary
+        heads have ReLUs.
       momentum: Decay rate of batch norm's running averages.
       remat: Whether the backward pass recomputes each module's activations, which takes
         time and saves memory.
@@ -78,8 +85,16 @@ class GoogLeNetConfig(NetworkConfig):
     modules: Mapping[str, tuple[int, ...]] | None = None
     init: str | None = None
     dropout: float | None = None
+    batch_norm: bool | None = None
+    activation: str = "relu"
     momentum: float = 0.9
     remat: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            choices = [*ACTIVATIONS]
+            raise ValueError(f"activation={self.activation!r}; choose from {choices}.")
 
 
 class Variant(NamedTuple):
@@ -93,8 +108,6 @@ class Variant(NamedTuple):
       last_pool: Height and width of the window of the last max pool, in pixels.
       dropout: Rate of the dropout before the head.
       min_size: Height and width of the smallest images, in pixels.
-      aux_size: Height and width of the images that the auxiliary heads can read, in
-        pixels; None for any.
     """
 
     batch_norm: bool
@@ -103,19 +116,24 @@ class Variant(NamedTuple):
     last_pool: int
     dropout: float
     min_size: int
-    aux_size: int | None
 
 
 VARIANTS = {
-    "googlenet": Variant(False, "caffe_xavier", 5, 3, 0.4, 47, 224),
-    "googlenet_tv": Variant(True, "gaussian_0.01", 3, 2, 0.2, 31, None),
+    "googlenet": Variant(False, "caffe_xavier", 5, 3, 0.4, 47),
+    "googlenet_tv": Variant(True, "gaussian_0.01", 3, 2, 0.2, 31),
 }
 
 
 def make_unit(
-    *, batch_norm: bool, momentum: float, kernel_init: Callable, **dtypes: Any
+    *,
+    batch_norm: bool,
+    momentum: float,
+    kernel_init: Callable,
+    activation: str = "relu",
+    **dtypes: Any,
 ) -> Callable:
     """Makes the function that adds a convolution, batch norm if wanted, and a ReLU."""
+    activate = ACTIVATIONS[activation]
     conv = partial(Conv, kernel_init=kernel_init, **dtypes)
     if batch_norm:
         conv = partial(conv, use_bias=False)
@@ -129,7 +147,7 @@ def make_unit(
         x = conv(features, kernel, stride=stride, padding=kernel // 2, name=name)(x)
         if batch_norm:
             x = norm(name=f"{name}_bn")(x, train=train)
-        return nn.relu(x)
+        return activate(x)
 
     return unit
 
@@ -184,6 +202,7 @@ class GoogLeNetBackbone(nn.Module):
             batch_norm=variant.batch_norm,
             momentum=config.momentum,
             kernel_init=initializer(config.init),
+            activation=config.activation,
             **config.dtypes,
         )
         unit = partial(make, train=train)
@@ -289,6 +308,8 @@ def googlenet(*, variant: str, num_classes: int = 1000, **options: Any) -> Class
       ValueError: An option is out of range.
     """
     facts, config = VARIANTS[variant], GoogLeNetConfig(**options)
+    if config.batch_norm is not None:
+        facts = facts._replace(batch_norm=config.batch_norm)
     config = dataclasses.replace(
         config,
         modules=FrozenDict(config.modules or MODULES),
@@ -308,7 +329,9 @@ def googlenet(*, variant: str, num_classes: int = 1000, **options: Any) -> Class
         momentum=config.momentum,
         **layers,
     )
-    return GoogLeNet(backbone, head, aux(), aux(), size=facts.aux_size)
+    return GoogLeNet(
+        backbone, head, aux(), aux(), size=None if facts.batch_norm else AUX_SIZE
+    )
 
 
 def _caffe_names(model: Classifier) -> tuple[TorchRule, ...]:

@@ -28,6 +28,7 @@ from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, initializer, remat_stage
 from zoo.ops.normalization import local_response_norm
+from zoo.ops.resize import resize
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool
 from zoo.segmentation.segmenter import Segmenter, SegmenterConfig, Size, promote
 from zoo.spec import ModelSpec, Preprocess, TorchRule
@@ -160,12 +161,15 @@ class SegNetDecoder(Layer):
     Attributes:
       num_classes: Number of classes.
       layers: The layers of the network.
+      switches: Whether maps are unpooled with the indices of the encoder's maxima, or
+        resized bilinearly.
       kernel_init: Initializer of the kernels.
       remat: Whether to recompute each stage's activations in the backward pass.
     """
 
     num_classes: int
     layers: SegNetLayers
+    switches: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
 
@@ -181,7 +185,10 @@ class SegNetDecoder(Layer):
         sizes = [size, *(features[f"pool{i}"].shape[1:3] for i in range(1, stages))]
 
         def stage(self, x: tuple[Array, Array], i: int) -> dict[str, Array]:
-            x = max_unpool(*x, sizes[i - 1], stride=2)
+            if self.switches:
+                x = max_unpool(*x, sizes[i - 1], stride=2)
+            else:
+                x = resize(x[0], sizes[i - 1], antialias=False)
             out = {f"pool{i}_D": x}
             for layer in self.layers.decoder[stages - i]:
                 x = out[layer.name] = activate(convolve(layer, x))
@@ -219,28 +226,43 @@ def _conv_norm(module: nn.Module, layer: ConvSpec, x: Array, train: bool) -> Arr
     return BatchNorm(name=layer.norm, **module.dtypes)(x, train=train)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegNetConfig(SegmenterConfig):
+    """Options of SegNet; `init` is the initializer of the convolutions.
+
+    Attributes:
+      switches: Whether the decoder unpools with the indices of the encoder's maxima, or
+        resizes bilinearly, as the paper's baselines do.
+    """
+
+    switches: bool = True
+
+
 def segnet(*, variant: str, num_classes: int = 11, **options: Any) -> Segmenter:
     """Builds SegNet or SegNet-Basic; images may have any size.
 
     Args:
       variant: Name of the model, a key of `LAYERS`.
       num_classes: Number of classes; 0 for no head, and thus no decoder.
-      **options: Fields of `SegmenterConfig`.
+      **options: Fields of `SegNetConfig`.
 
     Raises:
       ValueError: An option is unknown or out of range.
     """
     check_num_classes(num_classes)
-    config = SegmenterConfig(**options)
+    config = SegNetConfig(**options)
     shared = dict(
         layers=LAYERS[variant],
         kernel_init=initializer(config.init or "he_fan_in"),
         remat=config.remat,
         **config.dtypes,
     )
+    decoder = None
+    if num_classes:
+        decoder = SegNetDecoder(num_classes, switches=config.switches, **shared)
     return Segmenter(
         SegNetEncoder(**shared),
-        SegNetDecoder(num_classes, **shared) if num_classes else None,
+        decoder,
         label=variant,
         preprocess=PREPROCESS[variant],
     )

@@ -161,6 +161,7 @@ class UNetHead(Layer):
         channels, or by repeating pixels.
       convs: Number of convolutions of each step.
       window: Height and width of the kernel of the scores.
+      skips: Whether the endpoints are concatenated; without, only the lowest is read.
       kernel_init: Initializer of the convolutions.
       remat: Whether to recompute each step's activations in the backward pass.
     """
@@ -173,6 +174,7 @@ class UNetHead(Layer):
     upconv: bool = True
     convs: int = 2
     window: int = 1
+    skips: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
     remat: bool = False
 
@@ -193,7 +195,7 @@ class UNetHead(Layer):
                 x = repeat_pixels(x, 2)
             if self.padding:
                 x = _fit(x, skip[0].shape[1:3] if skip else size, f"up{i}")
-            joined = [_crop(s, x.shape[1:3]) for s in skip]
+            joined = [_crop(s, x.shape[1:3]) for s in skip] if self.skips else []
             x = jnp.concatenate([*joined, x], axis=-1)
             options = dict(count=self.convs, conv=conv, norm=norm, name=f"up{i}")
             return {f"up{i}": Convs(width, self.padding, **options)(x, train)}
@@ -246,10 +248,12 @@ class UNetConfig(SegmenterConfig):
       widths: Number of channels of each level, the highest first; None for the
         variant's.
       dropout: Dropout rate at the end of the two lowest levels; None for the variant's.
+      skips: Whether the expanding path reads the contracting path's maps of each level.
     """
 
     widths: tuple[int, ...] | None = None
     dropout: float | None = None
+    skips: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,6 +304,7 @@ def unet(*, variant: str, num_classes: int = 2, **options: Any) -> Segmenter:
         num_classes,
         reads=tuple(f"down{i}" for i in range(levels, 0, -1)),
         widths=widths[-2::-1],
+        skips=config.skips,
         **shared,
     )
     # Without padding the lowest map has at least 4 pixels and its input 8. The input of
