@@ -48,7 +48,7 @@ class NetworkOptions:
     data_dir: str | None = None
     """Where TFDS keeps prepared data sets."""
     color: str | None = None
-    """rgb, grey or as_stored; the run's, else what the network takes."""
+    """rgb, gray or as_stored; the run's, else what the network takes."""
 
     def model_name(self) -> str:
         """Returns the name of the model.

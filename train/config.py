@@ -14,7 +14,7 @@ import cattrs
 import tyro
 from cattrs.gen import make_dict_structure_fn
 
-COLORS = {1: "grey", 3: "rgb"}  # by the number of channels of a network's input
+COLORS = {1: "gray", 3: "rgb"}  # by the number of channels of a network's input
 
 
 def _short(name: str) -> Any:
@@ -71,7 +71,9 @@ class DataConfig:
     not. auto applies it for classification; otherwise it logs how many have one."""
     per_class: Annotated[int, _short("per-class")] = 0
     """Training images of each class to keep; 0 for all."""
-    color: Annotated[Literal["as_stored", "rgb", "grey"], _short("color")] = "as_stored"
+    color: Annotated[Literal["as_stored", "rgb", "gray", "grey"], _short("color")] = (
+        "as_stored"
+    )
     """Color conversion of every image."""
     batch_size: Annotated[int, _short("batch-size")] = 128
     """Images per step, over all devices."""

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 # their pixels are decoded.
 MAX_PIXELS = 50_000_000
 
-COLORS = {"rgb": "RGB", "grey": "L"}
+COLORS = {"rgb": "RGB", "gray": "L", "grey": "L"}
 # How images are rotated: "upright" follows their EXIF orientation, as viewers and most
 # drawing tools do; "stored" ignores it. "auto" is upright for classification; boxes and
 # masks are assumed to fit the stored image.
@@ -52,10 +52,10 @@ class BadImage(ValueError):
 
 
 def check_color(color: str | None) -> None:
-    """Raises ValueError unless `color` is None, "rgb" or "grey"."""
+    """Raises ValueError unless `color` is None, "rgb" or "gray"."""
     if color is not None and color not in COLORS:
         raise ValueError(
-            f"color={color!r}: expected 'rgb', 'grey', or None to keep what is stored."
+            f"color={color!r}: expected 'rgb', 'gray', or None to keep what is stored."
         )
 
 
@@ -124,7 +124,7 @@ def decode_image(
     Args:
       data: Contents of the file.
       provenance: Name of the file in errors.
-      color: "rgb" or "grey" (ITU-R 601 luma) to convert; None to keep what is stored.
+      color: "rgb" or "gray" (ITU-R 601 luma) to convert; None to keep what is stored.
       upright: Whether to rotate the image upright by its EXIF orientation.
       max_pixels: Maximum number of pixels (height x width) to decode.
 

@@ -78,7 +78,7 @@ class Predictor:
           ValueError: The image cannot be decoded, or has another type or shape.
           OSError: The file cannot be read.
         """
-        color = {1: "grey", 3: "rgb"}[self.card.preprocess.channels]
+        color = {1: "gray", 3: "rgb"}[self.card.preprocess.channels]
         if isinstance(image, str | os.PathLike):
             if str(image).startswith(("http://", "https://")):
                 raise ValueError(

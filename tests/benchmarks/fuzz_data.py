@@ -57,7 +57,7 @@ def write_image(rng: Rng, folder: Path) -> None:
 def read_image(folder: Path) -> None:
     data = (folder / "case.img").read_bytes()
     read_orientation(data)
-    for color in (None, "rgb", "grey"):
+    for color in (None, "rgb", "gray"):
         decode_image(data, str(folder / "case.img"), color=color, upright=True)
 
 

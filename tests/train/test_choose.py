@@ -82,7 +82,7 @@ def test_given_options_win(pictures):
         optim__warmup_steps=3,
     )
     assert (config.model.name, config.model.weights) == ("lenet5_modern", "digits")
-    assert (config.data.batch_size, config.data.color) == (5, "grey")
+    assert (config.data.batch_size, config.data.color) == (5, "gray")
     assert (config.optim.learning_rate, config.optim.warmup_steps) == (0.5, 3)
     assert "lenet5_modern, starts from digits" in said
 

@@ -72,7 +72,7 @@ def load_dataset(
         order. For files with masks: the names of the values 0, 1, ..
       per_class: The number of images of each class to keep, for classification.
       seed: The seed with which `per_class` chooses images.
-      color: "rgb" or "grey" to convert all images; None to keep what is stored.
+      color: "rgb" or "gray" to convert all images; None to keep what is stored.
       task: "classification", "detection" or "segmentation", for a data set with several
         tasks; None for the first of them.
       ignored: For files with masks: the pixel values to ignore, besides 255.

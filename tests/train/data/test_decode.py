@@ -66,8 +66,10 @@ def test_cmyk_and_black_and_white():
 
 def test_color_converts_both_ways():
     rgb = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    gray = decode_image(encode(Image.fromarray(rgb)), "x", color="grey")
+    gray = decode_image(encode(Image.fromarray(rgb)), "x", color="gray")
     np.testing.assert_array_equal(gray, np.full((2, 2, 1), round(0.299 * 255)))
+    british = decode_image(encode(Image.fromarray(rgb)), "x", color="grey")
+    np.testing.assert_array_equal(gray, british)
     data = encode(Image.fromarray(pixels(3, 3)))
     out = decode_image(data, "x", color="rgb")
     np.testing.assert_array_equal(out, np.repeat(pixels(3, 3)[..., None], 3, -1))

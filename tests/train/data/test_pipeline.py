@@ -88,7 +88,7 @@ def test_fitted_images_are_those_of_preprocess(tmp_path):
 
 def test_other_channels_name_the_file_and_the_option(tmp_path):
     source = write_images(tmp_path)
-    message = r"a/00\.png: the image has 3 channel.* takes 1; .* color='grey'"
+    message = r"a/00\.png: the image has 3 channel.* takes 1; .* color='gray'"
     with pytest.raises(ValueError, match=message):
         fit_source(source, GRAY)[0]
     with pytest.raises(ValueError, match="takes 3; open the data set with color='rgb'"):
@@ -136,7 +136,7 @@ def test_skipping_everything_or_by_another_word_is_an_error(tmp_path):
         fit_source(source, RGB, on_bad_image="ignore")
     # Not a bad image, thus not skipped: a set of the wrong kind.
     wrong = fit_source(write_images(tmp_path / "x"), GRAY, on_bad_image="skip")
-    with pytest.raises(ValueError, match="color='grey'"):
+    with pytest.raises(ValueError, match="color='gray'"):
         wrong[0]
 
 

@@ -109,5 +109,5 @@ def test_subsets_nest_and_can_be_pickled():
 
 
 def test_color_is_checked():
-    with pytest.raises(ValueError, match="color='gray': expected 'rgb', 'grey'"):
-        load_dataset("digits", "train", color="gray")
+    with pytest.raises(ValueError, match="color='blue': expected 'rgb', 'gray'"):
+        load_dataset("digits", "train", color="blue")

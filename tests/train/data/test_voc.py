@@ -198,7 +198,7 @@ def test_gray_and_transparent_images(tmp_path):
     converted = load_dataset(f"voc:{path}", "train", color="rgb")
     assert converted[0]["image"][5, 5].tolist() == [77] * 3
     assert converted[1]["image"][5, 5].tolist() == [1, 2, 3]
-    assert load_dataset(f"voc:{path}", "train", color="grey")[1]["image"].shape[-1] == 1
+    assert load_dataset(f"voc:{path}", "train", color="gray")[1]["image"].shape[-1] == 1
 
 
 BOMB = b"""<?xml version="1.0"?>

@@ -161,6 +161,20 @@ def test_dropout_is_active_in_training_alone(cheap_jit):
     assert zoo.build("googlenet", aux=True, dropout=0.3).aux2.dropout == 0.7
 
 
+def test_batch_norm_and_the_activation_are_options(cheap_jit):
+    for name, norm in (("googlenet_tv", False), ("googlenet", True)):
+        variables = abstract_variables(build(name, batch_norm=norm))
+        assert ("batch_stats" in variables) == norm
+        assert ("bias" in variables["params"]["backbone"]["conv1"]) != norm
+    model = build("googlenet_tv", activation="sigmoid")
+    images = jnp.asarray(RNG.normal(size=(1, 64, 64, 3)), jnp.float32)
+    variables = cheap_jit(model.init)(jax.random.key(0), images)
+    found = cheap_jit(partial(model.apply, method="endpoints"))(variables, images)
+    assert 0 < found["conv1"].min() < 0.5 < found["conv1"].max() < 1
+    with pytest.raises(ValueError, match=r"activation='tanh'.*relu.*sigmoid"):
+        build("googlenet", activation="tanh")
+
+
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 47), ("googlenet_tv", 31)])
 def test_the_smallest_images(name, size):
     model = build(name)

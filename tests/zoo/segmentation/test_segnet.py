@@ -58,6 +58,21 @@ def test_values_go_back_to_where_they_were(size, tiny, cheap_jit):
     assert pooled.shape[1:3] == tuple(-(-n // 2) for n in there.shape[1:3])
 
 
+@pytest.mark.parametrize("switches", [True, False])
+def test_only_switches_read_where_the_maxima_were(switches, tiny, cheap_jit):
+    model = Segmenter(SegNetEncoder(TINY), SegNetDecoder(2, TINY, switches=switches))
+    variables, images = tiny
+    features = cheap_jit(lambda v, x: model.backbone.apply(v, x))(
+        {k: v["backbone"] for k, v in variables.items()}, images
+    )
+    decode = cheap_jit(lambda v, f: model.head.apply(v, f, images.shape[1:3]))
+    head = {k: v["head"] for k, v in variables.items() if "head" in v}
+    moved = {**features, "pool2_mask": features["pool2_mask"][:, ::-1]}
+    logits, others = (decode(head, f)["logits"] for f in (features, moved))
+    assert logits.shape == (*images.shape[:3], 2)
+    assert bool(jnp.all(logits == others)) != switches
+
+
 def test_a_moved_image_has_moved_logits(tiny, cheap_jit):
     """Switches of odd sizes would tilt the map, were they read at another width."""
     variables, images = tiny

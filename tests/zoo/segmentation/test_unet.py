@@ -97,6 +97,22 @@ def test_dropout_and_batch_norm(name, cheap_jit):
     }
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_skips_are_an_option(skips, cheap_jit):
+    model = zoo.build("unet_same", widths=WIDTHS, skips=skips)
+    images = make_images((16, 32))
+    variables = cheap_jit(model.init)(jax.random.key(0), images)
+    head = {k: v["head"] for k, v in variables.items()}
+    shapes = list_endpoints(model, images.shape[1:])
+    features = {
+        name: jnp.ones((1, *shapes[name])) for name in shapes if name.startswith("down")
+    }
+    decode = cheap_jit(lambda v, f: model.head.apply(v, f, images.shape[1:3])["logits"])
+    logits = decode(head, features)
+    others = decode(head, {**features, "down1": features["down1"] + 1})
+    assert bool(jnp.all(logits == others)) != skips
+
+
 def test_small_one():
     model = zoo.build("unet_small", num_classes=4, aux=True)
     found = list_endpoints(model, (90, 104, 3))

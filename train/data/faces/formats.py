@@ -36,7 +36,7 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     Args:
       path: A folder, or a zip file, which is not unpacked.
       split: The name of a split, or several such as "train+val".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
 
     Raises:
       ValueError: See `open_folder`.
@@ -63,7 +63,7 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     Args:
       path: The folder or zip file.
       split: "train", "test" or "all", which is the same as "test".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
 
     Raises:
       ValueError: The path does not exist, has no such pictures, or fewer than 32
@@ -116,7 +116,7 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     Args:
       path: The folder or zip file.
       split: "train", "dev", "test" or "all".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
 
     Raises:
       ValueError: A list is missing, has another format, a fold of a wrong length, a
@@ -291,7 +291,7 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
     Args:
       path: The folder or zip file.
       split: "test", with the videos and the folds of `splits.txt`, or "all".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
 
     Raises:
       ValueError: `splits.txt` is missing, has another format, or names a missing video;

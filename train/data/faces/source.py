@@ -80,7 +80,7 @@ class FileFaces(FaceSource):
       members: The paths of the images.
       names: The name of the person on each image.
       trained: The names of the people to train on.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       **facts: Other attributes of `FaceSource`, such as `pairs`.
     """
 

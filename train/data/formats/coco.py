@@ -33,7 +33,7 @@ def open_coco(
         "FILE.json:IMAGES", a file and a folder or zip file of images, with "{split}"
         where they depend on the split.
       split: The name of a split, or several such as "train+val".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:

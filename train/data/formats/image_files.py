@@ -122,7 +122,7 @@ class FileObjects(_FileImages):
       images: The path of each image.
       objects: The objects of each image.
       sizes: The height and width in each image's annotation, 0 if it has none.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
       outside: The number of boxes that reached beyond their image, and were clipped or
         dropped.
@@ -178,7 +178,7 @@ class FileMasks(_FileImages):
       images: The path of each image.
       masks: The path of each mask.
       values: The table from the values of masks to classes, see `make_values`.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation of images and masks, one of
         `ORIENTATIONS`.
       sure: Whether the user said that 255 is ignored, or that it is a class.

@@ -39,7 +39,7 @@ class FolderSource(Source):
       split: The name of the split.
       class_names: The names of the classes of the whole set, sorted.
       examples: The class and the path of each image.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       upright: Whether to apply the EXIF orientation.
     """
 
@@ -91,7 +91,7 @@ def open_folder(
     Args:
       path: A folder, or a zip file, which is not unpacked.
       split: The name of a split, or several such as "train+val".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: "stored" to ignore the EXIF orientation.
 
     Returns:

@@ -43,7 +43,7 @@ def open_masks(
         beside the splits.
       ignored: The pixel values to ignore, besides 255.
       values: The value of each class; 0, 1, .. if empty.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:

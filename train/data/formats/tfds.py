@@ -77,7 +77,7 @@ class PreparedSource(Source):
       name: The name of the data set.
       split: The name of the split, or a slice such as "train[:10%]".
       builder: The prepared data set.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
     """
 
@@ -323,7 +323,7 @@ def open_prepared(
       split: The name of the split, or a slice such as "train[:10%]".
       data_dir: The folder of prepared data sets; TFDS's own folder if None. For
         "cifar10" and "cifar100" it can contain the publisher's archive.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       task: The task, see `find_kind`.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 

@@ -46,7 +46,7 @@ def open_voc(
       path: A folder or a zip file with these folders, at any depth. If there are
         several, such as VOC2007 and VOC2012, a split is named "VOC2007/trainval".
       split: The name of a split, or several such as "train+val".
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
@@ -101,7 +101,7 @@ def open_voc_masks(
         None. (A file classes.txt names the classes of boxes, without a background.)
       ignored: The pixel values to ignore, besides 255.
       values: The value of each class; 0, 1, .. if empty.
-      color: The color to convert images to, "rgb" or "grey"; None for the stored one.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
       orientation: How to treat the EXIF orientation, one of `ORIENTATIONS`.
 
     Returns:
