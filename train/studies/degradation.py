@@ -13,13 +13,13 @@ from flax import linen as nn
 
 import zoo
 from train.config import TrainConfig
-from train.configs import get_config
 from train.studies.drawing import COLORS, draw_errors, format_spread, new_figure
 from train.studies.runner import (
     Arrays,
     Curve,
     build_resnet,
     digits,
+    long_config,
     short_config,
     train_in_memory,
     train_long,
@@ -100,7 +100,7 @@ def train(kind: str, depth: int, seed: int, job: Job) -> Curve:
     """Trains one network."""
     sizes, name = job.sizes, f"{kind}{depth}-seed{seed}"
     if sizes.trainer:
-        return train_long(long_config(kind, depth, seed, job), job.folder / name)
+        return train_long(paper_config(kind, depth, seed, job), job.folder / name)
     model = build_resnet(f"cifar_{kind}20", depth, sizes.width)
     config = run_config(seed, sizes)
     arrays = digits(sizes.side, 3)
@@ -120,30 +120,17 @@ def run_config(seed: int, sizes: Sizes) -> TrainConfig:
     )
 
 
-def long_config(kind: str, depth: int, seed: int, job: Job) -> TrainConfig:
+def paper_config(kind: str, depth: int, seed: int, job: Job) -> TrainConfig:
     """Returns the config of a run on CIFAR-10: the paper's recipe, perhaps reduced."""
-    sizes, config = job.sizes, get_config(f"cifar10_{kind}{depth}")
-    data, model, optim = config.data, config.model, config.optim
+    sizes, fields = job.sizes, {}
     if sizes.side != 32:
         # Before the first drop of the paper's schedule.
-        optim = dataclasses.replace(optim, schedule="constant", warmup_steps=0)
+        fields["optim"] = dict(schedule="constant", warmup_steps=0)
         augment = (f"pad_crop:{sizes.side // 8}", "flip")
-        size = (sizes.side, sizes.side)
-        data = dataclasses.replace(data, size=size, augment=augment)
+        fields["data"] = dict(size=(sizes.side, sizes.side), augment=augment)
     if sizes.width != 16:
-        model = dataclasses.replace(model, options=(f"width={sizes.width}",))
-    if job.dataset:
-        data = dataclasses.replace(data, dataset=job.dataset)
-    return dataclasses.replace(
-        config,
-        model=model,
-        data=data,
-        optim=optim,
-        seed=seed,
-        steps=sizes.steps,
-        eval_every=1,
-        save_every=1,
-    )
+        fields["model"] = dict(options=(f"width={sizes.width}",))
+    return long_config(f"cifar10_{kind}{depth}", job, seed=seed, **fields)
 
 
 @dataclasses.dataclass(frozen=True)

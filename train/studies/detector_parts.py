@@ -1,7 +1,7 @@
 """The detectors of the study `detectors`, their parts, and their images."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
-from train.data import load_dataset, load_resident
+from train.data import eval_batches, load_dataset
 from train.data.formats.digits import SIDE, draw_canvas, read_digits
 from train.optim import make_optimizer, make_schedule
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
-from train.studies.runner import run_trainer
+from train.studies.runner import long_config, run_trainer
 from train.studies.study import Job
 from train.tasks.detection import Detection
 from zoo.cpu import compiler_options, jit_inference
@@ -25,23 +25,49 @@ from zoo.detect import select_detections
 from zoo.detection.rcnn import warp
 from zoo.detection.two_stage import Proposals, TwoStage
 
+Batch = Mapping[str, np.ndarray]
+
 SLOTS = 8  # number of slots for the objects of an image
-# Height and width to which R-CNN warps a region, half of the image's as in the paper
-# (227 of about 500 pixels), and the context around the region, in pixels.
-WARPED, CONTEXT = 48, 3
-# The configs that train on photographs.
-PHOTOGRAPHS = {
-    "faster_rcnn_small": "bccd_faster_rcnn",
-    "ssd96_small": "bccd_ssd",
-    "yolo96_small": "bccd_yolo",
-}
+CHUNK = 64  # number of regions that R-CNN reads at once, to limit memory
+PARTS = ("backbone", "proposals", "head", "decoding and suppression")
 # The last endpoints of each backbone, which the heads read.
 BACKBONES = {
     "faster_rcnn_small": ("p2", "p3", "p4"),
     "ssd96_small": ("stage3", "stage4", "stage5"),
     "yolo96_small": ("stage3",),
+    "faster_rcnn_vgg16": ("conv5_3",),
+    "ssd300_vgg16": ("conv4_3", "fc7"),
+    "yolo_v1": ("conv24",),
 }
-PARTS = ("backbone", "proposals", "head", "decoding and suppression")
+
+
+class Recipe(NamedTuple):
+    """The training of a detector.
+
+    Attributes:
+      model: Registered name of the detector.
+      config: Name of the config.
+      weights: The weights that the first layers start from.
+    """
+
+    model: str
+    config: str
+    weights: str | None
+
+
+# The detectors of blood cells, and those of VOC, by the names in the study.
+BCCD = {
+    "Faster R-CNN": Recipe(
+        "faster_rcnn_small", "bccd_faster_rcnn", "faster_rcnn_small:digits_canvas"
+    ),
+    "SSD": Recipe("ssd96_small", "bccd_ssd", "ssd96_small:digits_canvas"),
+    "YOLO": Recipe("yolo96_small", "bccd_yolo", "yolo96_small:digits_canvas"),
+}
+VOC = {
+    "Faster R-CNN": Recipe("faster_rcnn_vgg16", "voc_faster_rcnn", "vgg16:imagenet"),
+    "SSD": Recipe("ssd300_vgg16", "voc_ssd300", "vgg16:imagenet"),
+    "YOLO": Recipe("yolo_v1", "voc_yolo", None),
+}
 
 
 class Trained(NamedTuple):
@@ -50,47 +76,59 @@ class Trained(NamedTuple):
     Attributes:
       model: The detector.
       variables: The detector's variables.
-      test: All test images as one batch of the trainer, fitted to the detector.
+      backbone: Names of the last endpoints of the backbone.
+      classes: Number of classes of objects.
+      test: Function that returns the test images in batches of one image, fitted to the
+        detector, see `train.data.pipeline`.
     """
 
     model: Any
     variables: dict[str, Any]
-    test: Mapping[str, np.ndarray]
+    backbone: tuple[str, ...]
+    classes: int
+    test: Callable[[], Iterable[Batch]]
 
 
 def load_on_canvases(job: Job) -> dict[str, Trained]:
     """Loads the detectors of digits; trains Faster R-CNN if it is not trained yet."""
     sizes = job.sizes
-    faster = load_faster_rcnn(job.folder, sizes.steps, sizes.batch_size)
     found = {
-        "faster_rcnn_small": faster,
-        "ssd96_small": zoo.create("ssd96_small", weights="digits_canvas"),
-        "yolo96_small": zoo.create("yolo96_small", weights="digits_canvas"),
+        "faster_rcnn_small": load_faster_rcnn(job.folder, sizes.steps, sizes.batch_size)
     }
-    test = draw_canvases("test", range(sizes.canvases))
-    return {name: Trained(*detector, test) for name, detector in found.items()}
+    for name in ("ssd96_small", "yolo96_small"):
+        found[name] = zoo.create(name, weights="digits_canvas")
+    drawn = draw_canvases("test", range(sizes.canvases))
+    batches = [
+        {name: values[i : i + 1] for name, values in drawn.items()}
+        for i in range(sizes.canvases)
+    ]
+    return {
+        label: Trained(
+            *found[recipe.model], BACKBONES[recipe.model], 10, lambda: batches
+        )
+        for label, recipe in BCCD.items()
+    }
 
 
 def train_on_photographs(job: Job) -> dict[str, Trained]:
-    """Trains the detectors on photographs of blood cells, unless already trained.
-
-    They start from the convolutions of the same detectors trained on digits.
-    """
-    sizes, found = job.sizes, {}
-    for name, kind in PHOTOGRAPHS.items():
-        config = get_config(kind)
-        model = dataclasses.replace(config.model, weights=f"{name}:digits_canvas")
-        data = dataclasses.replace(
-            config.data,
-            dataset=job.dataset or config.data.dataset,
-            batch_size=sizes.batch_size,
+    """Trains the detectors of `job.sizes.recipes`, unless already trained."""
+    found = {}
+    for label, (name, recipe, weights) in job.sizes.recipes.items():
+        size = job.sizes.batch_size
+        config = long_config(
+            recipe,
+            job,
+            model={"weights": weights} if weights else {},
+            data={"batch_size": size} if size else {},
         )
-        config = dataclasses.replace(config, model=model, data=data, steps=sizes.steps)
-        run_trainer(config, job.folder / name)
-        model, variables, card = zoo.create_with_card(name, weights=job.folder / name)
-        source = load_dataset(data.dataset, data.eval_split)
-        test = load_resident(source, card.preprocess, max_boxes=data.max_boxes)
-        found[name] = Trained(model, variables, test)
+        folder, data = job.folder / name, config.data
+        run_trainer(config, folder)
+        model, variables, card = zoo.create_with_card(name, weights=folder)
+        source = load_dataset(data.dataset, data.eval_split, data_dir=data.data_dir)
+        options = dict(batch_size=1, max_boxes=data.max_boxes)
+        test = partial(eval_batches, source, card.preprocess, **options)
+        classes = len(source.class_names)
+        found[label] = Trained(model, variables, BACKBONES[name], classes, test)
     return found
 
 
@@ -162,40 +200,40 @@ def load_faster_rcnn(
     return model, state.variables()
 
 
-def make_prefixes(
-    name: str, model: Any, variables: Mapping[str, Any]
-) -> dict[str, Callable]:
+def make_prefixes(detector: Trained) -> dict[str, Callable]:
     """Makes a detector's jitted prefixes: each ends with a part of `PARTS`.
 
     Args:
-      name: Registered name of the detector.
-      model: The detector.
-      variables: The detector's variables.
+      detector: The detector.
 
     Returns:
-      Functions of images uint8 [1, H, W, 3], by part: "backbone" returns the last
-      feature maps, "proposals" (if the detector has them) `Proposals` and the maps,
-      "head" the outputs of the network, and the last part `Detections`.
+      Functions of images uint8 [1, H, W, 3] and their sizes int32 [1, 2], by part:
+      "backbone" returns the last feature maps, "proposals" (if the detector has them)
+      `Proposals` and the maps, "head" the outputs of the network, and the last part
+      `Detections`.
     """
+    model, variables = detector.model, detector.variables
 
-    def read(variables, images):
+    def read(variables, images, sizes):
         images = zoo.normalize(images, model.preprocess)
         features = model.apply(variables, images, method="endpoints")
-        return [features[endpoint] for endpoint in BACKBONES[name]]
+        return [features[endpoint] for endpoint in detector.backbone]
 
-    def propose(variables, images):
+    def propose(variables, images, sizes):
         # The feature maps are returned, so that those used only by the head are
         # computed, too.
         outputs, features = model.apply(
             variables,
             zoo.normalize(images, model.preprocess),
+            sizes.astype(jnp.float32),
             capture_intermediates=lambda module, _: module.name == "neck",
             mutable=["intermediates"],
         )
         return Proposals(outputs["rois"], outputs["roi_valid"]), features
 
-    def predict(variables, images):
-        return model.apply(variables, zoo.normalize(images, model.preprocess))
+    def predict(variables, images, sizes):
+        images = zoo.normalize(images, model.preprocess)
+        return model.apply(variables, images, sizes.astype(jnp.float32))
 
     prefixes = {"backbone": jit_inference(read)}
     if isinstance(model, TwoStage):
@@ -212,38 +250,42 @@ def make_fast_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
       variables: The variables of Faster R-CNN.
 
     Returns:
-      `detect(images, proposals) -> Detections`.
+      `detect(images, sizes, proposals) -> Detections`.
     """
-    detect = zoo.make_detector(_without_rpn(model))
-    return lambda images, proposals: detect(variables, images, None, proposals)
+    return partial(zoo.make_detector(_without_rpn(model)), variables)
 
 
-def make_rcnn(model: TwoStage, variables: Mapping[str, Any]) -> Callable:
+def make_rcnn(
+    model: TwoStage, variables: Mapping[str, Any], *, warped: int, context: int
+) -> Callable:
     """Makes R-CNN from Faster R-CNN: the network reads each warped region separately.
 
     Args:
       model: Faster R-CNN.
       variables: The variables of Faster R-CNN.
+      warped: Height and width to which a region is warped, in pixels.
+      context: Context around the region in the warped image, in pixels.
 
     Returns:
-      `detect(images, proposals) -> Detections` for one image.
+      `detect(images, sizes, proposals) -> Detections` for one image.
     """
     network = _without_rpn(model)
 
     @jit_inference
-    def detect(variables, images, proposals):
+    def detect(variables, images, sizes, proposals):
         image = zoo.normalize(images, model.preprocess)[0]
-        extent = jnp.array(image.shape[:2], jnp.float32)
-        boxes = proposals.boxes[0]
-        crops = warp(image, boxes, extent, size=WARPED, context=CONTEXT)
+        boxes, extent = proposals.boxes[0], sizes[0].astype(jnp.float32)
+        crops = warp(image, boxes, extent, size=warped, context=context)
         # Without an RPN, the network takes each whole crop as a region.
-        found = network.apply(variables, crops)
-        outputs = {
-            "class_logits": found["class_logits"][None, :, 0],
-            "box_deltas": found["box_deltas"][None, :, 0],
-            "rois": proposals.boxes,
-            "roi_valid": proposals.valid,
+        parts = [
+            network.apply(variables, crops[i : i + CHUNK])
+            for i in range(0, len(crops), CHUNK)
+        ]
+        found = {
+            name: jnp.concatenate([part[name][:, 0] for part in parts])[None]
+            for name in ("class_logits", "box_deltas")
         }
+        outputs = {**found, "rois": proposals.boxes, "roi_valid": proposals.valid}
         return select_detections(model.decode(outputs, extent[None]), model.postprocess)
 
     return partial(detect, variables)

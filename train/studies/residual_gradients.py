@@ -4,25 +4,33 @@ python -m train study residual_gradients
 """
 
 import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+import zoo
+from train.checkpoint import list_steps
 from train.config import to_json
 from train.state import TrainState
 from train.studies.drawing import COLORS, draw_spread, new_figure
+from train.studies.features import load_arrays
 from train.studies.runner import (
     Arrays,
     Curve,
     build_resnet,
     digits,
     keep,
+    long_config,
     make_probe,
     read_curve,
     short_config,
     train_in_memory,
+    train_long,
 )
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.initialization import init_variables
@@ -50,6 +58,8 @@ class Sizes:
       entries: Number of measurements during the training.
       seeds: Seeds of the runs.
       scales: Factors by which each branch's last scale, or kernel, is multiplied.
+      trainer: Whether the trainer trains on CIFAR-10, instead of the short loop on
+        digits; gradients are measured in its checkpoints.
     """
 
     depths: tuple[int, ...]
@@ -60,6 +70,7 @@ class Sizes:
     entries: int
     seeds: tuple[int, ...]
     scales: tuple[float, ...]
+    trainer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +97,16 @@ class Norms:
 def run(job: Job) -> Outcome:
     """Measures gradients during training, and how close a block is to the identity."""
     sizes = job.sizes
-    arrays = digits(sizes.side, 3)
+    if sizes.trainer:
+        preprocess = zoo.get_spec(KINDS["residual"]).preprocess
+        arrays = load_arrays(job.dataset or "cifar10", preprocess)
+    else:
+        arrays = digits(sizes.side, 3)
+    measure = measure_checkpoints if sizes.trainer else measure_while_training
     found = {
         (kind, depth): [measure(kind, depth, seed, arrays, job) for seed in sizes.seeds]
-        for depth in sizes.depths
         for kind in KINDS
-        if kind != "pre-activation" or depth % 9 == 2
+        for depth in list_depths(kind, sizes)
     }
     deepest = max(sizes.depths)
     identity = {
@@ -105,7 +120,7 @@ def run(job: Job) -> Outcome:
                 "Norm of the loss's gradient with respect to the output of each block, "
                 "relative to the last block's: before the first step and after the "
                 "training.",
-                draw_norms(found, sizes),
+                draw_norms(found),
             ),
             (
                 "Left: norm at the first block divided by that at the last during the "
@@ -122,7 +137,18 @@ def run(job: Job) -> Outcome:
     )
 
 
-def measure(kind: str, depth: int, seed: int, arrays: Arrays, job: Job) -> Norms:
+def list_depths(kind: str, sizes: Sizes) -> list[int]:
+    """Lists the depths of a kind: pre-activation blocks have three layers."""
+    if kind != "pre-activation":
+        return [*sizes.depths]
+    if sizes.trainer:
+        return [164]  # the paper's, as registered
+    return [depth for depth in sizes.depths if depth % 9 == 2]
+
+
+def measure_while_training(
+    kind: str, depth: int, seed: int, arrays: Arrays, job: Job
+) -> Norms:
     """Trains a network and measures its gradients at the start and at each entry."""
     sizes, name = job.sizes, f"{kind}{depth}-seed{seed}"
     config = short_config(
@@ -138,14 +164,12 @@ def measure(kind: str, depth: int, seed: int, arrays: Arrays, job: Job) -> Norms
 
     def run() -> dict[str, Any]:
         model = build_resnet(KINDS[kind], depth, sizes.width)
-        probe = make_probe(model, where=BLOCKS, train=True)
-        images, labels = arrays.images[: sizes.batch], arrays.labels[: sizes.batch]
+        measure = make_measurement(model, arrays, sizes)
         steps, norms = [], []
 
         def watch(step: int, state: TrainState) -> None:
-            signals = probe(state.variables(), images, labels)
             steps.append(step)
-            norms.append([gradient_norm(s.gradient) for s in signals.values()])
+            norms.append(measure(state.variables()))
 
         curve, _ = train_in_memory(config, arrays, model=model, watch=watch)
         return {"step": steps, "norms": norms, "curve": curve}
@@ -153,6 +177,46 @@ def measure(kind: str, depth: int, seed: int, arrays: Arrays, job: Job) -> Norms
     plan = {**to_json(config), "depth": depth, "width": sizes.width}
     found = keep(job.folder, name, plan, run)
     return Norms(found["step"], found["norms"], read_curve(found["curve"]))
+
+
+def measure_checkpoints(
+    kind: str, depth: int, seed: int, arrays: Arrays, job: Job
+) -> Norms:
+    """Trains by the trainer, and measures gradients at the start and in checkpoints."""
+    sizes, folder = job.sizes, job.folder / f"{kind}{depth}-seed{seed}"
+    name = re.sub(r"\d+", str(depth), KINDS[kind], count=1)
+    config = long_config(
+        f"cifar10_resnet{110 if depth >= 110 else 20}",
+        job,
+        seed=seed,
+        model=dict(name=name, options=(f"width={sizes.width}",)),
+    )
+    # An epoch has 390 steps.
+    every = max(1, sizes.steps // 390 // sizes.entries)
+    config = dataclasses.replace(config, save_every=every, keep=10 * sizes.entries)
+    curve = train_long(config, folder)
+    steps = list_steps(folder)
+    paths = [folder / "checkpoints" / str(step) for step in steps]
+    model, _ = zoo.create(name, weights=paths[0])
+    start = init_variables(model, jax.random.key(seed), arrays.images[:1].shape)
+    measure = make_measurement(model, arrays, sizes)
+    norms = [measure(start)]
+    norms += [measure(zoo.create(name, weights=path)[1]) for path in paths]
+    return Norms([0, *steps], norms, curve)
+
+
+def make_measurement(
+    model: nn.Module, arrays: Arrays, sizes: Sizes
+) -> Callable[[Mapping[str, Any]], list[float]]:
+    """Makes the function from variables to the gradient's norm at each block."""
+    probe = make_probe(model, where=BLOCKS, train=True)
+    images, labels = arrays.images[: sizes.batch], arrays.labels[: sizes.batch]
+
+    def measure(variables: Mapping[str, Any]) -> list[float]:
+        signals = probe(variables, images, labels)
+        return [gradient_norm(s.gradient) for s in signals.values()]
+
+    return measure
 
 
 def gradient_norm(gradient: jax.Array) -> float:
@@ -192,10 +256,11 @@ def distances(
     return found
 
 
-def draw_norms(found, sizes: Sizes):
+def draw_norms(found):
     """Draws norms by block: a row for each depth, the start and the end."""
-    figure, axes = new_figure(2, len(sizes.depths))
-    for row, depth in zip(axes, sizes.depths, strict=True):
+    depths = sorted({depth for _, depth in found})
+    figure, axes = new_figure(2, len(depths))
+    for row, depth in zip(axes, depths, strict=True):
         for axis, i, when in zip(
             row, (0, -1), ("at the start", "at the end"), strict=True
         ):
@@ -271,6 +336,7 @@ def make_bands(found, identity, sizes: Sizes) -> list[Band]:
         for kind in identity
         if kind != "plain"
     ]
+    cube = (deepest / shallowest) ** 3
     for kind in identity:
         grown = start(kind, deepest) / start(kind, shallowest)
         plain = kind == "plain"
@@ -278,12 +344,12 @@ def make_bands(found, identity, sizes: Sizes) -> list[Band]:
             Band(
                 f"{kind}, start: its growth from {shallowest} to {deepest} layers",
                 grown,
-                low=20.0 if plain else None,
-                high=None if plain else 20.0,
+                low=cube if plain else None,
+                high=None if plain else cube,
                 reason="a factor for each layer: exponential in depth"
                 if plain
-                else "the k-th block adds a share of 1 / k: a power of the depth, and "
-                "(56 / 20)^3 is 22",
+                else "the k-th block adds a share of 1 / k: a power of the depth, "
+                "less than its cube",
             )
         )
     for kind in ("residual", "pre-activation"):
@@ -322,9 +388,17 @@ STUDY = Study(
     scales={
         "smoke": Sizes((8,), 2, 8, 4, 1, 1, (0,), (1.0, 0.0)),
         "quick": Sizes((20, 56), 4, 16, 64, 60, 6, (0, 1), (1.0, 0.1, 0.01, 0.0)),
+        "full": Sizes(
+            (20, 56, 110),
+            *(16, 32, 128, 64_000, 20, (0,), (1.0, 0.1, 0.01, 0.0)),
+            trainer=True,
+        ),
     },
     changes={
         "quick": "Networks as deep and 4 channels wide in the first stage (16 in the "
-        "paper), on embedded digits of 16 x 16 pixels; 60 steps."
+        "paper), on embedded digits of 16 x 16 pixels; 60 steps.",
+        "full": "The first paper's recipe on CIFAR-10, also for the pre-activation "
+        "network, which has 164 layers.",
     },
+    data_scales=("full",),
 )

@@ -22,13 +22,14 @@ from train.config import (
     parse_options,
     to_json,
 )
+from train.configs import get_config
 from train.data.formats.digits import read_digits
 from train.fit import fit, resume_run
 from train.history import read_history
 from train.optim import make_optimizer, make_schedule
 from train.state import TrainState, create_state
 from train.steps import make_train_step
-from train.studies.study import save_values
+from train.studies.study import Job, save_values
 from train.tasks import Classification, softmax_cross_entropy
 from zoo.cpu import compiler_options, jit_inference
 from zoo.initialization import init_variables
@@ -68,9 +69,15 @@ class Curve:
         """Whether the loss became infinite or not a number."""
         return not math.isfinite(self.loss[-1])
 
-    def steps_to(self, error: float) -> float:
-        """Returns the first step whose training error is at most `error`, or inf."""
-        for step, value in zip(self.step, self.train_error, strict=True):
+    def steps_to(self, error: float, *, test: bool = False) -> float:
+        """Returns the first step whose training error is at most `error`, or inf.
+
+        Args:
+          error: The error to reach.
+          test: Whether the test error is to reach it.
+        """
+        errors = self.test_error if test else self.train_error
+        for step, value in zip(self.step, errors, strict=True):
             if value <= error:
                 return step
         return math.inf
@@ -292,6 +299,31 @@ def _batches(config: TrainConfig, count: int):
             order = rng.permutation(count)
         yield order[:size]
         order = order[size:]
+
+
+def long_config(name: str, job: Job, *, seed: int = 0, **fields: Any) -> TrainConfig:
+    """Returns a config of the trainer with a study's length, seed and data set.
+
+    Args:
+      name: Name of the config.
+      job: The study's `sizes.steps` replaces the config's own length, unless it is 0,
+        and its data set, if it has one, the config's.
+      seed: Seed of the run.
+      **fields: Fields of `TrainConfig`, or of its sections, to replace: a dict for
+        "model", "data" or "optim".
+    """
+    config = get_config(name)
+    if job.dataset:
+        fields["data"] = {**fields.get("data", {}), "dataset": job.dataset}
+    for section in ("model", "data", "optim"):
+        if section in fields:
+            values = fields[section]
+            fields[section] = dataclasses.replace(getattr(config, section), **values)
+    steps = job.sizes.steps or config.steps
+    often = dict(eval_every=1, save_every=1)
+    return dataclasses.replace(
+        config, **{"steps": steps, "seed": seed, **often, **fields}
+    )
 
 
 def train_long(config: TrainConfig, folder: Path) -> Curve:

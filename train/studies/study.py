@@ -217,7 +217,7 @@ def run_study(
             f"{scales}."
         )
     if steps is not None:
-        if not getattr(sizes, "steps", 0):
+        if getattr(sizes, "steps", 0) == 0:
             raise ValueError(f"--steps {steps}: {what} has no training runs to change.")
         if steps < 1:
             raise ValueError(f"--steps {steps}: expected 1 or more.")

@@ -14,10 +14,10 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 
 import zoo
+from train.data import Subset, fit_source, load_dataset, load_resident
 from train.data.faces.synthetic import draw_example
 from train.figures.maps import draw_projection
 from train.studies.drawing import COLORS, new_figure
-from train.studies.features import load_arrays
 from train.studies.runner import build_resnet, digits, short_config, train_in_memory
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo import explain
@@ -41,7 +41,6 @@ PUBLISHED = {
 }
 PARTS = ("left eye", "right eye", "nose", "left corner of the mouth")
 BOX = 0.2  # side of the box that hides a part, relative to that of a face's crop
-ENDS = "stem", "stage3"  # the first and the last of the network's maps
 CHANNELS = 6  # number of channels whose development in training is shown
 SHOWN = 5  # number of images whose invariance curves are drawn
 
@@ -51,8 +50,7 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      weights: Published weights of `cifar_resnet20`; None to train a network of the
-        same kind on digits.
+      weights: Published weights of `model`; None to train a `cifar_resnet20` on digits.
       dataset: Data set.
       images: Number of test images.
       transforms: Number of translations, of scalings, and of rotations.
@@ -61,6 +59,8 @@ class Sizes:
       depth: Number of weighted layers of the network that is trained.
       width: Number of channels of that network's first stage.
       steps: Length of the training, in steps.
+      model: Registered name of the network, a ResNet.
+      ends: Names of the first and of the last of the network's maps.
     """
 
     weights: str | None
@@ -72,6 +72,8 @@ class Sizes:
     depth: int = 0
     width: int = 0
     steps: int = 0
+    model: str = "cifar_resnet20"
+    ends: tuple[str, str] = ("stem", "stage3")
 
 
 # Accuracies by kind of the removed part, and by its name.
@@ -87,6 +89,7 @@ class Trained(NamedTuple):
       images: float32 [N, H, W, C], preprocessed test images.
       labels: int32 [N], the classes of the images.
       history: The variables by training step; empty if it was not trained here.
+      ends: Names of the first and of the last of the network's maps.
     """
 
     model: nn.Module
@@ -94,6 +97,7 @@ class Trained(NamedTuple):
     images: jax.Array
     labels: np.ndarray
     history: Mapping[int, Any]
+    ends: tuple[str, str]
 
 
 def run(job: Job) -> Outcome:
@@ -154,9 +158,12 @@ def load(job: Job) -> Trained:
     sizes, history = job.sizes, {}
     if sizes.weights:
         model, variables, card = zoo.create_with_card(
-            "cifar_resnet20", weights=sizes.weights
+            sizes.model, weights=sizes.weights
         )
-        arrays = load_arrays(job.dataset or sizes.dataset, card.preprocess)
+        source = load_dataset(job.dataset or sizes.dataset, "test")
+        chosen = Subset(source, choose_evenly(len(source), sizes.images))
+        batch = load_resident(fit_source(chosen, card.preprocess), card.preprocess)
+        images, labels = zoo.normalize(batch["image"], card.preprocess), batch["label"]
     else:
         model = build_resnet("cifar_resnet20", sizes.depth, sizes.width)
         arrays = digits(32, channels=3)
@@ -176,10 +183,14 @@ def load(job: Job) -> Trained:
             history[step] = jax.device_get(state.variables())
 
         _, variables = train_in_memory(config, arrays, model=model, watch=watch)
-    count = len(arrays.test_labels)
-    places = np.linspace(0, count - 1, min(count, sizes.images)).round().astype(int)
-    images = jnp.asarray(arrays.test_images[places])
-    return Trained(model, variables, images, arrays.test_labels[places], history)
+        places = choose_evenly(len(arrays.test_labels), sizes.images)
+        images, labels = arrays.test_images[places], arrays.test_labels[places]
+    return Trained(model, variables, jnp.asarray(images), labels, history, sizes.ends)
+
+
+def choose_evenly(total: int, count: int) -> np.ndarray:
+    """Returns up to `count` positions of `total`, evenly spread."""
+    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
 CAPTION = (
@@ -226,7 +237,8 @@ class Curves(NamedTuple):
 
 def measure(trained: Trained, kind: str, count: int) -> Curves:
     """Measures the paper's figure 5 for one kind of transform."""
-    side = trained.images.shape[1]
+    model, variables, images = trained[:3]
+    side = images.shape[1]
     amounts = {
         # By whole pixels: others would blur the image, too.
         "translations": np.unique(np.linspace(-side // 4, side // 4, count).round()),
@@ -234,31 +246,31 @@ def measure(trained: Trained, kind: str, count: int) -> Curves:
         "rotations": np.linspace(0, 360, count),
     }[kind]
     # The mean of the images' top row fills the outside of the images.
-    fill = float(trained.images[:, 0].mean())
+    fill = float(images[:, 0].mean())
     found = explain.invariance(
-        trained.model,
-        trained.variables,
-        trained.images,
+        model,
+        variables,
+        images,
         trained.labels,
         getattr(explain, kind)(amounts, fill=fill),
-        ENDS,
+        trained.ends,
     )
-    features = zoo.features(trained.model, trained.variables, trained.images, [*ENDS])
+    features = zoo.features(model, variables, images, trained.ends)
     scales = {
         name: np.linalg.norm(
             (values - jnp.roll(values, 1, axis=0)).reshape(len(values), -1), axis=1
         ).mean()
         for name, values in features.items()
     }
-    distance = {name: found[name] / scales[name] for name in ENDS}
+    distance = {name: found[name] / scales[name] for name in trained.ends}
     return Curves(amounts, distance, found["probability"])
 
 
 def draw_invariance(curves: Mapping[str, Curves]) -> Figure:
     """Draws distances and probabilities, a row for each kind of transform."""
     figure, axes = new_figure(3, len(curves), height=2.6)
-    titles = (*(f"distance in {name}" for name in ENDS), "probability")
     for row, (kind, found) in zip(axes, curves.items(), strict=True):
+        titles = (*(f"distance in {name}" for name in found.distance), "probability")
         values = [*found.distance.values(), found.probability]
         for axis, each, title in zip(row, values, titles, strict=True):
             for i in range(min(SHOWN, each.shape[1])):
@@ -274,7 +286,7 @@ def invariance_bands(curves: Mapping[str, Curves]) -> list[Band]:
     least = np.argsort(np.abs(shift.amounts), kind="stable")
     # The smallest translation other than 0, in either direction.
     first = next(i for i in least if shift.amounts[i])
-    lowest, highest = (shift.distance[name][first].mean() for name in ENDS)
+    lowest, highest = (each[first].mean() for each in shift.distance.values())
     small = np.abs(shift.amounts) <= np.abs(shift.amounts).max() / 2
     return [
         Band(
@@ -306,7 +318,11 @@ def ablate_blocks(trained: Trained) -> Ablation:
 
     stages = trained.variables["params"]["backbone"]
     blocks = {
-        stage: [f"backbone/{stage}/{block}/bn2" for block in stages[stage]]
+        stage: [
+            # The last batch norm of the block's branch.
+            f"backbone/{stage}/{block}/{max(n for n in layers if n.startswith('bn'))}"
+            for block, layers in stages[stage].items()
+        ]
         for stage in sorted(stages)
         if stage.startswith("stage")
     }
@@ -470,11 +486,20 @@ STUDY = Study(
         "smoke": Sizes(None, "digits", 6, 3, 2, 1, depth=8, width=4, steps=2),
         "quick": Sizes(None, "digits", 364, 17, 12, 10, depth=20, width=16, steps=250),
         "medium": Sizes("cifar10_20epochs", "imagefolder:cifar10", 1000, 33, 24, 20),
+        "full": Sizes(
+            "imagenet",
+            "imagefolder:imagenet",
+            *(500, 61, 100, 50),
+            model="resnet50",
+            ends=("stem", "stage4"),
+        ),
     },
     changes={
         "quick": "A ResNet-20 trained on digits; blocks lose their branches, and "
         "nothing is trained anew; parts of drawn faces and a DeepFace of others.",
         "medium": "The package's ResNet-20 of CIFAR-10; the rest as in quick.",
+        "full": "torchvision's ResNet-50, as there are no weights of zfnet; 500 of "
+        "ImageNet's validation images in a folder DIR/test/WNID; the rest as in quick.",
     },
-    data_scales=("medium",),
+    data_scales=("medium", "full"),
 )

@@ -163,7 +163,7 @@ def test_dropout_is_active_in_training_alone(cheap_jit):
 
 def test_batch_norm_and_the_activation_are_options(cheap_jit):
     for name, norm in (("googlenet_tv", False), ("googlenet", True)):
-        variables = abstract_variables(build(name, batch_norm=norm))
+        variables = abstract_variables(build(name, batch_norm=norm), (64, 64, 3))
         assert ("batch_stats" in variables) == norm
         assert ("bias" in variables["params"]["backbone"]["conv1"]) != norm
     model = build("googlenet_tv", activation="sigmoid")
