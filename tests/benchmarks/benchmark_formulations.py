@@ -11,8 +11,9 @@ python tests/benchmarks/benchmark_formulations.py --readme
 
 A cell is one network, compiled with all formulations of `zoo.cpu` and with all but one,
 in whose place XLA's own convolution or product is. "barriers" are those around XLA's
-own convolutions, which one of the compiler options keeps. Both programs take turns in
-one process. Both are compiled with `zoo.cpu.compiler_options()`.
+own convolutions, which one of the compiler options keeps; "layouts" are those of XLA's
+convolutions, which integrated gradients take in a loop. Both programs take turns in one
+process. Both are compiled with `zoo.cpu.compiler_options()`.
 The file keeps the numbers of several processors. Cells that it has already, of this
 one, are left out, unless they are named.
 """
@@ -21,6 +22,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from benchmark_rounds import machine, same_machine, say, seconds_per_call_within
 
 import zoo
 from zoo import cpu
+from zoo.cpu import convolution
 from zoo.cpu.compiler import TRAINING
 from zoo.cpu.convolution import FORMULATIONS
 
@@ -43,6 +46,7 @@ CELLS = (
     "winograd/vgg11_bn/train_8",
     "groups/alexnet/train_8",
     "few_rows/alexnet_tv/train_8",
+    "layouts/resnet50/integrate_16",
     "barriers/resnet18/train_8",
     "barriers/cifar_resnet56/train_128",
 )
@@ -99,17 +103,19 @@ def without(formulation: str, function: Callable, *arguments: Any) -> Any:
     """Calls a function while a formulation of `zoo.cpu` is not there."""
     jax.clear_caches()
     kept, options = dict(FORMULATIONS), dict(TRAINING)
-    few_rows = cpu.multiply_few_rows
+    few_rows, convolve = cpu.multiply_few_rows, convolution.convolve_by_xla
     try:
         if formulation == "few_rows":
             cpu.multiply_few_rows = jnp.matmul
+        elif formulation == "layouts":
+            convolution.convolve_by_xla = convolution.call_xla
         elif formulation == "barriers":
             del TRAINING["xla_disable_hlo_passes"]
         else:
             del FORMULATIONS[formulation]
         return function(*arguments)
     finally:
-        cpu.multiply_few_rows = few_rows
+        cpu.multiply_few_rows, convolution.convolve_by_xla = few_rows, convolve
         FORMULATIONS.clear()
         FORMULATIONS.update(kept)
         TRAINING.update(options)
@@ -130,6 +136,12 @@ def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
         infer = jax.jit(lambda *arguments: model.apply(*arguments))
         compiled = infer.lower(variables, images).compile(cpu.compiler_options())
         return lambda: jax.block_until_ready(compiled(variables, images))
+    if kind == "integrate":
+        options = dict(endpoint="logits", channels=0, steps=batch, chunk=8)
+        function = partial(zoo.explain.integrated_gradients, model, **options)
+        lowered = jax.jit(function).lower(variables, images[:1])
+        compiled = lowered.compile(cpu.compiler_options(training=True))
+        return lambda: jax.block_until_ready(compiled(variables, images[:1]))
 
     def step(variables, images, key):
         params = variables["params"]
@@ -186,9 +198,13 @@ def render(found: dict[str, Any]) -> str:
     ):
         kind, batch = work.split("_")
         with_, out = (statistics.median(sides[side]) for side in ("with", "without"))
-        what = {"inference": "inference", "train": "training"}[kind]
+        what = {
+            "inference": f"inference, batch {batch}",
+            "train": f"training, batch {batch}",
+            "integrate": f"integrated gradients, {batch} steps",
+        }[kind]
         lines.append(
-            f"| {formulation} | `{name}` | {what}, batch {batch} | {processor} | "
+            f"| {formulation} | `{name}` | {what} | {processor} | "
             f"{with_:,.1f} | {out:,.1f} | {out / with_:.2f} |"
         )
     return "\n".join(lines)

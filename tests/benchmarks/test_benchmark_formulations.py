@@ -18,13 +18,19 @@ def trace(function, *shapes, **options):
 
 def test_every_formulation_has_a_cell():
     measured = {cell.split("/")[0] for cell in benchmark_formulations.CELLS}
-    assert measured == {*FORMULATIONS, "few_rows", "barriers"}
+    assert measured == {*FORMULATIONS, "few_rows", "barriers", "layouts"}
 
 
 @pytest.mark.parametrize(
     ("name", "traced"),
     [
         ("winograd", lambda: trace(convolve, (8, 40, 40, 128), (3, 3, 128, 128))),
+        (
+            "layouts",
+            lambda: trace(
+                jax.grad(lambda x, k: convolve(x, k).sum()), (1, 5, 5, 2), (3, 3, 2, 2)
+            ),
+        ),
         ("few_rows", lambda: trace(dense, (2, 40), (40, 50))),
     ],
 )

@@ -34,48 +34,46 @@ def convolve(x: Array, kernel: Array, window: Window) -> Array:
         for takes, formulation in FORMULATIONS.values():
             if takes(x, kernel, window):
                 return formulation(x, kernel, window)
-    return _by_xla(x, kernel, window)
-
-
-def _by_xla(x: Array, kernel: Array, window: Window) -> Array:
     # For the gradient of the kernel XLA makes transposed copies of x and the cotangent.
     # Without barriers it fuses the preceding layers into that copy, and so computes
     # them again: in a residual network the whole stage.
     x = lax.optimization_barrier(x)
-    if window.groups == 1:
-        return lax.optimization_barrier(_convolve(x, kernel, window))
-    return lax.optimization_barrier(_call_xla(x, kernel, window, OWN_LAYOUT))
+    call = convolve_by_xla if window.groups == 1 else call_xla
+    return lax.optimization_barrier(call(x, kernel, window))
 
 
-def _call_xla(x: Array, kernel: Array, window: Window, layout: str) -> Array:
+def call_xla(
+    x: Array, kernel: Array, window: Window, layout: str = "NHWC HWIO NHWC"
+) -> Array:
+    """Calls XLA's convolution, of operands and a result in any layout."""
     strides, padding, dilation, groups = window
     return lax.conv_general_dilated(
         x, kernel, strides, padding, None, dilation, layout.split(), groups
     )
 
 
-# XLA's fast convolutions for CPUs have the layout NHWC, HWIO, NHWC. It transposes the
-# operands of others to that, but not in loops, where gradients took twice the time.
-# So the tangents are written in the layouts whose transposes, the gradients, have it.
-OWN_LAYOUT = "NHWC HWIO NHWC"
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, window: Window) -> Array:
-    return _call_xla(x, kernel, window, OWN_LAYOUT)
+def convolve_by_xla(x: Array, kernel: Array, window: Window) -> Array:
+    """Calls XLA's convolution, whose gradients are in the layout that is fast.
+
+    This is NHWC, HWIO, NHWC. XLA transposes the operands of others to it, but not in
+    loops, where the gradients took twice the time. So the tangents are written in the
+    layouts whose transposes, the gradients, have it.
+    """
+    return call_xla(x, kernel, window)
 
 
-@_convolve.defjvp
+@convolve_by_xla.defjvp
 def _differentiate(window: Window, primals: tuple, tangents: tuple) -> tuple:
     (x, kernel), (dx, dkernel) = primals, tangents
     # The gradient takes the kernel reversed, which cancels one of the reversals. The
     # transposition of what is reversed already is four times as fast as both at once.
     reversed_kernel = lax.optimization_barrier(lax.rev(kernel, (0, 1)))
     turned = lax.rev(reversed_kernel.transpose(0, 1, 3, 2), (0, 1))
-    of_x = _call_xla(dx, turned, window, "NHWC HWOI NHWC")
+    of_x = call_xla(dx, turned, window, "NHWC HWOI NHWC")
     images, taps = x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3)
-    of_kernel = _call_xla(images, taps, window, "CHWN IHWO HWNC")
-    return _convolve(x, kernel, window), of_x + of_kernel.transpose(2, 0, 1, 3)
+    of_kernel = call_xla(images, taps, window, "CHWN IHWO HWNC")
+    return convolve_by_xla(x, kernel, window), of_x + of_kernel.transpose(2, 0, 1, 3)
 
 
 # Few groups: one convolution each, as XLA has no parallel code for groups.
