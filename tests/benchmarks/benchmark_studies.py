@@ -46,7 +46,7 @@ def render(found: dict[str, Any]) -> str:
         name, _, scale = key.partition("/")
         for band in study["bands"]:
             low, high = band["low"], band["high"]
-            bounds = " to ".join(f"{b:g}" for b in (low, high) if b is not None)
+            bounds = " to ".join(f"{b:.3g}" for b in (low, high) if b is not None)
             if high is None:
                 bounds = f"at least {bounds}"
             elif low is None:

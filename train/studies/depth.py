@@ -12,6 +12,7 @@ import zoo
 from train.studies.drawing import COLORS, new_figure
 from train.studies.study import Band, Job, Outcome, Study, Table
 from zoo.spec import ModelSpec
+from zoo.weights.trained import read_record
 
 # Regular expressions of the names of each family's networks.
 FAMILIES = {
@@ -79,8 +80,8 @@ def run(job: Job) -> Outcome:
             ),
             (
                 "Left: entries of the ILSVRC by year, several networks each. Right: "
-                "ResNets on CIFAR-10, the paper's (table 6) and the public weights "
-                "that the zoo loads.",
+                "ResNets on CIFAR-10: the paper's (table 6), the public weights that "
+                "the zoo loads, and those of the package.",
                 draw_entries(cifar),
             ),
         ],
@@ -155,6 +156,9 @@ def draw_entries(cifar: list[ModelSpec]):
     ]
     axes[1].plot(depths, papers, "o-", color=COLORS[0], label="paper")
     axes[1].plot(depths, public, "o--", color=COLORS[1], label="public weights")
+    ours = read_record("cifar_resnet20", "cifar10_20epochs")
+    error = 100 * (1 - ours["measured"]["top-1"])
+    axes[1].plot(20, error, "s", color=COLORS[2], label="trained here, 20 epochs")
     axes[1].set(xscale="log", xlabel="layers", ylabel="CIFAR-10 test error (%)")
     axes[1].set_xticks(depths, [str(depth) for depth in depths])
     axes[1].minorticks_off()

@@ -62,8 +62,10 @@ class Band:
     def bounds(self) -> str:
         """Formats the interval."""
         if self.low is not None and self.high is not None:
-            return f"{self.low:g} to {self.high:g}"
-        return f"at least {self.low:g}" if self.high is None else f"≤ {self.high:g}"
+            return f"{self.low:.3g} to {self.high:.3g}"
+        if self.high is None:
+            return f"at least {self.low:.3g}"
+        return f"≤ {self.high:.3g}"
 
 
 @dataclasses.dataclass(frozen=True)
