@@ -102,11 +102,13 @@ class DeepFaceBackbone(nn.Module):
     """Figure 2: C1 M2 C3 L4 L5 L6 F7, each but the pooling followed by a ReLU.
 
     Attributes:
+      label: Name of the network in error messages.
       sizes: Sizes of the layers.
       config: Options of the network.
       kernel_init: Initializer of the kernels.
     """
 
+    label: str
     sizes: DeepFaceSizes
     config: DeepFaceConfig
     kernel_init: Callable
@@ -114,7 +116,7 @@ class DeepFaceBackbone(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         sizes, config = self.sizes, self.config
-        check_images(images, "deepface", size=sizes.size)
+        check_images(images, self.label, size=sizes.size)
         options = dict(
             kernel_init=self.kernel_init,
             bias_init=nn.initializers.constant(config.bias),
@@ -142,18 +144,23 @@ class DeepFaceBackbone(nn.Module):
 
 
 def deepface(
-    *, sizes: DeepFaceSizes = DEEPFACE, num_classes: int = 4030, **options: Any
+    *,
+    label: str = "deepface",
+    sizes: DeepFaceSizes = DEEPFACE,
+    num_classes: int = 4030,
+    **options: Any,
 ) -> Classifier:
     """Builds the network of figure 2.
 
     Args:
+      label: Name of the network in error messages.
       sizes: Sizes of the layers.
       num_classes: Number of people to tell apart in training; 0 for no head, whose
         output is F7.
       **options: Fields of `DeepFaceConfig`.
     """
     config = DeepFaceConfig(**options)
-    return _build(sizes, config, num_classes, config.init or "gaussian_0.01")
+    return _build(label, sizes, config, num_classes, config.init or "gaussian_0.01")
 
 
 def deepface_small(*, num_classes: int = 128, **options: Any) -> Classifier:
@@ -165,15 +172,20 @@ def deepface_small(*, num_classes: int = 128, **options: Any) -> Classifier:
       **options: Fields of `SmallDeepFaceConfig`.
     """
     config = SmallDeepFaceConfig(**options)
-    return _build(SMALL, config, num_classes, config.init or "he_fan_in")
+    init = config.init or "he_fan_in"
+    return _build("deepface_small", SMALL, config, num_classes, init)
 
 
 def _build(
-    sizes: DeepFaceSizes, config: DeepFaceConfig, num_classes: int, init: str
+    label: str,
+    sizes: DeepFaceSizes,
+    config: DeepFaceConfig,
+    num_classes: int,
+    init: str,
 ) -> Classifier:
     shared = dict(kernel_init=initializer(init))
     head = make_head(num_classes, layer="f8", **shared, **config.dtypes)
-    return Classifier(DeepFaceBackbone(sizes, config, **shared), head)
+    return Classifier(DeepFaceBackbone(label, sizes, config, **shared), head)
 
 
 def _names(model: Classifier) -> tuple[TorchRule, ...]:
@@ -208,7 +220,7 @@ def _spec(name: str, sizes: DeepFaceSizes, params: int, macs: int, **facts: Any)
     return ModelSpec(
         name=name,
         task="verification",
-        build=partial(deepface, sizes=sizes),
+        build=partial(deepface, label=name, sizes=sizes),
         config=DeepFaceConfig,
         num_classes=4030,
         preprocess=FACES,
