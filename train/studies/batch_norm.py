@@ -40,9 +40,9 @@ class Sizes:
     """The size of the study.
 
     Attributes:
-      depth: Number of convolutions, in three stages.
-      width: Channels of the first stage.
-      side: Height and width of the images, in pixels.
+      depth: Number of convolutions, in three stages, of the small networks.
+      width: Channels of their first stage.
+      side: Height and width of the digits, in pixels.
       rate: Learning rate at factor 1.
       steps: Length of a run, in steps.
       seeds: Seeds of the runs.
@@ -276,7 +276,14 @@ STUDY = Study(
         "smoke": Sizes(3, 2, 8, 0.01, 2, (0,), ("relu",), (1,)),
         "quick": Sizes(9, 8, 16, 0.01, 300, (0, 1, 2)),
         "full": Sizes(
-            *(0, 0, 0, 0.0015, 3_000_000, (0,)), goal=1 - 0.722, trainer=True
+            depth=0,
+            width=0,
+            side=0,
+            rate=0.0015,
+            steps=3_000_000,
+            seeds=(0,),
+            goal=1 - 0.722,
+            trainer=True,
         ),
     },
     changes={

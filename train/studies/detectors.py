@@ -389,28 +389,31 @@ STUDY = Study(
             },
         ),
         "medium": Sizes(
-            40 * 18,
-            16,
-            0,
-            100,
-            {label: (0.5, "`bccd_ssd` had 60 to 62 % in other runs") for label in BCCD},
-            BCCD,
-            "photographs of blood cells",
+            steps=40 * 18,
+            batch_size=16,
+            canvases=0,
+            repeats=100,
+            lowest={
+                label: (0.5, "`bccd_ssd` had 60 to 62 % in other runs")
+                for label in BCCD
+            },
+            recipes=BCCD,
+            pictures="photographs of blood cells",
         ),
         "full": Sizes(
-            None,
-            None,
-            0,
-            100,
-            {
+            steps=None,
+            batch_size=None,
+            canvases=0,
+            repeats=100,
+            lowest={
                 "Faster R-CNN": (0.7, "published: 73.2 %"),
                 "SSD": (0.74, "published: 77.2 %, with zoom-out"),
                 "YOLO": (0.6, "published: 63.4 %"),
             },
-            VOC,
-            "VOC 2007",
-            227,
-            16,
+            recipes=VOC,
+            pictures="VOC 2007",
+            warped=227,
+            context=16,
         ),
     },
     changes={

@@ -489,7 +489,10 @@ STUDY = Study(
         "full": Sizes(
             "imagenet",
             "imagefolder:imagenet",
-            *(500, 61, 100, 50),
+            images=500,
+            transforms=61,
+            faces=100,
+            draws=50,
             model="resnet50",
             ends=("stem", "stage4"),
         ),
