@@ -150,6 +150,8 @@ def test_fields_of_every_network(name):
     for endpoint in (maps[0], maps[len(maps) // 2]):
         found = receptive_field(model, endpoint, image_shape=shape)
         units = [(0, 0), tuple(n // 2 for n in found.boxes.shape[:2])]
+        # FCN pads images so much that its first units see nothing of them.
+        units = [unit for unit in units if found.boxes[unit].any()]
         supports = gradient_boxes(model, shape, endpoint, units, images=2)
         for unit, support in zip(units, supports, strict=True):
             box = found.boxes[unit]
