@@ -88,24 +88,24 @@ def run(job: Job) -> Outcome:
     warping = dict(warped=sizes.warped, context=sizes.context)
     rcnn = make_rcnn(faster.model, faster.variables, **warping)
 
+    regions = [propose(b["image"], b["size"])[0] for b in faster.test()]
+    remaining = iter(regions)
+
     def detect_fast(images: Any, image_sizes: Any) -> Detections:
-        return fast(images, image_sizes, propose(images, image_sizes)[0])
+        return fast(images, image_sizes, next(remaining))
 
     ap50 = {"Fast R-CNN": measure(detect_fast, faster.test(), faster.classes)}
     for label, prefix in prefixes.items():
         test, classes = detectors[label].test(), detectors[label].classes
         ap50[label] = measure(prefix[PARTS[-1]], test, classes)
-    recall = {}
-    for iou in (0.5, 0.7):
-        regions = (propose(b["image"], b["size"])[0] for b in faster.test())
-        recall[iou] = measure_recall(regions, faster.test(), iou)
+    recall = {iou: measure_recall(regions, faster.test(), iou) for iou in (0.5, 0.7)}
     first = {
         label: [jnp.asarray(batch[name]) for name in ("image", "size")]
         for label, each in detectors.items()
         for batch in itertools.islice(each.test(), 1)
     }
     image = first["Faster R-CNN"]
-    given = propose(*image)[0]
+    given = regions[0]
     calls = {
         ("R-CNN", PARTS[-1]): partial(rcnn, *image, given),
         ("Fast R-CNN", PARTS[-1]): partial(fast, *image, given),
