@@ -12,8 +12,9 @@ import numpy as np
 
 import zoo
 from train.configs import get_config
-from train.data import eval_batches, load_dataset
+from train.data import eval_batches
 from train.data.formats.digits import SIDE, draw_canvas, read_digits
+from train.experiment import open_split
 from train.optim import make_optimizer, make_schedule
 from train.state import create_state
 from train.steps import make_prepare, make_train_step
@@ -124,7 +125,7 @@ def train_on_photographs(job: Job) -> dict[str, Trained]:
         folder, data = job.folder / name, config.data
         run_trainer(config, folder)
         model, variables, card = zoo.create_with_card(name, weights=folder)
-        source = load_dataset(data.dataset, data.eval_split, data_dir=data.data_dir)
+        source = open_split(data, data.eval_split, "detection")
         options = dict(batch_size=1, max_boxes=data.max_boxes)
         test = partial(eval_batches, source, card.preprocess, **options)
         classes = len(source.class_names)

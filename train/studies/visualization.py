@@ -155,7 +155,7 @@ def load(job: Job) -> Trained:
         model, variables, card = zoo.create_with_card(
             sizes.model, weights=sizes.weights
         )
-        source = load_dataset(job.dataset or sizes.dataset, "test")
+        source = load_dataset(job.dataset or sizes.dataset, "test", color="rgb")
         chosen = Subset(source, choose_evenly(len(source), sizes.images))
         batch = load_resident(fit_source(chosen, card.preprocess), card.preprocess)
         images, labels = zoo.normalize(batch["image"], card.preprocess), batch["label"]
