@@ -14,7 +14,6 @@ import numpy as np
 
 import zoo
 from train.config import (
-    COLORS,
     DataConfig,
     ModelConfig,
     OptimConfig,
@@ -224,7 +223,7 @@ def choose_data(config: TrainConfig, found: Findings, accelerator: bool) -> Data
     """
     spec, data = zoo.get_spec(config.model.name), config.data
     small = found.task == "classification" and _side(found) <= SMALL
-    changes: dict[str, Any] = {"color": COLORS[spec.preprocess.channels]}
+    changes: dict[str, Any] = {"color": spec.preprocess.color}
     changes |= choose_size(config.model.name, found, accelerator)
     size = data.size or changes.get("size") or spec.preprocess.shape[:2]
     if found.task == "detection":

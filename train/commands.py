@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 import zoo
 from train.alignment import measure_alignment
-from train.config import COLORS, DataConfig, load_config, long, parse_options
+from train.config import DataConfig, load_config, long, parse_options
 from train.data import Source, find_problems, fit_source
 from train.data.faces.landmarks import LANDMARKS_FILE, fill_landmarks
 from train.evaluate import Evaluator
@@ -173,7 +173,7 @@ def open_network(
         if names.get(name, name) in fields and value not in (None, (), False)
     }
     if not own_data and options.color is None:
-        given["color"] = COLORS.get(card.preprocess.channels, "as_stored")
+        given["color"] = card.preprocess.color or "as_stored"
     data = dataclasses.replace(data, **given, per_class=0)
     source = open_split(data, data.eval_split, get_spec(name).task)
     return Opened(model, variables, card, str(weights), data, source)

@@ -14,8 +14,6 @@ import cattrs
 import tyro
 from cattrs.gen import make_dict_structure_fn
 
-COLORS = {1: "gray", 3: "rgb"}  # by the number of channels of a network's input
-
 
 def _short(name: str) -> Any:
     """Gives an option a second name, without the name of its section."""

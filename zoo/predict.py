@@ -78,7 +78,7 @@ class Predictor:
           ValueError: The image cannot be decoded, or has another type or shape.
           OSError: The file cannot be read.
         """
-        color = {1: "gray", 3: "rgb"}[self.card.preprocess.channels]
+        color = self.card.preprocess.color
         if isinstance(image, str | os.PathLike):
             if str(image).startswith(("http://", "https://")):
                 raise ValueError(
@@ -96,7 +96,7 @@ class Predictor:
                 f"1 to 4 channels, got {array.dtype} {list(array.shape)}."
             )
         picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-        array = np.asarray(picture.convert(COLORS[color]))
+        array = np.asarray(picture.convert(COLORS[color]) if color else picture)
         return array if array.ndim == 3 else array[..., None]
 
     @overload

@@ -68,6 +68,11 @@ class Preprocess:
         """Height, width and channels of the network's input."""
         return self.size, self.width or self.size, self.channels
 
+    @property
+    def color(self) -> str | None:
+        """Colors of the network's images: "gray", "rgb", or None for neither."""
+        return {1: "gray", 3: "rgb"}.get(self.channels)
+
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(

@@ -19,7 +19,7 @@ from benchmark_rounds import machine, where
 from readme import write_block
 
 from train.cli import use_compilation_cache
-from train.studies import STUDIES, get_study, run_study
+from train.studies import STUDIES, Band, get_study, run_study
 
 RESULTS = Path(__file__).parent / "studies.json"
 
@@ -45,12 +45,7 @@ def render(found: dict[str, Any]) -> str:
     for key, study in found.items():
         name, _, scale = key.partition("/")
         for band in study["bands"]:
-            low, high = band["low"], band["high"]
-            bounds = " to ".join(f"{b:.3g}" for b in (low, high) if b is not None)
-            if high is None:
-                bounds = f"at least {bounds}"
-            elif low is None:
-                bounds = f"at most {bounds}"
+            bounds = Band(band["what"], 0, band["low"], band["high"]).bounds()
             value = "-" if band["value"] is None else f"{band['value']:.3g}"
             holds = "yes" if band["holds"] else "**no**"
             cells = (band["what"], value, bounds, holds, band["published"])

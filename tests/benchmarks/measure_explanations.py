@@ -52,7 +52,7 @@ def load(options):
     source = load_dataset(
         dataset,
         split or "test",
-        color={1: "gray", 3: "rgb"}[card.preprocess.channels],
+        color=card.preprocess.color,
         task=zoo.get_spec(name).task,
     )
     return name, model, variables, card, fit_source(source, card.preprocess)

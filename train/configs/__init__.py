@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-from train.config import COLORS, TrainConfig
+from train.config import TrainConfig
 from train.configs import (
     blood_cells,
     cifar10_resnet,
@@ -104,7 +104,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
     preprocess = spec.preprocess
     data = dataclasses.replace(
         config.data,
-        color=COLORS[preprocess.channels],
+        color=preprocess.color,
         workers=0,
         **TASKS[spec.task].tiny_data(preprocess),
     )

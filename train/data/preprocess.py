@@ -209,7 +209,7 @@ class FittedSource(Derived):
         """Raises ValueError unless an image has the channels of the network's input."""
         found, wanted = image.shape[-1], self.preprocess.channels
         if found != wanted:
-            color = {1: "gray", 3: "rgb"}[wanted]
+            color = self.preprocess.color
             raise ValueError(
                 f"{self.provenance(index)}: the image has {found} channel(s) and the "
                 f"network takes {wanted}; open the data set with color={color!r} "

@@ -52,8 +52,9 @@ def load_arrays(
     """
     found = []
     for split in ("train", "test"):
-        color = "rgb" if preprocess.channels == 3 else None
-        source = load_dataset(dataset, split, classes=classes or None, color=color)
+        source = load_dataset(
+            dataset, split, classes=classes or None, color=preprocess.color
+        )
         arrays = load_resident(fit_source(source, preprocess), preprocess)
         images = jax.jit(lambda x: zoo.normalize(x, preprocess))(arrays["image"])
         found += [np.asarray(images), arrays["label"].astype(np.int32)]

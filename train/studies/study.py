@@ -65,7 +65,7 @@ class Band:
             return f"{self.low:.3g} to {self.high:.3g}"
         if self.high is None:
             return f"at least {self.low:.3g}"
-        return f"≤ {self.high:.3g}"
+        return f"at most {self.high:.3g}"
 
 
 @dataclasses.dataclass(frozen=True)
