@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,6 +23,7 @@ from train.steps import make_mesh, put_replicated
 from train.task import Evaluated, Task
 from train.tasks import TASKS, make_task
 from train.visualize import Network, read_steps, write_visualization
+from zoo.predictions import unused_path
 from zoo.registry import get_spec
 from zoo.spec import Card
 
@@ -334,14 +334,12 @@ def predict(
     task = TASKS[get_spec(zoo.weights.read_card(run_dir).model).task]
     out = out or run_dir / "predictions"
     out.mkdir(parents=True, exist_ok=True)
-    stems = Counter()
+    # Two folders may have a file of the same name, and none of the images is replaced.
+    taken = {path.resolve() for path in images}
     for found in task.predict(run_dir, images, score_threshold=score_threshold):
-        # Two folders may have a file of the same name.
-        number = f"-{stems[found.stem]}" if stems[found.stem] else ""
-        stems[found.stem] += 1
         files = []
         for ending, picture in found.pictures.items():
-            files.append(out / f"{found.stem}{number}{ending}.png")
+            files.append(unused_path(out / f"{found.stem}{ending}.png", taken))
             picture.save(files[-1])
         print(f"{found.title}: {found.words}  ({', '.join(map(str, files))})")
 

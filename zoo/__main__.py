@@ -19,6 +19,7 @@ import zoo
 from zoo.compilation_cache import use_compilation_cache
 from zoo.decode import list_images
 from zoo.paths import unknown
+from zoo.predictions import unused_path
 from zoo.summary import describe_weights
 
 
@@ -132,7 +133,8 @@ def predict(
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    failed, written = 0, []
+    # Two folders may have a file of the same name, and none of the images is replaced.
+    failed, taken = 0, {path.resolve() for path in paths}
     for path in paths:
         try:
             found = predict(path)
@@ -142,11 +144,7 @@ def predict(
             continue
         said = dumps(found.to_json()) if json else str(found)
         if out is not None:
-            # Two folders may have a file of the same name.
-            same = sum(name == path.stem for name in written)
-            file = out / f"{path.stem}{f'-{same}' if same else ''}.png"
-            written.append(path.stem)
-            found.save(file)
+            file = found.save(unused_path(out / f"{path.stem}.png", taken))
             said += "" if json else f"  ({file})"
         print(said)
     if failed:
@@ -303,7 +301,7 @@ def run(arguments: list[str]) -> None:
     try:
         main(arguments)
     # Errors that a user can fix become messages; anything else is a bug and is raised.
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
 
 

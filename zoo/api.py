@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import weights as weights_io
+from zoo.checks import check_num_classes
 from zoo.compilation_cache import use_compilation_cache
 from zoo.initialization import init_variables
 from zoo.registry import build, get_spec
@@ -91,6 +92,8 @@ def create_with_card(
             "weights must be a registered name, a path or None, got "
             f"{type(weights).__name__} {str(weights)[:60]}."
         )
+    if num_classes is not None:
+        check_num_classes(num_classes)
     if weights is None:
         if num_classes is None:
             num_classes = spec.num_classes

@@ -2,15 +2,25 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 Array = jax.Array
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises ValueError if the number of classes is negative; 0 is for no head."""
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}.")
+    """Raises ValueError unless the number of classes is 0, for no head, or more."""
+    whole = isinstance(num_classes, int | np.integer)
+    if not whole or num_classes < 0:
+        raise ValueError(
+            f"num_classes must be an integer, 0 (no head) or more, got {num_classes!r}."
+        )
+
+
+def check_widths(widths: tuple[int, ...], count: int) -> None:
+    """Raises ValueError unless there is a width for each of `count` convolutions."""
+    if len(widths) != count:
+        raise ValueError(f"widths={widths} must be {count} numbers.")
 
 
 def check_detector_classes(name: str, num_classes: int) -> None:

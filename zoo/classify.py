@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from PIL import Image
 
 from zoo.cpu import jit_inference
+from zoo.layers import Classifier
 from zoo.preprocess import (
     check_batch,
     normalize,
@@ -55,12 +56,18 @@ def make_classifier(
       ValueError: The model is not a classifier, or `top` is not positive. `classify`
         raises it for invalid images.
     """
-    if hasattr(model, "decode") or isinstance(model, Segmenter):
-        task = "detector" if hasattr(model, "decode") else "segmenter"
+    if hasattr(model, "postprocess") or isinstance(model, Segmenter):
+        task = "segmenter" if isinstance(model, Segmenter) else "detector"
+        task = "region_detector" if hasattr(model, "decode_regions") else task
         raise ValueError(
             f"make_classifier takes a classification network, got "
             f"{type(model).__name__}, which zoo.make_{task} takes; "
             "zoo.list_models(task='classification') names classifiers."
+        )
+    if isinstance(model, Classifier) and model.head is None:
+        raise ValueError(
+            "make_classifier takes a network with a head, got one of num_classes=0, "
+            "whose output are features."
         )
     if top < 1:
         raise ValueError(f"top={top} must be 1 or more.")

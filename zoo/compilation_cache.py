@@ -33,7 +33,7 @@ def use_compilation_cache() -> None:
     if not jax.config.jax_enable_compilation_cache:
         return
     if jax.config.jax_compilation_cache_dir is None:
-        _set_folder(os.environ.get("ZOO_CACHE", "~/.cache/canon-zoo"))
+        _set_folder(os.environ.get("ZOO_CACHE") or "~/.cache/canon-zoo")
 
 
 @functools.cache  # A failure is logged only once.

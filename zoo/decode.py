@@ -137,7 +137,7 @@ def decode_image(
     with _opened(data, provenance, max_pixels) as image:
         if upright:
             image = _turn_upright(image)
-        array = np.asarray(_eight_bits(image, color))
+        array = np.asarray(eight_bits(image, color))
     return array if array.ndim == 3 else array[..., None]
 
 
@@ -206,8 +206,17 @@ def _opened(data: bytes, provenance: str, max_pixels: int) -> Iterator[Image.Ima
         raise BadImage(f"{provenance}: cannot be read ({reason}).") from error
 
 
-def _eight_bits(image: Image.Image, color: str | None) -> Image.Image:
-    """Converts any of Pillow's modes to "L" or "RGB"."""
+def eight_bits(image: Image.Image, color: str | None) -> Image.Image:
+    """Converts an image of any of Pillow's modes to "L" or "RGB".
+
+    Args:
+      image: The image.
+      color: "rgb" or "gray" to convert; None to keep gray or colors, see
+        `decode_image`.
+
+    Raises:
+      ValueError: The values have no range of 8 or 16 bits.
+    """
     if image.mode in _SIXTEEN_BITS:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -233,7 +242,7 @@ def list_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
 
     Args:
       sources: Files, folders, which are searched recursively for images, and patterns
-        such as "photos/*.jpg".
+        such as "photos/*", of which files with another suffix are left out.
 
     Raises:
       FileNotFoundError: There is no such file, or there is no image.
@@ -248,7 +257,8 @@ def list_images(sources: Sequence[str | os.PathLike]) -> list[Path]:
         else:
             root = Path(path.anchor) if path.is_absolute() else Path()
             pattern = str(path.relative_to(root)) if path.is_absolute() else str(path)
-            inside = sorted(p for p in root.glob(pattern) if p.is_file())
+            matched = sorted(p for p in root.glob(pattern) if p.is_file())
+            inside = [p for p in matched if p.suffix.lower() in SUFFIXES]
         if not inside:
             raise FileNotFoundError(
                 f"{source} is no image file, no folder with images, and no pattern "

@@ -8,6 +8,7 @@ import jax
 
 from zoo.cpu import jit_inference
 from zoo.face import alignment
+from zoo.face.deepface import DeepFaceBackbone
 from zoo.face.verification import EPSILON, feature_maximum, normalize_features
 from zoo.layers import Classifier
 from zoo.preprocess import check_batch, normalize, resize_center_crop_batch
@@ -44,12 +45,18 @@ def make_describer(
       for each image size.
 
     Raises:
-      ValueError: An option is out of range. `describe` raises it for images or
-        landmarks of the wrong type or shape, and for variables of another network.
+      ValueError: The model is another network, or an option is out of range. `describe`
+        raises it for images or landmarks of the wrong type or shape, and for variables
+        of another network.
 
     Reference:
       Taigman et al., DeepFace, 2014, section 3, "Normalization".
     """
+    if not isinstance(getattr(model, "backbone", None), DeepFaceBackbone):
+        raise ValueError(
+            f"make_describer takes a DeepFace network, got {type(model).__name__}; "
+            "zoo.list_models(task='verification') names them."
+        )
     if align not in ("none", "2d", "3d"):
         raise ValueError(f"align={align!r} must be 'none', '2d' or '3d'.")
     if not epsilon > 0:

@@ -56,6 +56,15 @@ class NetworkConfig:
         for field in dataclasses.fields(self):
             value = _as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        for name in ("dropout", "momentum"):
+            value = getattr(self, name, None)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be 0 to below 1, got {value!r}.")
+        for name in ("width", "widths", "dense"):
+            value = getattr(self, name, None)
+            for count in value if isinstance(value, tuple) else (value,):
+                if count is not None and not (isinstance(count, int) and count > 0):
+                    raise ValueError(f"{name} must be 1 or more, got {value!r}.")
 
     @property
     def dtypes(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from zoo.api import create_with_card
 from zoo.classify import make_classifier
-from zoo.decode import COLORS, decode_image
+from zoo.decode import decode_image, eight_bits
 from zoo.describe import make_describer
 from zoo.detect import make_detector
 from zoo.paths import unknown
@@ -88,16 +88,20 @@ class Predictor:
             return decode_image(
                 path.read_bytes(), str(path), color=color, upright=self.upright
             )
-        array = image if isinstance(image, np.ndarray) else np.asarray(image)
+        if not isinstance(image, Image.Image):
+            image = self._to_pil(np.asarray(image))
+        array = np.asarray(eight_bits(image, color))
+        return array if array.ndim == 3 else array[..., None]
+
+    @staticmethod
+    def _to_pil(array: np.ndarray) -> Image.Image:
         channels = array.shape[2:] in ((), (1,), (2,), (3,), (4,))
         if array.dtype != np.uint8 or array.ndim < 2 or not channels or not array.size:
             raise ValueError(
                 "image must be a path, a Pillow image, or uint8 [h, w] or [h, w, C] of "
                 f"1 to 4 channels, got {array.dtype} {list(array.shape)}."
             )
-        picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-        array = np.asarray(picture.convert(COLORS[color]) if color else picture)
-        return array if array.ndim == 3 else array[..., None]
+        return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
     @overload
     def __call__(self, image: ImageLike) -> Prediction: ...
@@ -187,7 +191,7 @@ def make_predictor(
     else:
         kind = FacePrediction
         predict = _make_describe(model, variables, card)
-    upright = not _is_stored(Path(name_or_run))
+    upright = not _is_stored(Path(source).expanduser())
     return Predictor(model, variables, card, predict, kind, upright=upright)
 
 
@@ -347,8 +351,14 @@ def _resolve(
     return card.model, path
 
 
-def _is_stored(run: Path) -> bool:
-    """Whether a run was configured to ignore EXIF orientation ("stored")."""
+def _is_stored(source: Path) -> bool:
+    """Whether the run of these weights ignored EXIF orientation ("stored").
+
+    Args:
+      source: Folder of a run, of its checkpoints, or of one of them; or other weights.
+    """
+    run = source.parent if source.parent.name == "checkpoints" else source
+    run = run.parent if run.name == "checkpoints" else run
     file = run / "config.json"
     if not file.is_file():
         return False

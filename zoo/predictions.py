@@ -17,6 +17,21 @@ from zoo.figures.pictures import draw_prediction
 _LEAST = 640  # minimum longer side of a picture with boxes, in pixels
 
 
+def unused_path(path: Path, taken: set[Path]) -> Path:
+    """Returns a path that is not taken, by adding "-1", "-2", ... to the name.
+
+    Args:
+      path: The wanted path.
+      taken: Resolved paths that must not be written; the returned one is added.
+    """
+    number, free = 0, path
+    while free.resolve() in taken:
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    taken.add(free.resolve())
+    return free
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """The prediction of a network for one image; the base of the classes below.

@@ -58,7 +58,11 @@ def normalize(images: jax.Array, preprocess: Preprocess) -> jax.Array:
     Returns:
       float32 [..., H, W, channels], `(images / 255 - mean) / std`, with the channels in
       the order that the network takes.
+
+    Raises:
+      ValueError: The images have another number of channels than the network takes.
     """
+    _check_channels(images.shape, preprocess)
     mean = per_channel(jnp.asarray(preprocess.mean, jnp.float32), images)
     std = per_channel(jnp.asarray(preprocess.std, jnp.float32), images)
     images = (images.astype(jnp.float32) / 255 - mean) / std
@@ -306,6 +310,7 @@ def canvas_size(
             f"images of {height} x {width} pixels: at most {MAX_SIDE} a side."
         )
     least = resized_size(height, width, preprocess)
+    canvas = None if canvas is None else tuple(canvas)
     if canvas is None:
         if preprocess.fit == "sides" and isinstance(sizes, jax.core.Tracer):
             least = (preprocess.longest,) * 2
@@ -389,10 +394,10 @@ def check_image(image: np.ndarray | Image.Image, preprocess: Preprocess) -> np.n
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 3:
+    if array.dtype != np.uint8 or array.ndim != 3 or not array.size:
         raise ValueError(
-            f"an image must be uint8 [h, w, channels], got {array.dtype} "
-            f"{list(array.shape)}."
+            "an image must be uint8 [h, w, channels] of one pixel or more, got "
+            f"{array.dtype} {list(array.shape)}."
         )
     _check_channels(array.shape, preprocess)
     return array
@@ -416,6 +421,9 @@ def check_batch(images: jax.Array, preprocess: Preprocess) -> None:
             f"images must be uint8 [B, h, w, channels], got {images.dtype} "
             f"{list(images.shape)}."
         )
+    # Symbolic sizes are not compared.
+    if any(isinstance(side, int) and side == 0 for side in images.shape):
+        raise ValueError(f"there are no images, or no pixels: {list(images.shape)}.")
     _check_channels(images.shape, preprocess)
 
 

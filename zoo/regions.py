@@ -106,8 +106,15 @@ def make_region_detector(
       image is uint8 [h, w, 3], and proposals are float [R, 4], xyxy in its pixels.
 
     Raises:
-      ValueError: An option is out of range.
+      ValueError: The model is no R-CNN, or an option is out of range.
     """
+    if not isinstance(model, RCNN):
+        raise ValueError(
+            f"make_region_detector takes an R-CNN, got {type(model).__name__}, which "
+            "zoo.make_detector takes if it is another detector."
+        )
+    if max_proposals < 1:
+        raise ValueError(f"max_proposals={max_proposals} must be 1 or more.")
     read = make_region_reader(model, preprocess, batch=batch)
     postprocess = replace_postprocess(
         model,

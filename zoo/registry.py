@@ -8,6 +8,7 @@ from typing import Any
 
 from flax.core import FrozenDict
 
+from zoo.checks import check_num_classes
 from zoo.classification import (
     alexnet,
     cifar_resnet,
@@ -120,6 +121,7 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any):
     check_options(name, overrides)
     if num_classes is None:
         num_classes = spec.num_classes
+    check_num_classes(num_classes)
     options = {option: _hashable(value) for option, value in overrides.items()}
     return spec.build(num_classes=num_classes, **options)
 

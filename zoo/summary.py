@@ -74,11 +74,12 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
             )
         return out
 
-    def run(variables, images):
+    def run(images):
+        # While a network is initialized, it runs all blocks of a loop one by one.
         with nn.intercept_methods(record):
-            return model.apply(variables, images)
+            return model.init(jax.random.key(0), images)
 
-    jax.eval_shape(run, variables, images)
+    jax.eval_shape(run, images)
     return layers
 
 

@@ -62,10 +62,20 @@ def freeze_statistics(modules: frozenset[str]) -> AbstractContextManager:
 
     Args:
       modules: Paths of the frozen modules, from `frozen_modules`.
+
+    Raises:
+      ValueError: A frozen module is in a loop (`scan=True`). The network raises it.
     """
 
     def intercept(call, args, kwargs, context):
         module, is_call = context.module, context.method_name == "__call__"
+        if is_call and getattr(module, "scan", False):
+            path = "/".join(module.path)
+            if any(name.startswith(f"{path}/") for name in modules):
+                raise ValueError(
+                    f"scan=True: {path} runs as a loop, in which batch norm cannot be "
+                    "frozen; build the network with scan=False."
+                )
         # Only the modules of a running network have a path.
         is_norm = isinstance(module, BatchNorm | DescriptorLayer) and is_call
         if is_norm and "/".join(module.path) in modules:

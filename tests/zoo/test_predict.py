@@ -58,6 +58,44 @@ def test_arrays_and_pillow_images_are_files_content(digit):
 
 
 @pytest.mark.parametrize(
+    "mode", ["P", "CMYK", "YCbCr", "HSV", "RGBA", "LA", "1", "I;16"]
+)
+def test_a_pillow_image_is_read_as_its_file(mode, tmp_path):
+    colors = np.random.default_rng(0).integers(0, 256, (9, 8, 3)).astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(colors[..., 0].astype(np.uint16) << 8)
+    else:
+        image = Image.fromarray(colors).convert(mode)
+    kind = "jpg" if mode == "CMYK" else "tif" if mode in ("YCbCr", "HSV") else "png"
+    file = tmp_path / f"image.{kind}"
+    stored = image.convert("RGB") if mode == "HSV" else image
+    stored.save(file, **({"compression": None} if kind == "tif" else {}))
+    if kind == "jpg":
+        image = Image.open(file)
+    predict = zoo.make_predictor("cifar_resnet20", weights="cifar10_20epochs")
+    np.testing.assert_array_equal(predict.read(image), predict.read(file))
+
+
+def test_a_pillow_image_without_a_range_is_refused():
+    predict = zoo.make_predictor("lenet5", weights="digits")
+    with pytest.raises(ValueError, match="mode F"):
+        predict(Image.new("F", (9, 9)))
+
+
+def test_the_orientation_is_that_of_the_run_however_it_is_named(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    save_run(run, steps=(1,))
+    (run / "config.json").write_text('{"data": {"orientation": "stored"}}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = zoo.weights.read_card(run).model
+    for first, weights in (
+        *((run, None), ("~/run", None), (run / "checkpoints", None)),
+        *((run / "checkpoints" / "1", None), (name, run), (name, "~/run")),
+    ):
+        assert not zoo.make_predictor(first, weights=weights).upright, (first, weights)
+
+
+@pytest.mark.parametrize(
     ("name", "weights"), [("lenet5", "digits"), ("ssd96_small", "digits_canvas")]
 )
 def test_lists_of_images_give_what_each_gives_alone(name, weights, files, digit):
@@ -171,6 +209,15 @@ def test_the_command_reads_folders_and_patterns(files, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1][:2] for line in said] == ["7 ", "7 "]
     assert {p.name for p in out.iterdir()} == {"turned.png", "turned-1.png"}
+    # The photographs themselves stay, and so does each picture.
+    before = (files / "more" / "turned.png").read_bytes()
+    inside = str(files / "more" / "*")
+    main(["predict", inside, *options, "--out", str(files / "more")])
+    assert (files / "more" / "turned.png").read_bytes() == before
+    assert (files / "more" / "turned-1.png").exists()
+    main(["predict", inside, pattern, *options, "--out", str(out)])
+    assert {p.stem for p in out.iterdir()} == {"turned", "turned-1", "turned-2"}
+    capsys.readouterr()
     (files / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(SystemExit, match="1 of 2 images could not be read"):
         main(["predict", str(files / "broken.png"), pattern, *options, "--json"])

@@ -68,3 +68,34 @@ def test_freezing_is_refused():
     )
     with pytest.raises(ValueError, match="scan=True blocks run as one loop"):
         prepare_experiment(config, (source, source))
+
+
+def test_a_loop_is_described_as_its_blocks_are():
+    for name in ("cifar_resnet20", "resnet18"):
+        assert (
+            zoo.describe(name, scan=True).splitlines()[-1]
+            == (zoo.describe(name).splitlines()[-1])
+        )
+    model, variables = zoo.create("cifar_resnet20", scan=True, width=4)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    found = zoo.features(model, variables, images, ["stage2/block1", "stage3"])
+    assert {k: v.shape for k, v in found.items()} == {
+        "stage2/block1": (1, 16, 16, 8),
+        "stage3": (1, 8, 8, 16),
+    }
+    with pytest.raises(ValueError, match="unknown endpoint 'stage2/block2'"):
+        zoo.features(model, variables, images, ["stage2/block2"])
+
+
+def test_statistics_in_a_loop_are_not_frozen_silently():
+    model, variables = zoo.create("cifar_resnet20", scan=True, width=4)
+    images = np.zeros((2, 32, 32, 3), np.float32)
+
+    def apply(*frozen):
+        modules = zoo.transfer.frozen_modules(variables["params"], frozen)
+        with zoo.transfer.freeze_statistics(modules):
+            model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    apply("backbone/stem/**")
+    with pytest.raises(ValueError, match="backbone/stage1 runs as a loop"):
+        apply("backbone/**")

@@ -22,6 +22,16 @@ def test_each_door_names_the_models_that_it_takes():
         zoo.make_classifier(detector, detector.preprocess)
     with pytest.raises(ValueError, match=r"which zoo\.make_segmenter takes"):
         zoo.make_classifier(zoo.build("unet_small"), LENET)
+    with pytest.raises(ValueError, match=r"which zoo\.make_region_detector takes"):
+        zoo.make_classifier(zoo.build("rcnn_alexnet"), LENET)
+    with pytest.raises(ValueError, match=r"got one of num_classes=0"):
+        zoo.make_classifier(zoo.build("lenet5_modern", num_classes=0), LENET)
+    with pytest.raises(ValueError, match="takes a DeepFace network, got Classifier"):
+        zoo.make_describer(zoo.build("lenet5_modern"), LENET)
+    with pytest.raises(ValueError, match="takes an R-CNN, got SSD"):
+        zoo.make_region_detector(detector)
+    with pytest.raises(ValueError, match="max_proposals=0"):
+        zoo.make_region_detector(zoo.build("rcnn_alexnet"), max_proposals=0)
     for name in ("ssd96_small", "lenet5_modern"):
         with pytest.raises(ValueError, match="takes a segmentation network, got"):
             zoo.make_segmenter(zoo.build(name))
@@ -71,3 +81,48 @@ def test_a_seed_is_no_key_and_true_no_weights():
     for weights in (True, 3, ["imagenet"], {"params": {}}):
         with pytest.raises(ValueError, match="weights must be a registered name, a pa"):
             zoo.create("lenet5_modern", weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zfnet64_small", {"dropout": 1.0}, "dropout must be 0 to below 1, got 1.0"),
+        ("cifar_resnet20", {"momentum": -3.0}, "momentum must be 0 to below 1"),
+        ("cifar_resnet20", {"width": -16}, "width must be 1 or more, got -16"),
+        ("vgg11", {"dense": 0}, "dense must be 1 or more"),
+        ("alexnet", {"widths": (8, 8)}, r"widths=\(8, 8\) must be 5 numbers"),
+        ("vgg16", {"widths": (8,) * 7}, "must be 5 numbers"),
+        ("msra_a", {"widths": (8,) * 5}, "must be 4 numbers"),
+        ("fast_rcnn_vgg16", {"widths": (8,)}, "must be 5 numbers"),
+        ("lenet5", {"num_classes": "7"}, "num_classes must be an integer.* got '7'"),
+        ("lenet5", {"num_classes": 2.5}, "num_classes must be an integer"),
+        ("lenet5", {"num_classes": -1}, "num_classes must be .* 0 .no head. or more"),
+    ],
+)
+def test_options_out_of_range_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.create(name, **options)
+
+
+def test_classes_are_checked_before_weights_are_read(caplog):
+    with pytest.raises(ValueError, match="num_classes"):
+        zoo.create("lenet5_modern", weights="digits", num_classes=-1)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28, 1), (1, 0, 28, 1), (1, 28, 0, 1)])
+def test_images_without_pixels_are_said(lenet, shape):
+    model, variables = lenet
+    classify = zoo.make_classifier(model, LENET)
+    for images in (np.zeros(shape, np.uint8), jax.numpy.zeros(shape, np.uint8)):
+        with pytest.raises(ValueError, match="no images, or no pixels"):
+            classify(variables, images)
+    if shape[0]:
+        with pytest.raises(ValueError, match="of one pixel or more"):
+            classify(variables, [np.zeros(shape[1:], np.uint8)])
+
+
+def test_channels_are_not_broadcast():
+    preprocess = zoo.get_spec("resnet18").preprocess
+    with pytest.raises(ValueError, match=r"1 channel\(s\), and the network takes 3"):
+        zoo.normalize(np.zeros((2, 8, 8, 1), np.uint8), preprocess)

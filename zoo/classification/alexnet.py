@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from zoo.checks import check_images
+from zoo.checks import check_images, check_widths
 from zoo.classification.imagenet import CAFFE_MEAN, IMAGENET, torchvision_weights
 from zoo.layers import (
     Classifier,
@@ -236,6 +236,7 @@ def alexnet(*, variant: str, num_classes: int = 1000, **options: Any) -> Classif
     config = dataclasses.replace(
         config, widths=config.widths or facts.widths, init=config.init or facts.init
     )
+    check_widths(config.widths, len(facts.widths))
     kernel_init = initializer(config.init)
     head = make_head(num_classes, layer="fc8", kernel_init=kernel_init, **config.dtypes)
     return Classifier(AlexNetBackbone(variant, facts, config), head)

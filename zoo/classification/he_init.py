@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.checks import check_images
+from zoo.checks import check_images, check_widths
 from zoo.classification.imagenet import CAFFE_MEAN
 from zoo.layers import (
     Classifier,
@@ -227,6 +227,7 @@ def he_init(*, variant: str, num_classes: int = 1000, **options: Any) -> Classif
       ValueError: An option is out of range.
     """
     layout, config = LAYOUTS[_NETWORKS[variant].layout], HeInitConfig(**options)
+    check_widths(config.widths or layout.widths, len(layout.widths))
     layout = layout._replace(
         widths=config.widths or layout.widths, depths=config.depths or layout.depths
     )

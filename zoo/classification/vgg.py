@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from zoo.checks import check_images
+from zoo.checks import check_images, check_widths
 from zoo.classification.imagenet import CAFFE_MEAN, IMAGENET, torchvision_weights
 from zoo.layers import (
     BatchNorm,
@@ -129,6 +129,7 @@ def vgg(*, variant: str, num_classes: int = 1000, **options: Any) -> Classifier:
       ValueError: An option is out of range.
     """
     row, config = _NETWORKS[variant], VGGConfig(**options)
+    check_widths(config.widths, len(WIDTHS))
     own = ("gaussian_0.1", "gaussian_0.1")
     if row.norm == "batch":
         own = ("he_fan_out", "gaussian_0.01")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.checks import check_detector_classes, check_images
+from zoo.checks import check_detector_classes, check_images, check_widths
 from zoo.classification.vgg import CONFIGS, DENSE, WIDTHS
 from zoo.detection.roi_heads import DenseHead, Predictor, RoIHeadConfig, predictor_rules
 from zoo.detection.two_stage import TwoStage
@@ -134,6 +134,7 @@ def fast_rcnn(*, num_classes: int, **options: Any) -> TwoStage:
     """
     name, config = "fast_rcnn_vgg16", FastRCNNConfig(**options)
     check_detector_classes(name, num_classes)
+    check_widths(config.widths, len(WIDTHS))
     return TwoStage(
         backbone=VGGTrunk(name, config),
         neck=None,

@@ -39,10 +39,11 @@ def update(
     Args:
       state: Sums so far.
       logits: float32 [B, K].
-      labels: int32 [B], 0 to K - 1.
+      labels: int32 [B], 0 to K - 1; examples with another label are not counted.
       losses: float32 [B].
       valid: bool [B]; False for padding, which is not counted.
     """
+    valid = valid & (labels >= 0) & (labels < logits.shape[-1])
     predicted = logits.argmax(-1)
     # Equal logits are sorted by class, as in argmax, so that a network with constant
     # outputs has no more hits than chance.

@@ -70,7 +70,8 @@ def update(
         losses = jnp.zeros(mask.shape[:1], jnp.float32)
     classes = len(state.low)
     predicted, mask = predicted.astype(jnp.int32), mask.astype(jnp.int32)
-    counts = valid.reshape(-1, 1, 1) & (mask != ignore) & (mask < classes)
+    counts = valid.reshape(-1, 1, 1) & (mask != ignore)
+    counts &= (mask >= 0) & (mask < classes)
     # Ignored pixels are counted in an additional cell, which is dropped.
     cells = jnp.where(counts, mask * classes + predicted, classes**2)
     found = jnp.bincount(cells.reshape(-1), length=classes**2 + 1)[:-1]

@@ -130,10 +130,11 @@ def parse_augment(text: str) -> Augment:
         "affine:15:0.1:0" stands for 15 degrees, shift 0.1 and scale 0.
 
     Returns:
-      A function of a key and an image.
+      A function of a key and an image, which raises ValueError for options that are out
+      of range.
 
     Raises:
-      ValueError: The name is unknown, or an option is invalid.
+      ValueError: The name is unknown, or an option is no number or too much.
     """
     return parse_call("augmentation", text, AUGMENTS)
 

@@ -77,8 +77,9 @@ def nms(
     if valid is not None:
         usable &= valid
     count = usable.sum(dtype=jnp.int32)
-    # Padding is sorted to the end.
-    order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
+    # Padding is sorted to the end, behind scores of -inf.
+    finite = jnp.maximum(scores, jnp.finfo(scores.dtype).min)
+    order = jnp.argsort(jnp.where(usable, -finite, jnp.inf), stable=True)
     padding = -len(boxes) % BLOCK if len(boxes) else BLOCK
     # Boxes, classes and indices in blocks [blocks, BLOCK, ...].
     boxes = _block(jnp.asarray(boxes)[order], padding)

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.paths import flatten
 from zoo.registry import get_spec, list_options
-from zoo.spec import Card
+from zoo.spec import Card, plain_options
 from zoo.verify.certificate import Certificate, Check
 from zoo.verify.deterministic import make_images
 from zoo.verify.parity import (
@@ -211,7 +211,7 @@ def _verify_weights(
 
 def _find_obstacle(name: str, card: Card) -> str:
     """Returns the reason why torchvision cannot compute the network; else ""."""
-    usual = list_options(name)
+    usual = plain_options(list_options(name))
     changed = {
         option: value
         for option, value in card.overrides.items()

@@ -31,7 +31,7 @@ from zoo.weights.trained import find_trained, list_trained
 # Options of the computation and of the training, which do not change the parameters.
 FREE_OPTIONS = (
     *("dtype", "param_dtype", "remat", "init", "momentum", "dropout"),
-    *("fully_convolutional", "output_stride"),
+    *("fully_convolutional", "output_stride", "scan", "bias"),
 )
 
 
@@ -257,12 +257,9 @@ def _check_card(
             f"{path}: its card has {card.num_classes} classes, and its largest array "
             f"{largest} values."
         )
-    made_with = {
-        **list_options(name),
-        **card.overrides,
-        "num_classes": card.num_classes,
-    }
-    for option, value in overrides.items():
+    made_with = plain_options({**list_options(name), **card.overrides})
+    made_with["num_classes"] = card.num_classes
+    for option, value in plain_options(overrides).items():
         known = made_with[option]
         if option not in FREE_OPTIONS and value not in (None, known):
             raise ValueError(

@@ -172,7 +172,8 @@ def move_from_torch(
             del given[key]
     renamed = _rename_aliases(given, rules)
 
-    if "num_classes" not in overrides:
+    if overrides.get("num_classes") is None:
+        overrides.pop("num_classes", None)
         outputs = {rule.key: given.get(f"{rule.key}.weight") for rule in rules}
         number = _read_classes(rules, {k: np.shape(v)[:1] for k, v in outputs.items()})
         if number not in (None, spec.num_classes):
@@ -253,8 +254,9 @@ def build_for(
     """
     if model is None:
         model = build(name, **overrides)
-    if "num_classes" in overrides:
+    if overrides.get("num_classes") is not None:
         return model
+    overrides.pop("num_classes", None)
     number = count_classes(name, model, variables)
     if number in (None, get_spec(name).num_classes):
         return model

@@ -137,3 +137,11 @@ def test_confidence_interval_refuses_nonsense():
     for correct, count in ((3, 2), (-1, 2), (0, -1)):
         with pytest.raises(ValueError, match=f"correct={correct} and count={count}"):
             metrics.confidence_interval(correct, count)
+
+
+def test_labels_that_are_no_classes_are_not_counted():
+    logits = jnp.eye(3)
+    labels, losses = jnp.array([0, -1, 7]), jnp.array([1.0, 2.0, 4.0])
+    state = metrics.update(metrics.empty(3), logits, labels, losses, labels > -2)
+    found = metrics.compute(state)
+    assert (found["count"], found["accuracy"], found["loss"]) == (1, 1, 1)

@@ -169,3 +169,9 @@ def test_boundary_f1_at_its_ends():
     mask[:, 200:] = 1
     assert boundary_f1(np.roll(mask, 4, axis=1)[:, 10:-10], mask[:, 10:-10]) == 1
     assert boundary_f1(np.roll(mask, 5, axis=1)[:, 10:-10], mask[:, 10:-10]) == 0
+
+
+def test_values_that_are_no_classes_are_not_counted():
+    mask = np.array([[[-1, 1, 7]]])
+    state = update(empty(3), np.array([[[2, 1, 0]]]), mask)
+    np.testing.assert_array_equal(confusion_matrix(state), np.diag([0, 1, 0]))

@@ -109,6 +109,12 @@ def test_nothing_valid_and_no_boxes():
     assert not few(boxes, scores, valid=nothing).valid.any()
     scores[:] = np.nan
     assert not few(boxes, scores).valid.any()
+    found = few(
+        np.eye(2, 4, dtype=np.float32),
+        np.array([0.5, -np.inf], np.float32),
+        valid=np.array([False, True]),
+    )
+    assert chosen(found) == [1]
     found = few(jnp.zeros((0, 4)), jnp.zeros(0))
     assert found.valid.tolist() == [False] * 4
 

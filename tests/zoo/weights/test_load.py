@@ -176,7 +176,7 @@ def test_options_may_not_contradict_the_card(ours, tmp_path):
     path = tmp_path / "a.safetensors"
     preprocess = zoo.get_spec("cifar_resnet20").preprocess
     save_safetensors(path, variables, Card("cifar_resnet20", 10, {}, preprocess))
-    assert load("cifar_resnet20", path, shortcut="A")
+    assert load("cifar_resnet20", path, shortcut="A", scan=True)
     with pytest.raises(
         ValueError, match="shortcut='A', which contradicts shortcut='B'"
     ):
@@ -227,3 +227,22 @@ def test_arrays_are_not_held_twice_on_their_way(monkeypatch, variables):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(created))
     assert_same(created, variables)
     assert_same(to_torch(NAME, created), kept)
+
+
+def test_options_with_which_a_file_was_made_are_taken_again(tmp_path):
+    options = {"widths": (4, 4, 4, 4, 4), "dense": 8}
+    _, variables, card = zoo.create_with_card("zfnet64_small", **options)
+    path = tmp_path / "small.safetensors"
+    save_safetensors(path, variables, card)
+    assert load("zfnet64_small", path, **options).card.overrides["dense"] == 8
+    with pytest.raises(ValueError, match=r"made with widths=\[4, 4, .*, which contrad"):
+        load("zfnet64_small", path, widths=(4, 4, 4, 4, 8))
+
+
+def test_classes_that_are_none_follow_from_the_file(tmp_path):
+    _, variables = zoo.create("lenet5_modern", num_classes=7)
+    state = zoo.weights.to_torch("lenet5_modern", variables, num_classes=None)
+    path = tmp_path / "torch.safetensors"
+    safetensors.numpy.save_file(state, path)
+    loaded = load("lenet5_modern", path, num_classes=None)
+    assert loaded.card.num_classes == 7
