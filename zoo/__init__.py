@@ -11,7 +11,7 @@ from zoo import cpu, explain, protocols, transfer, weights
 from zoo.api import create, create_with_card
 from zoo.classify import Classification, make_classifier
 from zoo.compilation_cache import use_compilation_cache
-from zoo.describe import make_describer
+from zoo.descriptors import make_describer
 from zoo.detect import make_detector
 from zoo.detection.types import Detections
 from zoo.export import export

@@ -68,7 +68,8 @@ def match_paths(paths: Sequence[str], patterns: str | Sequence[str]) -> set[str]
     patterns = [patterns] if isinstance(patterns, str) else patterns
     selected = set()
     for pattern in patterns:
-        matched = {p for p in paths if compile_pattern(pattern).fullmatch(p)}
+        matches = compile_pattern(pattern).fullmatch
+        matched = {path for path in paths if matches(path)}
         if not matched:
             parents = {"/".join(p.split("/")[:i]) for p in paths for i in (1, 2, 3)}
             known = sorted({*paths, *parents})

@@ -16,7 +16,7 @@ from PIL import Image
 from zoo.api import create_with_card
 from zoo.classify import make_classifier
 from zoo.decode import decode_image, eight_bits
-from zoo.describe import make_describer
+from zoo.descriptors import make_describer
 from zoo.detect import make_detector
 from zoo.paths import unknown
 from zoo.predictions import (

@@ -166,12 +166,12 @@ def replace_head(
       ValueError: The model has no head, a class number is out of range, or `shared`
         changes the numbers of classes in a head with fixed codes.
     """
-    if not model.heads():
+    before = model.heads()
+    if not before:
         raise ValueError("replace_head: the model has no head; create it with one.")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
     shared = shared or {}
-    before = model.heads()
     old = next(iter(before.values())).num_classes
     for new_class, old_class in shared.items():
         if not (0 <= new_class < num_classes and 0 <= old_class < old):
@@ -181,7 +181,7 @@ def replace_head(
             )
     heads = {
         name: head.clone(num_classes=num_classes, parent=None, name=None)
-        for name, head in model.heads().items()
+        for name, head in before.items()
     }
     params = dict(variables["params"])
     for i, (name, head) in enumerate(heads.items()):

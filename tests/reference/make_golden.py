@@ -168,7 +168,7 @@ def main(names):
         for name in zoo.list_models(task=task)
     ]
     for name in names or known:
-        if name in RESTATED or torchvision_live.has_counterpart(name):
+        if name in RESTATED or zoo.get_spec(name).torchvision:
             make_golden(name)
         else:
             print(f"{name:<20} has no reference")

@@ -38,7 +38,7 @@ FLOORS = {
     "zoo/figures": 0,
     "zoo/predict": 6.5,
     "zoo/predictions": 0.5,
-    "zoo/describe": 4,
+    "zoo/descriptors": 4,
     "zoo/detect": 5,
     "zoo/segment": 4,
     "zoo/protocols": 5,

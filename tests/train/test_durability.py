@@ -104,7 +104,7 @@ def test_weights_of_a_damaged_step_are_refused(run):
 def test_damaged_metrics_of_a_step_do_not_stop_a_run(run, content, caplog):
     (run / "checkpoints" / "6" / "metrics" / "metrics").write_bytes(content)
     zoo.create("lenet5_modern", weights=run)
-    assert "step 6 has no part in the choice" in caplog.text
+    assert "step 6 is ignored in the choice" in caplog.text
     assert resume_run(run).finished
     assert "checkpoint 6 is damaged; it is kept as" in caplog.text
     assert (run / "checkpoints" / "damaged-6" / "state").is_dir()

@@ -304,8 +304,8 @@ SPECS = (
             "one",
         ),
         deviations=(
-            "the paper prints 224 pixels, with which 55 x 55 outputs of conv1 cannot "
-            "be had without padding: 227, as in its code",
+            "the paper prints 224 pixels, at which conv1 without padding does not give "
+            "its 55 x 55 outputs: 227, as in its code",
             "mean color instead of mean image is subtracted from the input",
             "dropout scales what it keeps in training, and not all outputs in testing",
         ),

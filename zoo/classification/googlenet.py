@@ -28,7 +28,7 @@ from zoo.layers import (
     make_head,
 )
 from zoo.ops.normalization import local_response_norm
-from zoo.ops.pooling import adaptive_avg_pool, avg_pool, global_average_pool, max_pool
+from zoo.ops.pooling import adaptive_avg_pool, global_average_pool, max_pool
 from zoo.spec import ModelSpec, Preprocess, TorchRule
 
 Array = jax.Array
@@ -253,7 +253,10 @@ class AuxiliaryHead(LinearHead):
             kernel_init=self.kernel_init,
             **self.dtypes,
         )
-        x = adaptive_avg_pool(x, 4) if self.batch_norm else avg_pool(x, 5, 3)
+        if self.batch_norm:
+            x = adaptive_avg_pool(x, 4)
+        else:
+            x = nn.avg_pool(x, (5, 5), (3, 3))
         x = unit(x, 128, 1, name="conv", train=train)
         fc1 = Dense(
             1024,

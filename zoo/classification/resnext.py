@@ -58,7 +58,7 @@ SPECS = (
     ),
     _spec(
         "resnext101_32x8d",
-        "the paper has groups of 4 channels, or 64 groups; of 8 are the public weights",
+        "the paper has groups of 4 channels, or 64 groups; the public weights of 8",
         blocks=(3, 4, 23, 3),
         options={"groups": 32, "width_per_group": 8},
         paper=PAPER_RESNEXT,

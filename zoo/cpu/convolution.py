@@ -57,8 +57,8 @@ def convolve_by_xla(x: Array, kernel: Array, window: Window) -> Array:
     """Calls XLA's convolution, whose gradients are in the layout that is fast.
 
     This is NHWC, HWIO, NHWC. XLA transposes the operands of others to it, but not in
-    loops, where the gradients took twice the time. So the tangents are written in the
-    layouts whose transposes, the gradients, have it.
+    loops, where the gradients took twice the time. The tangents are therefore computed
+    in layouts whose transposes, the gradients, are NHWC and HWIO.
     """
     return call_xla(x, kernel, window)
 

@@ -154,13 +154,10 @@ def _pixel_losses(
     mask = mask.astype(jnp.int32)
     valid, known = mask != ignore, (mask >= 0) & (mask < logits.shape[-1])
     # Not a gather, whose gradient is a scatter: XLA fuses this with its neighbors.
-    true_logits = jnp.where(_one_hot(mask, logits.shape[-1]), logits, 0).sum(-1)
+    is_true = jax.nn.one_hot(mask, logits.shape[-1], dtype=bool)
+    true_logits = jnp.where(is_true, logits, 0).sum(-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - true_logits
     return jnp.where(valid, jnp.where(known, losses, jnp.nan), 0), valid
-
-
-def _one_hot(mask: jax.Array, num_classes: int) -> jax.Array:
-    return jax.nn.one_hot(mask, num_classes, dtype=bool)
 
 
 def median_frequency_weights(

@@ -144,46 +144,6 @@ def window_taps(x: Array, window: int, stride: int, pads: Pads, fill: float):
             yield x[:, i : i + spans[0] : stride, j : j + spans[1] : stride]
 
 
-def avg_pool(
-    x: Array,
-    window: int,
-    stride: int,
-    padding: int = 0,
-    *,
-    ceil: bool = False,
-    count_padding: bool = True,
-) -> Array:
-    """Computes the mean of each window.
-
-    Args:
-      x: [B, H, W, C], floating.
-      window: Height and width of a window.
-      stride: Distance between windows.
-      padding: Number of zeros on each of the four sides.
-      ceil: See `max_pool`.
-      count_padding: Whether the mean includes the zeros of the padding, as in Caffe and
-        PyTorch. Pixels beyond the padding, in windows added by `ceil`, are never
-        included.
-
-    Returns:
-      [B, H', W', C].
-
-    Raises:
-      ValueError: The window is larger than the padded image, or fits into the padding.
-    """
-    pads = pool_padding(x, window, stride, padding, ceil)
-    shape, strides = (1, window, window, 1), (1, stride, stride, 1)
-    zero = np.zeros((), x.dtype)
-    total = lax.reduce_window(x, zero, lax.add, shape, strides, pads)
-    counted = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-    if count_padding:
-        sides = (padding, padding)
-        counted = jnp.pad(counted, ((0, 0), sides, sides, (0, 0)), constant_values=1)
-        pads = [(low - padding, high - padding) for low, high in pads[1:3]]
-        pads = [(0, 0), *pads, (0, 0)]
-    return total / lax.reduce_window(counted, zero, lax.add, shape, strides, pads)
-
-
 def global_average_pool(x: Array) -> Array:
     """Averages over height and width.
 
@@ -198,25 +158,11 @@ def global_average_pool(x: Array) -> Array:
     )
 
 
-def adaptive_max_pool(x: Array, size: int) -> Array:
-    """Computes the maximum of each of `size` x `size` bins that cover the image.
+def adaptive_avg_pool(x: Array, size: int) -> Array:
+    """Computes the mean of each of `size` x `size` bins that cover the image.
 
     Bin i of n starts at row `floor(i * H / n)` and ends before `ceil((i + 1) * H / n)`,
     as in PyTorch: if H is not a multiple of n, neighbors share a row.
-
-    Args:
-      x: [B, H, W, C], floating.
-      size: Number of bins in each direction.
-
-    Returns:
-      [B, size, size, C].
-    """
-    bins = spatial_pyramid_pool(x, (size,))
-    return bins.reshape(x.shape[0], size, size, x.shape[3])
-
-
-def adaptive_avg_pool(x: Array, size: int) -> Array:
-    """Computes the mean of each of `size` x `size` bins, see `adaptive_max_pool`.
 
     Args:
       x: [B, H, W, C], floating.
@@ -251,7 +197,7 @@ def spatial_pyramid_pool(
 
     Returns:
       [B, bins, C], or with `window` [B, H', W', bins, C]; grid by grid, and row by row
-      within a grid. The bins are those of `adaptive_max_pool`.
+      within a grid. The bins are those of `adaptive_avg_pool`.
 
     Raises:
       ValueError: The window is larger than the image.

@@ -65,11 +65,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _AUX = {"googlenet": "aux_logits", "fcn": "aux_loss"}
 
 
-def has_counterpart(name: str) -> bool:
-    """Whether torchvision has a network with the same weights."""
-    return get_spec(name).torchvision is not None
-
-
 def build_torchvision(
     name: str, *, num_classes: int | None = None, aux: bool = False
 ) -> Any:
@@ -193,7 +188,7 @@ def run_torchvision(
     """Computes every endpoint in float32 with torchvision's network.
 
     Args:
-      name: Name of our model, which `has_counterpart`.
+      name: Name of our model, whose spec names a network of torchvision.
       state_dict: Weights by torchvision's names.
       images: [B, H, W, C].
       num_classes: Number of classes; None for torchvision's.

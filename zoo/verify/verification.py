@@ -25,7 +25,6 @@ from zoo.verify.parity import (
 )
 from zoo.verify.summaries import Summaries, load_summaries, measure
 from zoo.verify.torchvision_live import (
-    has_counterpart,
     run_torchvision,
     torchvision_version,
 )
@@ -217,7 +216,7 @@ def _find_obstacle(name: str, card: Card) -> str:
         for option, value in card.overrides.items()
         if option not in FREE_OPTIONS and value != usual[option]
     }
-    if not has_counterpart(name):
+    if get_spec(name).torchvision is None:
         return f"torchvision has no {name}"
     if changed or not card.num_classes:
         return f"torchvision has no {name} with {card.num_classes} classes, {changed}"

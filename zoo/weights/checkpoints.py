@@ -127,10 +127,10 @@ def _choose(root: Path, steps: list[int]) -> int:
             check_checksums(file.parent)
             found[step] = primary_metric(_read_json(file))
             if not isinstance(found[step], int | float | None):
-                raise ValueError(f"{file} is not whole: {found[step]!r} is no number.")
+                raise ValueError(f"{file} is damaged: {found[step]!r} is no number.")
         except ValueError as error:
             found.pop(step, None)
-            logger.warning("step %d has no part in the choice: %s", step, error)
+            logger.warning("step %d is ignored in the choice: %s", step, error)
     known = [step for step in steps if found.get(step) is not None]
     return max(known, key=lambda step: (found[step], step)) if known else steps[-1]
 
@@ -139,9 +139,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not whole: {error}.") from error
+        raise ValueError(f"{file} is damaged: {error}.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is not whole: it holds {str(found)[:60]}.")
+        raise ValueError(f"{file} is damaged: it holds {str(found)[:60]}.")
     return found
 
 

@@ -69,7 +69,7 @@ def read_darknet(
     needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     if rest != needed:
         classes = overrides.get("num_classes") or get_spec(name).num_classes
-        what = "is cut off or of another network" if rest < needed else "goes on"
+        what = "is cut off or of another network" if rest < needed else "is too long"
         raise ValueError(
             f"{path} {what}: behind its header of {header.size} bytes there are "
             f"{rest:,} bytes, and {name} with {classes} classes has {needed // 4:,} "

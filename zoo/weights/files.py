@@ -163,7 +163,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
     # The library raises errors of many types, and others for dtypes that numpy lacks.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} is no whole safetensors file: {reason}.") from error
+        raise ValueError(
+            f"{path} is damaged or incomplete as a safetensors file: {reason}."
+        ) from error
     if not arrays:
         raise ValueError(f"{path} holds no arrays.")
     expected = metadata.get(_SUM_KEY)
@@ -265,7 +267,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
                 f"run code ({named[1]})."
             ) from error
         reason = reason.splitlines()[0][:200] if reason else type(error).__name__
-        raise ValueError(f"{path} is no whole PyTorch file: {reason}") from error
+        raise ValueError(
+            f"{path} is damaged or incomplete as a PyTorch file: {reason}"
+        ) from error
     try:
         content = _unwrap(content, path)
         return {key: to_numpy(value, key) for key, value in content.items()}

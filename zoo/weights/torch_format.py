@@ -69,7 +69,8 @@ class _Leaf:
         if self.is_kernel and self.rule.flatten:
             array = array.reshape(-1, *self.rule.flatten)  # out, C, H, W
         if self.is_kernel:
-            array = _inputs_then_outputs(array)
+            # [out, in, H, W] -> [H, W, in, out], or [out, in] -> [in, out]
+            array = np.moveaxis(array, (0, 1), (-1, -2))
         # A copy, so that the result does not share memory with the caller's tensors.
         return copy_in_c_order(array).reshape(self.shape)
 
@@ -79,21 +80,10 @@ class _Leaf:
             channels, *window = self.rule.flatten
             array = array.reshape(*window, channels, -1)
         if self.is_kernel:
-            array = _outputs_then_inputs(array)
+            array = np.moveaxis(array, (-1, -2), (0, 1))
         if self.is_kernel and self.rule.transposed:
             array = array.swapaxes(0, 1)
         return copy_in_c_order(array).reshape(self.torch_shape)
-
-
-def _inputs_then_outputs(array: np.ndarray) -> np.ndarray:
-    """[out, in, H, W] or [out, in] -> [H, W, in, out] or [in, out]."""
-    return array.transpose(*range(2, array.ndim), 1, 0)
-
-
-def _outputs_then_inputs(array: np.ndarray) -> np.ndarray:
-    """[H, W, in, out] or [in, out] -> [out, in, H, W] or [out, in]."""
-    last = array.ndim - 1
-    return array.transpose(last, last - 1, *range(last - 1))
 
 
 def copy_in_c_order(array: np.ndarray) -> np.ndarray:
@@ -333,7 +323,7 @@ def _remove_prefix(
             f" (names that begin with {best!r} would fit without, but {len(others)} of "
             f"{len(given)} begin otherwise, such as {others[0]!r})"
         )
-    logger.warning("%s: the prefix %r of all names is taken off.", name, best)
+    logger.warning("%s: removed the prefix %r from all names.", name, best)
     for key in [*given]:
         given[key.removeprefix(best)] = given.pop(key)
     return ""

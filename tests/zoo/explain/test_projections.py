@@ -19,7 +19,7 @@ from zoo.classification.he_init import PReLU
 from zoo.explain.projections import count_rectifiers
 from zoo.layers import BatchNorm, Classifier, Conv, FullyConnected, LinearHead
 from zoo.ops.normalization import local_response_norm
-from zoo.ops.pooling import avg_pool, max_pool
+from zoo.ops.pooling import max_pool
 from zoo.ops.resize import resize
 from zoo.ops.unpooling import max_pool_with_indices, max_unpool
 from zoo.segmentation.segmenter import ConvTransposed
@@ -121,7 +121,9 @@ class Mixed(nn.Module):
         )
         y = Conv(4, 3, padding=2, dilation=2, name="dilated")(x)
         x = nn.relu(x + norm(name="bn2")(y, train=train))
-        x = jnp.concatenate([x, avg_pool(x, 3, 1, 1)], axis=-1)
+        x = jnp.concatenate(
+            [x, nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)))], axis=-1
+        )
         x = nn.leaky_relu(Conv(4, 2, stride=2, name="down")(x), 0.1)
         x = PReLU(name="prelu")(ConvTransposed(3, 4, 2, offset=1, name="up")(x))
         x = nn.relu6(Conv(3, 1, name="last")(resize(x, (5, 5), antialias=False)))

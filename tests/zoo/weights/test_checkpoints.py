@@ -189,7 +189,7 @@ def test_a_damaged_card_or_metric_without_checksums_is_named(tmp_path, caplog):
     file = tmp_path / "checkpoints/2/metrics/metrics"
     file.write_text('{"accuracy": "high"}')
     assert read_checkpoint(tmp_path)[2] == 1
-    assert f"{file} is not whole: 'high' is no number" in caplog.text
+    assert f"{file} is damaged: 'high' is no number" in caplog.text
     file = tmp_path / "checkpoints/1/card/metadata"
     content = json.loads(file.read_bytes())
     file.write_text(json.dumps({**content, "num_classes": "many"}))
