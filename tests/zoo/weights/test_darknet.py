@@ -119,7 +119,7 @@ def test_damaged_files(tmp_path):
     for content, words in (
         (whole[:-4], rf"net.weights is cut off.*{numbers * 4 - 4:,} bytes, and"),
         (whole[:-1], rf"is cut off.*{numbers:,} numbers in {numbers * 4:,} bytes"),
-        (whole + b"\0\0\0\0", r"net.weights goes on"),
+        (whole + b"\0\0\0\0", r"net.weights is too long"),
         (whole + b"\0", says.format(f"{numbers * 4 + 1:,}")),
         (whole[:15], r"net.weights is no weights file of Darknet: 15 bytes"),
         (HEADERS["0.2"][0][:18], r"is no weights file of Darknet: 18 bytes"),
