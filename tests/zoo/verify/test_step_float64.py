@@ -18,11 +18,13 @@ import make_golden  # noqa: E402
 TOLERANCE = 1e-9
 # Small networks, and images of a few pixels where the network takes any.
 SMALL = {"lenet5_modern": None, "cifar_resnet20": (9, 9), "unet_small": (37, 40)}
-# The step of 1,001 layers takes half an hour, and has the code of 164 layers.
-DEEPEST = "cifar_resnet1001_v2"
+# A quarter of an hour and more each, and the code is that of fewer layers.
+DEEPEST = ("cifar_resnet1001_v2", "resnext101_32x8d")
 # Seconds to minutes each, at the size of the golden file.
-LARGE = [n for n in make_golden.RESTATED if n not in SMALL and n != DEEPEST]
-TORCHVISION = [n for n in zoo.list_models() if zoo.get_spec(n).torchvision]
+LARGE = [n for n in make_golden.RESTATED if n not in (*SMALL, *DEEPEST)]
+TORCHVISION = [
+    n for n in zoo.list_models() if zoo.get_spec(n).torchvision and n not in DEEPEST
+]
 
 
 def measure(found, expected, section):
