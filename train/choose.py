@@ -25,8 +25,8 @@ from train.data.inspect import SMALLEST_BOX, Findings, inspect
 from train.experiment import fit_preprocess
 from train.splits import open_splits
 from zoo.cpu import jit_inference
+from zoo.initialization import abstract_variables
 from zoo.spec import Weights
-from zoo.summary import abstract_variables
 
 Parse = Callable[[TrainConfig], TrainConfig]
 

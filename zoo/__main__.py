@@ -112,7 +112,7 @@ def predict(
     out: Path | None = None,
     json: bool = False,
     top: int = 5,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
 ) -> None:
     """Predicts the classes, objects, masks or face descriptors of images.
 
@@ -123,7 +123,8 @@ def predict(
       out: Folder for pictures of the predictions; none are written if not given.
       json: Print one line of JSON for each image.
       top: Number of classes that a classifier names.
-      score_threshold: Score below which boxes are left out, 0 to 1.
+      score_threshold: Score below which boxes are left out, 0 to 1; 0.3 or the
+        network's own, whichever is higher, if not given.
     """
     if not images:
         raise ValueError("name at least one image, folder or pattern.")

@@ -27,6 +27,17 @@ def init_variables(model: nn.Module, key: Array, shape: tuple[int, ...]) -> dict
     return model.lazy_init(key, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
+def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+    """Returns the variables' shapes and dtypes, without allocating them.
+
+    Args:
+      model: A network of the zoo.
+      image_shape: (H, W, C).
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
 @functools.cache
 def compile_quickly(init: Callable) -> Callable:
     """Compiles an initializer by itself, on CPUs with few optimizations.

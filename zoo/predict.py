@@ -218,23 +218,23 @@ def _make_detect(
     score_threshold: float | None,
     max_detections: int | None,
 ) -> Predict:
+    if score_threshold is None:
+        score_threshold = max(0.3, model.postprocess.score_threshold)
     detect = make_detector(
         model,
         card.preprocess,
         score_threshold=score_threshold,
         max_detections=max_detections,
     )
-    least = 0.3 if score_threshold is None else score_threshold
 
     def predict(images: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
         for image in images:
             found = detect(variables, *pad_images([image]))
             boxes, scores, classes, valid = (np.asarray(x[0]) for x in found)
-            kept = valid & (scores >= least)
             yield {
-                "boxes": boxes[kept],
-                "classes": classes[kept],
-                "scores": scores[kept],
+                "boxes": boxes[valid],
+                "classes": classes[valid],
+                "scores": scores[valid],
             }
 
     return predict

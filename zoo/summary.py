@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.features import collect, features
+from zoo.initialization import abstract_variables
 from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_options
 from zoo.segmentation.segmenter import ConvTransposed
@@ -32,17 +33,6 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
     params: int
     macs: int
-
-
-def abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
-    """Returns the variables' shapes and dtypes, without allocating them.
-
-    Args:
-      model: A network of the zoo.
-      image_shape: (H, W, C).
-    """
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:

@@ -16,8 +16,8 @@ from jax.extend import core
 
 from zoo.explain.dependencies import EDGES, NOTHING, Field, Reader
 from zoo.explain.targets import make_forward
+from zoo.initialization import abstract_variables
 from zoo.registry import get_spec, list_models
-from zoo.summary import abstract_variables
 
 
 class ReceptiveField(NamedTuple):

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.initialization import abstract_variables
 from zoo.paths import flatten
 from zoo.registry import build, get_spec, list_models
 
@@ -26,9 +26,7 @@ def expected_shapes(name: str, module: Any) -> dict[str, tuple[int, ...]]:
     Returns:
       Shapes by path, such as {"params/backbone/stem/conv/kernel": (3, 3, 3, 16)}.
     """
-    pre = get_spec(name).preprocess
-    images = jax.ShapeDtypeStruct((1, *pre.shape), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    variables = abstract_variables(module, get_spec(name).preprocess.shape)
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
