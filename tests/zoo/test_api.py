@@ -101,8 +101,8 @@ def test_every_path_starts_with_its_part(name):
         ("cifar_resnet20", {"depth": 56}, "unknown option of cifar_resnet20 'depth'"),
         ("cifar_resnet20", {"shortcut": "D"}, "shortcut must be 'A', 'B' or 'C'"),
         ("lenet5_modern", {"init": "x"}, "init='x' is unknown; choose from"),
-        ("lenet5", {"num_classes": -1}, "num_classes must be .* got -1"),
-        ("lenet5_modern", {"num_classes": -1}, "num_classes must be .* got -1"),
+        ("lenet5", {"num_classes": -1}, "num_classes must be 0 .* got -1"),
+        ("lenet5_modern", {"num_classes": -1}, "num_classes must be 0 .* got -1"),
     ],
 )
 def test_mistakes_are_named(name, options, words):

@@ -274,7 +274,7 @@ def test_no_head_and_the_same_number_of_classes(saved, caplog):
     assert model.head is None
     assert (card.num_classes, card.class_names) == (0, ())
     assert "head" not in caplog.text
-    with pytest.raises(ValueError, match=r"num_classes must be .*, got -1"):
+    with pytest.raises(ValueError, match=r"num_classes must be 0 .*, got -1"):
         zoo.create(name, weights=path, num_classes=-1)
 
 
