@@ -17,10 +17,10 @@ def check_num_classes(num_classes: int) -> None:
         )
 
 
-def check_widths(widths: tuple[int, ...], count: int) -> None:
-    """Raises ValueError unless there is a width for each of `count` convolutions."""
+def check_widths(widths: tuple[int, ...], count: int, name: str = "widths") -> None:
+    """Raises ValueError unless an option has a width for each of `count` parts."""
     if len(widths) != count:
-        raise ValueError(f"widths={widths} must be {count} numbers.")
+        raise ValueError(f"{name}={widths} must be {count} numbers.")
 
 
 def check_detector_classes(name: str, num_classes: int) -> None:
@@ -51,20 +51,20 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_floating(
-    images: Array, hint: str = "zoo.normalize makes them of uint8."
-) -> None:
+def check_floating(images: Array) -> None:
     """Raises ValueError if images are not preprocessed."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images must be preprocessed floating point, got {images.dtype}; {hint}"
+            f"images must be preprocessed floating point, got {images.dtype}; "
+            "zoo.normalize makes them of uint8, and zoo.make_detector, for example, "
+            "takes uint8."
         )
 
 
 def check_images(
     images: Array, name: str, *, size: int | None = None, min_size: int = 1
 ) -> None:
-    """Raises ValueError if a network cannot take images of this shape.
+    """Raises ValueError if a network cannot take images of this type or shape.
 
     Args:
       images: The images.
@@ -72,6 +72,7 @@ def check_images(
       size: The only height and width that it takes; None for any.
       min_size: Smallest height and width that it takes.
     """
+    check_floating(images)
     shape, hint = images.shape, ""
     if len(shape) == 3:
         hint = " images[None] is a batch of one."

@@ -101,6 +101,8 @@ def make_detector(
         proposals: Any = None,
     ) -> Detections:
         check_batch(images, preprocess)
+        if proposals is not None and not hasattr(model, "roi_config"):
+            raise ValueError(f"{type(model).__name__} takes no proposals; give None.")
         sizes, padded_size = check_sizes(sizes, images), None
         if canvas is None:
             padded_size = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from zoo.figures.boxes import draw_detections
 from zoo.figures.masks import draw_overlay, make_palette, paletted
-from zoo.figures.pictures import draw_prediction
+from zoo.figures.pictures import draw_prediction, to_pil
 
 _LEAST = 640  # minimum longer side of a picture with boxes, in pixels
 
@@ -229,7 +229,7 @@ class FacePrediction(Prediction):
 
     def draw(self) -> Image.Image:
         """Draws the image."""
-        return Image.fromarray(self.image.squeeze())
+        return to_pil(self.image)
 
     def words(self) -> str:
         """Describes the descriptor by its length."""

@@ -61,7 +61,7 @@ def make_region_reader(
         extent = np.asarray(image.shape[:2], np.int32)
         below, right = -extent % BUCKET
         image = jnp.asarray(np.pad(image, ((0, below), (0, right), (0, 0))))
-        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        boxes = _check_boxes(boxes)
         parts = []
         for first in range(0, max(len(boxes), 1), batch):
             part = boxes[first : first + batch]
@@ -132,7 +132,7 @@ def make_region_detector(
     def detect(
         variables: Mapping[str, Any], image: np.ndarray, proposals: np.ndarray
     ) -> Detections:
-        proposals = np.asarray(proposals, np.float32).reshape(-1, 4)[:max_proposals]
+        proposals = _check_boxes(proposals)[:max_proposals]
         outputs = read(variables, image, proposals)
         count = len(proposals)
 
@@ -145,3 +145,13 @@ def make_region_detector(
         return postprocess_regions(outputs, pad(proposals), extent, count)
 
     return detect
+
+
+def _check_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Returns boxes as float32 [R, 4]; an empty sequence is no boxes."""
+    boxes = np.asarray(boxes, np.float32)
+    if not boxes.size:
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must be [R, 4], xyxy, got {list(boxes.shape)}.")
+    return boxes

@@ -44,10 +44,11 @@ def make_segmenter(
 ) -> Callable[[Mapping[str, Any], Any], Segmentation]:
     """Makes the function from uint8 images to classes, at the images' own size.
 
-    Images are padded with the mean color at the bottom and on the right to sizes in
-    steps of `bucket` pixels. The program is compiled once for each of these sizes, not
-    for each size of images. With several scales or `flip`, the probabilities are
-    averaged over all of them; with `window`, over the windows that cover a pixel.
+    Images are padded at the bottom and on the right, with the mean color or, for
+    networks without padding, by reflection, to sizes in steps of `bucket` pixels. The
+    program is compiled once for each of these sizes, not for each size of images. With
+    several scales or `flip`, the probabilities are averaged over all of them; with
+    `window`, over the windows that cover a pixel.
     Images are not resized by the preprocessing, only by `scales`.
 
     Args:

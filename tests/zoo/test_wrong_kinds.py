@@ -94,6 +94,11 @@ def test_a_seed_is_no_key_and_true_no_weights():
         ("vgg16", {"widths": (8,) * 7}, "must be 5 numbers"),
         ("msra_a", {"widths": (8,) * 5}, "must be 4 numbers"),
         ("fast_rcnn_vgg16", {"widths": (8,)}, "must be 5 numbers"),
+        ("faster_rcnn_vgg16", {"widths": (8,) * 7}, "must be 5 numbers"),
+        ("ssd300_vgg16", {"widths": (8,)}, "must be 5 numbers"),
+        ("fcn32s_vgg16", {"widths": (8,) * 7}, "must be 5 numbers"),
+        ("yolo96_small", {"widths": (8, 8)}, "must be . numbers"),
+        ("unet_small", {"up_widths": (8,)}, "up_widths=.* must be 3 numbers"),
         ("lenet5", {"num_classes": "7"}, "num_classes must be .* integer, got '7'"),
         ("lenet5", {"num_classes": 2.5}, "num_classes must be .* integer"),
         ("lenet5", {"num_classes": -1}, "num_classes must be 0 .no head. or"),
@@ -126,3 +131,34 @@ def test_channels_are_not_broadcast():
     preprocess = zoo.get_spec("resnet18").preprocess
     with pytest.raises(ValueError, match=r"1 channel\(s\), and the network takes 3"):
         zoo.normalize(np.zeros((2, 8, 8, 1), np.uint8), preprocess)
+
+
+@pytest.mark.parametrize("name", ["ssd96_small", "yolo96_small", "rcnn_alexnet"])
+def test_detectors_refuse_images_that_are_not_preprocessed(name):
+    model = zoo.build(name)
+    shape = (1, *zoo.get_spec(name).preprocess.shape)
+    with pytest.raises(ValueError, match="preprocessed floating point, got uint8"):
+        jax.eval_shape(
+            model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.uint8)
+        )
+
+
+def test_proposals_are_for_networks_that_take_them():
+    model = zoo.build("ssd96_small")
+    detect = zoo.make_detector(model)
+    images = np.zeros((1, 96, 96, 3), np.uint8)
+    with pytest.raises(ValueError, match="SSD takes no proposals"):
+        detect({}, images, None, np.zeros((1, 2, 4)))
+
+
+def test_regions_have_four_coordinates():
+    model = zoo.build("rcnn_alexnet")
+    image = np.zeros((30, 30, 3), np.uint8)
+    for function in (zoo.make_region_detector(model), zoo.make_region_reader(model)):
+        with pytest.raises(ValueError, match=r"boxes must be \[R, 4\].* got \[4, 5\]"):
+            function({}, image, np.arange(20.0).reshape(4, 5))
+
+
+def test_default_boxes_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        zoo.build("ssd96_small").default_boxes()[:] = 0

@@ -147,9 +147,14 @@ def train(activation: str, norm: bool, factor: int, seed: int, job: Job) -> Curv
     return train_short(config, digits(sizes.side), job.folder, name, model=model)
 
 
-def failed(curve: Curve) -> bool:
-    """Returns whether a run diverged, or its error is near chance at the end."""
-    return curve.diverged or curve.train_error[-1] > 0.8
+def failed(curve: Curve, classes: int) -> bool:
+    """Returns whether a run diverged, or its error is near chance at the end.
+
+    Args:
+      curve: The curve of the run.
+      classes: Number of classes of the data set.
+    """
+    return curve.diverged or curve.train_error[-1] > 0.9 * (1 - 1 / classes)
 
 
 def draw(runs):
@@ -209,9 +214,11 @@ def make_bands(runs, sizes: Sizes) -> list[Band]:
         return float(np.median([count_steps(curve, sizes) for curve in runs[key]]))
 
     def share(*key) -> float:
-        return float(np.mean([failed(curve) for curve in runs[key]]))
+        classes = 1000 if sizes.trainer else 10
+        return float(np.mean([failed(curve, classes) for curve in runs[key]]))
 
-    without = steps("relu", False, 1)
+    # At least as many as the run has, if it never arrives.
+    without = min(steps("relu", False, 1), sizes.steps)
     best = min(steps("relu", True, factor) for factor in FACTORS)
     return [
         Band(

@@ -204,7 +204,7 @@ def make_bands(points: list[Point]) -> list[Band]:
             reason="deeper networks have lower errors, across families and protocols",
         ),
         Band(
-            "the same, ResNets of 34, 50, 101 and 152 layers",
+            "rank correlation of depth and top-5 error, ResNets of 34 to 152 layers",
             rank_correlation([34, 50, 101, 152], residual),
             high=-1.0,
             reason="with shortcuts each deeper network is better (tables 3 and 4)",

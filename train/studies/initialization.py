@@ -48,7 +48,8 @@ class Sizes:
       depths: Convolutions of each stage of the narrow networks; None for the paper's.
       seeds: Seeds of the training runs.
       steps: Length of a run, in steps.
-      depth: Number of layers of the fully connected networks.
+      depth: Number of layers of the fully connected networks with ReLU.
+      tanh_depth: Number of layers of those with tanh.
       dense_steps: Length of their runs, in steps; None for `steps`.
       networks: The paper's networks.
       inits: Keys of `INITS`.
@@ -64,6 +65,7 @@ class Sizes:
     seeds: tuple[int, ...]
     steps: int
     depth: int = 30
+    tanh_depth: int = 40
     dense_steps: int | None = None
     networks: tuple[str, ...] = NETWORKS
     inits: tuple[str, ...] = ("He", "Glorot")
@@ -82,8 +84,11 @@ def run(job: Job) -> Outcome:
             name, INITS[init], sizes.draws, shape, sizes.options
         )
         curves[name, init] = [train(name, init, s, job) for s in sizes.seeds]
-    for name, init in itertools.product(("relu", "tanh"), sizes.inits):
-        dense[name, init] = [train_dense(name, init, s, job) for s in sizes.seeds]
+    depths = {"relu": sizes.depth, "tanh": sizes.tanh_depth}
+    for (name, depth), init in itertools.product(depths.items(), sizes.inits):
+        dense[name, init] = [
+            train_dense(name, depth, init, seed, job) for seed in sizes.seeds
+        ]
     return Outcome(
         figures=[
             (
@@ -100,21 +105,22 @@ def run(job: Job) -> Outcome:
                 draw_curves(curves, 99.9 if sizes.trainer else 90),
             ),
             (
-                f"Training error of {sizes.depth} fully connected layers of 64 units: "
-                "He's initialization is for ReLU, Glorot's for tanh.",
+                f"Training error of fully connected layers of 64 units, {sizes.depth} "
+                f"with ReLU and {sizes.tanh_depth} with tanh: He's initialization is "
+                "for ReLU, Glorot's for tanh.",
                 draw_curves(dense),
             ),
         ],
         tables=[
             signal_table(signals),
             curve_table(f"{which} networks", curves),
-            curve_table(f"{sizes.depth} fully connected layers", dense),
+            curve_table("Fully connected layers", dense),
         ],
         bands=[*signal_bands(signals), *curve_bands(curves, dense, sizes)],
         seeds=sizes.seeds,
         remarks=[
-            "With tanh both initializations learn at this size: the difference is "
-            "small beside the one that ReLU makes."
+            "With 30 layers of tanh both initializations learn, and their errors "
+            "differ by less than a percent; with 40 Glorot's learns and He's does not."
         ],
         values={"signals": signals, "curves": {**curves, **dense}},
     )
@@ -246,9 +252,9 @@ class Stack(nn.Module):
         return nn.Dense(10, kernel_init=initializer("glorot"))(x)
 
 
-def train_dense(activation: str, init: str, seed: int, job: Job) -> Curve:
+def train_dense(activation: str, depth: int, init: str, seed: int, job: Job) -> Curve:
     """Trains fully connected layers on digits of 8 x 8 pixels."""
-    model = Stack(job.sizes.depth, activation, INITS[init])
+    model = Stack(depth, activation, INITS[init])
     config = short_config(
         "lenet5_modern",
         batch_size=64,
@@ -257,7 +263,7 @@ def train_dense(activation: str, init: str, seed: int, job: Job) -> Curve:
         learning_rate=0.01,
         momentum=0.9,
     )
-    run_name = f"{activation}{job.sizes.depth}-{init}-seed{seed}"
+    run_name = f"{activation}{depth}-{init}-seed{seed}"
     return train_short(config, digits(8), job.folder, run_name, model=model)
 
 
@@ -365,7 +371,7 @@ def curve_bands(runs, dense, sizes: Sizes) -> list[Band]:
         Band(
             "30 layers, Glorot: training error at the end",
             error["relu30", "Glorot"],
-            low=0.85,
+            low=0.995 if sizes.trainer else 0.85,
             reason="2^-21 of the gradient's second moment arrives below 22 layers: "
             "it stays at chance",
             published="figure 3: completely stalls",
@@ -379,7 +385,7 @@ def curve_bands(runs, dense, sizes: Sizes) -> list[Band]:
         Band(
             "fully connected, tanh: He's error minus Glorot's",
             error["tanh", "He"] - error["tanh", "Glorot"],
-            low=0.0,
+            low=0.2,
             reason="tanh has slope 1 at 0: He's factor 2 drives it into saturation",
             published="Glorot and Bengio, table 1: 5 layers of tanh on MNIST, 1.64 % "
             "with their initialization and 1.76 % with 1 / (3 n)",
@@ -409,6 +415,7 @@ STUDY = Study(
             seeds=(0,),
             steps=2,
             depth=3,
+            tanh_depth=3,
             networks=("relu22",),
             inits=("He",),
         ),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,7 +171,10 @@ def train_short(
         options = dict(model=model, change=change, frozen=frozen)
         return train_in_memory(config, arrays, **options)[0]
 
-    return read_curve(keep(folder, name, to_json(config), run))
+    # The config does not say where images in memory are from.
+    checksum = zlib.crc32(arrays.images.tobytes(), zlib.crc32(arrays.labels.tobytes()))
+    plan = {**to_json(config), "images": checksum}
+    return read_curve(keep(folder, name, plan, run))
 
 
 def keep(

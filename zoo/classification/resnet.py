@@ -225,7 +225,9 @@ class Stage(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         x = self.first(name="block1")(x, train)
         names = [f"block{i + 1}" for i in range(1, self.blocks)]
-        if self.scan and names and not self.is_initializing():
+        # In a loop, the outputs of single blocks could not be captured.
+        captured = self.is_mutable_collection("intermediates")
+        if self.scan and names and not (captured or self.is_initializing()):
             return self._loop(names, x, train)
         for name in names:
             x = self.block(name=name)(x, train)

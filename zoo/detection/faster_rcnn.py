@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.checks import check_detector_classes
+from zoo.checks import check_detector_classes, check_widths
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.resnet import INIT as RESNET_INIT
 from zoo.classification.resnet import Bottleneck, ResNetBackbone, ResNetConfig
@@ -211,6 +211,7 @@ def faster_rcnn_vgg16(*, num_classes: int, **options: Any) -> TwoStage:
       ValueError: `num_classes` is less than 1, or an option is unknown.
     """
     name, config = "faster_rcnn_vgg16", VGG16Config(**options)
+    check_widths(config.widths, len(fast_rcnn.WIDTHS))
     return TwoStage(
         backbone=fast_rcnn.VGGTrunk(name, config),
         box_head=fast_rcnn.vgg_head(config),

@@ -172,12 +172,15 @@ def small_detector(*, variant: str, num_classes: int, **options: Any) -> SSD | Y
     """
     check_detector_classes(variant, num_classes)
     config = SmallConfig(**options)
+    depths = YOLO_DEPTHS if variant == "yolo96_small" else SSD_DEPTHS
+    if len(config.widths) < len(depths):
+        raise ValueError(f"widths={config.widths} must be {len(depths)} numbers.")
+    backbone = SmallBackbone(variant, depths, config)
     if variant == "yolo96_small":
         init = initializer("gaussian_0.01")
-        head = GridHead(num_classes, init, **config.dtypes)
-        return YOLO(SmallBackbone(variant, YOLO_DEPTHS, config), head, PREPROCESS)
+        return YOLO(backbone, GridHead(num_classes, init, **config.dtypes), PREPROCESS)
     return SSD(
-        SmallBackbone(variant, SSD_DEPTHS, config),
+        backbone,
         MultiBoxHead(num_classes, LEVELS, **config.dtypes),
         last_size=LAST_SIZE,
         max_side=None,

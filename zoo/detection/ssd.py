@@ -72,13 +72,15 @@ def default_boxes(
       last_size: Size that one more level would have.
       max_side: Maximum side length of a box, in pixels; None for no limit.
     """
-    return ssd_boxes(
+    boxes = ssd_boxes(
         [(level.grid, level.grid) for level in levels],
         [level.step for level in levels],
         [*(level.size for level in levels), last_size],
         [level.ratios for level in levels],
         max_sides=None if max_side is None else (max_side, max_side),
     )
+    boxes.flags.writeable = False  # Later calls return the same array.
+    return boxes
 
 
 class MultiBoxHead(Layer):

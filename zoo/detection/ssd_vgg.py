@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.checks import check_detector_classes, check_images
+from zoo.checks import check_detector_classes, check_images, check_widths
 from zoo.classification.vgg import CONFIGS, WIDTHS
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.ssd import SSD, Level, MultiBoxHead
@@ -185,6 +185,7 @@ def ssd_vgg16(*, size: int, variant: str, num_classes: int, **options: Any) -> S
     """
     check_detector_classes(variant, num_classes)
     config = SSDConfig(**options)
+    check_widths(config.widths, len(WIDTHS))
     boxes = config.boxes or ("torchvision" if size == 300 else "voc")
     if boxes not in BOXES:
         raise ValueError(f"{variant}: boxes={boxes!r} must be one of {BOXES}.")

@@ -57,7 +57,8 @@ def smooth_grad(
       samples: Number of noisy copies.
       noise: Standard deviation of the noise, as a fraction of the range of each image's
         values.
-      chunk: Maximum number of image copies to process at once; memory grows with it.
+      chunk: Number of image copies to process at once, but at least one of each image;
+        memory grows with it.
 
     Returns:
       float32 [B, H, W, C], in the network's input space.
@@ -131,7 +132,8 @@ def integrated_gradients(
       baseline: Baseline that broadcasts to the images, in the network's input space: 0
         is the mean color of the network's preprocessing.
       steps: Number of points of the Gauss-Legendre rule.
-      chunk: Maximum number of image copies to process at once; memory grows with it.
+      chunk: Number of image copies to process at once, but at least one of each image;
+        memory grows with it.
 
     Returns:
       float32 [B, H, W, C], in the network's input space.

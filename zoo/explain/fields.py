@@ -60,7 +60,8 @@ def receptive_field(
       A `ReceptiveField`.
 
     Raises:
-      ValueError: The endpoint is unknown, or no known image fits the network.
+      ValueError: The endpoint is unknown or does not depend on the image, or no known
+        image fits the network.
     """
     shape = image_shape or _own_shape(model)
     return _find(model, endpoint, tuple(shape))
@@ -75,6 +76,8 @@ def _find(model: nn.Module, endpoint: str, shape: tuple) -> ReceptiveField:
     sizes = np.array(shape[:2])
     first, last = cut[::2], 1 - cut[1::2]  # [2, H', W'] each.
     seen = (first < NOTHING).all(axis=0)
+    if not seen.any():
+        raise ValueError(f"endpoint {endpoint!r} does not depend on the image.")
     first = np.where(seen, np.maximum(first, 0), 0)
     last = np.where(seen, np.minimum(last, sizes.reshape(2, 1, 1)), 0)
     boxes = np.stack([first[1], first[0], last[1], last[0]], axis=-1)
@@ -96,12 +99,14 @@ def _find(model: nn.Module, endpoint: str, shape: tuple) -> ReceptiveField:
         maps = first.shape[1:]
         stride = [n / m if m > 1 else 0 for n, m in zip(sizes, maps, strict=True)]
     stride = [int(s) if s == int(s) else float(s) for s in stride]
+    boxes = boxes.astype(np.int32)
+    boxes.flags.writeable = False  # Later calls return the same array.
     return ReceptiveField(
         tuple(map(int, size)),
         tuple(stride),
         tuple(offset),
         exact,
-        boxes.astype(np.int32),
+        boxes,
     )
 
 

@@ -74,7 +74,8 @@ def occlusion(
       labels: The true classes, a number or int [B]; None for the classes predicted
         without a square.
       scores: Endpoint with logits [B, K], or None to record activations only.
-      chunk: Number of images to process at once; memory grows with it alone.
+      chunk: Number of hidden images to process at once; memory grows with it, and with
+        the batch, which is processed once without squares.
 
     Returns:
       An `Occlusion`.
@@ -97,13 +98,9 @@ def occlusion(
             f"{list(fill.shape)}."
         )
     if scores is not None:
-        shape = targets.activation_shape(model, variables, images, scores)
-        if len(shape) != 2:
-            raise ValueError(
-                f"scores must be logits [B, K], and endpoint {scores!r} is "
-                f"{list(shape)}; scores=None gives activations alone."
-            )
-        labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
+        labels = targets.check_labels(
+            model, variables, images, scores, labels, optional=True
+        )
     elif labels is not None:
         raise ValueError("labels need scores, which are None.")
     counts = [-(-(n - size) // stride) + 1 for n in (height, width)]
@@ -172,8 +169,7 @@ def _occlude(
         activation = jnp.take_along_axis(sums, channels[image][:, None], 1)[:, 0]
         if logits is None:
             return activation, None, None
-        shares = jax.nn.softmax(logits)
-        probability = jnp.take_along_axis(shares, labels[image][:, None], 1)[:, 0]
+        probability = targets.class_probability(logits, labels[image])
         return activation, probability, logits.argmax(-1).astype(jnp.int32)
 
     found = lax.map(look, pairs)

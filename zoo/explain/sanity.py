@@ -40,7 +40,8 @@ def randomize_layers(
     Yields:
       The path of each layer with a kernel, and the variables.
     """
-    layers = [x.path for x in list_layers(model, images.shape[1:])]
+    # A layer that runs on several maps is listed for each.
+    layers = dict.fromkeys(x.path for x in list_layers(model, images.shape[1:]))
     params = flatten(variables["params"])
     order = [path for path in reversed(layers) if f"{path}/kernel" in params]
     for path, own in zip(order, jax.random.split(key, len(order)), strict=True):
@@ -60,7 +61,15 @@ def similarity(a: Array, b: Array) -> Array:
 
     Returns:
       float32 [B], -1 to 1; 0 if one of the maps is constant.
+
+    Raises:
+      ValueError: The maps have different sizes.
     """
+    if a.shape[:3] != b.shape[:3]:
+        raise ValueError(
+            f"maps must be of one size [B, H, W], got {list(a.shape)} and "
+            f"{list(b.shape)}."
+        )
     ranks = [_ranks(magnitude(x).reshape(len(x), -1)) for x in (a, b)]
     # Subtract their exact mean, so that the ranks of a constant map are exactly 0.
     ranks = [r - (r.shape[1] - 1) / 2 for r in ranks]
@@ -137,11 +146,20 @@ def perturbation_curve(
     Returns:
       float32 [B, steps + 1], the probability of the class; its mean over the steps is
       the area under the curve. It should be small for deletion and large for insertion.
+
+    Raises:
+      ValueError: An argument is invalid.
     """
     if mode not in ("deletion", "insertion"):
         raise ValueError(f"mode must be 'deletion' or 'insertion', got {mode!r}.")
-    shape = targets.activation_shape(model, variables, images, scores)
-    labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
+    if maps.shape[:3] != images.shape[:3]:
+        raise ValueError(
+            f"maps must be {list(images.shape[:3])} like the images, got "
+            f"{list(maps.shape)}."
+        )
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, got {steps}.")
+    labels = targets.check_labels(model, variables, images, scores, labels)
     batch, height, width, _ = images.shape
     if cell < 1 or height % cell or width % cell:
         raise ValueError(
@@ -178,7 +196,6 @@ def _follow(
     def look(count: Array) -> Array:
         hidden = (rank < count) == deletion
         logits = forward(variables, jnp.where(hidden, fill, images))
-        shares = jax.nn.softmax(logits.astype(jnp.float32))
-        return jnp.take_along_axis(shares, labels[:, None], axis=1)[:, 0]
+        return targets.class_probability(logits, labels)
 
     return jax.lax.map(look, counts).T

@@ -50,8 +50,7 @@ def invariance(
       features of the transformed and the original image; and "probability" [T, B], of
       the true class in the transformed image.
     """
-    shape = targets.activation_shape(model, variables, images, scores)
-    labels, _ = targets.check_target(shape, scores, labels, None, name="labels")
+    labels = targets.check_labels(model, variables, images, scores, labels)
     run = partial(_read, variables, labels, model=model, names=(*endpoints, scores))
     still, _ = run(images)
     rows: dict[str, list] = {name: [] for name in (*endpoints, "probability")}
@@ -75,8 +74,7 @@ def _read(
     """Returns the features of all endpoints but the last, and the probabilities."""
     found = targets.read_endpoints(model, variables, images, *names)
     found = [each.astype(jnp.float32) for each in found]
-    shares = jax.nn.softmax(found.pop())
-    own = jnp.take_along_axis(shares, labels[:, None], axis=1)[:, 0]
+    own = targets.class_probability(found.pop(), labels)
     return [each.reshape(len(images), -1) for each in found], own
 
 

@@ -102,6 +102,54 @@ def _shape(model: nn.Module, endpoint: str, tree: Hashable, kinds: tuple) -> tup
     return found.shape
 
 
+def check_labels(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    scores: str,
+    labels: Any,
+    *,
+    optional: bool = False,
+) -> Array | None:
+    """Checks the classes whose probability is measured.
+
+    Args:
+      model: A network of the zoo.
+      variables: Variables of the model.
+      images: float32 [B, H, W, C], preprocessed.
+      scores: Endpoint with logits [B, K].
+      labels: A class number, or int [B].
+      optional: Whether the labels may be None.
+
+    Returns:
+      The labels, int32 [B], or None.
+
+    Raises:
+      ValueError: `scores` are no logits, or the labels are missing or out of range.
+    """
+    shape = activation_shape(model, variables, images, scores)
+    if len(shape) != 2:
+        raise ValueError(
+            f"scores must be logits [B, K], and endpoint {scores!r} is {list(shape)}."
+        )
+    if labels is None and not optional:
+        raise ValueError(
+            f"labels must be a whole number or int [{shape[0]}], got None."
+        )
+    return check_target(shape, scores, labels, None, name="labels")[0]
+
+
+def class_probability(logits: Array, labels: Array) -> Array:
+    """Returns the probability of one class of each image, float32 [B].
+
+    Args:
+      logits: [B, K].
+      labels: int [B].
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+    return jnp.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
+
+
 def check_target(
     shape: tuple[int, ...],
     endpoint: str,

@@ -132,4 +132,6 @@ def find_triangles() -> np.ndarray:
     a, b, c = (VERTICES[triangles[:, i], :2] for i in range(3))
     area = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
     triangles[area < 0] = triangles[area < 0][:, ::-1]
-    return triangles[np.abs(area) > 1e-7].astype(np.int32)
+    triangles = triangles[np.abs(area) > 1e-7].astype(np.int32)
+    triangles.flags.writeable = False  # Later calls return the same array.
+    return triangles

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from zoo.checks import check_num_classes
+from zoo.checks import check_num_classes, check_widths
 from zoo.classification import resnet, vgg
 from zoo.classification.imagenet import IMAGENET
 from zoo.layers import ClassOutputs, Conv, Layer, initializer
@@ -207,6 +207,7 @@ def fcn_vgg16(*, stride: int, num_classes: int = 21, **options: Any) -> Segmente
             f"upsampling must be one of {[*learned]}, got {config.upsampling!r}."
         )
     check_num_classes(num_classes)
+    check_widths(config.widths, len(vgg.WIDTHS))
     label, init = f"fcn{stride}s_vgg16", config.init or "gaussian_0.1"
     vgg_config = vgg.VGGConfig(
         widths=config.widths,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.checks import check_floating, check_images, check_kernel
+from zoo.checks import check_images, check_kernel
 from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, NetworkConfig, per_channel
 from zoo.ops.bilinear import bilinear_filter
 from zoo.ops.convolution import convolve_transposed
@@ -80,7 +80,6 @@ class Segmenter(nn.Module):
     def endpoints(self, images: Array, train: bool = False) -> dict[str, Array]:
         """Computes the named activations, in the order of the network."""
         check_images(images, self.label, min_size=self.min_size)
-        check_floating(images)
         out = self.backbone(images, train=train)
         if self.head is None:
             return out

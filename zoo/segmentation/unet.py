@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.checks import check_num_classes
+from zoo.checks import check_num_classes, check_widths
 from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, initializer, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.resize import resize
@@ -339,6 +339,7 @@ def unet_small(*, num_classes: int = 11, **options: Any) -> Segmenter:
     check_num_classes(num_classes)
     config = SmallUNetConfig(**options)
     lowest = len(config.widths)
+    check_widths(config.up_widths, lowest - 1, "up_widths")
     kernel_init = initializer(config.init or "he_fan_in")
     shared = dict(kernel_init=kernel_init, **config.dtypes)
     head = UNetHead(

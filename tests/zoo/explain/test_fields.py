@@ -181,3 +181,12 @@ def test_bad_input():
         receptive_field(zoo.build("lenet5_modern"), "conv3")
     with pytest.raises(ValueError, match="28"):
         receptive_field(zoo.build("lenet5_modern"), "conv2", image_shape=(9, 9, 1))
+
+
+def test_fields_are_those_of_endpoints_that_see_the_image():
+    model = zoo.build("faster_rcnn_small")
+    with pytest.raises(ValueError, match="'anchors' does not depend on the image"):
+        zoo.explain.receptive_field(model, "anchors")
+    field = zoo.explain.receptive_field(model, "stage1")
+    with pytest.raises(ValueError, match="read-only"):
+        field.boxes[:] = 0

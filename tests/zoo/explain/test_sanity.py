@@ -7,6 +7,7 @@ from tiny_explained import make_tiny
 
 from zoo import explain
 from zoo.paths import flatten
+from zoo.registry import build
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,9 @@ def test_similarity_is_spearmans():
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
     np.testing.assert_allclose(explain.similarity(a, -2 * a), 1, atol=1e-5)
     assert explain.similarity(a, np.ones_like(a)).tolist() == [0, 0, 0]
+    for other in (a[:1], a.reshape(3, 6, 5, 2)):
+        with pytest.raises(ValueError, match="maps must be of one size"):
+            explain.similarity(a, other)
 
 
 def test_mass_in_mask():
@@ -98,6 +102,14 @@ def test_curves_begin_and_end_where_they_must(tiny):
         explain.perturbation_curve(*args, cell=5, **options)
     with pytest.raises(ValueError, match="mode must be"):
         explain.perturbation_curve(*args, mode="delete")
+    with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
+        explain.perturbation_curve(*args, mode="deletion", steps=0)
+    *rest, labels = args
+    with pytest.raises(ValueError, match="labels must be a whole number .* got None"):
+        explain.perturbation_curve(*rest, None, mode="deletion")
+    turned = np.zeros((2, 6, 24, 3))
+    with pytest.raises(ValueError, match=r"maps must be \[2, 12, 12\] like the images"):
+        explain.perturbation_curve(*rest[:3], turned, labels, mode="deletion")
 
 
 def test_transforms_of_images():
@@ -140,3 +152,13 @@ def test_ablation_takes_layers_away(tiny):
     np.testing.assert_array_equal(out["pool1"], whole["pool1"])
     with pytest.raises(ValueError, match=r"layer 'backbone/conv3'.*backbone/conv2"):
         explain.ablate(variables, ["backbone/conv3"])
+
+
+def test_each_layer_is_randomized_once():
+    model = build("faster_rcnn_small")
+    images = np.zeros((1, 96, 96, 3), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variables)
+    key = jax.random.key(0)
+    paths = [p for p, _ in explain.randomize_layers(model, ones, images, key=key)]
+    assert len(paths) == len({*paths}) > 20

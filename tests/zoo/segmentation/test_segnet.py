@@ -143,3 +143,9 @@ def test_bad_input():
         zoo.build("segnet", num_classes=-2)
     with pytest.raises(ValueError, match="unknown"):
         zoo.build("segnet", init="he")
+
+
+@pytest.mark.parametrize("name", ["segnet", "segnet_basic"])
+def test_switches_are_an_option_of_the_registered_networks(name):
+    assert zoo.build(name, switches=False).head.switches is False
+    assert zoo.build(name).head.switches is True
