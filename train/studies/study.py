@@ -124,7 +124,7 @@ class Study:
       reference: Papers, with the figures and tables that are reproduced.
       run: Function that makes the measurements.
       scales: How much is measured: "smoke" (seconds, a test of the plumbing), "quick"
-        (embedded data, at most five minutes on two cores), and if the study has them,
+        (embedded data, up to six minutes on two cores), and if the study has them,
         "medium" (real data, hours on a CPU) and "full" (the paper's data and sizes).
       changes: The differences from the paper, for each scale but "smoke".
       data_scales: The scales whose data set `--dataset` may replace.

@@ -10,6 +10,7 @@ return float32.
 import difflib
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -175,12 +176,14 @@ def parse_call(
         )
     chosen = {}
     for option, value in zip(options, values, strict=False):
+        # The type of a value that may be None, such as `float | None`, is float.
+        convert, *_ = typing.get_args(option.annotation) or (option.annotation,)
         try:
-            chosen[option.name] = option.annotation(value)
+            chosen[option.name] = convert(value)
         except ValueError as error:
             raise ValueError(
                 f"{kind} {text!r}: {option.name} cannot be {value!r}, expected "
-                f"{option.annotation.__name__}, as in {usage}."
+                f"{convert.__name__}, as in {usage}."
             ) from error
     return functools.partial(functions[name], **chosen)
 

@@ -22,7 +22,13 @@ from zoo.spec import Preprocess
 GRAY = Preprocess(
     size=24, width=32, channels=1, mean=(200 / 255,), std=(1,), fit="keep"
 )
-WHOLE_PIXELS = ("flip", "zoom_out:3:1", "jitter:0.3", "translate:0.4", "random_crop")
+WHOLE_PIXELS = (
+    "flip",
+    "zoom_out:3:1",
+    "jitter:0.3",
+    "translate:0.4:0.2",
+    "random_crop",
+)
 ALL = (*WHOLE_PIXELS, "iou_crop", "scale_jitter:0.4:1.7", "rotate:40")
 
 
