@@ -6,7 +6,7 @@ python -m train study depth
 import dataclasses
 import re
 
-import numpy as np
+from scipy.stats import spearmanr
 
 import zoo
 from train.studies.drawing import COLORS, new_figure
@@ -236,13 +236,7 @@ def make_bands(points: list[Point]) -> list[Band]:
 
 def rank_correlation(x: list[float], y: list[float]) -> float:
     """Returns Spearman's rank correlation, with mean ranks for ties."""
-
-    def ranks(values: list[float]) -> np.ndarray:
-        v = np.asarray(values)
-        below, equal = (v < v[:, None]).sum(1), (v == v[:, None]).sum(1)
-        return below + (equal - 1) / 2
-
-    return round(float(np.corrcoef(ranks(x), ranks(y))[0, 1]), 4)
+    return round(float(spearmanr(x, y).statistic), 4)
 
 
 STUDY = Study(

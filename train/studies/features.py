@@ -25,19 +25,19 @@ class Base:
     Attributes:
       model: Registered name of the network.
       weights: Name of its weights; None to train it on the digits 0 to 4.
-      dataset: Data set of other classes.
+      dataset: Data set of other classes; None if `--dataset` must name it.
       steps: Length of the training, in steps.
     """
 
     model: str
     weights: str | None
-    dataset: str
+    dataset: str | None
     steps: int = 0
 
 
 UNTRAINED_LENET = Base("lenet5_modern", None, "digits", steps=1)
 LENET = Base("lenet5_modern", None, "digits", steps=300)
-RESNET20 = Base("cifar_resnet20", "cifar10_20epochs", "imagefolder:cifar100-few")
+RESNET20 = Base("cifar_resnet20", "cifar10_20epochs", None)
 
 
 def load_arrays(
@@ -89,14 +89,23 @@ def load_base(
 
     Returns:
       The network, its variables, and the images.
+
+    Raises:
+      ValueError: There is no data set.
     """
+    dataset = dataset or base.dataset
+    if dataset is None:
+        raise ValueError(
+            f"--dataset: images of classes that {base.model} was not trained on are "
+            "needed at this scale, such as imagefolder:DIR with splits train and test."
+        )
     if base.weights:
         model, variables, card = zoo.create_with_card(base.model, weights=base.weights)
         preprocess, classes = card.preprocess, ()
     else:
         model, variables = train_base(base.steps)
         preprocess, classes = zoo.get_spec(base.model).preprocess, NEW
-    arrays = load_arrays(dataset or base.dataset, preprocess, classes)
+    arrays = load_arrays(dataset, preprocess, classes)
     return model, variables, arrays
 
 

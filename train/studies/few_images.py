@@ -260,7 +260,7 @@ STUDY = Study(
             steps=120,
         ),
         "full": Sizes(
-            Base("vgg16", "imagenet", "imagefolder:caltech256"),
+            Base("vgg16", "imagenet", None),
             endpoint="fc7",
             top=("backbone/conv*/**",),
             per_class=(15, 30, 45, 60),

@@ -6,6 +6,8 @@ python -m train study generic_features
 import dataclasses
 
 import numpy as np
+from sklearn.metrics import label_ranking_average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 import zoo
 from train.studies.drawing import COLORS, new_figure
@@ -139,15 +141,9 @@ def mean_average_precision(
       Mean over the queries of the average precision.
     """
     center = base.mean(0)
-
-    def unit(x: np.ndarray) -> np.ndarray:
-        x = x - center
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-    order = np.argsort(-(unit(queries) @ unit(base).T), axis=1, kind="stable")
-    hits = base_labels[order] == labels[:, None]
-    precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
-    return float(((precision * hits).sum(1) / hits.sum(1)).mean())
+    similarity = cosine_similarity(queries - center, base - center)
+    relevant = labels[:, None] == base_labels
+    return float(label_ranking_average_precision_score(relevant, similarity))
 
 
 def draw(found, chance: float):
@@ -177,7 +173,7 @@ STUDY = Study(
         "smoke": Sizes(UNTRAINED_LENET, "ip1"),
         "quick": Sizes(LENET, "ip1"),
         "medium": Sizes(RESNET20, "pool"),
-        "full": Sizes(Base("vgg16", "imagenet", "imagefolder:DIR"), "fc6"),
+        "full": Sizes(Base("vgg16", "imagenet", None), "fc6"),
     },
     changes={
         "quick": "A LeNet that knows the digits 0 to 4; the other digits.",

@@ -1,5 +1,6 @@
 """The definition of a study and its results: figures, tables and expected bands."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -227,7 +228,12 @@ def run_study(
     folder.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
     job = Job(scale, sizes, folder, dataset)
-    outcome = study.run(job)
+    try:
+        outcome = study.run(job)
+    except (ValueError, OSError):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # Only if it is empty.
+        raise
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     report = Report(study, job, outcome, seconds, cpu_seconds)
     for path, (_, figure) in zip(report.figure_paths(), outcome.figures, strict=True):

@@ -480,7 +480,7 @@ STUDY = Study(
     scales={
         "smoke": Sizes(None, "digits", 6, 3, 2, 1, depth=8, width=4, steps=2),
         "quick": Sizes(None, "digits", 364, 17, 12, 10, depth=56, width=8, steps=250),
-        "medium": Sizes("cifar10_20epochs", "imagefolder:cifar10", 1000, 33, 24, 20),
+        "medium": Sizes("cifar10_20epochs", "cifar10", 1000, 33, 24, 20),
         "full": Sizes(
             "imagenet",
             "imagefolder:imagenet",

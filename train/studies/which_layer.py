@@ -163,7 +163,7 @@ STUDY = Study(
             RESNET20, ("stem", "stage1", "stage2", "stage3", "pool"), 50, (0,)
         ),
         "full": Sizes(
-            Base("alexnet_tv", "imagenet", "imagefolder:caltech256"),
+            Base("alexnet_tv", "imagenet", None),
             ("pool1", "pool2", "conv3", "conv4", "pool5", "fc7"),
             60,
             (0, 1, 2),

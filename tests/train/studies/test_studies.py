@@ -97,6 +97,7 @@ def test_what_was_measured_is_kept_and_a_damaged_file_is_named(tmp_path):
         ),
         ("detectors", "quick", {"steps": -1}, r"--steps -1: expected 1 or more"),
         ("depth", "large", {}, r"--scale of depth 'large'"),
+        ("which_layer", "medium", {}, r"--dataset: .*cifar_resnet20.*imagefolder:DIR"),
     ],
 )
 def test_what_a_study_does_not_take(tmp_path, name, scale, options, message):
