@@ -68,7 +68,7 @@ if jax.default_backend() == "cpu" and (
     print("!!! WARNING: jax RUNS ON THE CPU, though this machine should have more.")
     print("!!! On Colab: Runtime > Change runtime type > v5e-1 TPU, then start again.")
 
-STEPS, TEST = (2000, "test") if MODE == "full" else (280, "test[:100]")
+STEPS, TEST = (1500, "test") if MODE == "full" else (280, "test[:100]")
 SURE = 0.5 if MODE == "full" else 0.3  # The score from which a detection is drawn.
 COLORS = ("#0072b2", "#d55e00", "#00835f")
 plt.rcParams |= {

@@ -66,7 +66,7 @@ if jax.default_backend() == "cpu" and (
     print("!!! WARNING: jax RUNS ON THE CPU, though this machine should have more.")
     print("!!! On Colab: Runtime > Change runtime type > v5e-1 TPU, then start again.")
 
-STEPS, TEST = (2500, "test") if MODE == "full" else (48, "test[:40]")
+STEPS, TEST = (1700, "test") if MODE == "full" else (48, "test[:40]")
 COLORS = ("#0072b2", "#d55e00", "#00835f")
 plt.rcParams |= {
     "axes.spines.top": False,

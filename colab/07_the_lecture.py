@@ -33,7 +33,7 @@
 MODE = "smoke"  # or "full"
 
 # %% [markdown]
-# `"full"` runs each study at its quick scale, which takes up to five minutes a study on
+# `"full"` runs each study at its quick scale, which takes up to six minutes a study on
 # two CPU cores. `"smoke"` does that for three studies that take seconds, `depth`,
 # `which_layer` and `generic_features`, and reduces four others to fewer seeds, steps or
 # networks; the expected intervals are those of the whole quick scale. The three studies
@@ -147,7 +147,7 @@ show(
 # not overfitting. A better solution exists by construction: take the 20 trained layers
 # and let the others be identities. Gradient descent does not find it. In a residual
 # network each block adds to its input, so that the identity needs only weights near
-# zero, and the deeper network is not worse.
+# zero, and in the end the deeper network is better.
 #
 # The study trains plain and residual networks of 20 and 56 layers. It also constructs
 # the deeper solution from the shallower one, checks that both have the same outputs,
