@@ -384,8 +384,22 @@ def resnet(
     return Classifier(backbone, make_head(num_classes, **config.dtypes))
 
 
+def backbone_rules(model: nn.Module, prefix: str = "") -> list[TorchRule]:
+    """Lists torchvision's names of the backbone, without the classifier's head.
+
+    Args:
+      model: A network with a residual backbone.
+      prefix: Prefix of the names in the state dict, such as "backbone.".
+    """
+    return [
+        dataclasses.replace(rule, key=prefix + rule.key)
+        for rule in torch_rules(model)
+        if rule.module.startswith("backbone/")
+    ]
+
+
 def torch_rules(
-    model: Classifier, *, shortcut: str = "downsample", head: str = "fc"
+    model: nn.Module, *, shortcut: str = "downsample", head: str = "fc"
 ) -> tuple[TorchRule, ...]:
     """Lists the names in torchvision and most other code: conv1, layer1.0.conv1, fc.
 

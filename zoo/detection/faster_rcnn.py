@@ -19,8 +19,12 @@ import numpy as np
 from zoo.checks import check_detector_classes, check_widths
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.resnet import INIT as RESNET_INIT
-from zoo.classification.resnet import Bottleneck, ResNetBackbone, ResNetConfig
-from zoo.classification.resnet import torch_rules as backbone_rules
+from zoo.classification.resnet import (
+    Bottleneck,
+    ResNetBackbone,
+    ResNetConfig,
+    backbone_rules,
+)
 from zoo.detection import fast_rcnn
 from zoo.detection.coco import CLASS_NAMES
 from zoo.detection.fpn import FPN
@@ -325,7 +329,7 @@ def _vgg_rules(model: TwoStage) -> tuple[TorchRule, ...]:
 
 def _c4_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     """Returns the rules: torchvision's names in the ResNet, the authors' elsewhere."""
-    rules = [r for r in backbone_rules(model) if r.module.startswith("backbone/")]
+    rules = backbone_rules(model)
     for block in range(1, model.box_head.blocks + 1):
         ours, theirs = f"box_head/stage4/block{block}", f"layer4.{block - 1}"
         for i in (1, 2, 3):
@@ -349,11 +353,7 @@ def fpn_rules(model: TwoStage) -> tuple[TorchRule, ...]:
     Args:
       model: A network with a feature pyramid.
     """
-    rules = [
-        TorchRule(rule.module, f"backbone.body.{rule.key}")
-        for rule in backbone_rules(model)
-        if rule.module.startswith("backbone/")
-    ]
+    rules = backbone_rules(model, "backbone.body.")
     for i, level in enumerate(model.neck.levels):
         for ours, theirs in (("lateral", "inner"), ("output", "layer")):
             key = f"backbone.fpn.{theirs}_blocks.{i}"

@@ -316,11 +316,7 @@ def _caffe_names(model: Segmenter) -> tuple[TorchRule, ...]:
 
 def _torchvision_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """Returns the rules for torchvision's names."""
-    rules = [
-        dataclasses.replace(rule, key=f"backbone.{rule.key}")
-        for rule in resnet.torch_rules(model)
-        if not rule.module.startswith("head/")
-    ]
+    rules = resnet.backbone_rules(model, "backbone.")
     heads = {"head": "classifier", "aux_head": "aux_classifier"}
     for head, key in heads.items():
         for layer, place in {"conv": 0, "bn": 1, "score": 4}.items():

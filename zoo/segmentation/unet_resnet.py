@@ -16,7 +16,7 @@ from zoo.checks import check_num_classes
 from zoo.classification.imagenet import IMAGENET
 from zoo.classification.resnet import INIT as RESNET_INIT
 from zoo.classification.resnet import PAPER as RESNET_PAPER
-from zoo.classification.resnet import BasicBlock, resnet, torch_rules
+from zoo.classification.resnet import BasicBlock, backbone_rules, resnet
 from zoo.layers import Classifier, initializer
 from zoo.segmentation.segmenter import Segmenter, SegmenterConfig
 from zoo.segmentation.unet import INIT, PAPER, SAME, UNetHead
@@ -128,11 +128,7 @@ def unet_resnet34(*, num_classes: int = 21, **options: Any) -> Segmenter:
 
 def _torch_names(model: Segmenter) -> tuple[TorchRule, ...]:
     """Returns the rules for the classifier's names with "encoder.", and for our own."""
-    rules = [
-        dataclasses.replace(rule, key=f"encoder.{rule.key}")
-        for rule in torch_rules(model)
-        if not rule.module.startswith("head/")
-    ]
+    rules = backbone_rules(model, "encoder.")
     steps = len(model.head.widths) if model.head else 0
     for i in range(steps, 0, -1):
         for layer in ("conv1", "bn1", "conv2", "bn2"):
