@@ -1,5 +1,6 @@
 """Errors of face alignment, measured on drawn faces with known shape and pose."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -47,7 +48,16 @@ def measure_alignment(
         the photograph, whose heads are about 52 pixels wide.
       pictures: Number of pictures, each of another person.
       size: Height and width of the crops, in pixels.
+
+    Raises:
+      ValueError: A number is out of range.
     """
+    if pictures < 1 or size < 1:
+        raise ValueError(
+            f"--pictures and --size must be 1 or more, got {pictures} and {size}."
+        )
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"--noise must be 0 or more and finite, got {noise}.")
     scenes = [draw_scene(person, 0) for person in range(pictures)]
     points = np.stack([scene.project() for scene in scenes])
     shapes = np.stack([scene.landmarks for scene in scenes])

@@ -171,13 +171,15 @@ def train(config: TrainConfig, name: str) -> Result:
         f"{name}: {config.model.name} on {config.data.dataset}, {len(devices)} x "
         f"{devices[0].device_kind} ({devices[0].platform})."
     )
+    existed = bool(config.run_dir) and Path(config.run_dir).exists()
     run_dir = Path(config.run_dir) if config.run_dir else new_run_dir(name)
     config = dataclasses.replace(config, run_dir=str(run_dir))
     try:
         result = fit(config, run_dir)
     finally:
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()  # It is empty if the config was refused.
+        if not existed:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()  # It is empty if the config was refused.
     write_run_report(result)
     print(describe_result(result))
     return result

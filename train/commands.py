@@ -12,11 +12,19 @@ from tyro.conf import Positional
 
 import zoo
 from train.alignment import measure_alignment
-from train.config import DataConfig, load_config, long, parse_options
+from train.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    load_config,
+    long,
+    parse_options,
+)
 from train.data import Source, find_problems, fit_source
 from train.data.faces.landmarks import LANDMARKS_FILE, fill_landmarks
 from train.evaluate import Evaluator
-from train.experiment import open_split
+from train.experiment import check_task_options, open_split
 from train.history import format_rate
 from train.multi_crop import evaluate_multi_crop
 from train.steps import make_mesh, put_replicated
@@ -44,19 +52,26 @@ class NetworkOptions:
     """digits, cifar10, digits_canvas, a TFDS name, or FORMAT:PATH, such as
     imagefolder:PATH; the run's if not given."""
     split: str | None = None
-    """Split of the data set; the run's, else test."""
+    """Split of the data set; the run's, or test with --dataset."""
     data_dir: str | None = None
     """Where TFDS keeps prepared data sets."""
     color: str | None = None
-    """rgb, gray or as_stored; the run's, else what the network takes."""
+    """rgb, gray or as_stored; the run's, or what the network takes with --dataset."""
 
     def model_name(self) -> str:
         """Returns the name of the model.
 
         Raises:
-          ValueError: There is neither a run nor all of model, weights and data set.
+          ValueError: There is neither a run nor all of model, weights and data set, or
+            there are both.
         """
         if self.run_dir is not None:
+            for flag, value in (("model", self.model), ("weights", self.weights)):
+                if value is not None:
+                    raise ValueError(
+                        f"give a run folder or --{flag}, got {self.run_dir} and "
+                        f"--{flag} {value}."
+                    )
             return zoo.weights.read_card(self.run_dir).model
         if None in (self.model, self.weights, self.dataset):
             raise ValueError("give a run folder, or --model, --weights and --dataset.")
@@ -90,17 +105,18 @@ class EvaluateOptions(NetworkOptions):
     """Lengths of an image's shorter side, in pixels, instead of the protocol's."""
     align: str | None = None
     """Alignment of faces: auto, none, 2d or 3d; the run's, else auto."""
-    landmark_noise: float = 0.0
+    landmark_noise: float | None = None
     """Standard deviation of an error that is added to the landmarks of faces, in pixels
-    of the photographs."""
+    of the photographs; the run's, else 0."""
     mirror: bool = False
     """Average the descriptors of each face and of its mirror image; the run's, else
     not."""
     batch_size: int | None = None
     """Images per step, or views if the protocol has several per image; the run's, else
     512 for classifiers, 64 for face networks and 8 for others."""
-    on_bad_image: str = "stop"
-    """stop, or skip, which counts and names unreadable images."""
+    on_bad_image: str | None = None
+    """stop, or skip, which counts and names unreadable images; the run's, else
+    stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +143,7 @@ class Opened(NamedTuple):
       card: The card of the variables.
       weights: The name of the weights.
       data: The options of the examples.
+      optim: The losses of the run; the defaults if there is no run.
       source: The examples.
     """
 
@@ -135,7 +152,20 @@ class Opened(NamedTuple):
     card: Card
     weights: str
     data: DataConfig
+    optim: OptimConfig
     source: Source
+
+    @property
+    def where(self) -> str:
+        """The data set and its split, for messages."""
+        return f"{self.data.dataset}, split {self.data.eval_split}"
+
+
+# Options of a run's data that also hold for another data set.
+KEPT = (
+    *("eval_batch_size", "max_boxes", "align", "mirror"),
+    *("landmark_noise", "orientation", "on_bad_image"),
+)
 
 
 def open_network(
@@ -149,17 +179,18 @@ def open_network(
       model_options: Options of the network, which those in `options` override.
 
     Raises:
-      ValueError: There is neither a run nor all of model, weights and data set, or
-        they are unknown.
+      ValueError: There is neither a run nor all of model, weights and data set, they
+        are unknown, or an option is out of range.
     """
     name, weights = options.model_name(), options.run_dir or options.weights
     data = DataConfig("", eval_batch_size=TASKS[get_spec(name).task].eval_batch_size)
+    optim = OptimConfig()
     if options.run_dir is not None:
-        data = load_config(options.run_dir / "config.json").data
+        config = load_config(options.run_dir / "config.json")
+        data, optim = config.data, config.optim
     own_data = options.dataset is None
     if not own_data:
-        names = "eval_batch_size", "max_boxes", "align", "mirror"
-        kept = {name: getattr(data, name) for name in names}
+        kept = {name: getattr(data, name) for name in KEPT}
         data = DataConfig(options.dataset, **kept)
     model_options = {**(model_options or {}), **parse_options(options.option)}
     model, variables, card = zoo.create_with_card(
@@ -170,13 +201,15 @@ def open_network(
     given = {
         names.get(name, name): value
         for name, value in vars(options).items()
-        if names.get(name, name) in fields and value not in (None, (), False)
+        if names.get(name, name) in fields
+        if value is not None and value is not False and value != ()
     }
     if not own_data and options.color is None:
         given["color"] = card.preprocess.color or "as_stored"
     data = dataclasses.replace(data, **given, per_class=0)
+    TrainConfig(ModelConfig(name), data)  # Checks the values.
     source = open_split(data, data.eval_split, get_spec(name).task)
-    return Opened(model, variables, card, str(weights), data, source)
+    return Opened(model, variables, card, str(weights), data, optim, source)
 
 
 class _Metrics(NamedTuple):
@@ -188,11 +221,7 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     name = options.model_name()
     spec = get_spec(name)
     kind = TASKS[spec.task]
-    for option in ("scales", "align", "landmark_noise", "mirror", "ensemble"):
-        value = getattr(options, option)
-        if value not in ((), None, False) and option not in kind.evaluate_options:
-            flag = option.replace("_", "-")
-            raise ValueError(f"--{flag} is not for {name}, whose task is {kind.name}.")
+    check_task_options(options, kind, name)
     protocol = kind.choose_protocol(options.protocol, options.scales, name)
     if (options.protocol == "ensemble") != bool(options.ensemble):
         raise ValueError(
@@ -203,14 +232,10 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     whole = whole and "fully_convolutional" in zoo.list_options(name)
     opened = open_network(options, {"fully_convolutional": True} if whole else {})
     card, data = opened.card, opened.data
-    where = f"{data.dataset}, split {data.eval_split}"
-    _check_task(opened)
-    kind.check_source(
-        opened.source, card, options.protocol, f"{where},", opened.weights
-    )
+    _check_source(opened, options.protocol)
     others = [_evaluate_member(run, options, data) for run in options.ensemble]
     started = time.perf_counter()
-    task = make_task(spec, data=data, sources=[opened.source])
+    task = make_task(spec, opened.optim, data, [opened.source])
     task = task.prepare_protocol(options.protocol, opened.variables, card, others)
     source = _prepare_source(opened)
     if protocol is None:
@@ -227,20 +252,18 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
             )
         )
     seconds = time.perf_counter() - started
-    print(f"{name} ({card.source}) on {where}:")
+    print(f"{name} ({card.source}) on {opened.where}:")
     for line in task.summarize(evaluated, options.protocol):
         print(line)
     speed = format_rate(len(source) / seconds)
     print(f"  speed     {speed} images per second, compilation included")
 
 
-def _check_task(opened: Opened) -> None:
-    wanted = get_spec(opened.card.model).task
-    if opened.source.task != wanted:
-        raise ValueError(
-            f"{opened.data.dataset} is for {opened.source.task}, and "
-            f"{opened.card.model} for {wanted}."
-        )
+def _check_source(opened: Opened, protocol: str) -> None:
+    """Checks that the examples have the network's classes."""
+    TASKS[opened.source.task].check_source(
+        opened.source, opened.card, protocol, f"{opened.where},", opened.weights
+    )
 
 
 def _prepare_source(opened: Opened) -> Source:
@@ -275,17 +298,20 @@ def _evaluate_member(
 ) -> Evaluated:
     """Evaluates another run of an ensemble on the same images."""
     opened = open_network(
-        NetworkOptions(
+        EvaluateOptions(
             run_dir,
             dataset=data.dataset,
             split=data.eval_split,
             data_dir=data.data_dir,
             color=options.color,
+            classes=data.classes,
+            orientation=data.orientation,
+            landmark_noise=data.landmark_noise,
+            on_bad_image=data.on_bad_image,
         )
     )
-    _check_task(opened)
     spec = get_spec(opened.card.model)
-    task = make_task(spec, data=opened.data, sources=[opened.source])
+    task = make_task(spec, opened.optim, opened.data, [opened.source])
     return _evaluate_whole(opened, task, _prepare_source(opened))
 
 
@@ -294,12 +320,13 @@ def visualize(options: Annotated[VisualizeOptions, tyro.conf.arg(name="")]) -> N
     started = time.perf_counter()
     opened, run_dir = open_network(options), options.run_dir
     name = opened.card.model
+    _check_source(opened, "center_crop")
     out, history = Path(f"visualization-{name}.html"), {}
     if run_dir is not None:
         out, history = run_dir / "visualization.html", read_steps(run_dir)
     path = write_visualization(
         Network(opened.model, opened.variables, opened.card),
-        fit_source(opened.source, opened.card.preprocess),
+        _prepare_source(opened),
         options.out or out,
         title=f"What {name} sees",
         layers=options.layers,

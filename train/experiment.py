@@ -22,6 +22,9 @@ from train.warm_start import check_layers, create_model
 from zoo.ops import augment
 from zoo.spec import Preprocess
 
+# The options of `DataConfig` and of `evaluate` that only some tasks support.
+TASK_OPTIONS = {"scales", "align", "landmark_noise", "mirror", "ensemble"}
+
 PACKAGES = ("canon-zoo", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -45,6 +48,8 @@ def prepare_experiment(
     mesh = make_mesh()
     with _collect(problems):
         check_divides("data.batch_size", data.batch_size, mesh, config.optim.accumulate)
+    with _collect(problems):
+        check_task_options(data, task, spec.name)
     with _collect(problems):
         check_augment(data.augment, task)
     with _collect(problems):
@@ -138,7 +143,7 @@ def prepare_experiment(
 
 
 def check_sources(config: TrainConfig, sources: tuple[Source, Source]) -> None:
-    """Raises ValueError if the splits have different classes or another task."""
+    """Raises ValueError for different classes, another task, or none to evaluate on."""
     data, spec = config.data, zoo.get_spec(config.model.name)
     train, evaluation = (source.class_names for source in sources)
     if train != evaluation:
@@ -152,6 +157,11 @@ def check_sources(config: TrainConfig, sources: tuple[Source, Source]) -> None:
                 f"{spec.name} is for {spec.task}, and {data.dataset}, split "
                 f"{source.split}, for {source.task}."
             )
+    if not len(sources[1]):
+        raise ValueError(
+            f"data.eval_split={data.eval_split}: {sources[1].name} has no images "
+            "there; expected at least one."
+        )
 
 
 @contextlib.contextmanager
@@ -193,6 +203,26 @@ def check_size(
     except ValueError as error:
         size = f"{preprocess.shape[0]} {preprocess.shape[1]}"
         raise ValueError(f"{flag} {size}: {error}") from error
+
+
+def check_task_options(options: Any, task: type[Task], model: str) -> None:
+    """Checks that options which only some tasks support have their default values.
+
+    Args:
+      options: A dataclass with some of `TASK_OPTIONS` as fields.
+      task: The task.
+      model: The name of the network, for messages.
+
+    Raises:
+      ValueError: Another option is set than the task's `evaluate_options`.
+    """
+    others = TASK_OPTIONS - task.evaluate_options
+    for field in dataclasses.fields(options):
+        value, flag = getattr(options, field.name), field.name.replace("_", "-")
+        if field.name in others and value != field.default:
+            raise ValueError(
+                f"--{flag} is not for {model}, whose task is {task.name}; got {value}."
+            )
 
 
 def check_augment(names: tuple[str, ...], task: type[Task]) -> None:

@@ -60,7 +60,8 @@ def fit(
 
     Raises:
       ValueError: The config is inconsistent, the folder is not new, another process
-        writes to it, or the images of a resumed run have changed.
+        writes to it, or a resumed run has done more steps than the config asks for or
+        has other images.
       NonFiniteLossError: The loss is not finite; the message names the step, the
         images and the last good checkpoint.
       CheckpointError: A checkpoint cannot be written or read.
@@ -71,6 +72,11 @@ def fit(
     experiment = prepare_experiment(config, sources)
     mesh, task = experiment.mesh, experiment.task
     steps_per_epoch, total = experiment.steps_per_epoch, experiment.total_steps
+    if start > total:
+        raise ValueError(
+            f"{run_dir} has done {start} steps, and --steps or --epochs ask for "
+            f"{total}; expected {start} or more."
+        )
     images = {"train": experiment.train_source, "eval": experiment.eval_source}
     if resume is not None:
         check_fingerprints(run_dir, images, changed_data=changed_data)
@@ -226,7 +232,8 @@ def resume_run(
       changed_data: Resume even if the images differ from those that the run began with.
 
     Raises:
-      ValueError: The folder is not a run folder, or the images have changed.
+      ValueError: The folder is not a run folder, it has done more steps than the
+        config asks for, or the images have changed.
       CheckpointError: There is no such checkpoint, or it cannot be read.
     """
     run_dir = Path(run_dir)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from functools import partial
 from typing import Any
 
@@ -153,9 +154,9 @@ def parse_rates(rates: tuple[str, ...], params: Any) -> dict[str, float]:
             factor = float(number)
         except ValueError:
             factor = -1.0
-        if not pattern or factor < 0:
+        if not pattern or not 0 <= factor < math.inf:
             raise ValueError(
-                f"rates must be PATTERN=FACTOR with FACTOR >= 0, got {text!r}."
+                f"rates must be PATTERN=FACTOR with a finite FACTOR >= 0, got {text!r}."
             )
         factors |= dict.fromkeys(match_paths([*flatten(params)], [pattern]), factor)
     return factors

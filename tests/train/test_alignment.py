@@ -1,5 +1,6 @@
 """Errors of alignment on drawn faces."""
 
+import pytest
 from tiny_runs import run_command
 
 from train.alignment import measure_alignment
@@ -33,3 +34,13 @@ def test_the_command_prints_a_row_for_each_noise():
     rows = [line.split() for line in out.splitlines()[2:]]
     assert [float(row[0]) for row in rows] == [0, 2]
     assert float(rows[0][2]) < float(rows[1][2])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--pictures", 0), ("--size", 0), ("--noise", "nan")]
+)
+def test_the_command_refuses_numbers_out_of_range(option, value):
+    code, _, err = run_command("alignment", option, value)
+    assert code == 1
+    assert option in err
+    assert str(value) in err

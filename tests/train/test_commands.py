@@ -6,13 +6,17 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_runs import run_command, write_images
 
 from train.cli import train
+from train.commands import EvaluateOptions, open_network
 from train.config import TrainConfig, load_config, parse_options, save_config
 from train.configs import CONFIGS, get_config
+from train.data import array_source
+from train.experiment import prepare_experiment
 
 COMMANDS = (
     "resume",
@@ -205,6 +209,7 @@ def trained(tmp_path_factory):
     code, out, err = run_command(
         *("digits_lenet5_modern", "--dataset", f"imagefolder:{images}"),
         *("--batch-size", "8", "--epochs", "2", "--augment", "--learning-rate", "0.02"),
+        *("--optim.label-smoothing", "0.3", "--data.on-bad-image", "skip"),
         *("--run-dir", root / "Ann's run"),
     )
     assert code == 0, err
@@ -245,6 +250,89 @@ def test_evaluating_on_other_splits_and_sets(trained):
     )
     assert code == 0
     assert "of 15)" in out
+
+
+def test_unreadable_images_are_treated_as_in_training(trained, tmp_path):
+    run_dir, images, _ = trained
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "test" / "a" / "00.png").write_bytes(b"no image")
+    command = "evaluate", run_dir, "--dataset", f"imagefolder:{tmp_path / 'images'}"
+    code, out, err = run_command(*command)
+    assert code == 0, err
+    assert "of 14)" in out
+    code, _, err = run_command(*command, "--on-bad-image", "stop")
+    assert code == 1
+    assert "00.png" in err
+    page = tmp_path / "page.html"
+    code, _, err = run_command(
+        *("visualize", *command[1:], "--layers", "conv1", "--channels", "1"),
+        *("--out", page),
+    )
+    assert code == 0, err
+    assert "14 of 14" in page.read_text()
+
+
+def test_a_run_and_other_weights_are_not_both_evaluated(trained):
+    run_dir, *_ = trained
+    for flag in ("--model", "--weights"):
+        code, _, err = run_command("evaluate", run_dir, flag, "lenet5")
+        assert code == 1
+        assert f"{flag} lenet5" in err
+        assert str(run_dir) in err
+
+
+def test_options_of_evaluating_replace_those_of_the_run(trained, tmp_path):
+    config = load_config(trained[0] / "config.json")
+    data = dataclasses.replace(
+        config.data, landmark_noise=3.0, eval_split="train", orientation="stored"
+    )
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained[0], run_dir)
+    save_config(dataclasses.replace(config, data=data), run_dir / "config.json")
+
+    def opened(**options):
+        return open_network(EvaluateOptions(run_dir, **options)).data
+
+    assert opened().landmark_noise == 3.0
+    assert opened(landmark_noise=0.0).landmark_noise == 0.0
+    # The split and the colors are those of the run's own data set alone.
+    other = opened(dataset=config.data.dataset)
+    assert (other.eval_split, other.orientation) == ("test", "stored")
+    assert (other.landmark_noise, other.color) == (3.0, "gray")
+    with pytest.raises(ValueError, match=r"eval_batch_size .* 0"):
+        opened(batch_size=0)
+
+
+def test_options_of_another_task_are_refused_in_training(trained):
+    config = load_config(trained[0] / "config.json")
+    for name, value in (("mirror", True), ("align", "3d"), ("landmark_noise", 5.0)):
+        data = dataclasses.replace(config.data, **{name: value})
+        flag = name.replace("_", "-")
+        with pytest.raises(ValueError, match=rf"--{flag}.*lenet5_modern.*{value}"):
+            prepare_experiment(dataclasses.replace(config, data=data))
+
+
+def test_an_empty_evaluation_set_is_refused_before_training(trained):
+    config = load_config(trained[0] / "config.json")
+    images = np.zeros((8, 28, 28, 1), np.uint8)
+    sources = [
+        array_source(images[:count], np.zeros(count, int), "abc", name="noise")
+        for count in (8, 0)
+    ]
+    with pytest.raises(ValueError, match=r"eval_split=test.*noise"):
+        prepare_experiment(config, sources)
+
+
+def test_only_a_new_folder_is_removed_after_a_refusal(tmp_path):
+    (tmp_path / "own").mkdir()
+    for name in ("own", "new"):
+        code, _, err = run_command(
+            *("digits_lenet5_modern", "--dataset", f"imagefolder:{tmp_path / 'none'}"),
+            *("--run-dir", tmp_path / name),
+        )
+        assert code == 1
+        assert "none" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_predicting_draws_a_picture(trained, tmp_path):

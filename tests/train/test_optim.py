@@ -284,6 +284,8 @@ def test_filters_are_held_to_their_root_mean_square():
         (("backbone/**",), "PATTERN=FACTOR"),
         (("backbone/**=fast",), "PATTERN=FACTOR .* 'backbone/\\*\\*=fast'"),
         (("=0.1",), "PATTERN=FACTOR"),
+        (("**=nan",), "'\\*\\*=nan'"),
+        (("**=inf",), "'\\*\\*=inf'"),
         (("backbone/**=-1",), "FACTOR >= 0"),
         (("backbon/**=1",), "matches no parameter.*backbone"),
     ],

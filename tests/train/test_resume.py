@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,14 @@ def test_a_finished_run_stays_as_it_is(uninterrupted, config, tmp_path):
     last = before[-1]
     assert last["kind"] == "eval"
     assert result.metrics["loss"] == last["loss"]
+
+
+def test_a_run_is_not_resumed_with_fewer_steps_than_it_has_done(uninterrupted):
+    before = (uninterrupted / "config.json").read_bytes()
+    code, _, err = run_command("resume", uninterrupted, "--steps", 2)
+    assert code == 1
+    assert re.search(r"9 steps.*--steps .*2", err)
+    assert (uninterrupted / "config.json").read_bytes() == before
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -142,6 +142,13 @@ def test_the_command(tmp_path):
     assert code == 0, err
     assert str(page) in out
     assert "<h2>Layer conv2</h2>" in page.read_text()
+    more = write_images(tmp_path / "more", {"test": 1}, size=28, classes="abcd")
+    code, _, err = run_command(
+        *("visualize", "--model", "lenet5_modern", "--weights", str(weights)),
+        *("--dataset", f"imagefolder:{more}", "--out", str(page)),
+    )
+    assert code == 1
+    assert re.search("4 classes.* 3", err)
 
 
 def test_the_command_says_what_is_missing():

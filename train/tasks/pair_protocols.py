@@ -23,7 +23,6 @@ from zoo.face.verification import (
     Siamese,
     chi_squared,
     chi_squared_terms,
-    inner_product,
 )
 from zoo.metrics import verification as metrics
 
@@ -64,21 +63,6 @@ def evaluate_pairs(protocol: Protocol, values: Any, pairs: Pairs) -> dict[str, f
         "standard_error": float(error),
         "auc": metrics.auc(metrics.roc(scores, pairs.same)),
     }
-
-
-def unsupervised(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:
-    """Compares by the inner product; only the threshold is fitted.
-
-    Args:
-      train: (first, second), descriptors float32 [P, D] to fit to.
-      same: bool [P], whether each pair is of one person.
-      pairs: The arrays of the pairs to be scored.
-
-    Returns:
-      Scores float [P].
-    """
-    threshold = metrics.best_threshold(np.asarray(inner_product(*train)), same)
-    return np.asarray(inner_product(*pairs)) - threshold
 
 
 def weighted_chi_squared(train: Any, same: np.ndarray, pairs: Any) -> np.ndarray:

@@ -262,15 +262,20 @@ class Verification(Task):
         Landmarks come from `landmarks.csv` in the folder of a photograph, or from dlib.
 
         Raises:
-          ValueError: There are not two images, the run has not been evaluated, or a
-            face has no landmarks.
+          ValueError: There are not two images, the checkpoint has not been evaluated,
+            or a face has no landmarks.
         """
         if len(paths) != 2:
             raise ValueError(f"name two photographs to compare, got {len(paths)}.")
+        step = zoo.weights.read_checkpoint(run_dir)[2]
         rows = [row for row in read_history(run_dir) if "threshold" in row]
-        if not rows:
-            raise ValueError(f"{run_dir} has no evaluation, and so no threshold yet.")
-        data, measured = load_config(run_dir / "config.json").data, rows[-1]
+        measured = next((row for row in rows if row["step"] == step), None)
+        if measured is None:
+            raise ValueError(
+                f"{run_dir} has no evaluation of its checkpoint {step}, and so no "
+                f"threshold; evaluated steps: {[row['step'] for row in rows]}."
+            )
+        data = load_config(run_dir / "config.json").data
         predictor = zoo.make_predictor(run_dir)
         preprocess = predictor.card.preprocess
         crops = [

