@@ -58,8 +58,8 @@ class Task(abc.ABC):
       has_targets_in_place: Whether examples have boxes or masks, which must move with
         the pixels of their image.
       eval_batch_size: The default number of images in a step of `evaluate`.
-      evaluate_options: Which of `evaluate`'s options `--scales`, `--align`,
-        `--landmark-noise`, `--mirror` and `--ensemble` the task supports.
+      evaluate_options: Which of the options `--scales`, `--align`, `--landmark-noise`,
+        `--mirror` and `--ensemble` of training and of `evaluate` the task supports.
       predict_arguments: Example arguments of `predict`.
       report: Makes the task's part of a run's report, a `train.report.Evaluation`, from
         a `train.run.Result`.
