@@ -121,14 +121,21 @@ def choose(
     data, sources, notes = open_splits(given.data, task, given.seed)
     found = inspect(*sources)
 
+    def parse_others(config: TrainConfig) -> TrainConfig:
+        """Parses all options but the training split, of which a part is held out."""
+        config = parse(config)
+        split = dataclasses.replace(config.data, train_split=data.train_split)
+        return dataclasses.replace(config, data=split)
+
     # Each choice depends on the earlier ones: the network, then its input, and so on.
     config = dataclasses.replace(blank, data=data)
     model, frozen, better = choose_model(given.model, task, found, accelerator)
-    config = apply(config, parse, model=model)
+    config = apply(config, parse_others, model=model)
     frozen = frozen if config.model == model else ()
-    config = apply(config, parse, data=choose_data(config, found, accelerator))
-    config = apply(config, parse, **choose_length(config, task, len(sources[0])))
-    config = apply(config, parse, optim=choose_optim(config, frozen, len(sources[0])))
+    count = len(sources[0])
+    config = apply(config, parse_others, data=choose_data(config, found, accelerator))
+    config = apply(config, parse_others, **choose_length(config, task, count))
+    config = apply(config, parse_others, optim=choose_optim(config, frozen, count))
 
     say(describe_choices(config, found, notes, better))
     return config

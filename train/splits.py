@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from train.config import DataConfig
 from train.data.annotations import IGNORED, UnnamedClasses
+from train.data.datasets import FORMATS
+from train.data.files import split_kind
 from train.data.formats.image_files import FileMasks
 from train.data.inspect import file_source
 from train.data.source import Source, UnknownSplit, map_in_threads
@@ -20,6 +23,9 @@ def open_splits(
 ) -> tuple[DataConfig, tuple[Source, Source], list[str]]:
     """Opens the images to train and to evaluate on.
 
+    A split to evaluate on is found if it is no part of the images to train on;
+    otherwise, a fifth of these is held out.
+
     Args:
       data: The data set; splits that are "" are to be found.
       task: The name of the task.
@@ -29,21 +35,30 @@ def open_splits(
       The config with splits and classes filled in, the two sources, and remarks.
 
     Raises:
-      ValueError: The data set cannot be read, or has no images to train on.
+      ValueError: The data set cannot be read, has no images to train on, or none that
+        can be held out.
     """
     given, notes = data.train_split, []
     splits = (given,) if given else ("train", "trainval", "all")
     data, train = _open_first(data, splits, task, seed, notes)
     if data.eval_split:
         return data, (train, open_split(data, data.eval_split, task, seed)), notes
+    prepared = data.dataset.partition(":")[0] not in FORMATS
+    parts = [part.partition("[")[0] for part in data.train_split.split("+")]
+    parts = [split_kind(part) or part for part in parts]
+    trained = {*map(train.provenance, range(len(train)))}
     for split in ("test", "val"):
+        # Images of prepared data sets have no names that could be compared.
+        if split in parts or (prepared and "all" in parts):
+            continue
         try:
             evaluation = open_split(data, split, task, seed)
         except UnknownSplit:
             continue
-        if {*map(evaluation.identity, range(len(evaluation)))} & {
-            *map(train.identity, range(len(train)))
-        } and data.train_split in ("trainval", "all"):
+        found = {*map(evaluation.provenance, range(len(evaluation)))}
+        if found <= trained or (
+            found & trained and data.train_split in ("trainval", "all")
+        ):
             continue
         data = dataclasses.replace(data, eval_split=split)
         if split == "test" and data.train_split == "train":
@@ -55,16 +70,34 @@ def open_splits(
                 )
         return data, (train, evaluation), notes
     whole = data.train_split
-    data = dataclasses.replace(
-        data, train_split=f"{whole}[:80%]", eval_split=f"{whole}[80%:]"
-    )
+    # In files a slice is of the sum of splits, in prepared data sets of its last one.
+    each = whole.split("+") if prepared else [whole]
+    train_split, eval_split = map("+".join, zip(*map(_hold_out, each), strict=True))
+    data = dataclasses.replace(data, train_split=train_split, eval_split=eval_split)
     notes.append(
-        f"there is no split test or val: a fifth of {whole} is held out to evaluate on."
+        f"there is no split test or val outside of {whole}: a fifth of {whole} is held "
+        "out to evaluate on."
     )
     sources = [
         open_split(data, s, task, seed) for s in (data.train_split, data.eval_split)
     ]
     return data, tuple(sources), notes
+
+
+def _hold_out(split: str) -> tuple[str, str]:
+    """Returns the first 80 % of a split, or of a slice in percent, and the rest."""
+    match = re.fullmatch(r"([^\[]+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
+    if match:
+        name, first, last = match[1], match[2] or "0", match[3] or "100"
+        middle = int(first) + round(0.8 * (int(last) - int(first)))
+        if int(first) < middle < int(last):
+            start, end = (f"{x}%" if x else "" for x in (match[2], match[3]))
+            return f"{name}[{start}:{middle}%]", f"{name}[{middle}%:{end}]"
+    raise ValueError(
+        f"--data.train-split {split}: a fifth to evaluate on cannot be held out of it; "
+        "expected a split, or a slice of 2% or more such as train[:50%], or the split "
+        "to evaluate on as --data.eval-split."
+    )
 
 
 def _open_first(
@@ -85,8 +118,10 @@ def _open_named(
 ) -> tuple[DataConfig, Source]:
     """Opens a split to train on, and finds the classes of masks."""
     data = dataclasses.replace(data, train_split=split)
+    # Which values are ignored may decide which ones are those of the classes.
+    opened = data if data.values else dataclasses.replace(data, ignored=())
     try:
-        source = open_split(data, split, task, seed)
+        source = open_split(opened, split, task, seed)
     except UnnamedClasses:
         # Opened with a name for every value, to find out which values there are.
         names = tuple(map(str, range(IGNORED)))
@@ -113,15 +148,13 @@ def _open_named(
                 f"class, and ignored (--data.ignored {' '.join(map(str, unnamed))})."
             )
             data = dataclasses.replace(data, ignored=tuple(unnamed))
-            return data, open_split(data, split, task, seed)
-        if len(found) == len(names) == 2 and found != [0, 1]:
+        elif len(found) == len(names) == 2 and found != [0, 1]:
             notes.append(
                 f"masks have the values {found[0]} and {found[1]}: they are taken for "
                 f"{names[0]} and {names[1]} (--data.values)."
             )
             data = dataclasses.replace(data, values=tuple(found))
-            source = open_split(data, split, task, seed)
-    return data, source
+    return data, source if data == opened else open_split(data, split, task, seed)
 
 
 def count_values(source: Source) -> np.ndarray:

@@ -140,6 +140,54 @@ def test_where_there_is_no_test_split_a_part_is_held_out(tmp_path):
     assert experiment.eval_source.split == "train[80%:]"
 
 
+def splits_of(dataset, train_split, **flags):
+    config, _ = run(
+        "my_images",
+        dataset,
+        model__name="lenet5_modern",
+        data__train_split=train_split,
+        **flags,
+    )
+    return config.data.train_split, config.data.eval_split
+
+
+def test_no_image_to_train_on_is_chosen_to_evaluate_on(tmp_path):
+    for i in range(40):
+        split = "val" if i % 4 == 1 else "train"
+        save(tmp_path / split / "ab"[i // 2 % 2] / f"{i}.png", seed=i)
+    dataset = f"imagefolder:{tmp_path}"
+    assert splits_of(dataset, "train") == ("train", "val")
+    both = splits_of(dataset, "train+val")
+    assert both == ("train+val[:80%]", "train+val[80%:]")
+    assert splits_of(dataset, "val") == ("val[:80%]", "val[80%:]")
+    sources = [load_dataset(dataset, split) for split in both]
+    names = [{s.provenance(i) for i in range(len(s))} for s in sources]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "train_split", "eval_split"),
+    [
+        ("train+test", "train[:80%]+test[:80%]", "train[80%:]+test[80%:]"),
+        ("all", "all[:80%]", "all[80%:]"),
+        ("test[10%:50%]", "test[10%:42%]", "test[42%:50%]"),
+        ("train[:50%]", "train[:50%]", "test"),
+    ],
+)
+def test_parts_are_held_out_of_prepared_data_sets(given, train_split, eval_split):
+    assert splits_of("digits", given) == (train_split, eval_split)
+
+
+def test_a_slice_of_a_slice_is_a_smaller_one(tmp_path):
+    for i in range(40):
+        save(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", seed=i)
+    dataset = f"imagefolder:{tmp_path}"
+    assert splits_of(dataset, "train[:50%]") == ("train[:40%]", "train[40%:50%]")
+    with pytest.raises(ValueError, match=r"--data.train-split test\[50%:51%\].*expect"):
+        splits_of("digits", "test[50%:51%]")
+
+
 def test_prepared_data_sets_are_looked_at_too():
     config, said = run("my_images", "digits", model__name="lenet5_modern")
     assert (config.data.train_split, config.data.eval_split) == ("train", "test")
@@ -266,6 +314,12 @@ def test_ignored_values_and_masks_without_splits(tmp_path):
     assert splits == ("all[:80%]", "all[80%:]")
     assert "8 to train" in said
     prepare_experiment(config)
+
+
+def test_ignored_values_leave_the_others_to_the_names(tmp_path):
+    write_masks(tmp_path, (0, 1, 2), {"train": 6, "test": 2}, ("road", "sky"))
+    config, _ = run("my_masks", f"masks:{tmp_path}", data__ignored=(0,))
+    assert (config.data.values, config.data.ignored) == ((1, 2), (0,))
 
 
 def test_each_unnamed_value_is_a_class_and_how_to_leave_one_out_is_said(tmp_path):

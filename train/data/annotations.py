@@ -150,7 +150,8 @@ def make_values(
       int16 [256]: the class of each value, 255 if it is ignored, -1 if it has none.
 
     Raises:
-      ValueError: A number is out of range, or a value is given twice.
+      ValueError: A number is out of range, a value is given twice, or the value of a
+        class is to be ignored.
     """
     if not 1 <= num_classes <= IGNORED:
         raise ValueError(f"{num_classes} classes: masks have 1 to {IGNORED}.")
@@ -165,12 +166,13 @@ def make_values(
                 f"values={tuple(values)} (--data.values): expected one value for each "
                 f"of the {num_classes} classes, different ones from 0 to {IGNORED}."
             )
-        both = sorted({*values} & {*ignored})
-        if both:
-            raise ValueError(
-                f"--data.values and --data.ignored both have {both}: a value is of a "
-                "class, or ignored."
-            )
+    both = sorted({*(values or range(num_classes))} & {*ignored})
+    if both:
+        shown = f"{tuple(values)}" if values else f"0 .. {num_classes - 1} if not given"
+        raise ValueError(
+            f"--data.values ({shown}) and --data.ignored both have {both}: a value is "
+            "of a class, or ignored; --data.values gives those of the classes alone."
+        )
     table = np.full(256, -1, np.int16)
     if not values:
         table[:num_classes] = np.arange(num_classes)

@@ -1,6 +1,6 @@
 """Checks of data sets with boxes or masks, before training starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,7 +19,8 @@ def find_problems(
 ) -> list[str]:
     """Lists the problems of a set for detection or segmentation.
 
-    All objects are counted, and some images are read with their annotations.
+    Some images are read with their annotations. Objects are counted in all images if
+    they are known without reading these, and else in the images that are read.
 
     Args:
       source: The set, fitted to its network.
@@ -39,7 +40,7 @@ def find_problems(
     chosen = np.linspace(0, len(source) - 1, min(EXAMINED, len(source)))
     chosen = np.unique(chosen.round().astype(int)).tolist()
     masks = file_source(source.source, FileMasks)
-    of_values = None if masks is None else _check_values(masks[0], chosen, skip)
+    of_values = None if masks is None else _check_values(*masks, chosen, skip)
     if of_values:
         problems.append(f"{where}: {of_values}")
     if source.task == "detection":
@@ -49,7 +50,7 @@ def find_problems(
             f"{where}: no pixel of any mask has a class; all are ignored "
             "(--data.ignored, or 255)."
         )
-    reasons = _read(source, chosen, fitted, skip)
+    reasons = _read(source, chosen, fitted, skip, masks is not None)
     if reasons:
         problems.append(
             f"{where}: {len(reasons)} of {len(chosen)} examined images cannot be used; "
@@ -58,10 +59,14 @@ def find_problems(
     return problems
 
 
-def _check_values(source: FileMasks, chosen: list[int], skip: bool) -> str | None:
+def _check_values(
+    source: FileMasks, positions: Sequence[int], chosen: list[int], skip: bool
+) -> str | None:
+    """Checks the values of masks; `positions` are those of the examples in `source`."""
+
     def count(index: int) -> np.ndarray:
         try:
-            return np.bincount(source.mask(index).ravel(), minlength=256)
+            return np.bincount(source.mask(positions[index]).ravel(), minlength=256)
         except BadImage:
             return np.zeros(256, int)
 
@@ -74,9 +79,9 @@ def _check_values(source: FileMasks, chosen: list[int], skip: bool) -> str | Non
         return explain_values(counts, source.values, examined, sure=source.sure)
 
     problem = explain(chosen)
-    if problem and len(chosen) < len(source):
+    if problem and len(chosen) < len(positions):
         # A rare class may be missing in the images that were read.
-        problem = explain([*range(len(source))])
+        problem = explain([*range(len(positions))])
     return problem
 
 
@@ -120,9 +125,16 @@ def _has_target(example: Example) -> bool:
 
 
 def _read(
-    source: FittedSource, chosen: list[int], fitted: bool, skip: bool
+    source: FittedSource,
+    chosen: list[int],
+    fitted: bool,
+    skip: bool,
+    counted_values: bool,
 ) -> list[str]:
-    """Returns why some examples cannot be used; see `find_problems`."""
+    """Returns why some examples cannot be used; see `find_problems`.
+
+    Values of masks and objects that were counted before are not reported again.
+    """
 
     def reason(place: int) -> str | None:
         try:
@@ -130,10 +142,13 @@ def _read(
             source.check_channels(stored["image"], chosen[place])
             if fitted:
                 source[chosen[place]]
-        except (UnknownValues, TooManyObjects):
-            return None  # counted already
+        except UnknownValues as error:
+            return None if skip or counted_values else str(error)
         except BadImage as error:
             return None if skip else str(error)
+        except TooManyObjects as error:
+            counted = source.objects(chosen[place]) is not None
+            return None if counted else str(error)
         except ValueError as error:
             return str(error)
         return None

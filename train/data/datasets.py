@@ -65,7 +65,8 @@ def load_dataset(
       split: The name of the split, such as "train" or "test"; "val", "valid" and
         "validation" are the same, and "train+val" is both. It may be a slice, such as
         "train[:80%]"; images in files are then ordered by a hash of their names, so
-        that a slice has images of all classes.
+        that a slice has images of all classes. "train+val[:80%]" is a slice of both in
+        files, and of "val" alone in prepared data sets.
       data_dir: The folder of prepared data sets; TFDS's own folder if None. A relative
         PATH starts here.
       classes: The names of the classes to keep, which are relabeled 0, 1, .. in this

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from tiny_runs import run_command
 
 import zoo
-from train.data import find_problems, fit_source, load_dataset
+from train.data import Subset, find_problems, fit_source, load_dataset
 from train.data.annotations import explain_values, make_values
 from train.experiment import check_size
 from zoo.spec import Preprocess
@@ -81,7 +82,8 @@ def test_values_that_stand_for_nothing_are_counted(tmp_path):
         ((0,), (), r"one value for each of the 2 classes"),
         ((0, 0), (), r"different ones"),
         ((0, 256), (), r"from 0 to 255"),
-        ((0, 5), (5,), r"--data.values and --data.ignored both have \[5\]"),
+        ((0, 5), (5,), r"--data.values .*--data.ignored both have \[5\]"),
+        ((), (1,), r"--data.values .*--data.ignored both have \[1\]"),
     ],
 )
 def test_values_that_do_not_fit_the_classes(values, ignored, message):
@@ -114,6 +116,31 @@ def test_sets_without_anything_to_learn_or_find(tmp_path):
     path = write_coco(tmp_path / "d", crowd)
     source = fit_source(load_dataset(f"coco:{path}", "train"), TAKES)
     assert "no image has an object" in find_problems(source)[0]
+
+
+def test_masks_of_a_slice_are_those_that_are_checked(tmp_path):
+    masks = {f"train/{i}": circle(1) for i in range(8)}
+    root = write_masks(tmp_path, masks)
+    name = f"masks:{root}"
+    first, second = (load_dataset(name, s) for s in ("train[:50%]", "train[50%:]"))
+    for index in range(len(second)):
+        stem = Path(second.provenance(index)).stem
+        write_masks(tmp_path, {f"train/{stem}": circle(9)})
+    assert find_problems(fit_source(first, TAKES)) == []
+    (problem,) = find_problems(fit_source(second, TAKES))
+    assert "(4 were examined)" in problem
+    assert "9 stand(s) for nothing" in problem
+
+
+def test_too_many_objects_are_found_where_they_are_not_known_before(tmp_path):
+    source = load_dataset("digits_canvas", "test", task="detection")
+    few = Subset(source, np.arange(8))
+    least = max(len(few[i]["boxes"]) for i in range(8))
+    assert least > 1
+    takes = dataclasses.replace(TAKES, size=64)
+    assert find_problems(fit_source(few, takes, max_boxes=least)) == []
+    (problem,) = find_problems(fit_source(few, takes, max_boxes=1))
+    assert "--data.max-boxes" in problem
 
 
 def write_coco(root, annotations):

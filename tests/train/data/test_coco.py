@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 
 import pytest
 from PIL import Image
@@ -83,6 +84,13 @@ def test_splits_and_relative_paths(tmp_path):
     write(tmp_path / "s", other, "val2017")
     with pytest.raises(ValueError, match=r"val has other classes than .* train2017"):
         load_dataset("coco:s", "train2017+val", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train+train", "train+training", "train+train2017"])
+def test_a_split_that_is_named_twice_is_refused(tmp_path, split):
+    write(tmp_path / "s", CONTENT)
+    with pytest.raises(ValueError, match=f"s: split '{re.escape(split)}' .*twice"):
+        load_dataset("coco:s", split, data_dir=tmp_path)
 
 
 def test_empty_boxes_are_left_out_and_named(tmp_path, caplog):

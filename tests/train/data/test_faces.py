@@ -208,6 +208,70 @@ def test_an_image_folder_is_of_people_for_this_task(tmp_path):
     assert load_dataset(f"imagefolder:{tmp_path}", "test").task == "classification"
 
 
+def test_people_to_train_on_are_those_of_any_training_split(tmp_path, caplog):
+    for split, people in (("Training", "ab"), ("Testing", "bcd")):
+        for person in people:
+            save(tmp_path / split / person / "0.png")
+    save(tmp_path / "loose.png")
+    name = f"imagefolder:{tmp_path}"
+    source = load_dataset(name, "test", task="verification")
+    assert source.class_names == ("a", "b")
+    assert "loose.png" in caplog.text
+
+
+def test_a_hold_out_without_images_is_named(tmp_path):
+    save(tmp_path / "a" / "1.png")
+    save(tmp_path / "b" / "1.png")
+    name = f"imagefolder:{tmp_path}"
+    # Both images fall to one split, by a hash of their names.
+    assert len(load_dataset(name, "train", task="verification")) == 2
+    with pytest.raises(ValueError, match=r"2 images and no splits.* 'test'"):
+        load_dataset(name, "test", task="verification")
+
+
+@pytest.mark.parametrize("form", ["orl", "lfw", "ytf"])
+def test_pictures_of_other_names_are_logged(tmp_path, caplog, form):
+    if form == "orl":
+        for person in range(1, 41):
+            save(tmp_path / f"s{person}/1.PGM", mode="L")
+        count = 40
+    elif form == "lfw":
+        make_lfw(tmp_path)
+        save(tmp_path / "Person_A" / "Person_A_0004.JPG")
+        count = 13
+    else:
+        save(tmp_path / "Ann/0/1.JPG")
+        count = 1
+    save(tmp_path / "odd_5.jpg")
+    for _ in range(2):
+        assert len(load_dataset(f"{form}:{tmp_path}", "all")) == count
+    (record,) = caplog.records
+    assert f"{tmp_path}: left out are 1 image(s)" in record.getMessage()
+    assert "odd_5.jpg" in record.getMessage()
+    with pytest.raises(ValueError, match=r"'test\+all' .*expected one of .*test, all"):
+        load_dataset(f"{form}:{tmp_path}", "test+all")
+
+
+def test_a_moved_set_of_faces_is_the_same(tmp_path):
+    six = np.array([[6, 8], [14, 8], [10, 12], [7, 16], [10, 16], [13, 16]], np.float32)
+    files = [f"{person}/{i}.png" for person in "ab" for i in range(2)]
+    for file in files:
+        save(tmp_path / "first" / file)
+    write_landmarks(tmp_path / "first/landmarks.csv", dict.fromkeys(files, six))
+
+    def look(folder):
+        name = f"imagefolder:{tmp_path / folder}"
+        source = load_dataset(name, "all", task="verification")
+        return source.fingerprint(), align_source(source, "2d", SMALL).fingerprint()
+
+    before = look("first")
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert look("second") == before
+    save(tmp_path / "second/a/2.png")
+    assert look("second")[0]["sha256"] != before[0]["sha256"]
+    assert before[0]["sha256"] == before[1]["sha256"]
+
+
 def test_faces_that_cannot_be_read_are_all_named_and_never_left_out(tmp_path, caplog):
     for split, person in itertools.product(("train", "test"), "abcd"):
         for number in range(3):
@@ -286,6 +350,7 @@ def test_groups_beside_pictures(tmp_path):
         "person,group\nA,old,1": "line 2: expected a person",
         "person,group\nA,old\nA,young": "line 3: expected a person, who is not named",
         "person,group\nA,": "line 2: expected a person",
+        "person,group\nNobody,old": r"groups\.csv names nobody.*Nobody.*expected",
     }.items():
         (tmp_path / "groups.csv").write_text(text)
         with pytest.raises(ValueError, match=message):

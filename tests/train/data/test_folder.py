@@ -88,6 +88,16 @@ def test_a_lone_split_and_lone_top_folders():
     assert [name for name, _ in layout["all"]] == ["exam", "test"]
 
 
+def test_one_class_is_logged_and_refused_if_it_has_folders(tmp_path, caplog):
+    paths = [f"train/animals/{c}/{i}.png" for c in ("cat", "dog") for i in range(2)]
+    path = write(tmp_path / "nested", paths, False)
+    with pytest.raises(ValueError, match=r"nested: .*'animals'.*cat, dog"):
+        load_dataset(f"imagefolder:{path}", "train")
+    path = write(tmp_path / "lone", ["train/cat/1.png", "train/cat/old/2.png"], False)
+    assert load_dataset(f"imagefolder:{path}", "train").class_names == ("cat",)
+    assert f"{path} has the class cat alone" in caplog.text
+
+
 def test_hold_out_is_fixed_complete_and_each_images_own():
     paths = [f"{c}/{i}.png" for c, n in [("a", 10), ("b", 90)] for i in range(n)]
     layout = find_layout(paths, "x")

@@ -85,10 +85,12 @@ def test_ignored_values(tmp_path):
     out = load_dataset(f"masks:{path}", "train", **options)[0]["mask"]
     assert out[0, 0] == out[0, 1] == 255
     np.testing.assert_array_equal(out[1:], mask[1:])
-    # A class of the file can be ignored too; nothing valid may be left.
-    options["ignored"] = (0, 1, 2, 3, 4, 11)
+    # The value of a class can be ignored only if the classes have other values.
+    with pytest.raises(ValueError, match=r"--data.ignored both have \[0\]"):
+        load_dataset(f"masks:{path}", "train", classes="01234", ignored=(0,))
+    options = {"classes": "a", "values": (1,), "ignored": (0, 2, 3, 4, 5, 11)}
     out = load_dataset(f"masks:{path}", "train", **options)[0]["mask"]
-    assert (out == 255).all()
+    np.testing.assert_array_equal(out == 0, mask == 1)
     with pytest.raises(ValueError, match=r"ignored=\(256,\).*: values of masks are 0"):
         load_dataset(f"masks:{path}", "train", classes="ab", ignored=(256,))
     with pytest.raises(ValueError, match=r"digits: ignored=\(1,\).* is for files with"):

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from train.data import load_dataset
 from train.data.formats import cifar, digits
 from train.data.formats import tfds as tfds_format
+from train.data.source import UnknownSplit
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,20 @@ def test_digits_choices_color_and_pickling(data_dir):
 def _open(path, barrier, answers):
     barrier.wait()
     answers.put(len(load_dataset("digits", "test", data_dir=path)))
+
+
+def test_each_part_of_a_split_may_have_any_usual_name(data_dir):
+    def count(split):
+        return len(load_dataset("digits", split, data_dir=data_dir))
+
+    assert count("train+testing") == count("train+test") == count("all")
+    assert count("testing[:50%]") == count("test[:50%]")
+    assert count("all[:50%]") == count("train[:50%]+test[:50%]")
+    assert count("training[:10%]+testing[:50%]") == count("train[:10%]+test[:50%]")
+    with pytest.raises(ValueError, match=r"digits: split 'train\+training' .*twice"):
+        count("train+training")
+    with pytest.raises(UnknownSplit, match="digits has no split 'val'; it has train"):
+        count("train+val")
 
 
 @pytest.mark.apart

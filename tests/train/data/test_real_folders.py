@@ -281,6 +281,6 @@ def test_a_path_may_have_a_colon(tmp_path):
 
 
 def test_warnings_do_not_hide_in_the_log(tmp_path, caplog):
-    write(tmp_path, "cat/1.png", "cat/x.txt")
+    write(tmp_path, "cat/1.png", "dog/1.png", "cat/x.txt")
     open_folder(tmp_path)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

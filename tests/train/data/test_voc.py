@@ -201,6 +201,17 @@ def test_gray_and_transparent_images(tmp_path):
     assert load_dataset(f"voc:{path}", "train", color="gray")[1]["image"].shape[-1] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", True), ("TRUE", True), (" 0 ", False), ("False", False), ("", False)],
+)
+def test_forms_of_difficult(tmp_path, text, expected):
+    content = box("cow", 1, 1, 2, 3, f"<difficult>{text}</difficult>")
+    path = write(tmp_path / "s", {"a": content}, {"train": "a"})
+    (objects,) = load_dataset(f"voc:{path}", "train").objects(0).difficult
+    assert objects == expected
+
+
 BOMB = b"""<?xml version="1.0"?>
 <!DOCTYPE annotation [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>
 <annotation><filename>&b;</filename></annotation>"""
@@ -226,6 +237,10 @@ OUTSIDE = b"""<!DOCTYPE annotation [<!ENTITY x SYSTEM "file:///etc/passwd">]>
         (box("cow", "x1", 1, 2, 3), r"a\.xml:2: <xmin> is 'x1', expected a number"),
         (box("cow", 1, 1, "nan", 3), r"a\.xml:2: <xmax> is 'nan', expected a number"),
         (box("cow", 1, 1, "1e999", 3), r"a\.xml:2: <xmax> is '1e999'"),
+        (
+            box("cow", 1, 1, 2, 3, "\n<difficult>yes</difficult>"),
+            r"a\.xml:3: <difficult> is 'yes', expected 0, 1, true or false",
+        ),
         ("<size><width>4</width></size>", r"a\.xml:2: <size> has no <height>"),
     ],
 )

@@ -9,6 +9,7 @@ from PIL import Image
 from train.data.faces.landmarks import LANDMARKS_FILE
 from train.data.faces.source import FaceSource
 from train.data.rng import RandomStream
+from train.data.source import Derived, Source
 from zoo.face.alignment import COUNTS, align
 from zoo.spec import Preprocess
 
@@ -16,7 +17,7 @@ _FACTS = ("pairs", "templates", "groups", "group_names", "gallery")
 _PAD = 64  # Photographs are padded to multiples of it, so that few sizes compile.
 
 
-class AlignedFaces(FaceSource):
+class AlignedFaces(Derived, FaceSource):
     """The faces of a source, aligned and cropped.
 
     Args:
@@ -59,11 +60,8 @@ class AlignedFaces(FaceSource):
             landmarks = landmarks + self.noise * rng.normal(landmarks.shape)
         return align_face(image, landmarks, self.method, self._size)
 
-    def provenance(self, index: int) -> str:
-        return self.photographs.provenance(index)
-
-    def content(self, index: int) -> str:
-        return self.photographs.content(index)
+    def find(self, index: int) -> tuple[Source, int]:
+        return self.photographs, index
 
 
 def align_face(

@@ -1,7 +1,7 @@
 """The formats of data sets of faces: LFW, YouTube Faces, ORL, and image folders."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,10 +11,10 @@ from train.data.files import (
     Files,
     find_splits,
     read_text,
-    split_images,
+    split_kind,
     warn_of_left_out,
 )
-from train.data.formats.image_folder import find_layout
+from train.data.formats.image_folder import read_layout
 from zoo.face.verification import Pairs
 
 # ORL: the number of people to train on, and of each person's pictures in the gallery.
@@ -31,7 +31,7 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     """Opens a folder or zip file with one folder for each person.
 
     The layout is that of `open_folder`; the people to train on are those of the split
-    "train", or all people if there is no such split.
+    "train" (or Training, and so on), or all people if there is no such split.
 
     Args:
       path: A folder, or a zip file, which is not unpacked.
@@ -41,19 +41,15 @@ def open_people(path: Path, split: str, *, color: str | None = None) -> FaceSour
     Raises:
       ValueError: See `open_folder`.
     """
-    files = Files(path)
-    images, listing = split_images(files, files.listing())
-    warn_of_left_out(str(path), listing.left_out)
-    layout = find_layout([*images, *listing.entries], str(path))
-    splits = find_splits(split, layout, str(path))
-    everyone = [row for rows in layout.values() for row in rows]
-    trained = sorted({name for name, _ in layout.get("train", everyone)})
+    files, layout, splits = read_layout(path, split)
+    kinds = [part for part in layout if split_kind(part) == "train"] or layout
+    trained = sorted({name for part in kinds for name, _ in layout[part]})
     names, members = zip(*(row for part in splits for row in layout[part]), strict=True)
     return FileFaces(files, "+".join(splits), members, names, trained, color)
 
 
 def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
-    """Opens the ORL (AT&T) database of faces: `sN/M.pgm`.
+    """Opens the ORL (AT&T) database of faces: `sN/M.pgm`, or another kind of image.
 
     "train" has the first five pictures of each of the first 30 people; "test" has all
     pictures, of which the first five of each person are the gallery of an
@@ -74,11 +70,12 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
       identification, 1994.
     """
     files = Files(path)
-    pictures = {}
-    for entry in files.listing().entries:
-        match = re.fullmatch(r"(?:.*/)?s(\d+)/(\d+)\.(?:pgm|png|jpg)", entry)
+    pictures, images = {}, _list_images(files)
+    for entry in images:
+        match = re.fullmatch(r"(?:.*/)?s(\d+)/(\d+)(?:\.\w+)?", entry)
         if match:
             _add_picture(pictures, (int(match[1]), int(match[2])), entry, files)
+    _warn_of_images(files, images, pictures.values(), "sN/M.pgm")
     found = [(*key, entry) for key, entry in pictures.items()]
     people = sorted({person for person, _ in pictures})
     if len(people) < ORL_PEOPLE + 2:
@@ -87,7 +84,7 @@ def open_orl(path: Path, split: str, *, color: str | None = None) -> FaceSource:
             f"found {len(people)} people."
         )
     trained = people[:ORL_PEOPLE]
-    (chosen,) = find_splits(split, ("train", "test", "all"), str(path))
+    chosen = _find_one(split, ("train", "test", "all"), path)
     rows = [
         row
         for row in sorted(found)
@@ -127,17 +124,18 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
       Huang et al., Labeled Faces in the Wild, 2007.
     """
     files = Files(path)
-    pictures, lists = {}, {}
-    for entry in files.listing().entries:
+    pictures, images = {}, _list_images(files)
+    entries = map(PurePosixPath, files.listing().entries)
+    lists = {entry.name: str(entry) for entry in entries if entry.suffix == ".txt"}
+    for entry in images:
         pure = PurePosixPath(entry)
         match = re.fullmatch(r"(.+)_(\d{4})", pure.stem)
-        if pure.suffix == ".txt":
-            lists[pure.name] = entry
-        elif match and match[1] == pure.parent.name and files.is_image(entry):
+        if match and match[1] == pure.parent.name:
             _add_picture(pictures, (match[1], int(match[2])), entry, files)
+    _warn_of_images(files, images, pictures.values(), "NAME/NAME_0001.jpg")
     if not pictures:
         raise ValueError(f"{path}: expected pictures NAME/NAME_0001.jpg, found none.")
-    (chosen,) = find_splits(split, (*LFW_FILES, "all"), str(path))
+    chosen = _find_one(split, (*LFW_FILES, "all"), path)
     trained = sorted({name for name, _ in pictures})
     keys, pairs = sorted(pictures), None
     if chosen != "all":
@@ -171,6 +169,32 @@ def open_lfw(path: Path, split: str, *, color: str | None = None) -> FaceSource:
         color,
         pairs=pairs,
     )
+
+
+def _list_images(files: Files) -> list[str]:
+    """Lists the images, and logs the hidden and special files that are left out."""
+    listing = files.listing()
+    warn_of_left_out(str(files.path), listing.left_out)
+    return [e for e in listing.entries if not e.endswith("/") and files.is_image(e)]
+
+
+def _warn_of_images(
+    files: Files, images: Sequence[str], used: Collection[str], form: str
+) -> None:
+    """Logs the images that are left out, since their path is not of a form."""
+    others = sorted({*images} - {*used})
+    warn_of_left_out(str(files.path), {f"image(s) not called {form}": others})
+
+
+def _find_one(split: str, known: Sequence[str], path: Path) -> str:
+    """Returns the name in `known` of a split; ValueError if it is several."""
+    found = find_splits(split, known, str(path))
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: split {split!r} names several; expected one of "
+            f"{', '.join(known)}."
+        )
+    return found[0]
 
 
 def _add_picture(pictures: dict, key: tuple, entry: str, files: Files) -> None:
@@ -302,13 +326,16 @@ def open_ytf(path: Path, split: str, *, color: str | None = None) -> FaceSource:
       Background Similarity, 2011.
     """
     files, videos = Files(path), {}
-    for entry in sorted(files.listing().entries):
+    images = _list_images(files)
+    for entry in images:
         parts = PurePosixPath(entry).parts
-        if len(parts) >= 3 and not entry.endswith("/") and files.is_image(entry):
+        if len(parts) >= 3:
             videos.setdefault(f"{parts[-3]}/{parts[-2]}", []).append(entry)
+    frames = [entry for entries in videos.values() for entry in entries]
+    _warn_of_images(files, images, frames, "PERSON/VIDEO/FRAME.jpg")
     if not videos:
         raise ValueError(f"{path}: expected frames PERSON/VIDEO/FRAME.jpg, found none.")
-    (chosen,) = find_splits(split, ("test", "all"), str(path))
+    chosen = _find_one(split, ("test", "all"), path)
     rows = []
     if chosen == "test":
         lists = [

@@ -1,14 +1,15 @@
 """Pictures of people, with the person and group of each, and the pairs to compare."""
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from train.data.faces.landmarks import read_landmarks, read_table
 from train.data.files import Files
+from train.data.formats.image_files import FileSource
 from train.data.rng import RandomStream
 from train.data.source import Source
-from zoo.decode import decode_image
 from zoo.face.verification import UNKNOWN, FaceSet, Pairs
 
 GROUPS_FILE = "groups.csv"
@@ -68,7 +69,7 @@ class FaceSource(Source):
         )
 
 
-class FileFaces(FaceSource):
+class FileFaces(FaceSource, FileSource):
     """Images of people in a folder or zip file.
 
     Files beside the images may have landmarks and groups, see `read_landmarks` and
@@ -94,13 +95,11 @@ class FileFaces(FaceSource):
         color: str | None,
         **facts,
     ):
-        self.name, self.split = files.path.stem, split
-        self.class_names = tuple(trained)
+        super().__init__(files, split, trained, members, color)
         label = {name: i for i, name in enumerate(trained)}
         number = {name: i for i, name in enumerate(dict.fromkeys([*trained, *names]))}
         self.labels = np.array([label.get(n, UNKNOWN) for n in names], np.int32)
         self.people = np.array([number[n] for n in names], np.int32)
-        self._files, self._members, self._color = files, list(members), color
         self._landmarks, groups = read_landmarks(files), read_groups(files)
         if groups:
             self.group_names = tuple(sorted({*groups.values()}))
@@ -110,20 +109,11 @@ class FileFaces(FaceSource):
         for fact, value in facts.items():
             setattr(self, fact, value)
 
-    def image(self, index: int) -> np.ndarray:
-        data = self._files.read(self._members[index])
-        where = self.provenance(index)
-        return decode_image(data, where, color=self._color, upright=True)
-
     def landmarks(self, index: int) -> np.ndarray | None:
-        return self._landmarks.get(self._members[index])
-
-    def provenance(self, index: int) -> str:
-        return self._files.where(self._members[index])
+        return self._landmarks.get(self._images[index])
 
     def content(self, index: int) -> str:
-        points = self.landmarks(index)
-        stamp = self._files.stamp(self._members[index])
+        points, stamp = self.landmarks(index), super().content(index)
         return stamp if points is None else f"{stamp} {points.tobytes().hex()}"
 
 
@@ -136,7 +126,8 @@ def read_groups(files: Files) -> dict[str, str]:
       The name of the group by the name of the person; empty if there is no such file.
 
     Raises:
-      ValueError: The file has another format; the message names the line.
+      ValueError: The file has another format, or names nobody whose folder is there;
+        the message names the line.
     """
     if GROUPS_FILE not in files.listing().entries:
         return {}
@@ -154,6 +145,13 @@ def read_groups(files: Files) -> dict[str, str]:
                 f"and a group, got {','.join(row)}."
             )
         groups[row[0]] = row[1]
+    entries = map(PurePosixPath, files.listing().entries)
+    if not groups.keys() & {name for entry in entries for name in entry.parts}:
+        raise ValueError(
+            f"{where} names nobody of whom there is a picture: got "
+            f"{', '.join([*groups][:3]) or 'no line'}, expected names of people as "
+            "those of their folders."
+        )
     return groups
 
 

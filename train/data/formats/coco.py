@@ -41,12 +41,16 @@ def open_coco(
 
     Raises:
       ValueError: A file is missing, is not JSON (the message names file and line) or
-        incomplete, two images or categories have the same id, or the categories of
-        several splits differ.
+        incomplete, two images or categories have the same id, a split is named twice,
+        or the categories of several splits differ.
     """
+    parts = split.split("+")
+    found = [_find(path, part) for part in parts]
+    if len(set(found)) < len(found):
+        raise ValueError(f"{path}: split {split!r} names one twice.")
     sources = [
-        _open_one(*_find(path, part), part, color, orientation)
-        for part in split.split("+")
+        _open_one(*where, part, color, orientation)
+        for where, part in zip(found, parts, strict=True)
     ]
     return sources[0] if len(sources) == 1 else Joined(sources)
 

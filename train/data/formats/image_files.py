@@ -1,4 +1,4 @@
-"""Sources of images with boxes or masks in folders and zip files."""
+"""Sources of images in folders and zip files, and of their boxes or masks."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -23,28 +23,31 @@ _MARKED, _HEADER = 2**13, 2**17
 logger = logging.getLogger(__name__)
 
 
-class _FileImages(Source):
-    """Images in a folder or zip file, with boxes or masks beside them.
+class FileSource(Source):
+    """Images in a folder or zip file.
 
-    With `orientation` "upright" the EXIF orientation is applied to images, with
-    "stored" it is not; "auto" is "stored" and logs how many images have one, since
-    their boxes and masks may have been drawn on the rotated image that viewers show.
+    Args:
+      files: The folder or zip file.
+      split: The name of the split.
+      class_names: The names of the classes.
+      images: The path of each image.
+      color: The color to convert images to, "rgb" or "gray"; None for the stored one.
+      upright: Whether to apply the EXIF orientation.
     """
 
     def __init__(
         self,
         files: Files,
         split: str,
-        class_names: tuple[str, ...],
+        class_names: Sequence[str],
         images: Sequence[str],
         color: str | None,
-        orientation: str,
+        upright: bool = True,
     ):
-        self.name, self.split, self.class_names = files.path.stem, split, class_names
+        self.name, self.split = files.path.stem, split
+        self.class_names = tuple(class_names)
         self._files, self._images, self._color = files, list(images), color
-        self._upright = orientation == "upright"
-        if orientation == "auto":
-            self._warn_of_orientations()
+        self._upright = upright
 
     def __len__(self) -> int:
         return len(self._images)
@@ -62,6 +65,29 @@ class _FileImages(Source):
 
     def content(self, index: int) -> str:
         return self._files.stamp(self._images[index])
+
+
+class _FileImages(FileSource):
+    """Images in a folder or zip file, with boxes or masks beside them.
+
+    With `orientation` "upright" the EXIF orientation is applied to images, with
+    "stored" it is not; "auto" is "stored" and logs how many images have one, since
+    their boxes and masks may have been drawn on the rotated image that viewers show.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        split: str,
+        class_names: tuple[str, ...],
+        images: Sequence[str],
+        color: str | None,
+        orientation: str,
+    ):
+        upright = orientation == "upright"
+        super().__init__(files, split, class_names, images, color, upright)
+        if orientation == "auto":
+            self._warn_of_orientations()
 
     def orientation(self, index: int) -> int:
         """Returns the EXIF orientation of an image, 1 if it has none."""

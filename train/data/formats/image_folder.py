@@ -1,6 +1,7 @@
 """Image folders and zip files, with one folder for each class."""
 
 import hashlib
+import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,11 @@ from train.data.files import (
     split_kind,
     warn_of_left_out,
 )
+from train.data.formats.image_files import FileSource
 from train.data.source import Source
-from zoo.decode import SUFFIXES, decode_image
+from zoo.decode import SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 # Share of the images that is held out for testing if a set has no splits.
 HELD_OUT = 0.2
@@ -31,7 +35,7 @@ Layout = dict[str, list[tuple[str, str]]]
 Parts = tuple[str, ...]
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """One split of an image folder or zip file.
 
     Args:
@@ -52,26 +56,10 @@ class FolderSource(Source):
         color: str | None,
         upright: bool = True,
     ):
-        self.name, self.split = files.path.stem, split
-        self.class_names = class_names
+        members = [member for _, member in examples]
+        super().__init__(files, split, class_names, members, color, upright)
         label = {name: i for i, name in enumerate(class_names)}
         self.labels = np.array([label[name] for name, _ in examples], np.int32)
-        self._files, self._color, self._upright = files, color, upright
-        self._members = [member for _, member in examples]
-
-    def image(self, index: int) -> np.ndarray:
-        data = self._files.read(self._members[index])
-        where = self.provenance(index)
-        return decode_image(data, where, color=self._color, upright=self._upright)
-
-    def provenance(self, index: int) -> str:
-        return self._files.where(self._members[index])
-
-    def identity(self, index: int) -> str:
-        return self._members[index]
-
-    def content(self, index: int) -> str:
-        return self._files.stamp(self._members[index])
 
 
 def open_folder(
@@ -86,7 +74,7 @@ def open_folder(
     sorted by name, even if a split does not have all of them. A set without splits has
     "all", "train", and "test" with a share of `HELD_OUT` of the images. The path of an
     image below the layout decides its split, so that adding images does not move
-    others. The EXIF orientation is applied.
+    others. The EXIF orientation is applied. A set with one class alone is logged.
 
     Args:
       path: A folder, or a zip file, which is not unpacked.
@@ -99,8 +87,40 @@ def open_folder(
 
     Raises:
       ValueError: The path does not exist or has another layout, a class folder is
-        empty, the names of two classes differ only by case, folders may be splits or
-        classes, or there is no such split.
+        empty, the only class has several folders, the names of two classes differ only
+        by case, folders may be splits or classes, or there is no such split.
+    """
+    files, layout, splits = read_layout(path, split)
+    class_names = sorted({name for part in layout.values() for name, _ in part})
+    if len(class_names) == 1:
+        logger.warning(
+            "%s has the class %s alone; expected two or more to tell apart.",
+            path,
+            class_names[0],
+        )
+    return FolderSource(
+        files,
+        "+".join(splits),
+        tuple(class_names),
+        [example for part in splits for example in layout[part]],
+        color,
+        orientation != "stored",
+    )
+
+
+def read_layout(path: Path, split: str) -> tuple[Files, Layout, list[str]]:
+    """Finds the layout of a folder or zip file, and logs what is left out.
+
+    Args:
+      path: A folder or a zip file.
+      split: The name of a split, or several such as "train+val".
+
+    Returns:
+      The files, the class and the path of each image by split, and the names of the
+      chosen splits, which have at least one image.
+
+    Raises:
+      ValueError: See `open_folder`.
     """
     files = Files(path)
     images, listing = split_images(files, files.listing())
@@ -109,17 +129,13 @@ def open_folder(
     labeled = {image for part in layout.values() for _, image in part}
     unlabeled = [image for image in images if image not in labeled]
     warn_of_left_out(str(path), {UNLABELED: unlabeled})
-    class_names = sorted({name for part in layout.values() for name, _ in part})
     splits = find_splits(split, layout, str(path))
-    examples = [example for part in splits for example in layout[part]]
-    if not examples:
+    if not any(layout[part] for part in splits):
         raise ValueError(
             f"{path} has {len(images)} images and no splits, and none of them falls to "
             f"{split!r}, which takes a share by chance; make folders train and test."
         )
-    upright = orientation != "stored"
-    names = tuple(class_names)
-    return FolderSource(files, "+".join(splits), names, examples, color, upright)
+    return files, layout, splits
 
 
 def find_layout(entries: Sequence[str], where: str) -> Layout:
@@ -166,6 +182,14 @@ def find_layout(entries: Sequence[str], where: str) -> Layout:
     if empty:
         name = "/".join((*around, *min(empty)))
         raise ValueError(f"{where}: class folder {name} has no images.")
+    classes = {p[depth - 1] for p, _ in images}
+    below = sorted({p[depth] for p, _ in images if len(p) > depth + 1})
+    if len(classes) == 1 and len(below) > 1:
+        raise ValueError(
+            f"{where}: the only class would be {classes.pop()!r}, and it has folders "
+            f"{', '.join(below[:5])}{' ..' * (len(below) > 5)}: are these the classes? "
+            f"{_LAYOUTS.capitalize()}."
+        )
     _check_names(sorted({p[:depth] for p, _ in images}), where)
     if not with_splits:
         return _hold_out(images)

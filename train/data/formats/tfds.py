@@ -320,7 +320,8 @@ def open_prepared(
 
     Args:
       name: One of `OWN`, or a data set of TFDS such as "mnist".
-      split: The name of the split, or a slice such as "train[:10%]".
+      split: The name of the split, a slice such as "train[:10%]", or several such as
+        "train+test[:50%]", whose slice is of "test" alone.
       data_dir: The folder of prepared data sets; TFDS's own folder if None. For
         "cifar10" and "cifar100" it can contain the publisher's archive.
       color: The color to convert images to, "rgb" or "gray"; None for the stored one.
@@ -331,8 +332,8 @@ def open_prepared(
       The source.
 
     Raises:
-      ValueError: The name or the split is unknown, or the data set is not for the
-        task.
+      ValueError: The name or the split is unknown, a split is named twice, or the data
+        set is not for the task.
       ModuleNotFoundError: TensorFlow is needed to prepare the data set.
     """
     if name in OWN:
@@ -344,12 +345,10 @@ def open_prepared(
         builder = _open_builder(name, data_dir)
     kind = find_kind(name, builder.info.features, task)
     splits = list(builder.info.splits)
-    if split not in splits and (known := split_kind(split)):
-        same = [s for s in splits if split_kind(s) == known]
-        split = same[0] if len(same) == 1 else split
-    if splits and split.isidentifier() and split not in (*splits, "all"):
-        known = ", ".join(splits)
-        raise UnknownSplit(f"{name} has no split {split!r}; it has {known}.")
+    parts = [_find_split(name, part, splits) for part in split.split("+")]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{name}: split {split!r} names one twice.")
+    split = "+".join(parts)
     try:
         return kind(name, split, builder, color, orientation)
     except NotImplementedError as error:
@@ -358,6 +357,20 @@ def open_prepared(
             f"{builder.data_dir}, which has no random access; name another data_dir "
             f"to prepare it there as {_FORMAT}."
         ) from error
+
+
+def _find_split(name: str, split: str, known: Sequence[str]) -> str:
+    """Returns the name in `known` of a split or slice, such as "testing[:10%]"."""
+    split, bracket, rest = split.partition("[")
+    if split == "all" and bracket:  # TFDS does not slice "all"
+        return "+".join(f"{each}[{rest}" for each in known)
+    if split not in known and (kind := split_kind(split)):
+        same = [s for s in known if split_kind(s) == kind]
+        split = same[0] if len(same) == 1 else split
+    if known and split.isidentifier() and split not in (*known, "all"):
+        there = ", ".join(known)
+        raise UnknownSplit(f"{name} has no split {split!r}; it has {there}.")
+    return f"{split}{bracket}{rest}"
 
 
 def _prepare(builder, name: str, data_dir: str | Path | None) -> None:

@@ -27,6 +27,8 @@ from zoo.segmentation.voc import CLASS_NAMES
 
 CLASSES = CLASS_NAMES[1:]  # without the background
 NAMES_FILE = "classes.txt"
+# The texts of <difficult> in lower case.
+_DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 # A line in the list of a class: an image, then -1, 0 or 1.
 _FLAGGED = re.compile(r"(.*\S)\s+(?:-1|0|1)")
 
@@ -243,7 +245,12 @@ def _read_objects(
         boxes.append((x1 - 1, y1 - 1, x2, y2))
         classes.append(class_names.index(name))
         hard = element.find("difficult")
-        difficult.append(hard is not None and "".join(hard.texts).strip() == "1")
+        text = "" if hard is None else "".join(hard.texts).strip()
+        if text.lower() not in _DIFFICULT:
+            raise ValueError(
+                f"{hard.where}: <difficult> is {text!r}, expected 0, 1, true or false."
+            )
+        difficult.append(_DIFFICULT[text.lower()])
     size = annotation.find("size")
     height, width = (
         (0, 0)
