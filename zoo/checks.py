@@ -13,7 +13,8 @@ def check_num_classes(num_classes: int) -> None:
     whole = isinstance(num_classes, int | np.integer)
     if not whole or num_classes < 0:
         raise ValueError(
-            f"num_classes must be 0 (no head) or a larger integer, got {num_classes!r}."
+            f"num_classes must be 0 (no head) or more, got {num_classes!r} "
+            f"({type(num_classes).__name__})."
         )
 
 

@@ -1,5 +1,6 @@
 """Detection as one function, from uint8 images to the objects in them."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -101,7 +102,8 @@ def make_detector(
         proposals: Any = None,
     ) -> Detections:
         check_batch(images, preprocess)
-        if proposals is not None and not hasattr(model, "roi_config"):
+        taken = inspect.signature(type(model).__call__).parameters
+        if proposals is not None and "proposals" not in taken:
             raise ValueError(f"{type(model).__name__} takes no proposals; give None.")
         sizes, padded_size = check_sizes(sizes, images), None
         if canvas is None:

@@ -394,11 +394,13 @@ def check_image(image: np.ndarray | Image.Image, preprocess: Preprocess) -> np.n
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 3 or not array.size:
+    if array.dtype != np.uint8 or array.ndim != 3:
         raise ValueError(
-            "an image must be uint8 [h, w, channels] of one pixel or more, got "
-            f"{array.dtype} {list(array.shape)}."
+            f"an image must be uint8 [h, w, channels], got {array.dtype} "
+            f"{list(array.shape)}."
         )
+    if not array.size:
+        raise ValueError(f"an image has no pixels: {list(array.shape)}.")
     _check_channels(array.shape, preprocess)
     return array
 

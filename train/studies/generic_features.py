@@ -6,8 +6,6 @@ python -m train study generic_features
 import dataclasses
 
 import numpy as np
-from sklearn.metrics import label_ranking_average_precision_score
-from sklearn.metrics.pairwise import cosine_similarity
 
 import zoo
 from train.studies.drawing import COLORS, new_figure
@@ -140,6 +138,9 @@ def mean_average_precision(
     Returns:
       Mean over the queries of the average precision.
     """
+    from sklearn.metrics import label_ranking_average_precision_score
+    from sklearn.metrics.pairwise import cosine_similarity
+
     center = base.mean(0)
     similarity = cosine_similarity(queries - center, base - center)
     relevant = labels[:, None] == base_labels

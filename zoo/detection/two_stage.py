@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.checks import check_floating
 from zoo.detection.roi_heads import (
     RoIHeadConfig,
     decode_regions,
@@ -206,6 +207,7 @@ class TwoStage(nn.Module):
         return {"predictor": self.predictor}
 
     def _features(self, images: Array, train: bool) -> dict[str, Array]:
+        check_floating(images)
         out = dict(self.backbone(images, train=train))
         return out if self.neck is None else {**out, **self.neck(out)}
 

@@ -105,7 +105,7 @@ def test_curves_begin_and_end_where_they_must(tiny):
     with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
         explain.perturbation_curve(*args, mode="deletion", steps=0)
     *rest, labels = args
-    with pytest.raises(ValueError, match="labels must be a whole number .* got None"):
+    with pytest.raises(ValueError, match=r"labels must be a whole number .* got None"):
         explain.perturbation_curve(*rest, None, mode="deletion")
     turned = np.zeros((2, 6, 24, 3))
     with pytest.raises(ValueError, match=r"maps must be \[2, 12, 12\] like the images"):

@@ -58,7 +58,7 @@ def test_wrappers_and_prefixes_are_taken_off_and_said(
     torch = pytest.importorskip("torch")
     torch.save(WRAPPED[name](state), tmp_path / name)
     assert_equal(load(NAME, tmp_path / name).variables, variables)
-    assert "is taken off" in caplog.text or "are its entry" in caplog.text
+    assert "removed the prefix" in caplog.text or "are its entry" in caplog.text
 
 
 def test_what_was_trained_goes_before_its_average(tmp_path, state, variables, caplog):
