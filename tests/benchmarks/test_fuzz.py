@@ -6,7 +6,7 @@ import numpy as np
 from fuzz import KINDS, run_case, run_cases
 from fuzz_damage import damage
 
-SECONDS = 10
+SECONDS = 4
 
 
 def test_every_kind_is_read_or_refused_by_name():

@@ -1,5 +1,7 @@
 """Pictures of faces: landmarks, and the steps of the alignment."""
 
+from functools import partial
+
 import jax
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,12 +20,12 @@ def draw_points(
     """Draws points, and optionally triangles, over an enlarged image.
 
     Args:
-        image: uint8 [H, W, C].
-        points: float [N, 2], x and y in pixels.
-        lines: int [T, 3], triangles of points; none if None.
+      image: uint8 [H, W, C].
+      points: float [N, 2], x and y in pixels.
+      lines: int [T, 3], triangles of points; none if None.
 
     Returns:
-        An RGB picture.
+      An RGB picture.
     """
     picture = to_pil(image).convert("RGB")
     factor = SIDE / max(picture.size)
@@ -42,26 +44,33 @@ def draw_alignment(image: np.ndarray, landmarks: np.ndarray, size: int) -> Image
     """Draws a photograph with its landmarks, and the results of its alignment.
 
     Args:
-        image: uint8 [H, W, C].
-        landmarks: float [L, 2].
-        size: Height and width of the crop, in pixels.
+      image: uint8 [H, W, C].
+      landmarks: float [L, 2].
+      size: Height and width of the crop, in pixels.
 
     Returns:
-        An RGB picture: the photograph, the similarity's crop, and with 67 or more
-        landmarks the triangles and the frontal crop.
+      An RGB picture: the photograph, the similarity's crop, and with 67 or more
+      landmarks the triangles and the frontal crop.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        flat = np.asarray(to_uint8(align_2d(image, landmarks, size=size)))
-        pictures = [draw_points(image, landmarks), enlarge(flat, SIDE)]
-        titles = ["landmarks", "similarity"]
-        if len(landmarks) >= 67:
-            face = fit_face(landmarks, size=size)
-            frontal = np.asarray(to_uint8(warp_face(image, face, size=size)))
-            source = np.asarray(face.source)
-            yaw, pitch, _ = np.asarray(camera_pose(face.camera))
-            pictures += [
-                draw_points(image, source, lines=find_triangles()),
-                enlarge(frontal, SIDE),
-            ]
-            titles += [f"yaw {yaw:.0f}, pitch {pitch:.0f}", "frontal"]
+        found = _align(image, landmarks, size=size)
+    flat, *fitted = map(np.asarray, found)
+    pictures = [draw_points(image, landmarks), enlarge(flat, SIDE)]
+    titles = ["landmarks", "similarity"]
+    if fitted:
+        frontal, source, (yaw, pitch, _) = fitted
+        triangles = draw_points(image, source, lines=find_triangles())
+        pictures += [triangles, enlarge(frontal, SIDE)]
+        titles += [f"yaw {yaw:.0f}, pitch {pitch:.0f}", "frontal"]
     return beside(pictures, titles)
+
+
+@partial(jax.jit, static_argnames="size")
+def _align(image: jax.Array, landmarks: jax.Array, *, size: int) -> tuple:
+    """Returns the crop of the similarity and, of enough landmarks, what is fitted."""
+    flat = to_uint8(align_2d(image, landmarks, size=size))
+    if len(landmarks) < 67:
+        return (flat,)
+    face = fit_face(landmarks, size=size)
+    frontal = to_uint8(warp_face(image, face, size=size))
+    return flat, frontal, face.source, camera_pose(face.camera)
