@@ -283,6 +283,7 @@ def test_the_parts_of_all_processes_are_the_batch(process_count):
     assert_same(together, whole)
 
 
+@pytest.mark.apart
 def test_crops_go_on_exactly_with_any_number_of_workers():
     whole, _ = take(make_stream(), 9)
     first, state = take(make_stream(), 5)
