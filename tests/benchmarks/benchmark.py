@@ -26,19 +26,16 @@ import benchmark_table
 import jax
 import numpy as np
 import readme
-from benchmark_rounds import Call, machine, say, side_process, summarize
+from benchmark_rounds import Call, machine, say, start_side, summarize
 from benchmark_zoo import (
-    ACCELERATOR,
     FULL,
     QUICK,
     BareStep,
     Inference,
     Plan,
     make_config,
-    measure_accelerator,
     measure_start,
     time_fit,
-    train_cifar10,
     write_images,
 )
 from huge_pages import restart_with_huge_pages
@@ -56,12 +53,7 @@ def main(arguments: list[str]) -> None:
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the table and measure nothing")
     add("--readme", action="store_true", help="write it to the README instead")
-    add("--quick", action="store_true", help="few small steps: a test of the plumbing")
-    add(
-        "--train-cifar10",
-        metavar="DIR",
-        help="on an accelerator: also the paper's schedule on CIFAR-10 in DIR",
-    )
+    add("--quick", action="store_true", help="a short run, for tests")
     options = parser.parse_args(arguments)
     if options.table or options.readme:
         table = benchmark_table.render(json.loads(options.out.read_text()))
@@ -70,26 +62,22 @@ def main(arguments: list[str]) -> None:
         else:
             print(table)
         return
-    on_cpu = jax.default_backend() == "cpu"
-    if options.train_cifar10 and on_cpu:
-        parser.error("--train-cifar10 takes 12 hours on two cores; use an accelerator.")
-    plan = QUICK if options.quick else FULL if on_cpu else ACCELERATOR
+    if jax.default_backend() != "cpu":
+        parser.error("measures CPUs only; gpu.py measures GPUs.")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(plan, Path(folder), options.train_cifar10)
+        found = measure(QUICK if options.quick else FULL, Path(folder))
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     say(f"wrote {options.out}")
 
 
-def measure(plan: Plan, folder: Path, cifar10: str | None) -> dict[str, Any]:
+def measure(plan: Plan, folder: Path) -> dict[str, Any]:
     """Measures everything.
 
     Args:
-      plan: How much.
-      folder: Empty; for the images and the runs.
-      cifar10: Where CIFAR-10 is, to train with the paper's schedule too.
+      plan: How much to measure.
+      folder: Empty folder for the images and the runs.
     """
     began = time.perf_counter()
-    on_cpu = jax.default_backend() == "cpu"
     found = {"machine": machine(), "plan": dataclasses.asdict(plan), "absent": {}}
     data = write_images(folder / "images.zip", plan)
     start = measure_start(plan, data, folder)
@@ -97,31 +85,19 @@ def measure(plan: Plan, folder: Path, cifar10: str | None) -> dict[str, Any]:
     found["start"] = start | bare.compilation()
     with contextlib.ExitStack() as stack:
         theirs = None
-        if not on_cpu:
-            found["absent"]["torch"] = "compared on the CPU alone"
-        elif importlib.util.find_spec("torch") is None:
+        if importlib.util.find_spec("torch") is None:
             found["absent"]["torch"] = "not installed"
         else:
-            theirs = stack.enter_context(side_process("benchmark_torch"))
+            theirs = stack.enter_context(start_torch(bare))
             found["same_network"] = check_same_network(theirs, bare)
-            found["machine"]["torch"] = found["same_network"].pop("version")
+            found["machine"]["torch"] = theirs("version")
         found |= measure_rounds(plan, data, folder, bare, theirs)
-    if on_cpu:
-        found["absent"]["accelerator"] = "no GPU or TPU here"
-    else:
-        found["accelerator"] = measure_accelerator(plan, data, folder)
-    if cifar10:
-        found["cifar10"] = train_cifar10(cifar10, folder)
     found["minutes"] = (time.perf_counter() - began) / 60
     return found
 
 
-def check_same_network(theirs: Call, bare: BareStep) -> dict[str, Any]:
-    """Starts the PyTorch side with equal weights and holds the first losses together.
-
-    Raises:
-      AssertionError: The parameters or the losses of two steps differ.
-    """
+def start_torch(bare: BareStep) -> contextlib.AbstractContextManager[Call]:
+    """Starts the PyTorch side with the same weights."""
     experiment = bare.experiment
     optim, preprocess = experiment.config.optim, experiment.card.preprocess
     weights = zoo.weights.to_torch(experiment.card.model, experiment.variables)
@@ -134,18 +110,28 @@ def check_same_network(theirs: Call, bare: BareStep) -> dict[str, Any]:
         "momentum": optim.momentum,
         "weight_decay": optim.weight_decay,
     }
-    arrays = bare.arrays
-    version, params = theirs("start", weights, arrays["image"], arrays["label"], facts)
-    our_params = sum(p.size for p in jax.tree.leaves(experiment.variables["params"]))
+    images, labels = bare.arrays["image"], bare.arrays["label"]
+    return start_side("benchmark_torch:Side", weights, images, labels, facts)
+
+
+def check_same_network(theirs: Call, bare: BareStep) -> dict[str, Any]:
+    """Compares the parameters and the first losses of both sides.
+
+    Raises:
+      AssertionError: The parameters or the losses of two steps differ.
+    """
+    params = theirs("parameters")
+    leaves = jax.tree.leaves(bare.experiment.variables["params"])
+    our_params = sum(leaf.size for leaf in leaves)
     assert params == our_params, f"{params} parameters in PyTorch, {our_params} here"
     losses = {
         "zoo": bare.losses(2),
-        "torch": theirs("call", "losses", bare.orders[0], 2),
+        "torch": theirs("losses", bare.orders[0], 2),
     }
-    # The first loss says that the networks are equal, the second one the updates.
+    # The first loss compares the networks, the second one the updates.
     np.testing.assert_allclose(losses["torch"], losses["zoo"], rtol=1e-3)
     np.testing.assert_allclose(losses["torch"][0], losses["zoo"][0], rtol=1e-5)
-    return {"version": version, "parameters": params, "losses": losses}
+    return {"parameters": params, "losses": losses}
 
 
 def measure_rounds(
@@ -172,12 +158,12 @@ def measure_rounds(
         note("train", "fit", time_fit(config, folder / f"fit{i}"))
         note("train", "step", bare.time())
         for side in trained:
-            note("train", side, theirs("call", "train", side, bare.orders))
+            note("train", side, theirs("train", side, bare.orders))
         for size, calls in sizes.items():
             group = f"inference_{size}"
             note(group, "zoo", inference.time(size, calls))
             for side in eager:
-                note(group, side, theirs("call", "infer", side, size, calls))
+                note(group, side, theirs("infer", side, size, calls))
     return {
         "train": summarize(groups["train"], plan.batch_size, "fit"),
         "inference": {

@@ -1,4 +1,4 @@
-"""Measures classifiers beside PyTorch's, Keras's and a public Flax ResNet.
+"""Measures classifiers beside PyTorch's.
 
 # about an hour on two cores
 python tests/benchmarks/benchmark_classifiers.py
@@ -8,19 +8,16 @@ python tests/benchmarks/benchmark_classifiers.py --table
 # writes it there
 python tests/benchmarks/benchmark_classifiers.py --readme
 
-Cells that the file has already, of this machine, are left out, unless they are named:
-a run that was stopped goes on where it was. All sides have the same weights and images;
-their logits are held together before any clock starts. The sides take turns, each alone
-on the machine with all of its cores; nothing else should run. Numbers go to
-classifiers.json beside it. Sides that are not installed (torch and torchvision, keras,
-jax-resnet) are left out and named.
+Cells that classifiers.json already has for this machine are skipped unless they are
+named, so a stopped run can be continued. All sides have the same weights and images,
+and their logits are compared before anything is timed. The sides take turns, each with
+all cores; nothing else should run. Without torch and torchvision, only the zoo is
+measured.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
@@ -31,13 +28,12 @@ from typing import Any
 import benchmark_classifiers_table
 import numpy as np
 import readme
-from benchmark_classifiers_jax import JAX_RESNET, KERAS
 from benchmark_rounds import (
     Call,
     machine,
     same_machine,
     say,
-    side_process,
+    start_side,
     summarize,
 )
 from huge_pages import restart_with_huge_pages
@@ -45,23 +41,21 @@ from huge_pages import restart_with_huge_pages
 import zoo
 
 OUT = Path(__file__).parent / "classifiers.json"
-OFFERS = {"keras": KERAS, "jax_resnet": JAX_RESNET}
 EAGER = ("torch_eager", "torch_eager_channels_last")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
       networks: Names; torchvision has each of them.
       cells: Kind and batch, such as "train_8".
-      small_cells: The same of the networks for CIFAR.
-      rounds: Turns of each side.
-      seconds: Of a turn, at least; and a turn has one call at least.
-      dtype: Of the computation.
-      threads: Of PyTorch; XLA takes all cores.
-      others: Whether to measure Keras and jax-resnet.
+      small_cells: Cells of the networks for CIFAR.
+      rounds: Number of turns of each side.
+      seconds: Shortest time of a turn, which has at least one call.
+      dtype: Type of the computation.
+      threads: Threads of PyTorch; XLA takes all cores.
       compiled: Whether to measure torch.compile.
     """
 
@@ -81,7 +75,6 @@ class Plan:
     seconds: float = 2.0
     dtype: str = "float32"
     threads: int = os.cpu_count()
-    others: bool = True
     compiled: bool = True
 
 
@@ -90,7 +83,6 @@ GPU = Plan(
     networks=("resnet50",),
     cells=("inference_1", "inference_256", "train_256"),
     dtype="bfloat16",
-    others=False,
 )
 QUICK = Plan(
     networks=("alexnet_tv",),
@@ -98,7 +90,6 @@ QUICK = Plan(
     rounds=1,
     seconds=0.0,
     threads=1,
-    others=False,
     compiled=False,
 )
 
@@ -107,14 +98,14 @@ def main(arguments: list[str]) -> None:
     """Measures, or shows what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("names", nargs="*", help="of networks; the platform's usual ones if none")
+    add("names", nargs="*", help="networks; default: those of the platform")
     add("--cells", nargs="+", metavar="CELL", help="such as inference_1 or train_8")
-    add("--rounds", type=int, help="turns of each side")
-    add("--seconds", type=float, help="of a turn, at least")
+    add("--rounds", type=int, help="number of turns of each side")
+    add("--seconds", type=float, help="shortest time of a turn")
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the table and measure nothing")
     add("--readme", action="store_true", help="write it to the README instead")
-    add("--quick", action="store_true", help="few small calls: a test of the plumbing")
+    add("--quick", action="store_true", help="a short run, for tests")
     options = parser.parse_args(arguments)
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.table or options.readme:
@@ -172,33 +163,25 @@ def measure(
     versions: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
 
-        def begin(module: str) -> Call:
-            return stack.enter_context(side_process(module))
+        def begin(side: str, *arguments: Any) -> Call:
+            return stack.enter_context(start_side(side, *arguments))
 
-        sides: dict[str, Call] = {"zoo": begin("benchmark_classifiers_jax")}
-        params = {"zoo": sides["zoo"]("start", "zoo", name, plan.dtype)}
-        products = {"zoo": sides["zoo"]("call", "products_per_second", plan.seconds)}
+        ours = begin("benchmark_classifiers_jax:Side", name, plan.dtype)
+        sides = {"zoo": ours}
+        params = {"zoo": ours("parameters")}
+        products = {"zoo": ours("products_per_second", plan.seconds)}
         try:
-            theirs = begin("benchmark_classifiers_torch")
-            start = ("start", name, plan.dtype, plan.threads)
-            params["torch"], versions = theirs(*start)
+            arguments = name, plan.dtype, plan.threads
+            theirs = begin("benchmark_classifiers_torch:Side", *arguments)
         except (ImportError, RuntimeError) as error:
             # Not installed, or torchvision is built for another torch.
             absent["torch"] = f"{error}".splitlines()[0]
         else:
-            check_same(sides["zoo"], theirs, params, plan.dtype)
-            products["torch"] = theirs("call", "products_per_second", plan.seconds)
+            params["torch"], versions = theirs("parameters"), theirs("versions")
+            check_same(ours, theirs, params, plan.dtype)
+            products["torch"] = theirs("products_per_second", plan.seconds)
             variants = (*EAGER, "torch_compile") if plan.compiled else EAGER
             sides |= dict.fromkeys(variants, theirs)
-        for side, networks in OFFERS.items():
-            if not plan.others or name not in networks:
-                continue
-            if importlib.util.find_spec(side) is None:
-                absent[side] = "not installed"
-                continue
-            sides[side] = begin("benchmark_classifiers_jax")
-            params[side] = sides[side]("start", side, name, plan.dtype)
-            versions[side] = importlib.metadata.version(side.replace("_", "-"))
         macs = zoo.get_spec(name).macs
         facts = {"parameters": params, "macs": macs, "absent": absent}
         for cell in cells:
@@ -207,13 +190,13 @@ def measure(
 
 
 def check_same(ours: Call, theirs: Call, params: dict[str, int], dtype: str) -> None:
-    """Holds the logits of both networks together.
+    """Compares the parameters and the logits of both networks.
 
     Raises:
       AssertionError: The parameters or the logits differ.
     """
     assert params["zoo"] == params["torch"], params
-    found, expected = ours("call", "logits", 2), theirs("call", "logits", 2)
+    found, expected = ours("logits", 2), theirs("logits", 2)
     tolerance = 1e-4 if dtype == "float32" else 5e-2
     limit = tolerance * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
@@ -227,9 +210,9 @@ def measure_rounds(
     Args:
       name: Name of the network.
       cell: Kind and batch.
-      plan: How much.
-      sides: What calls a function in the side's process.
-      absent: Gets the reason where a compiled side does not work.
+      plan: How much to measure.
+      sides: Functions that call a side's methods in its process.
+      absent: Receives the error if `torch.compile` fails.
     """
     kind, batch = cell.split("_")
     seconds: dict[str, list[float]] = {}
@@ -240,7 +223,7 @@ def measure_rounds(
                 continue
             turn = (*variant, kind, int(batch), plan.seconds)
             try:
-                took = process("call", "time", *turn)
+                took = process("time", *turn)
             except Exception as error:
                 if side != "torch_compile":
                     raise

@@ -8,8 +8,6 @@ SIDES = {
     "torch_eager": "torch eager",
     "torch_eager_channels_last": "channels last",
     "torch_compile": "`torch.compile`",
-    "keras": "Keras",
-    "jax_resnet": "jax-resnet",
 }
 # Multiply-adds per second that makers state for bfloat16 without sparsity.
 STATED = {"NVIDIA H100 80GB HBM3": 494.7e12, "NVIDIA H200": 494.7e12}
@@ -30,18 +28,17 @@ def _platform(found: dict[str, Any]) -> str:
     used = {side for cell in cells for side in cell["seconds"]}
     sides = [side for side in SIDES if side in used]
     rounds = sorted({len(cell["seconds"]["zoo"]) for cell in cells})
-    names = ("jax", "torch", "torchvision", "keras", "jax_resnet")
-    titles = ["network", "what", "images/s", *[SIDES[s] for s in sides], "of products"]
+    names = ("jax", "torch", "torchvision")
+    titles = ["network", "what", "images/s", *[SIDES[s] for s in sides]]
+    titles.append("% of matmul peak")
     lines = [
-        "Images of 224 pixels (32 of networks for CIFAR) in "
-        f"{found['plan']['dtype']} on "
-        f"{where(machine, names)}. Medians "
-        f"of {' or '.join(map(str, rounds))} rounds in which the sides take turns; a "
-        "column named by another side has our speed divided by its. The last column is "
-        "the network's multiply-adds per second, in percent of those of a large matrix "
-        "product in the same run; "
-        "`python tests/benchmarks/benchmark_classifiers.py` makes it "
-        "again.",
+        "Images of 224 pixels (32 for CIFAR networks) in "
+        f"{found['plan']['dtype']} on {where(machine, names)}. Medians of "
+        f"{' or '.join(map(str, rounds))} rounds in which the sides take turns; the "
+        "columns of PyTorch give the zoo's speed divided by PyTorch's. The last column "
+        "is the network's multiply-adds per second relative to those of a large matrix "
+        "product in the same run. "
+        "`python tests/benchmarks/benchmark_classifiers.py` reproduces it.",
         "",
         f"| {' | '.join(titles)} |",
         f"| --- | --- |{' ---: |' * (len(titles) - 2)}",

@@ -1,7 +1,6 @@
 """The torchvision side of the classifiers' benchmark; it runs in its own process."""
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +26,19 @@ class Side:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.name, self.dtype = name, getattr(torch, dtype)
+        self.versions = {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         spec = zoo.get_spec(name)
         self.preprocess, self.num_classes = spec.preprocess, spec.num_classes
         self.weights = make_weights(name)
         self.inferring, self.training = {}, {}
+
+    def parameters(self) -> int:
+        """Counts the trained parameters."""
+        return sum(p.numel() for p in self.create("torch_eager").parameters())
 
     def create(self, variant: str) -> torch.nn.Module:
         """Creates the network with the weights that the zoo's starts from."""
@@ -60,12 +67,12 @@ class Side:
         return images.contiguous(memory_format=VARIANTS[variant][0])
 
     def mixed(self) -> contextlib.AbstractContextManager:
-        """The type of the computation, of which the parameters are not."""
+        """Computes in the benchmark's type; parameters stay in float32."""
         wanted = self.dtype != torch.float32
         return torch.autocast(self.device, self.dtype, enabled=wanted)
 
     def finish(self) -> None:
-        """Waits for what the device has to do."""
+        """Waits for the device."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -122,19 +129,3 @@ class Side:
             self.finish()
 
         return n**3 / seconds_per_call_within(call, seconds)
-
-
-_side: list[Side] = []
-
-
-def start(name: str, dtype: str, threads: int) -> tuple[int, dict[str, str]]:
-    """Creates the side; returns its number of parameters, and versions."""
-    _side[:] = [Side(name, dtype, threads)]
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    model = _side[0].create("torch_eager")
-    return sum(p.numel() for p in model.parameters()), versions
-
-
-def call(name: str, *arguments: Any) -> Any:
-    """Calls a method of the side, by name."""
-    return getattr(_side[0], name)(*arguments)

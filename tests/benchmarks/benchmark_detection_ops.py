@@ -2,18 +2,18 @@
 
 # about 2 minutes on two cores
 python tests/benchmarks/benchmark_detection_ops.py
-# what has it in its name
+# operators whose names contain a word
 python tests/benchmarks/benchmark_detection_ops.py nms
 # prints what was measured
 python tests/benchmarks/benchmark_detection_ops.py --table
 # writes it to the README
 python tests/benchmarks/benchmark_detection_ops.py --readme
 
-The sides take turns on the same numbers, and the least time of the rounds counts: other
-programs only add to it. Beside it stands the least processor time. Where torchvision's
-compiled operators are missing, a module `torchvision_on_cpu` on the path may stand in
-for them: the file then says that they are "python", and the ratios say little. Numbers
-go to tests/benchmarks/detection_ops.json.
+The sides take turns on the same inputs, and the shortest time counts, because other
+programs only add to it. The shortest processor time is stored, too. Where torchvision's
+compiled operators are missing, a module `torchvision_on_cpu` on the path can replace
+them: the file then calls them "python", and the table has no ratios. Numbers go to
+tests/benchmarks/detection_ops.json.
 """
 
 import argparse
@@ -39,7 +39,7 @@ OUT = Path(__file__).parent / "detection_ops.json"
 COUNTS = (1_000, 6_000, 12_000)
 HEIGHT, WIDTH, CHANNELS, CLASSES = 800, 1088, 256, 80
 STRIDES = (4, 8, 16, 32)
-# What stands for each name in the table, before the number in it.
+# Titles of the rows; {} is the number in the name.
 TITLES = {
     "nms": "suppression at 0.7 of {} boxes",
     "nms_keep_1000": "the same, until 1,000 are kept",
@@ -53,11 +53,15 @@ Calls = dict[str, Callable[[], Any]]
 def main() -> None:
     """Measures, or shows what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", help="parts of the names of what to measure")
-    parser.add_argument("--seconds", type=float, default=10, help="for each operation")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--readme", action="store_true", help="write it to the README")
+    parser.add_argument(
+        "only", nargs="*", help="parts of names of operators; default: all"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="time of each operator"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="numbers")
+    parser.add_argument("--table", action="store_true", help="print the table only")
+    parser.add_argument("--readme", action="store_true", help="write it to README.md")
     options = parser.parse_args()
     if not options.table and not options.readme:
         measure(options.only, options.seconds, options.out)
@@ -69,11 +73,12 @@ def main() -> None:
 
 
 def measure(only: list[str], seconds: float, out: Path) -> None:
-    """Measures what is asked for, and keeps the other numbers of the file."""
+    """Measures operators, and keeps the other numbers of the file."""
     import torch
 
     torch.set_num_threads(os.cpu_count())
-    operators, kind = import_operators()
+    torchvision, kind = import_torchvision()
+    operators = torchvision.ops
     found = json.loads(out.read_text()) if out.exists() else {"milliseconds": {}}
     found["machine"] = machine() | {"torch": torch.__version__}
     found["torchvision_operators"] = kind
@@ -92,30 +97,32 @@ def measure(only: list[str], seconds: float, out: Path) -> None:
         say(f"{name} {found['milliseconds'][name]}")
 
 
-def import_operators() -> tuple[Any, str]:
-    """Returns `torchvision.ops`, and whether its operators are compiled."""
+def import_torchvision() -> tuple[Any, str]:
+    """Returns torchvision, and "compiled" or "python" for its operators."""
     kind = "compiled"
     try:
         import torchvision
     except RuntimeError:  # "operator torchvision::nms does not exist"
         torchvision = importlib.import_module("torchvision_on_cpu").torchvision
         kind = "python"
-    return torchvision.ops, kind
+    return torchvision, kind
 
 
 def render(found: dict[str, Any]) -> str:
     """Makes the table: least milliseconds of wall time, and their ratio."""
     here = found["machine"]
+    compiled = found["torchvision_operators"] == "compiled"
     stand_in = (
         ""
-        if found["torchvision_operators"] == "compiled"
-        else ", whose compiled operators are missing on this machine: a script in "
-        "Python stands in for them, and the ratio says little"
+        if compiled
+        else " Its compiled operators are missing on this machine; a slow Python "
+        "script replaces them, so there are no ratios."
     )
     lines = [
-        f"Operators of detectors beside torchvision's{stand_in}. On "
-        f"{where(here, ('jax', 'torch'))}; the least of turns, each with all cores; "
-        "`python tests/benchmarks/benchmark_detection_ops.py` makes it again.",
+        f"Operators of detectors beside torchvision's.{stand_in} On "
+        f"{where(here, ('jax', 'torch'))}; the shortest time of all turns, each with "
+        "all cores. `python tests/benchmarks/benchmark_detection_ops.py` reproduces "
+        "it.",
         "",
         "| what | ms | torchvision, ms | theirs / ours |",
         "| --- | ---: | ---: | ---: |",
@@ -124,7 +131,8 @@ def render(found: dict[str, Any]) -> str:
         ours, theirs = sides["zoo"][0], sides["torchvision"][0]
         count = re.search(r"_(\d+)", name)
         title = TITLES[name.replace(count[0], "", 1)].format(f"{int(count[1]):,}")
-        cells = title, f"{ours:.1f}", f"{theirs:,.1f}", f"{theirs / ours:.1f}"
+        ratio = f"{theirs / ours:.1f}" if compiled else ""
+        cells = title, f"{ours:.1f}", f"{theirs:,.1f}", ratio
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -146,7 +154,7 @@ def jax_call(function: Callable, *arrays: Any) -> Callable[[], Any]:
 
 
 def nms_calls(operators: Any, count: int, keep: int | None) -> Calls:
-    """Suppression at 0.7, of which the first `keep` are wanted."""
+    """Suppression at 0.7 of which the first `keep` boxes are kept."""
 
     boxes = make_boxes(count)
     scores = np.random.default_rng(0).uniform(size=count).astype(np.float32)
@@ -180,7 +188,7 @@ def class_nms_calls(operators: Any, count: int) -> Calls:
 
 
 def check(calls: Calls) -> None:
-    """Both sides keep the same boxes, or there is nothing to compare."""
+    """Asserts that both sides keep the same boxes."""
     ours, theirs = calls["zoo"](), calls["torchvision"]().cpu().numpy()
     np.testing.assert_array_equal(np.asarray(ours.indices)[ours.valid], theirs)
 
@@ -207,7 +215,7 @@ def roi_align_calls(operators: Any, count: int) -> Calls:
 
 
 def gradient_calls(operators: Any, count: int) -> Calls:
-    """The same and its gradient, of as many regions as are trained."""
+    """RoIAlign and its gradient, for the number of regions in training."""
     import torch
 
     levels, rois = make_levels(), make_boxes(count)
@@ -242,7 +250,7 @@ def make_levels() -> list[np.ndarray]:
 
 
 def to_torch(array: np.ndarray) -> Any:
-    """Copies an array to the device that torch has."""
+    """Copies an array to torch's device."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -250,7 +258,7 @@ def to_torch(array: np.ndarray) -> Any:
 
 
 def finish(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Makes a call of torch wait for what the device has to do."""
+    """Makes a call of torch wait for the device."""
     import torch
 
     def finished() -> Any:

@@ -6,9 +6,9 @@ python tests/benchmarks/benchmark_detectors.py ssd300_vgg16 --cells detect_1
 # writes the table to the README
 python tests/benchmarks/benchmark_detectors.py --readme
 
-Both have the same deterministic weights, images and objects; nothing else should run.
-Where torchvision is without its compiled operators, suppression and RoIAlign are those
-of a script in Python; the cells "network" leave both out.
+Both sides have the same weights, images and objects; nothing else should run. Where
+torchvision's compiled operators are missing, a Python script replaces NMS and RoIAlign,
+and the table says so. The cells "network" use neither.
 """
 
 import sys

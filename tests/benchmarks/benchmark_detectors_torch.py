@@ -1,9 +1,8 @@
 """torchvision's side of the detectors' benchmark; it runs in its own process."""
 
-import contextlib
-
 import numpy as np
 import torch
+from benchmark_detection_ops import import_torchvision
 from benchmark_detectors_jax import MAPS, make_objects, make_photographs
 from benchmark_rounds import seconds_per_call_within
 from benchmark_torch import VARIANTS
@@ -12,15 +11,10 @@ from zoo.verify.deterministic import BRANCH_GAIN
 from zoo.verify.parity import deterministic_state
 from zoo.verify.torchvision_live import load_state
 
-with contextlib.suppress(ImportError):
-    # Where torch is a CPU build and torchvision is not.
-    import torchvision_on_cpu  # noqa: F401
-import torchvision
-from torchvision.models import detection
-
+torchvision, OPERATORS = import_torchvision()
 BUILDERS = {
-    "ssd300_vgg16": detection.ssd300_vgg16,
-    "faster_rcnn_resnet50_fpn": detection.fasterrcnn_resnet50_fpn,
+    "ssd300_vgg16": torchvision.models.detection.ssd300_vgg16,
+    "faster_rcnn_resnet50_fpn": torchvision.models.detection.fasterrcnn_resnet50_fpn,
 }
 
 
@@ -32,12 +26,13 @@ class Side:
         self.versions = {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
+            "torchvision_operators": OPERATORS,
         }
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name, self.models = name, {}
 
     def create(self, variant: str) -> torch.nn.Module:
-        """Creates the network once, with the weights that the zoo's has."""
+        """Creates the network once, with the same weights as the zoo's."""
         if variant not in self.models:
             options = {"weights": None, "weights_backbone": None, "num_classes": 91}
             model = BUILDERS[self.name](**options)
@@ -49,7 +44,7 @@ class Side:
         return self.models[variant]
 
     def finish(self) -> None:
-        """Waits for what the device has to do."""
+        """Waits for the device."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -65,7 +60,7 @@ class Side:
             return self._time_training(model, images, seconds)
 
         def detect():
-            # As ours, it is given uint8.
+            # The zoo's input is uint8, too.
             model([image.float() / 255 for image in images])
             self.finish()
 

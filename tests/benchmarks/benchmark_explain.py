@@ -27,13 +27,29 @@ STEPS, SQUARE, STRIDE, CHUNK = 32, 42, 14, 14
 CLASS = 3
 
 
-class Ours:
+class Side:
+    """What both sides measure of their `call`."""
+
+    def first_call(self, method):
+        """Seconds of the first call, and its map, or None for occlusion."""
+        started = time.perf_counter()
+        found = self.call(method)
+        seconds = time.perf_counter() - started
+        if method == "occlusion":
+            return seconds, None
+        return seconds, found.detach().numpy() if hasattr(found, "detach") else found
+
+    def measure(self, method, seconds):
+        """Seconds of a call."""
+        return rounds.seconds_per_call_within(lambda: self.call(method), seconds)
+
+
+class Ours(Side):
     """The zoo's side."""
 
     def __init__(self, name):
         import jax
         import jax.numpy as jnp
-        from benchmark_explain import make_image, make_weights
 
         import zoo
         from zoo.weights.torch_format import from_torch
@@ -55,14 +71,13 @@ class Ours:
         return found.block_until_ready()
 
 
-class Theirs:
+class Theirs(Side):
     """captum's side."""
 
     def __init__(self, name):
         import contextlib
 
         import torch
-        from benchmark_explain import make_image, make_weights
 
         from zoo.verify.torchvision_live import load_state
 
@@ -104,10 +119,6 @@ class Theirs:
             )
 
 
-SIDES = {"zoo": Ours, "captum": Theirs}
-_side = {}
-
-
 def make_weights(name):
     from zoo.verify import parity
 
@@ -121,27 +132,6 @@ def make_image():
     return make_images(get_spec("resnet50").preprocess, 1)
 
 
-def create(side, name):
-    """Makes a side in its process."""
-    _side["it"] = SIDES[side](name)
-
-
-def first_call(method):
-    """Seconds of the first call, and its map as [H, W, C], or None for occlusion."""
-    started = time.perf_counter()
-    found = _side["it"].call(method)
-    seconds = time.perf_counter() - started
-    if method == "occlusion":
-        return seconds, None
-    found = found.detach().numpy() if hasattr(found, "detach") else found
-    return seconds, found
-
-
-def measure(method, seconds):
-    """Seconds of a call."""
-    return rounds.seconds_per_call_within(lambda: _side["it"].call(method), seconds)
-
-
 def difference(ours, theirs):
     """The largest difference of two maps, in units of the largest value."""
     import numpy as np
@@ -153,12 +143,10 @@ def difference(ours, theirs):
 def run(name, methods, count, seconds):
     """Measures a network; yields each method and its row."""
     with (
-        rounds.side_process("benchmark_explain") as ours,
-        rounds.side_process("benchmark_explain") as theirs,
+        rounds.start_side("benchmark_explain:Ours", name) as ours,
+        rounds.start_side("benchmark_explain:Theirs", name) as theirs,
     ):
         calls = {"zoo": ours, "captum": theirs}
-        for side, call in calls.items():
-            call("create", side, name)
         for method in methods:
             first = {side: call("first_call", method) for side, call in calls.items()}
             maps = [found for _, found in first.values()]
@@ -190,9 +178,9 @@ def render(found):
         "image of 224 pixels: the gradient, guided backprop, integrated gradients "
         f"with {STEPS} steps, and occlusion with 196 positions of a square of {SQUARE} "
         f"pixels. On {place}; medians (best) of rounds in which the sides take turns, "
-        "each with all cores; the last column is the largest difference of the maps, "
-        "relative to the largest value; `python tests/benchmarks/benchmark_explain.py` "
-        "makes it again.",
+        "each with all cores. The last column is the largest difference of the maps, "
+        "relative to the largest value. `python tests/benchmarks/benchmark_explain.py` "
+        "reproduces it.",
         "",
         "| network | what | ms | theirs / ours | first call, s | captum's, s | maps |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -219,11 +207,12 @@ def render(found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--readme", action="store_true")
+    add = parser.add_argument
+    add("networks", nargs="*", default=NETWORKS, help="default: both")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="default: all")
+    add("--rounds", type=int, default=3, help="number of turns of each side")
+    add("--seconds", type=float, default=2.0, help="shortest time of a turn")
+    add("--readme", action="store_true", help="write the table without measuring")
     options = parser.parse_args()
     if options.readme:
         readme.write_block("explain", render(json.loads(OUT.read_text())))

@@ -2,18 +2,17 @@
 
 # about 3 minutes on two cores; 6 GB of memory
 python tests/benchmarks/benchmark_faces.py
-# what has it in its name
+# rows whose names contain a word
 python tests/benchmarks/benchmark_faces.py l4
 # prints what was measured; writes it to the README
 python tests/benchmarks/benchmark_faces.py --table
 python tests/benchmarks/benchmark_faces.py --readme
 
-PyTorch's side is the plainest correct statement: `conv2d`, `max_pool2d` with
+PyTorch's side is the simplest correct implementation: `conv2d`, `max_pool2d` with
 `ceil_mode`, `unfold` and `einsum` for the locally connected layers, `linear`. Both
-sides compute the same numbers, which is checked, and take turns; the least time of the
-rounds counts. Memory is what is held besides arguments and results: of XLA as its
-compiler plans it, of PyTorch the largest sum of its profiler. Numbers go to
-tests/benchmarks/faces.json.
+sides take turns, and their results are compared; the shortest time counts. Memory is
+the temporary memory besides arguments and results: XLA's by its compiler, PyTorch's
+peak by its profiler. Numbers go to tests/benchmarks/faces.json.
 """
 
 import argparse
@@ -51,10 +50,10 @@ Calls = dict[str, Callable[[], Any]]
 def main() -> None:
     """Measures, or shows what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", help="parts of the names of what to measure")
-    parser.add_argument("--seconds", type=float, default=12, help="for each row")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--readme", action="store_true", help="write it to the README")
+    parser.add_argument("only", nargs="*", help="parts of names of rows; default: all")
+    parser.add_argument("--seconds", type=float, default=12, help="time of each row")
+    parser.add_argument("--table", action="store_true", help="print the table only")
+    parser.add_argument("--readme", action="store_true", help="write it to README.md")
     options = parser.parse_args()
     if not options.table and not options.readme:
         measure(options.only, options.seconds)
@@ -66,7 +65,7 @@ def main() -> None:
 
 
 def measure(only: list[str], seconds: float) -> None:
-    """Measures what is asked for, and keeps the other numbers of the file."""
+    """Measures rows, and keeps the other numbers of the file."""
     import torch
 
     torch.set_num_threads(os.cpu_count())
@@ -95,9 +94,10 @@ def render(found: dict[str, Any]) -> str:
     """Makes the table: least milliseconds of wall time, their ratio, and memory."""
     place = where(found["machine"], ("jax", "torch"))
     lines = [
-        "DeepFace in float32 beside the plainest correct statement in PyTorch, on "
-        f"{place}; the least of turns, each with all cores; "
-        "`python tests/benchmarks/benchmark_faces.py` makes it again.",
+        "DeepFace in float32 beside the simplest correct implementation in PyTorch, on "
+        f"{place}; the shortest time of all turns, each with all cores. The last "
+        "columns are temporary memory. "
+        "`python tests/benchmarks/benchmark_faces.py` reproduces it.",
         "",
         "| what | ms | PyTorch, ms | theirs / ours | MB | PyTorch, MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

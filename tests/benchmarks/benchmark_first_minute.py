@@ -2,12 +2,12 @@
 
 # about four minutes on two cores; writes the numbers and the table of the README
 python tests/benchmarks/benchmark_first_minute.py
-# only some of the calls, and fewer rounds; writes nothing
+# some of the calls, and fewer rounds; writes nothing
 python tests/benchmarks/benchmark_first_minute.py --calls boxes --rounds 1
 
 Each call runs in processes of its own: first with an empty cache of compiled programs
-("cold"), then with what the first one left in it ("warm"). Numbers go to
-first_minute.json beside it.
+("cold"), then with the cache that the first process filled ("warm"). Numbers go to
+first_minute.json beside this file.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmark_rounds import machine, say, where
 
 OUT = Path(__file__).parent / "first_minute.json"
 ROOT = Path(__file__).parents[2]
-# What is done before the first answer, and the answer.
+# Title, code before the first answer, and code of an answer.
 CALLS = {
     "classes": (
         '`zoo.make_predictor("lenet5", weights="digits")`',
@@ -74,13 +74,18 @@ def main(arguments: list[str]) -> None:
     """Measures, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--calls", nargs="+", choices=CALLS, default=[*CALLS], help="some of the calls")
-    add("--rounds", type=int, default=3, help="processes of each kind; medians count")
+    add("--calls", nargs="+", choices=CALLS, default=[*CALLS], help="default: all")
+    add("--rounds", type=int, default=3, help="number of processes of each kind")
+    add("--readme", action="store_true", help="write the table without measuring")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds} must be 1 or more.")
+    if options.readme:
+        readme.write_block("first_minute", render(json.loads(OUT.read_text())))
+        return
+    result = {"machine": machine(), "rounds": options.rounds}
     found = {name: measure(name, options.rounds) for name in options.calls}
-    result = {"machine": machine(), "rounds": options.rounds, "calls": found}
+    result["calls"] = found
     table = render(result)
     if [*found] == [*CALLS]:
         OUT.write_text(json.dumps(result, indent=2) + "\n")
@@ -135,8 +140,8 @@ def render(result: dict) -> str:
     lines = [
         f"Seconds on {where(result['machine'], ('jax',))}: medians of "
         f"{result['rounds']} new processes each, with an empty cache of compiled "
-        "programs (cold) and with what that one left in it (warm); "
-        "`python tests/benchmarks/benchmark_first_minute.py` makes it again.",
+        "programs (cold) and with the cache that they filled (warm). "
+        "`python tests/benchmarks/benchmark_first_minute.py` reproduces it.",
         "",
         "| call | | `import zoo` | create | first answer | together | second answer |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

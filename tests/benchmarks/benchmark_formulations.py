@@ -1,4 +1,4 @@
-"""Measures what each CPU formulation of a convolution brings to a whole network.
+"""Measures the gain of each CPU formulation of a convolution in a whole network.
 
 # about 20 minutes on two cores
 python tests/benchmarks/benchmark_formulations.py
@@ -10,12 +10,12 @@ python tests/benchmarks/benchmark_formulations.py --table
 python tests/benchmarks/benchmark_formulations.py --readme
 
 A cell is one network, compiled with all formulations of `zoo.cpu` and with all but one,
-in whose place XLA's own convolution or product is. "barriers" are those around XLA's
-own convolutions, which one of the compiler options keeps; "layouts" are those of XLA's
-convolutions, which integrated gradients take in a loop. Both programs take turns in one
-process. Both are compiled with `zoo.cpu.compiler_options()`.
-The file keeps the numbers of several processors. Cells that it has already, of this
-one, are left out, unless they are named.
+which is replaced by XLA's own convolution or product. "barriers" are the optimization
+barriers around XLA's convolutions, which one of the compiler options keeps; "layouts"
+are the layouts of XLA's convolutions in the loop of integrated gradients. Both programs
+take turns in one process and are compiled with `zoo.cpu.compiler_options()`. The file
+keeps the numbers of several processors. Cells that it already has for this processor
+are skipped unless they are named.
 """
 
 import argparse
@@ -56,13 +56,15 @@ ROUNDS = 4
 def main() -> None:
     """Measures, or shows what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cells", nargs="*", help="such as winograd/vgg16/inference_1")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="of a turn, at least"
+        "cells", nargs="*", help="such as winograd/vgg16/inference_1; default: all"
     )
-    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--readme", action="store_true", help="write it to the README")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="shortest time of a turn"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="numbers")
+    parser.add_argument("--table", action="store_true", help="print the table only")
+    parser.add_argument("--readme", action="store_true", help="write it to README.md")
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     if not options.table and not options.readme:
@@ -100,7 +102,7 @@ def measure(cell: str, seconds: float) -> dict[str, list[float]]:
 
 
 def without(formulation: str, function: Callable, *arguments: Any) -> Any:
-    """Calls a function while a formulation of `zoo.cpu` is not there."""
+    """Calls a function while a formulation of `zoo.cpu` is disabled."""
     jax.clear_caches()
     kept, options = dict(FORMULATIONS), dict(TRAINING)
     few_rows, convolve = cpu.multiply_few_rows, convolution.convolve_by_xla
@@ -123,7 +125,7 @@ def without(formulation: str, function: Callable, *arguments: Any) -> Any:
 
 
 def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
-    """Compiles a network's inference or training step, of random numbers."""
+    """Compiles inference or a training step of a network with random weights."""
     model, random = zoo.build(name), np.random.default_rng(0)
     shape = (batch, *zoo.get_spec(name).preprocess.shape)
     images = jnp.asarray(random.normal(size=shape), jnp.float32)
@@ -132,7 +134,7 @@ def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
         lambda path, leaf: fill(path[-1].key, leaf.shape, random), shapes
     )
     if kind == "inference":
-        # A new function each time: what was traced before is not taken.
+        # A new function each time, so that no earlier trace is reused.
         infer = jax.jit(lambda *arguments: model.apply(*arguments))
         compiled = infer.lower(variables, images).compile(cpu.compiler_options())
         return lambda: jax.block_until_ready(compiled(variables, images))
@@ -169,7 +171,7 @@ def compile_call(name: str, kind: str, batch: int) -> Callable[[], Any]:
 
 
 def fill(name: str, shape: tuple[int, ...], random: np.random.Generator) -> jax.Array:
-    """Makes a variable whose network neither vanishes nor overflows."""
+    """Makes a variable with which activations neither vanish nor overflow."""
     if name == "kernel":
         scale = np.sqrt(2 / np.prod(shape[:-1]))
         return jnp.asarray(random.normal(0, scale, shape), jnp.float32)
@@ -180,10 +182,10 @@ def render(found: dict[str, Any]) -> str:
     """Makes the table, with a row for each cell and processor."""
     places = [where(each["machine"], ("jax",)) for each in found.values()]
     lines = [
-        "What each formulation of `zoo.cpu` brings to a whole network in float32: "
+        "The gain of each formulation of `zoo.cpu` in a whole network in float32: "
         "medians of rounds in which the programs with and without it take turns, on "
         f"{'; on '.join(places)}. "
-        "`python tests/benchmarks/benchmark_formulations.py` makes it again.",
+        "`python tests/benchmarks/benchmark_formulations.py` reproduces it.",
         "",
         "| formulation | network | what | processor | with, ms | without, ms | gain |",
         "| --- | --- | --- | --- | ---: | ---: | ---: |",

@@ -1,11 +1,11 @@
-"""Images a second that one core decodes and cuts, and cores that an accelerator wants.
+"""Measures the images per second that one core decodes and crops.
 
     python tests/benchmarks/benchmark_input.py [--rate IMAGES_A_SECOND]
 
-Images are JPEGs of 500 x 375 pixels and about 110 kB, the usual ones of ImageNet: noise
-with the spectrum of a photograph. Each row is the least time of some rounds, in one
+Images are JPEGs of 500 x 375 pixels and about 110 kB, typical of ImageNet: noise with
+the spectrum of a photograph. Each row is the shortest time of several rounds, in one
 thread; the last column is the number of cores that keep up with --rate, by default
-2,470 images a second, NVIDIA's published figure for training ResNet-50 in half
+2,470 images per second, NVIDIA's published figure for training ResNet-50 in half
 precision on an A100.
 """
 
@@ -57,8 +57,8 @@ def measure(function, files: list[bytes], rounds: int = 5) -> float:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=2470, help="images a second")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rate", type=float, default=2470, help="images per second")
     rate = parser.parse_args().rate
     files = [make_jpeg(i) for i in range(40)]
     print(f"{np.mean([len(f) for f in files]) / 1000:.0f} kB a file")

@@ -1,8 +1,9 @@
 """What the benchmarks of detectors and of segmentation share: turns, file, table.
 
-A benchmark names its networks, their cells such as "detect_1" or "train_4" (the number
-is of images), and a module for each side. That has a class `Side(name, threads)` with
-`versions` and the method `time(variant, kind, images, seconds)`.
+A benchmark names its networks, their cells such as "detect_1" or "train_4" (kind and
+number of images), and a module for each side. The module has a class `Side(name,
+threads)` with the attribute `versions` and the method `time(variant, kind, images,
+seconds)`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmark_rounds import (
     machine,
     same_machine,
     say,
-    side_process,
+    start_side,
     summarize,
     where,
 )
@@ -34,15 +35,15 @@ class Benchmark:
     """What is measured, and where it goes.
 
     Attributes:
-      title: Of the table: what is measured, on what.
-      command: That measures.
-      out: The file of the numbers.
-      block: Name of the block of the README.
-      networks: Names and their cells.
-      kinds: What each kind of cell is called.
+      title: First sentence of the table's caption: what is measured.
+      command: Command that measures.
+      out: File of the numbers.
+      block: Name of the table's block in README.md.
+      networks: Networks and their cells.
+      kinds: Kinds of cells and their titles in the table.
       zoo: Module of the zoo's side.
-      torch: Module of PyTorch's.
-      quick: Networks and cells of a test of the plumbing.
+      torch: Module of PyTorch's side.
+      quick: Networks and cells of a short run, for tests.
     """
 
     title: str
@@ -59,14 +60,14 @@ class Benchmark:
         """Measures, or shows what was measured."""
         parser = argparse.ArgumentParser(description=self.title)
         add = parser.add_argument
-        add("names", nargs="*", help="of networks; all if none")
-        add("--cells", nargs="+", metavar="CELL", help="all if none")
-        add("--rounds", type=int, default=3, help="turns of each side")
-        add("--seconds", type=float, default=2.0, help="of a turn, at least")
-        add("--out", type=Path, default=self.out, metavar="JSON")
-        add("--table", action="store_true", help="print the table")
-        add("--readme", action="store_true", help="write it to the README")
-        add("--quick", action="store_true", help="a test of the plumbing")
+        add("names", nargs="*", help="networks; default: all")
+        add("--cells", nargs="+", metavar="CELL", help="default: all")
+        add("--rounds", type=int, default=3, help="number of turns of each side")
+        add("--seconds", type=float, default=2.0, help="shortest time of a turn")
+        add("--out", type=Path, default=self.out, metavar="JSON", help="numbers")
+        add("--table", action="store_true", help="print it, no measuring")
+        add("--readme", action="store_true", help="write it to README.md")
+        add("--quick", action="store_true", help="a short run, for tests")
         options = parser.parse_args(arguments)
         found = json.loads(options.out.read_text()) if options.out.exists() else {}
         if options.readme:
@@ -103,12 +104,14 @@ class Benchmark:
     def measure(
         self, name: str, cells: tuple[str, ...], rounds: int, seconds: float
     ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-        """Lets both sides take turns; gives versions and numbers after each cell."""
+        """Lets both sides take turns; yields versions and numbers of each cell."""
         with contextlib.ExitStack() as stack:
 
             def begin(module: str) -> tuple[Call, dict[str, str]]:
-                process = stack.enter_context(side_process("benchmark_pairs"))
-                return process, process("start", module, name, os.cpu_count())
+                arguments = module, name, os.cpu_count()
+                side = start_side("benchmark_pairs:create_side", *arguments)
+                call = stack.enter_context(side)
+                return call, call("versions")
 
             (ours, versions), (theirs, more) = begin(self.zoo), begin(self.torch)
             versions = {**versions, **more}
@@ -118,7 +121,7 @@ class Benchmark:
                 took: dict[str, list[float]] = {}
                 for i in range(rounds):
                     for side, process in sides.items():
-                        found = process("time_side", side, kind, int(images), seconds)
+                        found = process("time", side, kind, int(images), seconds)
                         took.setdefault(side, []).append(found)
                         say(f"{name} {cell} {i + 1}/{rounds} {side}: {found:.3f} s")
                 peak = {
@@ -135,12 +138,19 @@ class Benchmark:
         """Makes the table."""
         facts = found["machine"]
         names = ("jax", "torch", "torchvision")
+        stand_in = (
+            " torchvision's NMS and RoIAlign are a slow Python script here, because "
+            "its compiled operators are missing: ratios of whole detectors and of "
+            "training steps say little about compiled ones."
+            if facts.get("torchvision_operators") == "python"
+            else ""
+        )
         lines = [
             f"{self.title} On {where(facts, names)}; medians of {found['rounds']} "
-            "rounds in which the sides take turns, each with all cores; a column named "
-            "by another side has our speed divided by its. The last column is each "
-            "process's peak memory up to then, ours and PyTorch's; "
-            f"`{self.command}` makes it again.",
+            "rounds in which the sides take turns, each with all cores. The columns of "
+            "PyTorch give the zoo's speed divided by PyTorch's. The last column is the "
+            "peak memory of each process until then, the zoo's and PyTorch's."
+            f"{stand_in} `{self.command}` reproduces it.",
             "",
             f"| network | what | images/s | {' | '.join(VARIANTS.values())} | MiB |",
             f"| --- | --- |{' ---: |' * (2 + len(VARIANTS))}",
@@ -168,23 +178,15 @@ class Benchmark:
         return "\n".join(lines)
 
 
-# What a side's process keeps between its turns.
-_side: list[Any] = []
-
-
-def start(module: str, name: str, threads: int) -> dict[str, str]:
-    """Creates the side of a module in this process; returns its versions."""
-    _side[:] = [importlib.import_module(module).Side(name, threads)]
-    return _side[0].versions
-
-
-def time_side(variant: str, kind: str, images: int, seconds: float) -> float:
-    """Returns the seconds of a call, or of a training step, of this process's side."""
-    return _side[0].time(variant, kind, images, seconds)
+def create_side(module: str, name: str, threads: int) -> Any:
+    """Creates the side of a module, which can state the peak memory of its process."""
+    side = importlib.import_module(module).Side(name, threads)
+    side.peak_megabytes = peak_megabytes
+    return side
 
 
 def peak_megabytes() -> float:
-    """Returns the most memory that this process has had, in MiB."""
+    """Returns the peak memory of this process, in MiB."""
     import resource
 
     # In KiB on Linux.

@@ -1,7 +1,7 @@
-"""What benchmarks share: the sides' processes, the clock, and the ratios.
+"""What the benchmarks share: processes of the sides, timing and ratios.
 
-Each side lives in a process of its own, which waits while another one is measured: the
-threads of two libraries in one process would disturb each other.
+Each side has its own process, which waits while another one is measured: the threads of
+two libraries in one process would disturb each other.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pkgutil
 import platform
 import statistics
 import sys
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,42 @@ Call = Callable[..., Any]
 
 @contextlib.contextmanager
 def side_process(module: str) -> Iterator[Call]:
-    """Starts a side; yields what calls a function of `module` in its process."""
+    """Starts a process; yields a function that calls those of `module` in it."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_leave_with_parent) as pool:
         yield lambda *arguments: pool.submit(_call, module, *arguments).result()
 
 
+@contextlib.contextmanager
+def start_side(side: str, *arguments: Any) -> Iterator[Call]:
+    """Creates a side in a process of its own.
+
+    Args:
+      side: Module and class, such as "benchmark_torch:Side".
+      *arguments: Arguments of the class.
+
+    Yields:
+      A function of the name of a method or attribute and the method's arguments.
+    """
+    with side_process("benchmark_rounds") as process:
+        process("_create_side", side, *arguments)
+        yield partial(process, "_call_side")
+
+
+_side: list[Any] = []  # of this process
+
+
+def _create_side(side: str, *arguments: Any) -> None:
+    _side[:] = [pkgutil.resolve_name(side)(*arguments)]
+
+
+def _call_side(name: str, *arguments: Any) -> Any:
+    found = getattr(_side[0], name)
+    return found(*arguments) if callable(found) else found
+
+
 def _leave_with_parent() -> None:
-    # Where a benchmark is killed, its side would compute on beside the next one.
+    # If a benchmark is killed, its sides must not compute beside the next benchmark.
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -46,16 +76,22 @@ def _leave_with_parent() -> None:
 
 
 def _call(module: str, name: str, *arguments: Any) -> Any:
-    # Imported in the other process alone.
+    # Imported only in the other process.
     return getattr(importlib.import_module(module), name)(*arguments)
 
 
 def machine() -> dict[str, Any]:
-    """States what is measured on, as jax sees it in this process."""
+    """Describes the machine and the packages, and warns if others use the machine.
+
+    Call it before measuring, so that the load is that of other programs.
+    """
     import jax
 
     from train.experiment import versions
 
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"warning: the machine is not idle (load {load:.1f}); times are too long.")
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
@@ -64,8 +100,7 @@ def machine() -> dict[str, Any]:
         "cpu": models[0] if models else platform.processor() or platform.machine(),
         "vectors": _vector_width(lines),
         "cores": os.cpu_count(),
-        # Others' work: the numbers are worth nothing where this is not near 0.
-        "load_before": os.getloadavg()[0],
+        "load_before": load,
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
         "malloc": os.environ.get(VARIABLE, ""),
@@ -82,20 +117,20 @@ def _vector_width(lines: list[str]) -> str:
 
 
 def same_machine(known: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Whether numbers of two runs may stand in one table."""
+    """Whether numbers of two runs are comparable."""
     facts = ("cpu", "vectors", "cores", "device", "jax", "jaxlib", "malloc")
     return all(known.get(fact, "") == here.get(fact, "") for fact in facts)
 
 
 def where(facts: dict[str, Any], names: Sequence[str]) -> str:
-    """Says in a table what was measured on.
+    """Describes in a table the machine, versions of packages and the date.
 
     Args:
-      facts: Of `machine`.
-      names: Of the packages whose versions are named, if they are known.
+      facts: Result of `machine`.
+      names: Packages whose versions are included, if they are known.
     """
     device = [facts["device"]] if facts["platform"] != "cpu" else []
-    versions = [f"{n.replace('_', '-')} {facts[n]}" for n in names if n in facts]
+    versions = [f"{n} {facts[n]}" for n in names if n in facts]
     pages = [f"`{VARIABLE}={facts['malloc']}`"] if facts.get("malloc") else []
     cpu = " with ".join(filter(None, (facts["cpu"], facts.get("vectors"))))
     parts = (*device, cpu, f"{facts['cores']} cores", *versions, *pages)
@@ -103,7 +138,7 @@ def where(facts: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
-    """Measures after two calls that are not counted."""
+    """Returns the mean seconds of calls, after two that are not timed."""
     call(), call()
     started = time.perf_counter()
     for _ in itertools.repeat(None, calls):
@@ -112,9 +147,9 @@ def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
 
 
 def seconds_per_call_within(call: Callable[[], Any], seconds: float) -> float:
-    """Measures for about so many seconds, after as many that are not counted.
+    """Returns the mean seconds of calls within a time, after as long a warm-up.
 
-    The first calls get the memory that another side has left, which takes longer.
+    The first calls take longer: they get back the memory that another side released.
     """
     for _ in ("not counted", "counted"):
         started = ended = time.perf_counter()
@@ -129,11 +164,11 @@ def seconds_per_call_within(call: Callable[[], Any], seconds: float) -> float:
 def measure_in_turns(
     calls: dict[str, Callable[[], Any]], seconds: float
 ) -> dict[str, list[float]]:
-    """Returns the least [wall, processor] milliseconds of every call of turns.
+    """Returns the shortest [wall, processor] milliseconds of each call over turns.
 
     Args:
-      calls: What is measured, by name.
-      seconds: About how long to measure all of them.
+      calls: Functions to measure, by name.
+      seconds: Approximate time for all of them.
     """
     best = {name: [math.inf, math.inf] for name in calls}
     for call in calls.values():
@@ -158,12 +193,12 @@ def summarize(
     """Turns the seconds of each side into images per second and ratios.
 
     Args:
-      seconds: Of a step or call, by side and round.
-      images: In a step or call.
+      seconds: Seconds of a step or call, by side and round.
+      images: Number of images in a step or call.
       ours: The side whose speed is divided by that of each other side.
 
     Returns:
-      `seconds`, `images_per_second` and `ratio`, by side; the last two have the
+      `seconds`, `images_per_second` and `ratio`, by side; the last two with the
       `median` and the `best` of the rounds.
     """
     kinds = {"median": statistics.median, "best": min}

@@ -1,4 +1,4 @@
-"""Measures segmentation networks beside torchvision's and plain PyTorch statements.
+"""Measures segmentation networks beside torchvision's and plain PyTorch ones.
 
 # about 20 minutes on two cores
 python tests/benchmarks/benchmark_segmentation.py
@@ -6,8 +6,9 @@ python tests/benchmarks/benchmark_segmentation.py unet --cells inference_1
 # writes the table to the README
 python tests/benchmarks/benchmark_segmentation.py --readme
 
-fcn_resnet50 is torchvision's, the others are the plainest PyTorch statements, which
-also hold them in the tests (`restate_*.py`). Nothing else should run.
+PyTorch's fcn_resnet50 is torchvision's; the other networks are the simple PyTorch
+implementations with which the tests compare the zoo (`restate_*.py`). Nothing else
+should run.
 """
 
 import sys
@@ -30,7 +31,7 @@ BENCHMARK = Benchmark(
         "unet": CELLS,
         "segnet": CELLS,
         "frrn_a": CELLS,
-        # Of one image the coarsest bin would have one value, of which no batch norm is.
+        # With one image, batch norm would see a single value in the coarsest bin.
         "pspnet_resnet50": ("inference_1", "train_2"),
     },
     kinds={"inference": "inference", "train": "training step"},

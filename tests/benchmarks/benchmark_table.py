@@ -27,7 +27,7 @@ def render(found: dict[str, Any]) -> str:
         f"ResNet-20 for CIFAR in float32 on {where(machine, ('jax', 'torch'))}. "
         f"Median (best) of {rounds} "
         f"{'round' if rounds == 1 else 'rounds'} in which the sides take turns, each "
-        "with all cores; `python tests/benchmarks/benchmark.py` makes it again.",
+        "with all cores; `python tests/benchmarks/benchmark.py` reproduces it.",
         "",
         "| what | images per second | ours / theirs |",
         "| --- | ---: | ---: |",
@@ -35,10 +35,6 @@ def render(found: dict[str, Any]) -> str:
     ]
     for size, group in found["inference"].items():
         lines += _rows(f"inference, batch {size}: ", group)
-    for model, rate in (
-        found.get("accelerator", {}).get("images_per_second", {}).items()
-    ):
-        lines.append(f"| training `{model}`, the loop in one call | {rate:,.0f} | |")
     lines += ["", "| what | value |", "| --- | ---: |", *_costs(found)]
     absent = [f"{name} ({reason})" for name, reason in found["absent"].items()]
     if absent:
@@ -75,9 +71,4 @@ def _costs(found: dict[str, Any]) -> list[str]:
             f"{start['peak_rss_megabytes']:,.0f} MiB"
         ),
     }
-    if "cifar10" in found:
-        run = found["cifar10"]
-        values[f"CIFAR-10 test error after {run['steps']:,} steps (paper: 8.75 %)"] = (
-            f"{run['test_error']:.2%} in {run['seconds'] / 60:.0f} min"
-        )
     return [f"| {what} | {value} |" for what, value in values.items()]

@@ -86,13 +86,17 @@ class Side:
     ):
         torch.set_num_threads(facts["threads"])
         torch.manual_seed(0)
-        self.facts = facts
+        self.facts, self.version = facts, torch.__version__
         self.weights = {k: torch.from_numpy(v) for k, v in weights.items()}
         self.images = torch.from_numpy(images)
         self.labels = torch.from_numpy(labels).long()
         self.mean = torch.tensor(facts["mean"])
         self.std = torch.tensor(facts["std"])
         self.trained = {}
+
+    def parameters(self) -> int:
+        """Counts the trained parameters."""
+        return sum(p.numel() for p in self.create("torch_eager").parameters())
 
     def create(self, variant: str) -> nn.Module:
         """Creates the network with the weights that both sides start from."""
@@ -159,18 +163,3 @@ class Side:
         model, images = self.create(variant).eval(), self.images[:batch]
         with torch.inference_mode():
             return seconds_per_call(lambda: model(self.prepare(images, variant)), calls)
-
-
-_side: list[Side] = []
-
-
-def start(*arguments: Any) -> tuple[str, int]:
-    """Creates the side; returns PyTorch's version and the number of parameters."""
-    _side[:] = [Side(*arguments)]
-    model = _side[0].create("torch_eager")
-    return torch.__version__, sum(p.numel() for p in model.parameters())
-
-
-def call(name: str, *arguments: Any) -> Any:
-    """Calls a method of the side, by name."""
-    return getattr(_side[0], name)(*arguments)

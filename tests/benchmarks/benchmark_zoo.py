@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_rounds import seconds_per_call
 from PIL import Image
 
 import zoo
@@ -39,16 +39,16 @@ UNTIMED_STEPS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-      rounds: Turns of each side.
-      steps: Measured training steps of a turn.
-      batches: In the training set.
-      batch_size: Of training, and of the larger inference.
-      calls: Of inference in a turn, by batch size.
+      rounds: Number of turns of each side.
+      steps: Timed training steps of a turn.
+      batches: Number of batches in the training set.
+      batch_size: Batch size of training and of the larger inference.
+      calls: Calls of inference in a turn, by batch size.
       starts: New processes for each state of the compilation cache.
-      threads: Of PyTorch; XLA takes all cores.
+      threads: Threads of PyTorch; XLA takes all cores.
       compiled: Whether to measure torch.compile.
     """
 
@@ -64,7 +64,6 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(1, 2, 6, 8, (2, 2), 1, threads=1, compiled=False)
-ACCELERATOR = Plan(rounds=4, steps=2000, batches=390)
 
 
 def write_images(path: Path, plan: Plan) -> Path:
@@ -97,8 +96,7 @@ def make_config(depth: int, data: Path, plan: Plan) -> TrainConfig:
         steps=plan.steps + UNTIMED_STEPS,
         eval_every=NEVER,
         save_every=NEVER,
-        # On the CPU every step is logged, which is the most that logging can cost.
-        log_every=1 if jax.default_backend() == "cpu" else config.log_every,
+        log_every=1,  # The largest cost that logging can have.
     )
 
 
@@ -216,11 +214,7 @@ class Inference:
         def call():
             jax.block_until_ready(self._apply(self._variables, images))
 
-        call(), call()
-        began = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - began) / calls
+        return seconds_per_call(call, calls)
 
 
 def measure_start(plan: Plan, data: Path, folder: Path) -> dict[str, Any]:
@@ -266,29 +260,3 @@ def _start(plan: Plan, data: Path, cache: Path, run_dir: Path) -> tuple[float, f
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()}")
     # Linux counts in units of 1024 bytes, macOS in bytes.
     return seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def measure_accelerator(plan: Plan, data: Path, folder: Path) -> dict[str, Any]:
-    """Trains two depths with many steps in one compiled call."""
-    rates = {}
-    for depth in (20, 110):
-        config = make_config(depth, data, plan)
-        seconds = [
-            time_fit(config, folder / f"accelerator{depth}-{i}")
-            for i in range(plan.rounds)
-        ]
-        rates[config.model.name] = plan.batch_size / statistics.median(seconds)
-    return {"images_per_second": rates}
-
-
-def train_cifar10(data_dir: str, folder: Path) -> dict[str, float]:
-    """Trains ResNet-20 with the paper's schedule; returns its test error and time."""
-    config = get_config("cifar10_resnet20")
-    data = dataclasses.replace(config.data, data_dir=data_dir)
-    run_dir = str(folder / "cifar10")
-    result = fit.fit(dataclasses.replace(config, data=data), run_dir)
-    return {
-        "test_error": 1 - result.metrics["accuracy"],
-        "steps": int(result.state.step),
-        "seconds": result.seconds,
-    }

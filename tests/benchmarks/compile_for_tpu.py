@@ -1,18 +1,19 @@
-"""Compiles networks for a TPU, without one, and keeps what its compiler states.
+"""Compiles networks for a TPU, without one, and stores the compiler's analysis.
 
-# the compiler alone, no driver
+# installs the compiler without a driver
 pip install -e '.[train,tpu-compiler]'
-# every cell that tests/benchmarks/tpu.json lacks: several hours
+# all cells that are missing in tests/benchmarks/tpu.json: several hours
 python tests/benchmarks/compile_for_tpu.py
 # cells by pattern: NETWORK/WORK/TYPE/BATCH, with xN for N chips
 python tests/benchmarks/compile_for_tpu.py 'resnet50/*' '*/inference/bfloat16/1'
-# prints the cells, the table; writes it to the README
+# prints the cells; prints the table; writes it to README.md
 python tests/benchmarks/compile_for_tpu.py --list
 python tests/benchmarks/compile_for_tpu.py --table
 python tests/benchmarks/compile_for_tpu.py --readme
 
-A network called `plain_NAME` is the plain Flax statement of `plain_flax.py`. The bound
-of time is that of a roofline: 197 TFLOP/s in bfloat16 and 819 GB/s for a chip.
+A network called `plain_NAME` is the plain Flax implementation in `plain_flax.py`. The
+lower bound of the time is that of a roofline model with 197 TFLOP/s in bfloat16 and
+819 GB/s for each chip.
 
 Reference:
   Google Cloud, TPU v5e, system architecture (peak compute, HBM bandwidth).
@@ -28,7 +29,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-# The compiler asks for these where there is no TPU.
+# The compiler needs these where there is no TPU.
 os.environ.update(
     JAX_PLATFORMS="cpu",
     TPU_SKIP_MDS_QUERY="1",
@@ -75,19 +76,19 @@ FUNCTIONS = (
     "resnet50/classify/bfloat16/64",
     "faster_rcnn_resnet50_fpn/detect/bfloat16/1",
     "ssd300_vgg16/detect/bfloat16/8",
-    "yolo_v1/detect/bfloat16/8",
+    "yolo_v1/detect/bfloat16/1",
     "segnet/segment/bfloat16/4",
     "pspnet_resnet50/segment/bfloat16/1",
     "deepface/describe/bfloat16/64",
 )
-# A step on several chips.
-MESHES = ("resnet18/training/bfloat16/1024x4", "resnet50/training/bfloat16/4096x16")
+# A training step on several chips.
+MESHES = ("resnet18/training/bfloat16/32x4", "resnet18/training/bfloat16/128x16")
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1}
 
 
 def list_cells() -> list[str]:
-    """Lists all cells, the networks' own in the order of the registry."""
+    """Lists all cells, those of networks in the order of the registry."""
     cells = []
     for name in zoo.list_models():
         training = f"training/bfloat16/{recipe_batch(name)}"
@@ -234,15 +235,15 @@ def render(found: dict[str, Any]) -> str:
     """Makes the markdown."""
     facts, cells = found["machine"], found["cells"]
     lines = [
-        f"One TPU v5e chip, or N where the batch says xN, by its compiler (libtpu "
-        f"{facts['libtpu']}, jax {facts['jax']}): floating point operations and bytes "
-        "that one chip accesses in one call, and the least time that these take at "
-        "197 TFLOP/s and 819 GB/s. `python tests/benchmarks/compile_for_tpu.py` makes "
-        "it again. The columns of plain Flax have our figure divided by that of the "
-        "statement in `plain_flax.py`.",
+        f"Analysis by the compiler (libtpu {facts['libtpu']}, jax {facts['jax']}) for "
+        "one TPU v5e chip, or for N chips where the batch says xN: floating point "
+        "operations and accessed bytes of one chip in one call, and the lower bound of "
+        "the time at 197 TFLOP/s and 819 GB/s. The ratios are to the implementation "
+        "in `plain_flax.py`. `python tests/benchmarks/compile_for_tpu.py` reproduces "
+        "it.",
         "",
-        "| network | work | batch | TFLOP | GB | of plain Flax | temporary GiB | "
-        "of plain Flax | bound, ms |",
+        "| network | work | batch | TFLOP | GB | ratio to plain Flax | temporary GiB | "
+        "ratio to plain Flax | bound, ms |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     broken = []
@@ -271,11 +272,13 @@ def render(found: dict[str, Any]) -> str:
 def main() -> None:
     """Compiles what is missing, or shows what there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cells", nargs="*", help="shell patterns; all missing if none")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON")
+    parser.add_argument(
+        "cells", nargs="*", help="shell patterns; default: all missing ones"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="numbers")
     parser.add_argument("--list", action="store_true", help="print the cells")
     parser.add_argument("--table", action="store_true", help="print the table")
-    parser.add_argument("--readme", action="store_true", help="write it to the README")
+    parser.add_argument("--readme", action="store_true", help="write it to README.md")
     options = parser.parse_args()
     cells = list_cells()
     if options.cells:
@@ -292,8 +295,9 @@ def main() -> None:
         return
     import importlib.metadata as metadata
 
-    here = {k: machine()[k] for k in ("date", "jax", "flax")}
-    found["machine"] = {**here, "libtpu": metadata.version("libtpu")}
+    here = machine()
+    facts = {k: here[k] for k in ("date", "jax", "flax")}
+    found["machine"] = {**facts, "libtpu": metadata.version("libtpu")}
     known = found.setdefault("cells", {})
     todo = [c for c in cells if options.cells or c not in known]
     for i, cell in enumerate(todo, start=1):

@@ -1,4 +1,4 @@
-"""What misfortune does to runs and weights: flipped bits, kills, clashes.
+"""Damages weights and interrupts runs: flipped bits, kills, clashes.
 
     python tests/benchmarks/damage.py flips [--count 400] [--seed 0]
     python tests/benchmarks/damage.py kills [--count 5]
@@ -333,10 +333,10 @@ def _write_none(folder: Path) -> None:
 def main() -> None:
     """Runs one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("--count", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("what", choices=COMMANDS, help="what to test")
+    parser.add_argument("--count", type=int, help="number of repetitions")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--megabytes", type=int, default=200, help="size of the save")
     given = parser.parse_args()
     for name in ("zoo", "train", "absl"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,8 +7,8 @@ python tests/benchmarks/benchmark_studies.py --scale medium which_layer few_imag
 python tests/benchmarks/benchmark_studies.py --scale medium detectors --dataset voc:BCCD
 python tests/benchmarks/draw_lecture.py
 
-All in one folder, in whose `runs` the studies are. A study that is missing there is
-named, and nothing is drawn.
+Run all commands in the same folder; the studies go to its folder `runs`. If a study is
+missing, nothing is drawn.
 """
 
 import argparse
@@ -42,8 +42,8 @@ PANELS = (
 def main() -> None:
     """Tiles the figures, each below its claim."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="studies")
+    parser.add_argument("--out", type=Path, default=OUT, help="picture")
     options = parser.parse_args()
     paths = [
         options.runs / f"study-{name}-{scale}" / f"figure-{number}.png"

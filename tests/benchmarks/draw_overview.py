@@ -3,6 +3,7 @@
 python tests/benchmarks/draw_overview.py
 """
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +23,7 @@ OUT = Path(__file__).parents[2] / "colab" / "overview.png"
 
 def main() -> None:
     """Draws four panels side by side."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     images = load_dataset("digits_canvas", "test[:200]")
     panels = {
         "SSD: from pixels to boxes": draw_boxes(images),

@@ -132,9 +132,9 @@ def limit_memory() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=0, help="number of cases")
+    parser.add_argument("--seconds", type=float, default=0, help="time limit")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS])
     options = parser.parse_args()
     if not options.cases and not options.seconds:

@@ -1,14 +1,14 @@
-"""Measures on one GPU what CPUs cannot show; about ten minutes on an H200.
+"""Measures speed and training on one GPU; about ten minutes on an H200.
 
-# every part that the folder gpu/ beside this file lacks
+# all parts that are missing in the folder gpu/ beside this file
 python tests/benchmarks/gpu.py --cifar10 cifar10
 # some parts
 python tests/benchmarks/gpu.py classifiers operators
-# prints what was measured
+# prints the tables
 python tests/benchmarks/gpu.py --table
 
-Each part is another command, writes a file of its own, and is done when that file has
-all of it: a run that was stopped goes on. torch and torchvision have to be CUDA builds.
+Each part runs another command and has its own file, so a stopped run can be continued.
+torch and torchvision must be CUDA builds.
 
 - classifiers: ResNet-50 in bfloat16, inference and training, beside PyTorch's eager
   mode and `torch.compile`, channels last.
@@ -36,13 +36,15 @@ PARTS = (*BENCHMARKS, "cifar10")
 
 
 def main() -> None:
-    """Measures what is missing, or shows what there is."""
+    """Measures missing parts, or prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART")
-    parser.add_argument("--cifar10", default="cifar10", help="data set of that part")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the numbers")
-    parser.add_argument("--minutes", type=float, default=10, help="stop after these")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "parts", nargs="*", default=PARTS, metavar="PART", help="default: all"
+    )
+    parser.add_argument("--cifar10", default="cifar10", help="data set CIFAR-10")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="results")
+    parser.add_argument("--minutes", type=float, default=10, help="time limit")
+    parser.add_argument("--table", action="store_true", help="print the tables only")
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"unknown parts {unknown}; there are {[*PARTS]}.")
@@ -62,7 +64,7 @@ def main() -> None:
             continue
         command = make_command(part, options.folder, options.cifar10)
         try:
-            # The benchmark's own processes need the memory.
+            # The processes of the benchmark's sides need the memory.
             subprocess.run(
                 command,
                 check=True,

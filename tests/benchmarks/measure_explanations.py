@@ -4,16 +4,18 @@
     python tests/benchmarks/measure_explanations.py --model cifar_resnet20 \\
         --weights resnet20-12fca82f.th --dataset imagefolder:cifar10
 
-Of a classifier: the areas under the deletion and insertion curves beside those of
-random maps, by pixels and by squares of 4 x 4 pixels; the similarity of the maps to
-those of the network whose layers are randomized from the last one on; and the
-completeness of integrated gradients. Of a segmentation network: which part of a map's
-mass lies within the mask of the object of which a pixel is explained. The numbers go to
-explanations.json beside this file, and with `--readme` into README.md.
+Classifiers: the areas under the deletion and insertion curves, beside those of random
+maps, for single pixels and squares of 4 x 4 pixels; the similarity of the maps to those
+of the same network with randomized layers, from the last layer down; and the
+completeness of integrated gradients. Segmentation networks: the share of a map's mass
+within the mask of the object whose pixel is explained. Numbers go to explanations.json
+beside this file; `--readme` writes the tables to README.md.
 """
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -168,16 +170,18 @@ def render(found):
         rows = each["rows"]
         columns = [*dict.fromkeys(key for row in rows.values() for key in row)]
         steps = [
-            f"shuffled to `{path}`"
+            f"randomized down to `{path}`"
             for path in next(
                 (r["similarity"] for r in rows.values() if "similarity" in r), {}
             )
         ]
         plain = [c for c in columns if c != "similarity" and "error" not in c]
         header = ["method", *plain, *steps]
+        command = each.get("arguments")
         lines = [
             f"`{name.replace(' on ', '` on `', 1)}`, {each['images']} images, Grad-CAM "
-            f"of `{each['layer']}`:",
+            f"of `{each['layer']}`"
+            + (f", arguments `{shlex.join(command)}`:" if command else ":"),
             "",
             f"| {' | '.join(header)} |",
             f"| --- |{' ---: |' * (len(header) - 1)}",
@@ -195,26 +199,32 @@ def render(found):
         if errors:
             lines += ["", f"Completeness error at most {', '.join(errors)}."]
         parts.append("\n".join(lines))
-    place = where(each["machine"], ("jax",))
+    places = dict.fromkeys(where(e["machine"], ("jax",)) for e in found.values())
     parts.append(
-        f"On {place}; `python tests/benchmarks/measure_explanations.py` makes them "
-        "again."
+        f"On {'; '.join(places)}. `python tests/benchmarks/measure_explanations.py` "
+        "reproduces them."
     )
     return "\n\n".join(parts)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", nargs="?", type=Path)
-    for option in ("model", "weights", "dataset", "split", "layer"):
-        parser.add_argument(f"--{option}")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--readme", action="store_true", help="write the tables")
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, metavar="RUN", help="a run's folder")
+    add("--model", help="model; needed without RUN")
+    add("--weights", help="trained weights; needed without RUN")
+    add("--dataset", help="data set of the images; default: the run's")
+    add("--split", help="its split; default: the run's evaluation split, or test")
+    add("--layer", help="layer of Grad-CAM; default: the last feature map")
+    add("--images", type=int, default=32, help="number of images; default: 32")
+    add("--readme", action="store_true", help="write the tables without measuring")
     options = parser.parse_args()
     if options.readme:
         readme.write_block("explanations", render(json.loads(OUT.read_text())))
         return
-    started = time.perf_counter()
+    if not (options.run or (options.model and options.weights and options.dataset)):
+        parser.error("name RUN, or --model, --weights and --dataset.")
+    here, started = machine(), time.perf_counter()
     name, model, variables, card, source = load(options)
     places = np.linspace(0, len(source) - 1, options.images).round().astype(int)
     examples = [source[int(i)] for i in places]
@@ -234,7 +244,8 @@ def main():
     rows = measure(model, variables, images, layer=layer)
     known = json.loads(OUT.read_text()) if OUT.exists() else {}
     known[f"{name} on {source.name}"] = {
-        "machine": machine(),
+        "machine": here,
+        "arguments": sys.argv[1:],
         "images": len(images),
         "layer": layer,
         "seconds": round(time.perf_counter() - started, 1),

@@ -1,22 +1,22 @@
-"""Measures of every network: the first call, bfloat16, compiling, memory of training.
+"""Measures the first call, bfloat16, compilation and training memory of all networks.
 
-Of detectors and of segmentation networks it is the memory alone.
+For detectors and segmentation networks, only the memory is measured.
 
-# what tests/benchmarks/networks.json lacks
+# everything that is missing in tests/benchmarks/networks.json
 python tests/benchmarks/measure_networks.py
-# of it, the networks of that name
+# the same for networks that match a pattern
 python tests/benchmarks/measure_networks.py 'vgg*'
-# everything once more, about an hour
+# everything again, about an hour
 python tests/benchmarks/measure_networks.py --again
 python tests/benchmarks/measure_networks.py --parts training_mebibytes
-# prints the tables of the README
+# prints the tables
 python tests/benchmarks/measure_networks.py --table
-# writes them there
+# writes them to README.md
 python tests/benchmarks/measure_networks.py --readme
 
-Each network has a new process; nothing else should run while it is timed (the two parts
-above are not). Where the numbers were made on another machine or with
-another jax, all are made again.
+Each network has a new process. Nothing else should run during the timed parts,
+`first_call_seconds` and `training_step_seconds`. Numbers of another machine or another
+version of jax are replaced.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from benchmark_rounds import machine, same_machine, say, side_process
 import zoo
 
 OUT = Path(__file__).parent / "networks.json"
-# Networks whose training step is compiled too (of deeper ones it takes far longer), and
-# those whose memory is asked for.
+# Networks whose training step is compiled, too; deeper ones take far longer. FITTED
+# and LARGE are those whose training memory is measured.
 TRAINED = (
     "alexnet_tv",
     "vgg16",
@@ -47,7 +47,7 @@ TRAINED = (
 )
 FITTED = ("alexnet_tv", "vgg16", "googlenet_tv", "resnet50", "resnet152")
 BATCHES = (8, 32, 256)
-# The same of networks whose images are large.
+# Networks with large images.
 LARGE = (
     "ssd300_vgg16",
     "faster_rcnn_resnet50_fpn",
@@ -58,7 +58,7 @@ LARGE = (
     "pspnet_resnet50",
 )
 LARGE_BATCHES = (1, 8)
-# Of one image the coarsest bin would have one value, of which no batch norm is.
+# With one image, batch norm would see a single value in the coarsest bin.
 PSPNET_BATCHES = (2, 8)
 TIMED = ("first_call_seconds", "training_step_seconds")
 PARTS = (*TIMED, "bfloat16_deviation", "training_mebibytes")
@@ -68,17 +68,18 @@ def main(arguments: list[str]) -> None:
     """Measures, or shows what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("names", nargs="*", default=["*"], help="shell patterns of names; all if none")
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="all if none")
-    add("--again", action="store_true", help="measure also what is in the file")
+    add(
+        "names",
+        nargs="*",
+        default=["*"],
+        help="shell patterns of networks; default: all",
+    )
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    add("--again", action="store_true", help="replace numbers in the file")
     add("--out", type=Path, default=OUT, metavar="JSON", help="file of the numbers")
     add("--table", action="store_true", help="print the tables and measure nothing")
-    add(
-        "--readme",
-        action="store_true",
-        help="write them to the README instead",
-    )
-    add("--quick", action="store_true", help="one batch of 2: a test of the plumbing")
+    add("--readme", action="store_true", help="write them to README.md instead")
+    add("--quick", action="store_true", help="a batch of 2 only, for tests")
     options = parser.parse_args(arguments)
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.table or options.readme:
@@ -110,11 +111,11 @@ def measure(
     """Measures networks, and writes the file after each.
 
     Args:
-      todo: Of each network, what to measure of it.
-      found: What is in the file already.
+      todo: Parts to measure, by network.
+      found: Content of the file.
       out: The file.
-      again: Whether to measure also what is in it.
-      quick: Whether to do little.
+      again: Whether to measure parts that are in the file.
+      quick: Whether to measure one small batch only.
     """
     here = machine()
     if not same_machine(found.get("machine", here), here):
@@ -139,14 +140,14 @@ def measure(
 
 
 def choose_batches(name: str) -> tuple[int, ...]:
-    """Chooses of which batches the memory of training is asked for."""
+    """Chooses the batch sizes whose training memory is measured."""
     if name.startswith("pspnet"):
         return PSPNET_BATCHES
     return LARGE_BATCHES if name in LARGE else BATCHES
 
 
 def choose(name: str, parts: list[str], quick: bool) -> list[str]:
-    """Chooses, of the parts, what is measured of a network."""
+    """Chooses the parts that are measured for a network."""
     if zoo.get_spec(name).task != "classification":
         return [p for p in parts if p == "training_mebibytes" and name in LARGE]
     fitted = name in FITTED or (quick and "remat" in zoo.list_options(name))

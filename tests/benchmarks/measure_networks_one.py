@@ -1,4 +1,4 @@
-"""What is measured of one network, in a process of its own."""
+"""Measures one network, in a process of its own."""
 
 import dataclasses
 import tempfile
@@ -22,7 +22,7 @@ from zoo.summary import abstract_variables
 from zoo.verify.deterministic import BRANCH_GAIN, fill_all, make_images
 from zoo.weights.torch_format import from_torch, list_torch_shapes
 
-# Which memory is needed is decided before any machine code is made.
+# Memory is assigned before machine code is generated, which can therefore be cheap.
 CHEAP = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -177,7 +177,7 @@ def measure(name: str, parts: tuple[str, ...], batches: tuple[int, ...]) -> dict
     """Measures parts of what is measured of a network.
 
     Args:
-      name: Of the network.
+      name: Name of the network.
       parts: Keys of the result.
       batches: For which batches to ask for the memory of training.
     """

@@ -15,9 +15,8 @@ def render(found: dict[str, Any]) -> str:
     """
     machine, networks = found["machine"], found["networks"]
     parts = [
-        f"On {where(machine, ('jax',))}; "
-        "`python tests/benchmarks/measure_networks.py` makes it "
-        "again.",
+        f"On {where(machine, ('jax',))}. "
+        "`python tests/benchmarks/measure_networks.py` reproduces it.",
         *_memory(networks),
         _first_calls(networks),
     ]
@@ -42,9 +41,10 @@ def _memory(networks: dict[str, Any]) -> list[str]:
         tables.append("\n".join(lines))
     said = (
         "Memory of a training step in float32, with parameters, momentum and images; "
-        "the state is donated. It is the analysis of XLA's compiler for CPUs, which "
-        "with `remat=True` is kept from merging what is made anew with what was there: "
-        "it would do so, and save nothing, where accelerators' compilers do not:"
+        "the state is donated. It is estimated by XLA's compiler for CPUs. With "
+        "`remat=True`, that compiler is prevented from merging recomputed values with "
+        "the original ones, which would save no memory; compilers for accelerators do "
+        "not merge them."
     )
     return [said, *tables]
 
@@ -58,9 +58,9 @@ def _first_calls(networks: dict[str, Any]) -> str:
         "<details><summary>Seconds until the first logits, and how far bfloat16 is "
         "from float32, per network</summary>",
         "",
-        "One image, a new process, no compilation cache; of `cifar_resnet1202` with "
-        "`scan=True`, without which compiling takes more than ten minutes. The last "
-        "column is the largest difference of bfloat16's logits, in percent of the "
+        "One image, a new process, no compilation cache; `cifar_resnet1202` with "
+        "`scan=True`, without which compilation takes more than ten minutes. The last "
+        "column is the largest difference of bfloat16's logits, relative to the "
         "largest logit.",
         "",
         "| network | create | or load | trace, compile | first run | second | "

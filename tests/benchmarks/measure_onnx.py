@@ -1,14 +1,20 @@
 """Translates networks to ONNX and compares their outputs: onnx.json, README.md.
 
-python tests/benchmarks/measure_onnx.py [NAME ...]
+# all networks of NAMES
+python tests/benchmarks/measure_onnx.py
+# some networks; a new measurement replaces a network's row
+python tests/benchmarks/measure_onnx.py lenet5 resnet18
+# writes the table to the README without measuring
+python tests/benchmarks/measure_onnx.py --readme
 
-Each network is drawn at random, exported for any number of images or, where that fails,
-for two, and run by onnxruntime on two of them. Detectors have the weights that the
-package carries, where it does, and are whole: from pixels to boxes. The error is the
-largest difference from jax's float32 output, relative to its largest value, over all
-outputs; 1e-4 is asked for. A network that is measured again replaces its row.
+Each network has random weights and is exported for any number of images or, where that
+fails, for two; onnxruntime runs it on two images. Detectors are exported whole, from
+pixels to boxes, with the package's weights where there are some. The error is the
+largest difference from jax's float32 output over all outputs, relative to the largest
+value; it must be at most 1e-4.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -26,7 +32,7 @@ import zoo
 from train.data import load_dataset
 
 FILE = Path(__file__).parent / "onnx.json"
-# One of each family and block; of VGG the smallest. Networks of regions take none.
+# One network of each family and kind of block, and of VGG the smallest one.
 NAMES = (
     *("lenet5", "lenet5_modern", "alexnet", "alexnet_tv", "zfnet", "vgg11_bn"),
     *("vgg11_lrn", "googlenet", "googlenet_tv", "resnet18", "resnet50", "resnet50_v1"),
@@ -37,25 +43,50 @@ NAMES = (
     "faster_rcnn_small",
 )
 LARGEST = 1e-4
-# Of what scores lower, rounding may change the order.
+# Rounding may change the order of boxes that score lower.
 DETECTOR = {"score_threshold": 0.05}
-# Of networks that read images of any size.
+# Images of networks that take any size.
 SIZES = {"segmentation": (128, 128)}
 
 
 def main() -> None:
-    """Measures some networks, each in a process of its own, and writes the table."""
-    for name in sys.argv[1:] or NAMES:
-        found = json.loads(FILE.read_text()) if FILE.exists() else {}
-        command = [sys.executable, __file__, "--one", name]
-        run = subprocess.run(command, capture_output=True, text=True)
-        last = (run.stdout.strip().splitlines() or ["{}"])[-1]
-        if run.returncode:
-            last = json.dumps({"failed": run.stderr.strip().splitlines()[-1][:300]})
-        found[name] = json.loads(last)
-        print(name, found[name], flush=True)
-        FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    """Measures networks, each in its own process, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="networks to measure; default: NAMES")
+    add("--readme", action="store_true", help="write the table without measuring")
+    add("--one", action="store_true", help=argparse.SUPPRESS)  # in this process
+    options = parser.parse_args()
+    for name in options.names:
+        try:
+            zoo.get_spec(name)
+        except ValueError as error:
+            parser.error(str(error))
+    if options.one:
+        print(json.dumps(measure(options.names[0])))
+        return
+    if not options.readme:
+        try:
+            import jax2onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            parser.error(f"{error}; pip install 'canon-zoo[onnx]' installs it.")
+        for name in options.names or NAMES:
+            measure_apart(name)
     write_block("onnx", make_table(json.loads(FILE.read_text())))
+
+
+def measure_apart(name: str) -> None:
+    """Measures a network in a new process and writes its row to the file."""
+    found = json.loads(FILE.read_text()) if FILE.exists() else {}
+    command = [sys.executable, __file__, "--one", name]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        found[name] = {"failed": run.stderr.strip().splitlines()[-1][:300]}
+    else:
+        found[name] = json.loads(run.stdout.strip().splitlines()[-1])
+    print(name, found[name], flush=True)
+    FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -120,7 +151,7 @@ def compare(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def make_table(found: dict[str, dict[str, Any]]) -> str:
-    """Makes the table of all that was measured."""
+    """Makes the table of the measured networks, and lists the other ones of NAMES."""
     rows = ["| network | number of images | error | MB | translation |"]
     rows += ["| --- | --- | ---: | ---: | --- |"]
     names = [name for name in zoo.list_models() if name in found]
@@ -136,11 +167,10 @@ def make_table(found: dict[str, dict[str, Any]]) -> str:
             f"| `{name}` | {row.get('images', 'any')} | {row['error']:.1e} | "
             f"{row['bytes'] / 1e6:.1f} | {good} |"
         )
+    if missing := ", ".join(f"`{name}`" for name in NAMES if name not in found):
+        rows += ["", f"Not measured: {missing}."]
     return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(sys.argv[2])))
-    else:
-        main()
+    main()

@@ -1,8 +1,9 @@
-"""Writes the table of zoo/README.md; writes blocks of README.md beside this file.
+"""Writes the models' table of zoo/README.md; replaces blocks of the README.md here.
 
 python tests/benchmarks/readme.py
 """
 
+import argparse
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def model_table(task: str) -> str:
 
 
 def replace_block(text: str, name: str, block: str) -> str:
-    """Replaces what stands between the marks of a block.
+    """Replaces the text between the marks of a block.
 
     Raises:
       ValueError: The marks are missing.
@@ -65,4 +66,5 @@ def write_models() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     write_models()

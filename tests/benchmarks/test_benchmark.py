@@ -1,4 +1,4 @@
-"""The benchmark's plumbing; how fast anything is, no test says."""
+"""Tests that the benchmark runs; no test measures speed."""
 
 import json
 
@@ -12,7 +12,7 @@ def sides(group):
 
 
 def check_numbers(found):
-    """Asserts that every side has its numbers, and that they hang together."""
+    """Asserts that every side has its numbers and that these are consistent."""
     plan, start = found["plan"], found["start"]
     for group in [found["train"], *found["inference"].values()]:
         assert all(len(v) == plan["rounds"] for v in group["seconds"].values())
@@ -53,8 +53,6 @@ def test_quick_run_measures_every_side(quick):
     assert {*found["inference"]} == {"1", "8"}
     assert all(sides(g) == {"zoo"} | eager for g in found["inference"].values())
     assert found["same_network"]["parameters"] == 269_722
-    assert "accelerator" in found["absent"]
-    assert "accelerator" not in found
 
 
 @pytest.mark.apart
@@ -69,17 +67,5 @@ def test_table_comes_from_the_file(quick):
     assert table.returncode == 0, table.stderr
     found = json.loads(quick.read_text())
     assert table.stdout.strip() == benchmark_table.render(found)
-    assert "no GPU or TPU here" in table.stdout
     for line in table.stdout.splitlines():
         assert not line.startswith("|") or line.count("|") in (3, 4)
-
-
-@pytest.mark.apart
-def test_training_cifar10_wants_an_accelerator(tmp_path):
-    done = run_python(
-        "tests/benchmarks/benchmark.py",
-        *("--train-cifar10", str(tmp_path)),
-        env=environment(tmp_path / "cache"),
-    )
-    assert done.returncode == 2
-    assert "use an accelerator" in done.stderr

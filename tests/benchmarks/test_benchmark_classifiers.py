@@ -1,4 +1,4 @@
-"""The plumbing of the classifiers' benchmark; how fast anything is, no test says."""
+"""Tests that the classifiers' benchmark runs; no test measures speed."""
 
 import importlib.util
 import json
@@ -11,14 +11,12 @@ from tiny_runs import environment, run_python
 
 
 def check_numbers(found):
-    """Asserts that every cell has our side, and that its numbers hang together."""
+    """Asserts that every cell has our side and consistent numbers."""
     for numbers in found.values():
         assert numbers["machine"]["cpu"]
         for network in numbers["networks"].values():
             assert network["macs"] > 0
-            # Keras and jax-resnet count moving statistics or biases too.
-            theirs = {25_636_712, 25_583_592}
-            assert len({*network["parameters"].values()} - theirs) == 1
+            assert len({*network["parameters"].values()}) == 1
             for cell, group in network["cells"].items():
                 batch = int(cell.split("_")[1])
                 expected = summarize(group["seconds"], batch, "zoo")
@@ -81,7 +79,7 @@ def test_table_says_ratios_and_the_part_of_the_limit():
 
     network = {
         "macs": 1_000,
-        "absent": {"keras": "not installed"},
+        "absent": {"torch": "not installed"},
         "cells": {
             "inference_1": cell(1, zoo=[0.1, 0.1], torch_eager=[0.2, 0.2]),
             "train_8": cell(8, zoo=[1.0, 1.0], torch_compile=[0.5, 0.5]),
@@ -93,7 +91,7 @@ def test_table_says_ratios_and_the_part_of_the_limit():
         "| `resnet50` | inference, batch 1 | 10.0 | 2.00 |  | 17% |",
         "| `resnet50` | training, batch 8 | 8.0 |  | 0.50 | 40% |",
     ]
-    assert "Not measured: keras: not installed." in table
+    assert "Not measured: torch: not installed." in table
 
 
 def test_numbers_of_another_machine_are_not_mixed():
@@ -110,7 +108,7 @@ def test_numbers_of_another_machine_are_not_mixed():
         (["--cells", "infer_1"], "'infer_1' is no cell"),
     ],
 )
-def test_a_cell_that_is_none_is_said(arguments, message, tmp_path, capsys):
+def test_unknown_cell_is_an_error(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         benchmark_classifiers.main([*arguments, "--out", str(tmp_path / "out.json")])
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The plumbing of the formulations' benchmark; how fast anything is, no test says."""
+"""Tests that the formulations' benchmark runs; no test measures speed."""
 
 import benchmark_formulations
 import jax

@@ -1,4 +1,4 @@
-"""A training step on four TPU chips, as their compiler makes it without any chip."""
+"""Tests a training step that is compiled for four TPU chips, without any chip."""
 
 import json
 

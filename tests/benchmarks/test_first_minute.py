@@ -1,4 +1,4 @@
-"""The plumbing of the benchmark of the first minute."""
+"""Tests that the benchmark of the first minute runs; no test measures speed."""
 
 import benchmark_first_minute as benchmark
 import pytest

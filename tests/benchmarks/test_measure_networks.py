@@ -1,4 +1,4 @@
-"""The plumbing of the networks' measurements, and what their file promises."""
+"""Tests the measurements of networks and the content of their file."""
 
 import json
 

@@ -1,11 +1,12 @@
-"""Counts the project's functions that a command of the trainer calls, and their files.
+"""Counts the project's functions that a command of the trainer calls, by file.
 
     python tests/benchmarks/trace_calls.py cifar10_resnet20_tiny --run-dir /tmp/run
 
-A function counts once; lambdas, comprehensions and the bodies of modules and classes do
-not. The depth is the largest number of the project's functions on the stack at a time.
+Each function counts once; lambdas, comprehensions and the bodies of modules and classes
+do not count. The depth is the largest number of the project's functions on the stack.
 """
 
+import argparse
 import json
 import sys
 import threading
@@ -38,9 +39,16 @@ class Trace:
         )
 
 
-def main(arguments: list[str]) -> None:
-    """Runs a command of the trainer and prints what it called."""
-    # What an import computes, such as the specs, does not count.
+def main() -> None:
+    """Runs a command of the trainer and prints the functions that it called."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="arguments of `python -m train`"
+    )
+    arguments = parser.parse_args().command
+    if not arguments:
+        parser.error("name a command, such as cifar10_resnet20_tiny --run-dir DIR.")
+    # Computations at import, such as those of the specs, do not count.
     import train.cli
     from train.__main__ import train
 
@@ -64,4 +72,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -91,8 +91,10 @@ RECIPES = {
 def main() -> None:
     """Trains and measures the weights of some models, or of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=[*RECIPES], metavar="MODEL")
-    parser.add_argument("--runs", type=Path, default=Path("runs/trained"))
+    parser.add_argument(
+        "models", nargs="*", default=[*RECIPES], metavar="MODEL", help="default: all"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/trained"), help="runs")
     arguments = parser.parse_args()
     for model in arguments.models:
         if model not in RECIPES:

@@ -206,7 +206,7 @@ def upsample_double(x: Array) -> Array:
     """Doubles height and width bilinearly, without the matrices of `resize`.
 
     Each pixel becomes two, a quarter of the way to its neighbors; beyond the border the
-    border's pixel is repeated. (tests/benchmarks/benchmark_unpooling.py compares both.)
+    border's pixel is repeated.
     """
     dtype, x = x.dtype, promote(x)
     for axis in (1, 2):
