@@ -131,6 +131,7 @@ def test_a_batch_that_does_not_divide_is_said_so(images, cache, tmp_path):
     assert not run_dir.exists()
 
 
+@pytest.mark.apart
 def test_without_a_coordinator_the_flag_says_what_is_missing(cache):
     done = subprocess.run(
         [sys.executable, "-m", "train", "--distributed", "digits_lenet5"],

@@ -82,6 +82,7 @@ def test_a_read_only_home_is_named_with_what_replaces_it(tmp_path):
     assert "ZOO_CACHE names another folder for weights" in created
 
 
+@pytest.mark.apart
 def test_no_home_is_no_traceback(tmp_path):
     env = environment(tmp_path, PYTHONPATH=str(ROOT))
     del env["ZOO_CACHE"]

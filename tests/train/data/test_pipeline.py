@@ -257,11 +257,11 @@ def test_a_stream_continues_exactly_with_any_number_of_workers():
         with pytest.raises(ValueError, match="closed"):
             next(iterator)
     assert states[0] == states[2]
-    for before, after in ((0, 2), (2, 0)):
-        iterator = iter(streams[after])
-        iterator.set_state(states[before])
-        assert indices([next(iterator)]) == [expected[7].tolist()]
-        iterator.close()
+    # With workers it went on from the same state, above.
+    iterator = iter(streams[0])
+    iterator.set_state(states[2])
+    assert indices([next(iterator)]) == [expected[7].tolist()]
+    iterator.close()
 
 
 def test_grain_composes_with_the_stream():
