@@ -92,8 +92,6 @@ def create_with_card(
             "weights must be a registered name, a path or None, got "
             f"{type(weights).__name__} {str(weights)[:60]}."
         )
-    if num_classes is not None:
-        check_num_classes(num_classes)
     if weights is None:
         if num_classes is None:
             num_classes = spec.num_classes
@@ -103,6 +101,8 @@ def create_with_card(
         card = Card(name, num_classes, options, pre, source="initialized")
         return model, init_variables(model, key, (1, *pre.shape)), card
 
+    if num_classes is not None:
+        check_num_classes(num_classes)
     loaded = weights_io.load(name, weights, **overrides)
     card = loaded.card
     model, options = loaded.model, {**card.overrides, **overrides}

@@ -102,9 +102,11 @@ def make_detector(
         proposals: Any = None,
     ) -> Detections:
         check_batch(images, preprocess)
-        taken = inspect.signature(type(model).__call__).parameters
-        if proposals is not None and "proposals" not in taken:
-            raise ValueError(f"{type(model).__name__} takes no proposals; give None.")
+        if proposals is not None:
+            taken = inspect.signature(type(model).__call__).parameters
+            if "proposals" not in taken:
+                name = type(model).__name__
+                raise ValueError(f"{name} takes no proposals; give None.")
         sizes, padded_size = check_sizes(sizes, images), None
         if canvas is None:
             padded_size = canvas_size(*images.shape[1:3], preprocess, sizes=sizes)

@@ -238,7 +238,6 @@ class Stage(nn.Module):
         stacked = {
             collection: jax.tree.map(lambda *v: jnp.stack(v), *(t[n] for n in names))
             for collection, t in self.variables.items()
-            if collection in ("params", "batch_stats")
         }
         block = self.block(parent=None)
 

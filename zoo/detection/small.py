@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo.checks import check_detector_classes, check_images
+from zoo.checks import check_detector_classes, check_images, check_widths
 from zoo.classification.resnet import INIT as RESNET_INIT
 from zoo.classification.resnet import BasicBlock, ResNetBackbone, ResNetConfig
 from zoo.detection import faster_rcnn
@@ -173,8 +173,8 @@ def small_detector(*, variant: str, num_classes: int, **options: Any) -> SSD | Y
     check_detector_classes(variant, num_classes)
     config = SmallConfig(**options)
     depths = YOLO_DEPTHS if variant == "yolo96_small" else SSD_DEPTHS
-    if len(config.widths) < len(depths):
-        raise ValueError(f"widths={config.widths} must be {len(depths)} numbers.")
+    # YOLO reads the first of them.
+    check_widths(config.widths[: len(depths)], len(depths))
     backbone = SmallBackbone(variant, depths, config)
     if variant == "yolo96_small":
         init = initializer("gaussian_0.01")

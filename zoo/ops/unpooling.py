@@ -101,9 +101,9 @@ def max_unpool(
         )
     here = np.arange(height)[:, None] * width + np.arange(width)
     here = jnp.asarray(here.reshape(1, height, width, 1), jnp.int32)
-    taken = _fit(repeat_pixels(indices, stride), size) == here
+    taken = crop_or_pad_end(repeat_pixels(indices, stride), size) == here
     return jnp.where(
-        taken, _fit(repeat_pixels(y, stride), size), jnp.zeros((), y.dtype)
+        taken, crop_or_pad_end(repeat_pixels(y, stride), size), jnp.zeros((), y.dtype)
     )
 
 
@@ -116,8 +116,13 @@ def _scatter(y: Array, indices: Array, size: Size) -> Array:
     return out.reshape(batch, *size, channels)
 
 
-def _fit(x: Array, size: Size) -> Array:
-    """Crops a map, or pads it with zeros, at the bottom and on the right."""
+def crop_or_pad_end(x: Array, size: Size) -> Array:
+    """Crops a map, or pads it with zeros, at the bottom and on the right.
+
+    Args:
+      x: [B, H, W, C].
+      size: Height and width of the result.
+    """
     ends = [n - m for n, m in zip(size, x.shape[1:3], strict=True)]
     pads = [(0, 0, 0), *((0, end, 0) for end in ends), (0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), pads)

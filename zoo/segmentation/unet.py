@@ -19,7 +19,7 @@ from zoo.checks import check_num_classes, check_widths
 from zoo.layers import BatchNorm, ClassOutputs, Conv, Layer, initializer, remat_stage
 from zoo.ops.pooling import max_pool
 from zoo.ops.resize import resize
-from zoo.ops.unpooling import repeat_pixels
+from zoo.ops.unpooling import crop_or_pad_end, repeat_pixels
 from zoo.segmentation.segmenter import (
     ConvTransposed,
     ScoreHead,
@@ -223,15 +223,13 @@ class UNetHead(Layer):
 
 def _fit(x: Array, size: Size, name: str) -> Array:
     """Crops a doubled map, or pads it with zeros, at the bottom and on the right."""
-    ends = [n - m for n, m in zip(size, x.shape[1:3], strict=True)]
-    if any(abs(end) > 1 for end in ends):
+    if any(abs(n - m) > 1 for n, m in zip(size, x.shape[1:3], strict=True)):
         raise ValueError(
             f"{name} doubles its map to {list(x.shape[1:3])} pixels, and is to join "
             f"{list(size)}: `reads` must name endpoints from the lowest on, each twice "
             "as large, and `widths` lead to the image's size."
         )
-    pads = [(0, 0, 0), *((0, end, 0) for end in ends), (0, 0, 0)]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
+    return crop_or_pad_end(x, size)
 
 
 def _crop(x: Array, size: Size) -> Array:
