@@ -13,9 +13,8 @@ from train.data.datasets import FORMATS
 from train.data.files import split_kind
 from train.data.formats.image_files import FileMasks
 from train.data.inspect import file_source
-from train.data.source import Source, UnknownSplit, map_in_threads
+from train.data.source import Source, UnknownSplit, evenly_spaced, map_in_threads
 from train.experiment import open_split
-from zoo.decode import BadImage
 
 
 def open_splits(
@@ -167,15 +166,10 @@ def count_values(source: Source) -> np.ndarray:
     assert found is not None
     masks, positions = found
 
-    def look(place: int) -> np.ndarray:
-        try:
-            return np.bincount(masks.mask(positions[place]).ravel(), minlength=256)
-        except BadImage:
-            return np.zeros(256, int)
-
-    chosen = np.linspace(0, len(positions) - 1, min(len(positions), 500)).round()
-    places = np.unique(chosen.astype(int)).tolist()
-    each = map_in_threads(lambda i: look(places[i]), len(places), "reading masks")
+    chosen = [positions[i] for i in evenly_spaced(len(positions), 500)]
+    each = map_in_threads(
+        lambda i: masks.count_values(chosen[i]), len(chosen), "reading masks"
+    )
     return sum(each, np.zeros(256, int))
 
 

@@ -8,7 +8,7 @@ from train.data.annotations import IGNORED, UnknownValues, explain_values
 from train.data.formats.image_files import FileMasks
 from train.data.inspect import file_source
 from train.data.preprocess import FittedSource, TooManyObjects
-from train.data.source import Example, map_in_threads
+from train.data.source import Example, evenly_spaced, map_in_threads
 from zoo.decode import BadImage
 
 EXAMINED = 64  # images that are read, evenly spaced in the set
@@ -37,8 +37,7 @@ def find_problems(
         return []
     where = f"{source.name} {source.split}"
     problems = []
-    chosen = np.linspace(0, len(source) - 1, min(EXAMINED, len(source)))
-    chosen = np.unique(chosen.round().astype(int)).tolist()
+    chosen = evenly_spaced(len(source), EXAMINED)
     masks = file_source(source.source, FileMasks)
     of_values = None if masks is None else _check_values(*masks, chosen, skip)
     if of_values:
@@ -64,14 +63,11 @@ def _check_values(
 ) -> str | None:
     """Checks the values of masks; `positions` are those of the examples in `source`."""
 
-    def count(index: int) -> np.ndarray:
-        try:
-            return np.bincount(source.mask(positions[index]).ravel(), minlength=256)
-        except BadImage:
-            return np.zeros(256, int)
-
     def explain(indices: list[int]) -> str | None:
-        each = [*map_in_threads(lambda i: count(indices[i]), len(indices), "masks")]
+        def count(place: int) -> np.ndarray:
+            return source.count_values(positions[indices[place]])
+
+        each = [*map_in_threads(count, len(indices), "masks")]
         counts = np.sum(each, axis=0)
         if skip:  # masks with unknown values are left out and named later
             counts = np.where(source.values < 0, 0, counts)

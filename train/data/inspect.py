@@ -9,7 +9,7 @@ import numpy as np
 
 from train.data.annotations import IGNORED
 from train.data.formats.image_files import FileMasks, FileObjects
-from train.data.source import Source, Subset, map_in_threads
+from train.data.source import Source, Subset, evenly_spaced, map_in_threads
 from zoo.decode import BadImage
 
 LOOKED_AT = 2000  # images of a split that are read, evenly spaced
@@ -270,9 +270,7 @@ def inspect(train: Source, evaluation: Source) -> Findings:
 def inspect_split(source: Source) -> SplitFindings:
     """Computes the statistics of one split, see `inspect`."""
     count, num_classes = len(source), len(source.class_names)
-    chosen = np.unique(
-        np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int)
-    ).tolist()
+    chosen = evenly_spaced(count, LOOKED_AT)
     masks = file_source(source, FileMasks)
 
     def look(place: int) -> dict | str:

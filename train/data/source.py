@@ -429,6 +429,11 @@ def _keep_few(source: Source, per_class: int, seed: int) -> Source:
     return Subset(source, np.sort(np.concatenate(chosen)))
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Returns up to `most` positions of `count`, from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
 T = TypeVar("T")
 # Threads that read and decode; Pillow and zlib release Python's lock.
 THREADS = 8

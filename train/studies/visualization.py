@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import zoo
 from train.data import Subset, fit_source, load_dataset, load_resident
 from train.data.faces.synthetic import draw_example
+from train.data.source import evenly_spaced
 from train.figures.maps import draw_projection
 from train.studies.drawing import COLORS, new_figure
 from train.studies.runner import build_resnet, digits, short_config, train_in_memory
@@ -156,7 +157,7 @@ def load(job: Job) -> Trained:
             sizes.model, weights=sizes.weights
         )
         source = load_dataset(job.dataset or sizes.dataset, "test", color="rgb")
-        chosen = Subset(source, choose_evenly(len(source), sizes.images))
+        chosen = Subset(source, evenly_spaced(len(source), sizes.images))
         batch = load_resident(fit_source(chosen, card.preprocess), card.preprocess)
         images, labels = zoo.normalize(batch["image"], card.preprocess), batch["label"]
     else:
@@ -178,14 +179,9 @@ def load(job: Job) -> Trained:
             history[step] = jax.device_get(state.variables())
 
         _, variables = train_in_memory(config, arrays, model=model, watch=watch)
-        places = choose_evenly(len(arrays.test_labels), sizes.images)
+        places = evenly_spaced(len(arrays.test_labels), sizes.images)
         images, labels = arrays.test_images[places], arrays.test_labels[places]
     return Trained(model, variables, jnp.asarray(images), labels, history, sizes.ends)
-
-
-def choose_evenly(total: int, count: int) -> np.ndarray:
-    """Returns up to `count` positions of `total`, evenly spread."""
-    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
 CAPTION = (

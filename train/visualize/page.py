@@ -15,6 +15,7 @@ from tqdm import tqdm
 import zoo
 from train.checkpoint import list_steps
 from train.data import Source
+from train.data.source import evenly_spaced
 from train.report import write_page
 from train.visualize.classifier import classifier_sections
 from train.visualize.layers import filters_section, history_section, layer_section
@@ -67,12 +68,11 @@ def write_visualization(
     if not len(source):
         raise ValueError(f"{source.name}, split {source.split}, has no images.")
     layers = _choose_layers(network, layers)
-    count = min(limit, len(source))
-    places = np.linspace(0, len(source) - 1, count).round().astype(int)
+    places = evenly_spaced(len(source), limit)
     total = len(layers) + 4
     with tqdm(total=total, unit=" parts", disable=quiet) as bar:
         bar.set_description("reading images")
-        images = np.stack([source.image(int(i)) for i in places])
+        images = np.stack([source.image(i) for i in places])
         bar.update()
         sections = [filters_section(network)]
         for layer in layers:
@@ -117,8 +117,8 @@ def read_steps(run_dir: Path) -> dict[int, Mapping[str, Any]]:
       the first to the last.
     """
     steps = list_steps(run_dir)
-    places = np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int)
-    return {steps[i]: zoo.weights.read_checkpoint(run_dir, steps[i])[0] for i in places}
+    shown = [steps[i] for i in evenly_spaced(len(steps), 5)]
+    return {step: zoo.weights.read_checkpoint(run_dir, step)[0] for step in shown}
 
 
 def _choose_layers(network: Network, layers: Sequence[str]) -> list[str]:
@@ -139,5 +139,4 @@ def _choose_layers(network: Network, layers: Sequence[str]) -> list[str]:
     kept = [n for n in maps if "pool" not in n and "norm" not in n] or maps
     if not kept:
         raise ValueError(f"--layers: name some of {[*endpoints]}.")
-    places = np.linspace(0, len(kept) - 1, min(4, len(kept))).round().astype(int)
-    return [kept[i] for i in places]
+    return [kept[i] for i in evenly_spaced(len(kept), 4)]

@@ -241,6 +241,13 @@ class FileMasks(_FileImages):
         where = self._files.where(self._masks[index])
         return decode_mask(data, where, upright=self._upright)
 
+    def count_values(self, index: int) -> np.ndarray:
+        """Counts the pixels of each value, int [256]; 0 if the mask cannot be read."""
+        try:
+            return np.bincount(self.mask(index).ravel(), minlength=256)
+        except BadImage:
+            return np.zeros(256, int)
+
     def example(self, index: int) -> Example:
         where = self._files.where(self._masks[index])
         mask, image = self.mask(index), self.image(index)
