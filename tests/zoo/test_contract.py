@@ -145,7 +145,7 @@ def test_remat_keeps_all_names_and_less_for_the_backward_pass(name):
     names_again, less = keep_for_backward(again, variables, images)
     assert names_again == names
     # Of so few channels the images themselves are a large part of what is kept.
-    assert less < 0.8 * size
+    assert less < 0.75 * size
 
 
 # Without them XLA's CPU compiler merges what is computed again with what was computed

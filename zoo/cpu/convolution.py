@@ -71,9 +71,16 @@ def _differentiate(window: Window, primals: tuple, tangents: tuple) -> tuple:
     reversed_kernel = lax.optimization_barrier(lax.rev(kernel, (0, 1)))
     turned = lax.rev(reversed_kernel.transpose(0, 1, 3, 2), (0, 1))
     of_x = call_xla(dx, turned, window, "NHWC HWOI NHWC")
+    of_kernel = _differentiate_kernel(x, dkernel, window)
+    return convolve_by_xla(x, kernel, window), of_x + of_kernel
+
+
+# The gradient transposes the images itself, so that they are not kept twice for it.
+@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
+def _differentiate_kernel(x: Array, dkernel: Array, window: Window) -> Array:
     images, taps = x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3)
     of_kernel = call_xla(images, taps, window, "CHWN IHWO HWNC")
-    return convolve_by_xla(x, kernel, window), of_x + of_kernel.transpose(2, 0, 1, 3)
+    return of_kernel.transpose(2, 0, 1, 3)
 
 
 # Few groups: one convolution each, as XLA has no parallel code for groups.
