@@ -145,6 +145,9 @@ def test_a_finished_run_is_not_run_again(tmp_path):
         "lenet5_modern", batch_size=8, steps=2, seed=0, learning_rate=0.02
     )
     assert train_short(other, arrays, tmp_path, "run").loss[0] == first.loss[0]
+    # Nor is the result of other images shown for these.
+    inverted = arrays._replace(images=-arrays.images)
+    assert train_short(other, inverted, tmp_path, "run").loss[0] != first.loss[0]
 
 
 def test_a_run_that_never_arrives_takes_forever():
